@@ -1,0 +1,50 @@
+# Every target builds its virtual environment by itself where it is missing.
+#   make setup | demo | demo-grocery | test | bench | lint      SPARK=4 runs the same on pyspark 4.0
+PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3.10 python3))
+SPARK  ?= 3
+ifeq ($(SPARK),4)
+VENV := .venv-spark4
+PIN  := pyspark==4.0.1
+else
+VENV := .venv
+PIN  := $(shell grep '^pyspark==' constraints.txt)
+endif
+BIN   := $(VENV)/bin
+STAMP := $(VENV)/.nightjar-installed
+
+.PHONY: setup demo demo-grocery test bench lint clean
+.DEFAULT_GOAL := setup
+
+setup: $(STAMP)
+
+# pip is told the exact set; pyspark and py4j come from PIN, so that SPARK=4 differs in nothing else.
+$(STAMP): setup.py constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	grep -vE '^(pyspark|py4j)==' constraints.txt > $(VENV)/constraints.txt
+	$(BIN)/python -m pip install -q -c $(VENV)/constraints.txt '$(PIN)' -e '.[dev,grocery]'
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/python -m jobs.simulate_logs --config conf/demo.yaml
+	$(BIN)/python -m jobs.nightly --config conf/demo.yaml --from 2024-03-07 --to 2024-03-09 --bootstrap-days 6
+	$(BIN)/python -m jobs.report --config conf/demo.yaml --from 2024-03-07 --to 2024-03-09
+
+demo-grocery: $(STAMP)
+	$(BIN)/python -m jobs.import_grocery --config conf/grocery.yaml
+	$(BIN)/python -m jobs.nightly --config conf/grocery.yaml --ds 2017-11-27 --bootstrap-days 330
+	$(BIN)/python -m jobs.nightly --config conf/grocery.yaml --from 2017-11-28 --to 2017-11-30
+	$(BIN)/python -m jobs.report --config conf/grocery.yaml --from 2017-11-27 --to 2017-11-30
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -q
+
+bench: $(STAMP)
+	@echo "no benchmarks yet: the speed figures arrive with the rooms that they measure"
+
+clean:
+	rm -rf warehouse warehouse-* spark-warehouse .pytest_cache .mypy_cache .ruff_cache

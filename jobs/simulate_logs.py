@@ -1,0 +1,47 @@
+"""Write the input tables of a simulated product, and the truth behind them, under the warehouse."""
+
+import logging
+import sys
+
+from pyspark import StorageLevel
+
+from jobs.support.runner import Context, main, parser
+from pipelines import simulation
+from pipelines.receipts import Receipts
+
+log = logging.getLogger("nightjar")
+
+
+def run(context: Context) -> None:
+    """Simulate every day of the config's `simulation` section."""
+    spark, sim, seed = context.spark, context.config.simulation, context.config.seed
+    receipts = Receipts(context.warehouse, "simulate_logs", [sim.model_dump(mode="json"), seed])
+    if receipts.done() and not context.force:
+        log.info("the simulated logs are there already; --force makes them again")
+        return
+    world = simulation.items_world(spark, sim, seed)
+    # Both event tables are unfolded from the same requests, which are simulated once and wait on disk.
+    requests = simulation.simulated_requests(spark, sim, seed).persist(StorageLevel.DISK_ONLY)
+    counts = receipts.write(
+        {
+            "users": simulation.users_snapshot(spark, sim, seed),
+            "items": simulation.items_snapshots(world, sim),
+            "interactions": simulation.interactions(requests),
+            "ranking_logs": simulation.ranking_logs(requests, sim),
+            "sim_truth_users": simulation.truth_of_users(spark, sim, seed),
+            "sim_truth_items": simulation.truth_of_items(world, sim),
+        }
+    )
+    requests.unpersist()
+    log.info(
+        "simulated %s days: %s users, %s items, %s interactions, %s ranking log rows",
+        sim.days,
+        f"{sim.users:,}",
+        f"{sim.items:,}",
+        f"{sum(counts['interactions'].values()):,}",
+        f"{sum(counts['ranking_logs'].values()):,}",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(parser("simulate_logs", __doc__, with_ds=False), run))

@@ -1,0 +1,1 @@
+"""What the entry points share: the config tree, the runner with its exit codes, MLflow, plots."""

@@ -1,0 +1,136 @@
+"""The whole config tree: one YAML file, `--set a.b=c` on top, unknown keys refused with the nearest known name."""
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError
+
+from model.config import LossConfig, ModelConfig, TrainingConfig
+from pipelines.config import Features, Inputs, Negatives, Positives, Samples, Section, Simulation
+from pipelines.errors import UsageError
+from pipelines.storage import digest
+
+
+class Evaluation(Section):
+    """What a night's model is measured on."""
+
+    split: Literal["next_days", "last_positive"] = Field(
+        "next_days",
+        description="next_days: the positives of the days after ds, where they exist; last_positive: each user's last "
+        "positive, kept out of everything, for data where users come once",
+    )
+    days: int = Field(1, ge=1, description="N of next_days")
+    new_items_only: bool = Field(
+        True, description="count only items that the user did not have yet, and take known ones out of the rankings"
+    )
+    ks: list[int] = Field([10, 50, 100], min_length=1, description="cut-offs of recall, NDCG and hit rate")
+    max_users: int = Field(20_000, ge=1, description="users evaluated, chosen by hash: enough for a tight interval")
+    popularity_days: int = Field(7, ge=1, description="window of the popularity baseline")
+    item_cf_neighbours: int = Field(100, ge=1, description="neighbours an item keeps in the item-item baseline")
+    item_cf_items: int = Field(100, ge=2, description="latest known items a user brings to the item-item baseline")
+    bootstrap_samples: int = Field(500, ge=0, description="resamples of the users behind each 95% interval")
+
+
+class Tracking(Section):
+    """Where MLflow keeps the record."""
+
+    uri: str | None = Field(None, description="tracking URI; default: sqlite in the warehouse (local warehouses only)")
+    experiment: str = "nightjar"
+    registered_model: str = Field("nightjar", description="name under which releases are registered")
+
+
+class Config(Section):
+    """Everything a job needs to know."""
+
+    warehouse: str = Field("warehouse", description="folder or URI under which every table lives")
+    seed: int = Field(17, description="with ds, decides every random choice")
+    inputs: Inputs = Inputs()
+    features: Features = Features()
+    positives: Positives = Positives()
+    negatives: Negatives = Negatives()
+    samples: Samples = Samples()
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: Evaluation = Evaluation()
+    tracking: Tracking = Tracking()
+    simulation: Simulation = Simulation()
+    spark: dict[str, str | int | float | bool] = Field({}, description="Spark settings, e.g. spark.driver.memory")
+
+    def hash_of(self, *sections: str) -> str:
+        """Identity of the parts of the config that shape a step's output (with the seed)."""
+        dump = self.model_dump(mode="json")
+        return digest({name: dump[name] for name in ("seed", *sections)})
+
+
+def load_config(path: str, overrides: list[str] | None = None) -> Config:
+    """Read a YAML file, lay `a.b=c` overrides over it, check everything. UsageError names file, key and remedy."""
+    try:
+        text = Path(path).read_text()
+    except OSError as error:
+        raise UsageError(f"config {path} cannot be read: {error.strerror}") from None
+    try:
+        tree = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise UsageError(f"config {path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise UsageError(f"config {path} must be a mapping of sections, not a {type(tree).__name__}")
+    for override in overrides or []:
+        _apply(tree, override)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise UsageError(f"config {path}: " + "; ".join(_explain(tree, e) for e in error.errors())) from None
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise UsageError(f"--set {override!r}: write it as section.key=value, for example --set training.epochs=2")
+    *parents, last = key.split(".")
+    # Spark's own settings have dots in their names: --set spark.spark.driver.memory=8g
+    if parents and parents[0] == "spark":
+        parents, last = ["spark"], key[len("spark.") :]
+    node = tree
+    for name in parents:
+        if not isinstance(node.get(name), dict):
+            node[name] = {}
+        node = node[name]
+    try:
+        node[last] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise UsageError(f"--set {override!r}: the value is not valid YAML") from None
+
+
+def _explain(tree: dict[str, Any], error: Any) -> str:
+    place = ".".join(str(part) for part in error["loc"])
+    if error["type"] != "extra_forbidden":
+        return f"{place}: {error['msg'].removeprefix('Value error, ')} (got {error['input']!r:.80})"
+    known = _known_keys(error["loc"][:-1])
+    near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(known))}"
+    return f"{place}: there is no such key; {hint}"
+
+
+def _known_keys(parents: tuple[int | str, ...]) -> list[str]:
+    """The fields of the section at a path of an error; discriminated unions show up in the path as their tag."""
+    model: Any = Config
+    for part in parents:
+        if isinstance(part, int):
+            continue
+        if isinstance(model, type) and issubclass(model, BaseModel) and part in model.model_fields:
+            model = _section_of(model.model_fields[str(part)].annotation)
+        elif isinstance(model, list):
+            model = next((m for m in model if part in str(m.model_fields["kind"].annotation)), Config)
+    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
+
+
+def _section_of(annotation: Any) -> Any:
+    """The pydantic model inside an annotation such as `History | None` or `list[Feature]` (a list: several)."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    inner = [_section_of(arg) for arg in getattr(annotation, "__args__", ())]
+    flat = [m for found in inner for m in (found if isinstance(found, list) else [found]) if m is not None]
+    return None if not flat else flat[0] if len(flat) == 1 else flat

@@ -1,0 +1,77 @@
+"""What every entry point does the same way: flags, config, Spark session, one clear message, exit code."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pyspark.sql import SparkSession
+
+from jobs.support.config import Config, load_config
+from pipelines.errors import NightjarError
+from pipelines.session import open_session
+from pipelines.storage import Warehouse, parse_ds
+
+log = logging.getLogger("nightjar")
+
+
+@dataclass(frozen=True)
+class Context:
+    """All that a job's `run` gets."""
+
+    config: Config
+    spark: SparkSession
+    warehouse: Warehouse
+    args: argparse.Namespace
+    ds: str = ""
+    force: bool = False
+
+    def at(self, ds: str) -> "Context":
+        """The same job on another day."""
+        return replace(self, ds=parse_ds(ds).isoformat())
+
+
+def parser(name: str, description: str, *, with_ds: bool = True) -> argparse.ArgumentParser:
+    """The flags that all jobs share."""
+    flags = argparse.ArgumentParser(prog=f"jobs.{name}", description=description)
+    flags.add_argument("--config", required=True, metavar="FILE", help="YAML config")
+    if with_ds:
+        flags.add_argument("--ds", required=True, metavar="YYYY-MM-DD", help="the day to work on")
+    flags.add_argument(
+        "--set", action="append", default=[], metavar="a.b=c", dest="overrides", help="override a config value"
+    )
+    flags.add_argument("--force", action="store_true", help="do it again even where the result is there")
+    return flags
+
+
+def main(flags: argparse.ArgumentParser, run: Callable[[Context], None], argv: list[str] | None = None) -> int:
+    """Parse, open, run, and turn errors into one message and an exit code: 0, 1, 2 usage, 3 input, 4 gate."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    log.handlers, log.propagate = [handler], False
+    log.setLevel(logging.INFO)
+    args = flags.parse_args(argv)
+    spark = None
+    try:
+        config = load_config(args.config, args.overrides)
+        ds = parse_ds(args.ds).isoformat() if getattr(args, "ds", None) else ""
+        spark = open_session(flags.prog, {key: _spark_value(value) for key, value in config.spark.items()})
+        run(Context(config, spark, Warehouse(spark, config.warehouse), args, ds, args.force))
+    except Exception as error:
+        code: Any = getattr(error, "exit_code", None)
+        if not isinstance(code, int):
+            raise
+        kind = "" if isinstance(error, NightjarError) else f"{type(error).__name__}: "
+        print(f"error: {kind}{error}", file=sys.stderr, flush=True)
+        return code
+    finally:
+        if spark is not None:
+            spark.stop()
+    return 0
+
+
+def _spark_value(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

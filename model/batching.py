@@ -1,0 +1,108 @@
+"""From row groups to batches: who reads what, how many steps everybody takes, and in which order rows come.
+
+Nothing here knows of files or processes: rank and world size are arguments.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.seeds import generator
+
+Arrays = dict[str, np.ndarray]
+
+
+class TooFewRowGroups(ValueError):
+    """More ranks than row groups: some would have nothing to read."""
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """What all ranks agree on before the first step. An epoch is every row once, in the same number of steps each."""
+
+    steps: int
+    rank_rows: tuple[int, ...]
+
+    @property
+    def capacity(self) -> int:
+        """The most rows that any rank has in one step."""
+        return math.ceil(max(self.rank_rows) / self.steps)
+
+    def batch_sizes(self, rank: int) -> list[int]:
+        """Rows of each step of a rank: they differ by one at most and add up to the rank's rows."""
+        rows = self.rank_rows[rank]
+        return [rows * (step + 1) // self.steps - rows * step // self.steps for step in range(self.steps)]
+
+
+def plan_epoch(group_rows: Sequence[int], world_size: int, batch_size: int) -> EpochPlan:
+    """The plan for row groups of `group_rows` rows, `batch_size` rows a step over all ranks.
+
+    Row group g belongs to rank g % world_size, which is Petastorm's rule. Raises TooFewRowGroups.
+    """
+    if len(group_rows) < world_size:
+        raise TooFewRowGroups(
+            f"{world_size} processes cannot share {len(group_rows)} row groups: set training.processes to "
+            f"{len(group_rows)} or fewer, or write the samples in more row groups"
+        )
+    rank_rows = tuple(sum(group_rows[rank::world_size]) for rank in range(world_size))
+    local_batch = max(1, batch_size // world_size)
+    return EpochPlan(math.ceil(max(rank_rows) / local_batch), rank_rows)
+
+
+def shuffle_shards(count: int, rank: int, world_size: int, *seed: int) -> list[int]:
+    """An order of `count` row groups in which this rank's groups are shuffled among the rank's own places.
+
+    So a reader that takes every world_size-th group from `rank` on reads the same rows in every epoch, in new order.
+    """
+    order = list(range(count))
+    mine = order[rank::world_size]
+    order[rank::world_size] = [mine[place] for place in torch.randperm(len(mine), generator=generator("groups", *seed))]
+    return order
+
+
+def batches(
+    groups: Iterable[Arrays], sizes: Sequence[int], window: int, draw: torch.Generator | None
+) -> Iterator[dict[str, Tensor]]:
+    """Batches of the given sizes, from row groups shuffled together in windows of at least `window` rows.
+
+    draw: shuffles rows; None keeps their order. Raises ValueError where the groups hold fewer or more rows than the sizes.
+    """
+    groups = iter(groups)
+    waiting: Arrays = {}
+    start = 0
+    for step, size in enumerate(sizes):
+        have = len(next(iter(waiting.values()))) - start if waiting else 0
+        if have < size or not waiting:
+            waiting = _refill(
+                {name: values[start:] for name, values in waiting.items()}, groups, max(window, size), draw
+            )
+            start, have = 0, len(next(iter(waiting.values()))) if waiting else 0
+        if have < size:
+            raise ValueError(f"the data ran out in step {step + 1} of {len(sizes)}: {have} rows left, {size} needed")
+        yield {name: to_tensor(values[start : start + size]) for name, values in waiting.items()}
+        start += size
+    left = (len(next(iter(waiting.values()))) - start if waiting else 0) + sum(1 for _ in groups)
+    if left:
+        raise ValueError(f"the files hold more rows than their manifest says: rows were left after {len(sizes)} steps")
+
+
+def to_tensor(values: np.ndarray) -> Tensor:
+    """Integers as int64, numbers as float32: what towers read."""
+    return torch.from_numpy(values.astype(np.int64 if values.dtype.kind in "iub" else np.float32))
+
+
+def _refill(rest: Arrays, groups: Iterator[Arrays], window: int, draw: torch.Generator | None) -> Arrays:
+    """The rest of a window with whole row groups up to `window` rows or the end, all shuffled."""
+    parts = [rest] if rest else []
+    rows = len(next(iter(rest.values()))) if rest else 0
+    while rows < window and (group := next(groups, None)) is not None:
+        parts.append(group)
+        rows += len(next(iter(group.values())))
+    if not parts:
+        return {}
+    order = torch.randperm(rows, generator=draw).numpy() if draw else slice(None)
+    return {name: np.concatenate([part[name] for part in parts])[order] for name in parts[0]}

@@ -1,0 +1,101 @@
+"""The candidate set of a step: which items each row's positive is set against.
+
+In-batch positives and easy negatives of all ranks form one shared set; hard negatives belong to their row. An item that
+enters the shared set c times is held once with count c: adding log c to its logit is the same sum, on fewer columns.
+
+Shapes: G rows of the global batch (padded), B rows of this rank, K negatives a row, U shared candidates, L history length,
+E excluded places.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from model.features import DEFAULT, PADDING
+
+NONE, UNIFORM, POPULARITY, COARSE, FINE = range(5)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a batch as indices: users [G] (0: unknown), items [G], negatives and their kinds [G, K]. Item 0: no row."""
+
+    users: Tensor
+    items: Tensor
+    negatives: Tensor
+    kinds: Tensor
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The candidates of this rank's rows. Everything about the shared set is the same on every rank."""
+
+    items_U: Tensor  # Shared candidates, sorted, no padding.
+    counts_U: Tensor  # How many times each has entered, float.
+    positive_B: Tensor  # Place in U of each row's positive.
+    excluded_rows_E: Tensor  # Row and place in U of a candidate that is no negative of that row:
+    excluded_places_E: Tensor  # in its history, or another positive of its user. Never the row's positive.
+    hard_BK: Tensor  # Hard negatives, 0 elsewhere.
+    rows: int  # Rows of the global batch.
+    uniform: int  # Easy negatives of the global batch, by kind.
+    popularity: int
+    hard_excluded: int  # Hard negatives of this rank that were masked.
+
+
+def collect_candidates(batch: Rows, local: Rows, history_BL: Tensor | None) -> Candidates:
+    """The candidates for this rank's rows, out of the global batch (which holds the local rows too).
+
+    Raises ValueError where a local positive is padding.
+    """
+    if bool((local.items == PADDING).any()):
+        raise ValueError(f"{int((local.items == PADDING).sum())} rows have item 0 (padding) as their positive")
+    easy_GK = (batch.kinds == UNIFORM) | (batch.kinds == POPULARITY)
+    entered = torch.cat([batch.items, batch.negatives[easy_GK]])
+    items_U, counts_U = torch.unique(entered[entered != PADDING], return_counts=True)
+    positive_B = torch.searchsorted(items_U, local.items)
+
+    rows, places = _other_positives(batch, local, items_U)
+    if history_BL is not None:
+        history_rows, history_places = _places_of(history_BL, items_U)
+        rows, places = torch.cat([rows, history_rows]), torch.cat([places, history_places])
+    keep = places != positive_B[rows]
+
+    hard_BK = local.negatives.masked_fill((local.kinds != COARSE) & (local.kinds != FINE), PADDING)
+    excluded_BK = hard_BK == local.items[:, None]
+    if history_BL is not None:
+        excluded_BK |= (hard_BK[:, :, None] == history_BL[:, None, :]).any(2)  # K is small: no search needed.
+    excluded_BK &= hard_BK != PADDING
+    return Candidates(
+        items_U=items_U,
+        counts_U=counts_U.float(),
+        positive_B=positive_B,
+        excluded_rows_E=rows[keep],
+        excluded_places_E=places[keep],
+        hard_BK=hard_BK.masked_fill(excluded_BK, PADDING),
+        rows=int((batch.items != PADDING).sum()),
+        uniform=int((batch.kinds == UNIFORM).sum()),
+        popularity=int((batch.kinds == POPULARITY).sum()),
+        hard_excluded=int(excluded_BK.sum()),
+    )
+
+
+def _places_of(items_BL: Tensor, items_U: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and places in U of those of some items, row by row, that are candidates. By search: B x L x log U."""
+    places_BL = torch.searchsorted(items_U, items_BL).clamp(max=len(items_U) - 1)
+    found_BL = (items_U[places_BL] == items_BL) & (items_BL != PADDING)
+    return found_BL.nonzero(as_tuple=True)[0], places_BL[found_BL]
+
+
+def _other_positives(batch: Rows, local: Rows, items_U: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and places in U of the positives that the row's user has anywhere in the global batch."""
+    # Unknown users share index 1 without being one person, so theirs are left in.
+    known_G = (batch.users > DEFAULT) & (batch.items != PADDING)
+    users_S, order = torch.sort(batch.users[known_G], stable=True)
+    places_S = torch.searchsorted(items_U, batch.items[known_G][order])
+    first_B = torch.searchsorted(users_S, local.users)
+    found_B = torch.searchsorted(users_S, local.users, right=True) - first_B
+    found_B = torch.where(local.users > DEFAULT, found_B, 0)
+    rows = torch.repeat_interleave(torch.arange(len(found_B)), found_B)
+    step = torch.arange(len(rows)) - torch.repeat_interleave(found_B.cumsum(0) - found_B, found_B)
+    return rows, places_S[first_B[rows] + step]

@@ -1,0 +1,131 @@
+"""Checkpoints: a folder of parameters (safetensors) and description (JSON). No pickles."""
+
+import json
+import uuid
+from typing import Any
+
+import pyarrow.fs as pafs
+import torch
+from safetensors.torch import load, save
+
+from model.config import ModelConfig
+from model.features import DEFAULT
+from model.files import resolve
+from model.schema import Feature, FeatureSchema
+from model.spec import TrainingResult
+from model.towers import TwoTower
+
+PARAMETERS, DESCRIPTION = "model.safetensors", "model.json"
+VERSION = 1
+
+
+class WarmStartError(ValueError):
+    """Last night's model does not fit tonight's architecture or features."""
+
+
+def save_checkpoint(directory: str, model: TwoTower, result: TrainingResult) -> None:
+    """Write a checkpoint so that `directory` holds all of it or is as it was; an older one there is replaced."""
+    filesystem, path = resolve(directory)
+    description = {
+        "version": VERSION,
+        "schema": model.schema.model_dump(mode="json"),
+        "model": model.config.model_dump(mode="json"),
+        "result": result.model_dump(mode="json"),
+    }
+    # An object store cannot move a folder; there the description, written last, is what makes a checkpoint exist.
+    movable = isinstance(filesystem, pafs.LocalFileSystem | pafs.HadoopFileSystem)
+    target = f"{path.rstrip('/')}.writing-{uuid.uuid4().hex[:8]}" if movable else path
+    filesystem.create_dir(target, recursive=True)
+    for name, content in (
+        (PARAMETERS, save({key: value.contiguous() for key, value in model.state_dict().items()})),
+        (DESCRIPTION, json.dumps(description, indent=1).encode()),
+    ):
+        with filesystem.open_output_stream(f"{target}/{name}") as file:
+            file.write(content)
+    if movable:
+        if filesystem.get_file_info(path).type != pafs.FileType.NotFound:
+            filesystem.delete_dir(path)
+        filesystem.move(target, path.rstrip("/"))
+
+
+def load_checkpoint(directory: str) -> TwoTower:
+    """The model of a checkpoint, ready to serve: in eval mode, no gradients."""
+    description = read_description(directory)
+    schema = FeatureSchema.model_validate(description["schema"])
+    model = TwoTower(schema, ModelConfig.model_validate(description["model"]))
+    model.load_state_dict(load(_read(directory, PARAMETERS)))
+    return model.eval().requires_grad_(False)
+
+
+def read_description(directory: str) -> dict[str, Any]:
+    """`model.json`: version, schema, model (architecture), result. Raises ValueError for a version not known here."""
+    description = json.loads(_read(directory, DESCRIPTION))
+    if description.get("version") != VERSION:
+        raise ValueError(
+            f"{directory} is a checkpoint of version {description.get('version')}, this code reads {VERSION}"
+        )
+    return description
+
+
+def warm_start(model: TwoTower, directory: str) -> float:
+    """Give a new model last night's parameters; returns last night's temperature.
+
+    Embedding tables may have grown: new rows start from the default one, which stood for them until now.
+    Raises WarmStartError naming every other difference.
+    """
+    description = read_description(directory)
+    differences = _differences(description, model)
+    if differences:
+        raise WarmStartError(
+            f"cannot continue from {directory}: {'; '.join(differences)}. Set the config back, or train a new model from "
+            "the past days with --bootstrap-days"
+        )
+    old_state = load(_read(directory, PARAMETERS))
+    with torch.no_grad():
+        for name, new in model.state_dict().items():
+            old = old_state[name]
+            new[: len(old)] = old
+            if len(new) > len(old):
+                new[len(old) :] = old[DEFAULT]
+    return float(description["result"]["temperature"])
+
+
+def _read(directory: str, name: str) -> bytes:
+    filesystem, path = resolve(directory)
+    with filesystem.open_input_file(f"{path.rstrip('/')}/{name}") as file:
+        return file.read()
+
+
+def _differences(description: dict[str, Any], model: TwoTower) -> list[str]:
+    """What keeps tonight's model from taking the described one's parameters, in words."""
+    old_config, new_config = description["model"], model.config.model_dump(mode="json")
+    found = [
+        f"{name} was {old_config.get(name)}, is {value}"
+        for name, value in new_config.items()
+        if name != "id_dropout" and old_config.get(name) != value
+    ]
+    old, new = FeatureSchema.model_validate(description["schema"]), model.schema
+    for side, before, now in (("user", old.user, new.user), ("item", old.item, new.item)):
+        found += _feature_differences(side, before, now)
+    for name in ("history", "example_age"):
+        if (getattr(old, name) is None) != (getattr(new, name) is None):
+            found.append(f"{name} was {'off' if getattr(old, name) is None else 'on'}, no longer is")
+    return found
+
+
+def _feature_differences(side: str, before: list[Feature], now: list[Feature]) -> list[str]:
+    old, new = {feature.name: feature for feature in before}, {feature.name: feature for feature in now}
+    found = [f"{side} feature {name} was removed" for name in old if name not in new]
+    found += [f"{side} feature {name} was added" for name in new if name not in old]
+    if not found and list(old) != list(new):
+        found.append(f"{side} features were {', '.join(old)}, are {', '.join(new)}: the order matters")
+    for name in (name for name in old if name in new):
+        if old[name].kind != new[name].kind:
+            found.append(f"{side} feature {name} was {old[name].kind}, is {new[name].kind}")
+        elif (was := getattr(old[name], "size", 0)) > (size := getattr(new[name], "size", 0)):
+            found.append(f"{side} feature {name} had {was} indices, has {size}: vocabularies only grow")
+        elif new[name].kind == "bucket" and was != size:
+            found.append(f"{side} feature {name} had {was} buckets, has {size}")
+        elif getattr(old[name], "vocabulary", None) != getattr(new[name], "vocabulary", None):
+            found.append(f"{side} feature {name} has another vocabulary")
+    return found

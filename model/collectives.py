@@ -1,0 +1,60 @@
+"""The few things ranks say to each other. Each is the identity in a process of its own, so no caller asks.
+
+Shapes: R ranks, N rows a rank, d columns.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def rank() -> int:
+    """This process's number, 0 on its own."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """The sum of a tensor over all ranks, without gradient."""
+    values = values.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def gather_rows(rows_ND: Tensor, capacity: int) -> Tensor:
+    """[R * capacity, D]: integer rows of all ranks, each padded with 0 to `capacity`, in rank order. No gradient."""
+    if world_size() == 1:
+        return rows_ND
+    padded = rows_ND.new_zeros((capacity, rows_ND.shape[1]))
+    padded[: len(rows_ND)] = rows_ND
+    gathered = padded.new_empty((world_size() * capacity, rows_ND.shape[1]))
+    dist.all_gather_into_tensor(gathered, padded)
+    return gathered
+
+
+class _GatherVectors(torch.autograd.Function):
+    """all_gather whose gradient is the sum of what every rank's loss says of a vector, handed to its owner."""
+
+    @staticmethod
+    def forward(ctx: Any, vectors_Nd: Tensor) -> Tensor:
+        gathered = vectors_Nd.new_empty((world_size() * len(vectors_Nd), vectors_Nd.shape[1]))
+        dist.all_gather_into_tensor(gathered, vectors_Nd.contiguous())
+        return gathered
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        gradient = gradients[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(gradient)
+        return gradient.chunk(world_size())[rank()]
+
+
+def gather_vectors(vectors_Nd: Tensor) -> Tensor:
+    """[R * N, d]: vectors of all ranks in rank order, N the same on each, with gradients through the gather."""
+    return vectors_Nd if world_size() == 1 else _GatherVectors.apply(vectors_Nd)

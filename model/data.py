@@ -1,0 +1,186 @@
+"""Samples out of Petastorm. The only module that knows it.
+
+Petastorm brings sharding, threads and flow control. What it is slow at, list columns turned to arrays one Python object a
+row, is done here instead: its worker hands over the arrays of a row group, and row groups come in the order asked for,
+whichever thread finishes first.
+"""
+
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, BinaryIO
+
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+from petastorm.arrow_reader_worker import ArrowReaderWorker
+from petastorm.reader import Reader
+from petastorm.workers_pool import EmptyResultError
+from petastorm.workers_pool.thread_pool import ThreadPool
+from pyarrow.filesystem import FileSystem as PetastormFilesystem
+from torch import Tensor
+
+from model.arrays import ColumnError, to_arrays
+from model.batching import Arrays, EpochPlan, batches, plan_epoch, shuffle_shards
+from model.config import Config, TrainingConfig
+from model.files import resolve
+from model.prefetch import prefetched
+from model.schema import FeatureSchema
+from model.seeds import generator
+
+
+class SampleFile(Config):
+    """A Parquet file of one row group, and how many rows the manifest says it has."""
+
+    url: str
+    rows: int
+
+
+def sample_columns(schema: FeatureSchema) -> list[str]:
+    """Columns of `samples` that training reads."""
+    return [*schema.user_columns, schema.item_id.column, "weight", "negatives", "negative_kinds"]
+
+
+class Samples:
+    """One split of `samples` as seen by one rank: batches of named tensors, an exact epoch at a time."""
+
+    def __init__(
+        self,
+        files: Sequence[SampleFile],
+        columns: Sequence[str],
+        config: TrainingConfig,
+        seed: int,
+        rank: int,
+        world_size: int,
+    ) -> None:
+        """Raises TooFewRowGroups for more ranks than files."""
+        self.files = [file for file in files if file.rows]  # An empty file has no row group to shard.
+        self.columns, self.config, self.seed = list(columns), config, seed
+        self.rank, self.world_size = rank, world_size
+        self.plan: EpochPlan = plan_epoch([file.rows for file in self.files], world_size, config.batch_size)
+
+    def epoch(self, epoch: int, shuffle: bool = True) -> AbstractContextManager[Iterator[dict[str, Tensor]]]:
+        """A `with` block over the rank's batches of one epoch: int64 and float32 tensors [rows] or [rows, length].
+
+        Every row of the rank once, in `plan.steps` batches. The order is a function of (seed, epoch, rank).
+        Raises ColumnError for nulls, ragged lists or a missing column; ValueError where rows and manifest disagree.
+        """
+        return prefetched(lambda: self._batches(epoch, shuffle))
+
+    def _batches(self, epoch: int, shuffle: bool) -> Iterator[dict[str, Tensor]]:
+        key = (self.seed, epoch, self.rank)
+        order = shuffle_shards(len(self.files), self.rank, self.world_size, *key) if shuffle else range(len(self.files))
+        files = [self.files[place] for place in order]
+        draw = generator("rows", *key) if shuffle else None
+        with _open_reader(files, self.columns, self.rank, self.world_size, self.config.reader_threads) as reader:
+            yield from batches(
+                _in_order(reader, files, self.columns, self.rank, self.world_size),
+                self.plan.batch_sizes(self.rank),
+                self.config.shuffle_window,
+                draw,
+            )
+
+
+def _in_order(
+    reader: Reader, files: Sequence[SampleFile], columns: Sequence[str], rank: int, world_size: int
+) -> Iterator[Arrays]:
+    """The rank's row groups in the order of `files`, each checked against the manifest."""
+    early: dict[int, Arrays] = {}
+    for place in range(rank, len(files), world_size):
+        while place not in early:
+            got, arrays = next(reader, (None, {}))
+            if got is None or got % world_size != rank:
+                raise ValueError(
+                    f"row group {got} arrived at rank {rank} of {world_size} in place of {files[place].url}"
+                )
+            early[got] = arrays
+        arrays = early.pop(place)
+        lacking = sorted(set(columns) - set(arrays))
+        if lacking:
+            raise ColumnError(f"{files[place].url} lacks {', '.join(lacking)}; the schema was made for another table")
+        rows = len(arrays[columns[0]])
+        if rows != files[place].rows:
+            raise ValueError(
+                f"{files[place].url} has {rows} rows, its manifest says {files[place].rows}: write the table again"
+            )
+        yield arrays
+
+
+class _RowGroupWorker(ArrowReaderWorker):
+    """Publishes (place of the file, arrays of its row group). Runs in Petastorm's threads."""
+
+    def process(self, piece_index: int, worker_predicate: Any, shuffle_row_drop_partition: Any) -> None:
+        """Read one row group. The arguments but the first are options that are not used here."""
+        piece = self._split_pieces[piece_index]
+        if len(self._split_pieces) != len(self._dataset_path_or_paths):
+            raise ValueError(
+                f"{len(self._dataset_path_or_paths)} sample files hold {len(self._split_pieces)} row groups; sharding by "
+                "file needs one row group a file: write the samples again with build_negatives"
+            )
+        with self._filesystem.open(piece.path) as file:
+            # One thread a row group: Petastorm's pool is the parallelism.
+            table = pq.ParquetFile(file).read_row_group(
+                piece.row_group, columns=list(self._schema.fields), use_threads=False
+            )
+        self.publish_func((piece_index, to_arrays(table, piece.path)))
+
+    @staticmethod
+    def new_results_queue_reader() -> "_ResultsReader":
+        """Petastorm's seam for how published results become what the reader yields."""
+        return _ResultsReader()
+
+
+class _ResultsReader:
+    """Hands on what the worker published, as it is."""
+
+    batched_output = True
+
+    def read_next(self, workers_pool: ThreadPool, schema: Any, ngram: Any) -> tuple[int, Arrays]:
+        try:
+            return workers_pool.get_results()
+        except EmptyResultError:
+            raise StopIteration from None
+
+
+class _ArrowFilesystem(PetastormFilesystem):
+    """Arrow's filesystems in the clothes of the old interface: the only one that Petastorm works with on pyarrow 14.
+
+    (Its own resolver ends in libhdfs3, which is gone, or in fsspec, which that pyarrow sends down another path.)
+    """
+
+    def __init__(self, filesystem: pafs.FileSystem) -> None:
+        self._filesystem = filesystem
+
+    def isfile(self, path: str) -> bool:
+        return True  # The manifest says so; asking a remote store file by file is slow, and opening tells.
+
+    def isdir(self, path: str) -> bool:
+        return False
+
+    def open(self, path: str, mode: str = "rb") -> BinaryIO:
+        return self._filesystem.open_input_file(path)
+
+
+def _open_reader(
+    files: Sequence[SampleFile], columns: Sequence[str], rank: int, world_size: int, threads: int
+) -> Reader:
+    _silence_pyarrow_deprecations()
+    resolved = [resolve(file.url) for file in files]
+    return Reader(
+        _ArrowFilesystem(resolved[0][0]),
+        [path for _, path in resolved],
+        schema_fields=[re.escape(column) for column in columns],  # Petastorm reads them as regular expressions.
+        worker_class=_RowGroupWorker,
+        reader_pool=ThreadPool(threads, results_queue_size=threads),
+        shuffle_row_groups=False,  # The order of `files` is the shuffle.
+        cur_shard=rank,
+        shard_count=world_size,
+        is_batched_reader=True,
+    )
+
+
+def _silence_pyarrow_deprecations() -> None:
+    """Petastorm calls what pyarrow 14 deprecates, and the dependency windows pin it: exactly those warnings say nothing."""
+    warnings.filterwarnings(
+        "ignore", category=FutureWarning, module=r"petastorm\.", message=".*(Parquet|legacy|metadata_nthreads)"
+    )

@@ -1,0 +1,98 @@
+"""Features as vectors: embedding tables, and how each kind of feature reads them.
+
+Shapes: B rows, L history length, V values of a multi-valued feature, e embedding length.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from model.config import ModelConfig
+from model.schema import BucketFeature, Feature, FeatureSchema, IdFeature, MultiCategoricalFeature, NumericFeature
+
+PADDING, DEFAULT = 0, 1
+
+Batch = dict[str, Tensor]
+
+
+def column_of(batch: Batch, column: str) -> Tensor:
+    """A column of a batch; a missing one is an error that names it and what there is."""
+    try:
+        return batch[column]
+    except KeyError:
+        raise KeyError(f"the batch lacks column {column!r}; it has {', '.join(sorted(batch))}") from None
+
+
+def history_column(column: str) -> str:
+    """Where a batch holds item column `column` of every item in the history, [B, L] or [B, L, V]."""
+    return f"history_{column}"
+
+
+def table_name(feature: Feature) -> str:
+    """Features of one vocabulary share one table; a bucket has no vocabulary and keeps its own."""
+    name = feature.column if isinstance(feature, BucketFeature) else feature.vocabulary  # type: ignore[union-attr]
+    return name.replace(".", "/")  # Dots separate modules in torch's parameter names.
+
+
+class EmbeddingTables(nn.ModuleDict):
+    """All tables of a model, by name. Row 0 is padding and stays zero; row 1 is the default."""
+
+    def __init__(self, schema: FeatureSchema, config: ModelConfig, sparse_rows: int | None) -> None:
+        """`sparse_rows`: tables with at least so many rows get sparse gradients; None: none do."""
+        super().__init__()
+        for feature in [*schema.user, *schema.item]:
+            if not isinstance(feature, NumericFeature):
+                dim = config.embedding_dim if isinstance(feature, IdFeature) else config.small_embedding_dim
+                self._add(table_name(feature), feature.size, dim, sparse_rows, feature.name)
+        if schema.history and not config.share_history:
+            self._add("history", schema.history.size, config.embedding_dim, sparse_rows, schema.history.name)
+
+    def _add(self, name: str, rows: int, dim: int, sparse_rows: int | None, feature: str) -> None:
+        if name in self:
+            shape = tuple(self[name].weight.shape)  # type: ignore[arg-type]
+            if shape != (rows, dim):
+                raise ValueError(
+                    f"feature {feature} wants table {name} of {(rows, dim)}, another feature made it {shape}"
+                )
+            return
+        table = nn.Embedding(rows, dim, padding_idx=PADDING, sparse=sparse_rows is not None and rows >= sparse_rows)
+        # Rows of about unit length: torch's default N(0, 1) would drown the numeric features in the first MLP layer.
+        nn.init.normal_(table.weight, std=1 / math.sqrt(dim))
+        with torch.no_grad():
+            table.weight[PADDING] = 0
+        self[name] = table
+
+
+def embed_feature(tables: EmbeddingTables, feature: Feature, batch: Batch) -> Tensor:
+    """[B, e] of one feature: [B, 1] standardised for a numeric one, else its embedding or their weighted mean."""
+    values = column_of(batch, feature.column)
+    if isinstance(feature, NumericFeature):
+        return ((values - feature.mean) / (feature.std or 1.0)).float().unsqueeze(1)
+    table = tables[table_name(feature)]
+    if isinstance(feature, MultiCategoricalFeature):
+        weights = column_of(batch, feature.weights_column) if feature.weights_column else None
+        return mean_of_values(table, values, weights)
+    return table(values)
+
+
+def mean_of_values(table: nn.Module, values_BV: Tensor, weights_BV: Tensor | None = None) -> Tensor:
+    """[B, e]: mean of the values' embeddings, padding left out, optionally weighted; zero where there are none."""
+    present_BV = (values_BV != PADDING).float()
+    weights_BV = present_BV if weights_BV is None else present_BV * weights_BV
+    total_B1 = weights_BV.sum(1, keepdim=True)
+    shares_BV = weights_BV / torch.where(total_B1 > 0, total_B1, 1.0)
+    return torch.einsum("bv,bve->be", shares_BV, table(values_BV))
+
+
+def embedded_length(features: Sequence[Feature], config: ModelConfig) -> int:
+    """Length of the concatenated vectors of some features."""
+    lengths = {"numeric": 1, "id": config.embedding_dim}
+    return sum(lengths.get(feature.kind, config.small_embedding_dim) for feature in features)
+
+
+def drop_ids(indices_B: Tensor, chance: float) -> Tensor:
+    """Some ids replaced by the default one, so that its row learns to stand for users and items never seen."""
+    dropped_B = (torch.rand(indices_B.shape) < chance) & (indices_B != PADDING)
+    return indices_B.masked_fill(dropped_B, DEFAULT)

@@ -1,0 +1,48 @@
+"""Files by URL, through one resolver for everything that the room reads and writes."""
+
+from collections.abc import Sequence
+from urllib.parse import unquote, urlparse
+
+import numpy as np
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from model.arrays import ColumnError, to_arrays
+
+_SAME_STORE = {"s3a": "s3", "s3n": "s3"}  # Hadoop's names of stores that Arrow knows under another.
+
+
+def resolve(url: str) -> tuple[pafs.FileSystem, str]:
+    """The filesystem of a URL and the path in it.
+
+    Plain paths and file: are local; hdfs://, s3://, s3a:// and gs:// go to Arrow's own filesystems.
+    """
+    scheme = urlparse(url).scheme
+    if scheme in ("", "file"):
+        return pafs.LocalFileSystem(), unquote(urlparse(url).path) if scheme else url
+    if scheme in _SAME_STORE:
+        url = _SAME_STORE[scheme] + url[len(scheme) :]
+    return pafs.FileSystem.from_uri(url)
+
+
+def read_columns(urls: Sequence[str], columns: Sequence[str]) -> dict[str, np.ndarray]:
+    """Columns of Parquet files, the files one after another: scalars [rows], lists [rows, length].
+
+    Raises ColumnError where a file lacks a column or breaks its contract, FileNotFoundError where there is no file.
+    """
+    if not urls:
+        raise FileNotFoundError(f"no files were given to read {', '.join(columns)} from")
+    parts = []
+    for url in urls:
+        filesystem, path = resolve(url)
+        with filesystem.open_input_file(path) as file:
+            parquet = pq.ParquetFile(file)
+            lacking = sorted(set(columns) - set(parquet.schema_arrow.names))
+            if lacking:
+                raise ColumnError(f"{url} lacks {', '.join(lacking)}; it has {', '.join(parquet.schema_arrow.names)}")
+            table = parquet.read(columns=list(columns))
+        if table.num_rows:  # An empty file cannot tell the length of its lists.
+            parts.append(to_arrays(table, url))
+    if not parts:
+        raise ColumnError(f"the {len(urls)} files of {urls[0]} and on hold no rows")
+    return {column: np.concatenate([part[column] for part in parts]) for column in columns}

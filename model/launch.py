@@ -1,0 +1,147 @@
+"""Starting training: in this process, in several on this machine (torchrun), or on Spark's executors."""
+
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from model.config import TrainingConfig
+from model.spec import TrainingResult, TrainingSpec
+from model.training import train
+
+ROOT = Path(__file__).resolve().parent.parent
+_TAIL_LINES = 60  # Of a failed child's stderr: torchrun adds about 30 lines of its own after the traceback.
+
+
+class LaunchError(RuntimeError):
+    """The processes of a training run have failed; the message holds the end of what they said."""
+
+
+def launch(spec: TrainingSpec) -> TrainingResult:
+    """Train with as many processes as the spec says. Raises what `train` raises, or LaunchError from other processes."""
+    if spec.training.processes == 1:
+        with _threads(spec.training):
+            return train(spec)
+    if spec.training.launcher == "spark":
+        return _launch_spark(spec)
+    return _launch_torchrun(spec)
+
+
+def worker(spec_json: str) -> str:
+    """One process of several: joins the group that the environment describes, trains, leaves. JSON in, JSON out."""
+    spec = TrainingSpec.model_validate_json(spec_json)
+    dist.init_process_group("gloo", timeout=timedelta(seconds=spec.training.timeout_seconds))
+    try:
+        with _threads(spec.training):
+            return train(spec).model_dump_json()
+    finally:
+        dist.destroy_process_group()
+
+
+def _launch_torchrun(spec: TrainingSpec) -> TrainingResult:
+    with tempfile.TemporaryDirectory(prefix="nightjar-train-") as folder:
+        spec_file, result_file = Path(folder, "spec.json"), Path(folder, "result.json")
+        spec_file.write_text(spec.model_dump_json())
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc-per-node={spec.training.processes}",
+            "-m",
+            "model.launch",
+            str(spec_file),
+            str(result_file),
+        ]
+        # torchrun sets OMP_NUM_THREADS to 1, with a warning, where nobody has: the workers set their own number later.
+        environment = {
+            **os.environ,
+            "PYTHONPATH": _python_path(),
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+        }
+        tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as child:
+            try:
+                for line in child.stderr or ():
+                    sys.stderr.write(line)
+                    tail.append(line)
+            except BaseException:
+                child.terminate()  # torchrun ends its workers.
+                raise
+        if child.returncode:
+            raise LaunchError(
+                f"training in {spec.training.processes} processes failed with exit code {child.returncode}:\n{''.join(tail)}"
+            )
+        return TrainingResult.model_validate_json(result_file.read_text())
+
+
+def _launch_spark(spec: TrainingSpec) -> TrainingResult:
+    from pyspark.ml.torch.distributor import TorchDistributor
+    from pyspark.sql import SparkSession
+
+    session = SparkSession.getActiveSession()
+    if session is None:
+        raise LaunchError(
+            "training.launcher is spark, and no Spark session is active: open one, or use launcher torchrun"
+        )
+    local = session.sparkContext.master.startswith("local")
+    with _environment("PYTHONPATH", _python_path()):
+        distributor = TorchDistributor(num_processes=spec.training.processes, local_mode=local, use_gpu=False)
+        return TrainingResult.model_validate_json(distributor.run(worker, spec.model_dump_json()))
+
+
+def _python_path() -> str:
+    """PYTHONPATH with which a child finds this package from any working directory."""
+    return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+
+
+@contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+@contextmanager
+def _threads(config: TrainingConfig) -> Iterator[None]:
+    """torch's threads for one process: as configured, else this machine's cores shared among its processes."""
+    before = torch.get_num_threads()
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", config.processes))
+    torch.set_num_threads(config.threads or max(1, _cores() // here))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _cores() -> int:
+    """Cores that this process may use; a container often has fewer than the machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def main(arguments: list[str]) -> None:
+    """`python -m model.launch SPEC.json RESULT.json`, as torchrun calls it."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    spec_file, result_file = arguments
+    result = worker(Path(spec_file).read_text())
+    if os.environ.get("RANK", "0") == "0":
+        Path(result_file).write_text(result)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

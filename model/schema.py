@@ -1,0 +1,133 @@
+"""The feature schema: all that the model room knows of the features (docs/tables.md)."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt, model_validator
+
+from model.config import Config
+
+
+class IdFeature(Config):
+    """An entity's own index, with a table of `embedding_dim`."""
+
+    kind: Literal["id"]
+    name: str
+    column: str
+    vocabulary: str
+    size: PositiveInt
+
+
+class CategoricalFeature(Config):
+    """One value of a vocabulary."""
+
+    kind: Literal["categorical"]
+    name: str
+    column: str
+    vocabulary: str
+    size: PositiveInt
+
+
+class MultiCategoricalFeature(Config):
+    """Up to `length` values of a vocabulary, 0-padded, optionally weighted."""
+
+    kind: Literal["multi_categorical"]
+    name: str
+    column: str
+    vocabulary: str
+    size: PositiveInt
+    length: PositiveInt
+    weights_column: str | None = None
+
+
+class NumericFeature(Config):
+    """A number, standardised with the mean and std of the window."""
+
+    kind: Literal["numeric"]
+    name: str
+    column: str
+    mean: float
+    std: float
+
+
+class BucketFeature(Config):
+    """A number that the pipeline has bucketised."""
+
+    kind: Literal["bucket"]
+    name: str
+    column: str
+    size: PositiveInt
+
+
+class HistoryFeature(Config):
+    """The user's last `length` positives, 0-padded on the left."""
+
+    kind: Literal["history"]
+    name: str
+    column: str
+    vocabulary: str
+    size: PositiveInt
+    length: PositiveInt
+
+
+Feature = Annotated[
+    IdFeature | CategoricalFeature | MultiCategoricalFeature | NumericFeature | BucketFeature,
+    Field(discriminator="kind"),
+]
+
+
+class FeatureSchema(Config):
+    """Features of both sides. `history` and `example_age` are None when switched off."""
+
+    version: Literal[1]
+    user: list[Feature]
+    item: list[Feature]
+    history: HistoryFeature | None = None
+    example_age: NumericFeature | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> "FeatureSchema":
+        ids = [feature for feature in self.item if isinstance(feature, IdFeature)]
+        if len(ids) != 1:
+            raise ValueError(f"the item side needs exactly one feature of kind id, found {len(ids)}")
+        if self.history and (self.history.vocabulary, self.history.size) != (ids[0].vocabulary, ids[0].size):
+            raise ValueError(
+                f"history has vocabulary {self.history.vocabulary} of {self.history.size}, "
+                f"the items {ids[0].vocabulary} of {ids[0].size}: both must come from the same night"
+            )
+        for side, columns in (("user", self.user_columns), ("item", self.item_columns)):
+            twice = sorted({column for column in columns if columns.count(column) > 1})
+            if twice:
+                raise ValueError(f"columns used by two features of the {side} side: {', '.join(twice)}")
+        return self
+
+    @property
+    def item_id(self) -> IdFeature:
+        """The item's own index: what positives, negatives and histories are written in."""
+        return next(feature for feature in self.item if isinstance(feature, IdFeature))
+
+    @property
+    def user_id(self) -> IdFeature | None:
+        """The user's own index, where the schema has it."""
+        return next((feature for feature in self.user if isinstance(feature, IdFeature)), None)
+
+    @property
+    def user_columns(self) -> list[str]:
+        """Columns of `samples` that the user tower reads: features, history, example age."""
+        columns = columns_of(self.user)
+        columns += [self.history.column] if self.history else []
+        return columns + ([self.example_age.column] if self.example_age else [])
+
+    @property
+    def item_columns(self) -> list[str]:
+        """Columns of `item_features` that the item tower reads."""
+        return columns_of(self.item)
+
+
+def columns_of(features: list[Feature]) -> list[str]:
+    """The columns of some features, weights included, in order."""
+    columns = []
+    for feature in features:
+        columns.append(feature.column)
+        if isinstance(feature, MultiCategoricalFeature) and feature.weights_column:
+            columns.append(feature.weights_column)
+    return columns

@@ -1,0 +1,63 @@
+"""What a training run is told and what it tells back. Both are JSON, so a run may be another process or machine."""
+
+from pydantic import Field, PositiveInt
+
+from model.config import Config, LossConfig, ModelConfig, TrainingConfig
+from model.data import SampleFile
+from model.schema import FeatureSchema
+
+
+class TrainingSpec(Config):
+    """Everything that decides a run."""
+
+    features: FeatureSchema = Field(description="Facts `schema` of the samples' manifest.")
+    train: list[SampleFile] = Field(description="Facts `splits.train.groups`, with whole URLs.")
+    valid: list[SampleFile] = Field([], description="Facts `splits.valid.groups`; empty: no validation.")
+    item_features: list[str] = Field(description="Parquet files of `item_features`.")
+    item_stats: list[str] = Field([], description="Parquet files of `item_stats`; needed for a logQ correction.")
+    negatives: int = Field(ge=0, description="Facts `negatives`: K of a row.")
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    training: TrainingConfig = TrainingConfig()
+    seed: int = Field(description="Of parameters, order and dropout.")
+    epochs: PositiveInt = Field(
+        1, description="Passes over `train`; the caller picks training.epochs or .bootstrap_epochs."
+    )
+    warm_start: str | None = Field(None, description="Checkpoint folder to continue from; None: from nothing.")
+    output: str = Field(description="Folder that the checkpoint is moved to when it is complete.")
+    progress: bool = Field(False, description="A progress bar, where there is a terminal.")
+
+
+class StepMetrics(Config):
+    """Means since the point before, except learning_rate; `seconds` since the start."""
+
+    step: int
+    loss: float
+    learning_rate: float
+    gradient_norm: float
+    rows_per_second: float
+    data_wait_share: float
+    seconds: float
+
+
+class EpochMetrics(Config):
+    """One pass. The valid figures are None without validation files."""
+
+    epoch: int
+    loss: float
+    valid_loss: float | None
+    valid_recall_in_batch: float | None = Field(description="Share of positives among the 10 best shared candidates.")
+    seconds: float
+
+
+class TrainingResult(Config):
+    """What a run did."""
+
+    parameters: int
+    steps: int
+    rows: int
+    metrics: list[StepMetrics]
+    epochs: list[EpochMetrics]
+    masked: dict[str, int] = Field(description="Candidates masked, by where they were: shared or hard.")
+    temperature: float
+    seconds: float

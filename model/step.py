@@ -1,0 +1,106 @@
+"""One training step up to its loss: batch -> candidates -> vectors -> loss, the same on one rank and on many.
+
+Shapes: B rows of this rank, K negatives a row, U shared candidates, H distinct hard negatives, R ranks, d vector length.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from model import correction
+from model.candidates import Candidates, Rows, collect_candidates
+from model.catalogue import Catalogue, SamplingProbabilities
+from model.collectives import gather_rows, gather_vectors, rank, world_size
+from model.config import LossConfig
+from model.features import PADDING, Batch
+from model.losses import listwise_losses, positive_ranks, weighted_mean
+from model.towers import TwoTower
+
+TEMPERATURES = (0.005, 1.0)  # Where a learned one may go: below, one candidate takes all; above, nothing is told apart.
+
+
+class StepOutput(NamedTuple):
+    """What a step returns. `figures` are sums over this rank's rows, to be added over ranks."""
+
+    loss: Tensor  # Scalar to call backward() on. DDP averages gradients, so it is R times this rank's share.
+    losses_B: Tensor  # Each row's loss, detached.
+    figures: Tensor  # [5] in the order of FIGURES.
+    candidates: Candidates
+    items_Ud: Tensor  # Vectors of the shared candidates, detached.
+
+
+FIGURES = ("loss", "rows", "hits", "masked_shared", "masked_hard")
+
+
+class RetrievalStep(nn.Module):
+    """The towers with everything that their loss needs. Wrap this one in DistributedDataParallel."""
+
+    def __init__(
+        self, towers: TwoTower, catalogue: Catalogue, q: SamplingProbabilities, config: LossConfig, hits_at: int = 10
+    ) -> None:
+        """`hits_at`: a row is a hit where its positive is among so many best shared candidates."""
+        super().__init__()
+        self.towers, self.catalogue, self.q, self.config, self.hits_at = towers, catalogue, q, config, hits_at
+        self.log_temperature = nn.Parameter(
+            torch.tensor(math.log(config.temperature)), requires_grad=config.learned_temperature
+        )
+
+    @property
+    def temperature(self) -> Tensor | float:
+        """The divisor of all logits: fixed, or learned and clamped to TEMPERATURES."""
+        if not self.config.learned_temperature:
+            return self.config.temperature
+        return self.log_temperature.clamp(*(math.log(limit) for limit in TEMPERATURES)).exp()
+
+    def forward(self, batch: Batch, capacity: int) -> StepOutput:
+        """Loss of this rank's rows against candidates of all ranks.
+
+        batch: the columns of `samples` that training reads. capacity: the most rows that any rank has in this step.
+        """
+        schema = self.towers.schema
+        history_BL = batch[schema.history.column] if schema.history else None
+        if history_BL is not None:
+            batch = {**batch, **self.catalogue.history_columns(history_BL, self.towers.history_features)}
+        local = self._rows(batch)
+        candidates = collect_candidates(self._gather(local, capacity), local, history_BL)
+        items_Ud, hard_BKd = self._embed(candidates)
+        users_Bd = self.towers.user_vectors(batch)
+
+        log_q_U = correction.classic(candidates, self.q) if self.config.correction == "classic" else None
+        losses_B = listwise_losses(users_Bd, items_Ud, hard_BKd, candidates, self.temperature, log_q_U)
+        loss = weighted_mean(losses_B, batch["weight"], candidates.rows)
+        with torch.no_grad():
+            hits = (positive_ranks(users_Bd, items_Ud, candidates) < self.hits_at).sum()
+        figures = torch.tensor(
+            [float(loss), len(losses_B), hits, len(candidates.excluded_rows_E), candidates.hard_excluded],
+            dtype=torch.float64,
+        )
+        return StepOutput(loss * world_size(), losses_B.detach(), figures, candidates, items_Ud.detach())
+
+    def _rows(self, batch: Batch) -> Rows:
+        items = batch[self.towers.schema.item_id.column]
+        user_id = self.towers.schema.user_id
+        users = batch[user_id.column] if user_id else torch.zeros_like(items)
+        return Rows(users, items, batch["negatives"], batch["negative_kinds"])
+
+    def _gather(self, local: Rows, capacity: int) -> Rows:
+        """Indices of all ranks' rows; a few integers a row, in one message."""
+        together = torch.cat([local.users[:, None], local.items[:, None], local.negatives, local.kinds], dim=1)
+        users, items, negatives, kinds = gather_rows(together, capacity).split(
+            [1, 1, *[local.kinds.shape[1]] * 2], dim=1
+        )
+        return Rows(users.squeeze(1), items.squeeze(1), negatives, kinds)
+
+    def _embed(self, candidates: Candidates) -> tuple[Tensor, Tensor]:
+        """[U, d] of the shared candidates, of which each rank embeds its share, and [B, K, d] of hard negatives."""
+        share = math.ceil(len(candidates.items_U) / world_size())
+        padded = candidates.items_U.new_full((share * world_size(),), PADDING)
+        padded[: len(candidates.items_U)] = candidates.items_U
+        hard_H, places_BK = torch.unique(candidates.hard_BK, return_inverse=True)
+        vectors = self.towers.item_vectors(
+            self.catalogue.gather(torch.cat([padded.chunk(world_size())[rank()], hard_H]))
+        )
+        shared, hard_Hd = vectors.split([share, len(hard_H)])
+        return gather_vectors(shared)[: len(candidates.items_U)], hard_Hd[places_BK]

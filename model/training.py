@@ -1,0 +1,172 @@
+"""Training: the loop, with or without other processes.
+
+Shapes: U shared candidates, B rows of this rank, d vector length.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+from tqdm import tqdm
+
+from model.catalogue import Catalogue, SamplingProbabilities
+from model.checkpoint import save_checkpoint, warm_start
+from model.collectives import rank, sum_over_ranks, world_size
+from model.data import Samples, sample_columns
+from model.metrics import Recorder
+from model.optimisation import build_optimizers, clip_gradients
+from model.seeds import derive_seed
+from model.spec import EpochMetrics, TrainingResult, TrainingSpec
+from model.step import FIGURES, RetrievalStep, StepOutput
+from model.towers import TwoTower
+
+log = logging.getLogger(__name__)
+
+
+class DegenerateLossError(RuntimeError):
+    """The loss is no longer a number: nothing that follows could be."""
+
+
+def train(spec: TrainingSpec) -> TrainingResult:
+    """Train as `spec` says and write its checkpoint. In a process group every rank calls this with the same spec.
+
+    Raises DegenerateLossError, WarmStartError, ColumnError or TooFewRowGroups; then no checkpoint is written.
+    """
+    with torch.random.fork_rng(devices=[]):  # The caller's random numbers are none of ours.
+        started = time.perf_counter()
+        step = build_step(spec)
+        samples = Samples(spec.train, sample_columns(spec.features), spec.training, spec.seed, rank(), world_size())
+        recorder = Recorder(samples.plan.steps * spec.epochs)
+        epochs = _fit(step, samples, spec, recorder)
+        result = TrainingResult(
+            parameters=sum(parameter.numel() for parameter in step.towers.parameters()),
+            steps=recorder.step,
+            rows=round(recorder.total("rows")),
+            metrics=recorder.points,
+            epochs=epochs,
+            masked={"shared": round(recorder.total("masked_shared")), "hard": round(recorder.total("masked_hard"))},
+            temperature=float(step.temperature),
+            seconds=time.perf_counter() - started,
+        )
+        if rank() == 0:
+            save_checkpoint(spec.output, step.towers, result)
+        return result
+
+
+def build_step(spec: TrainingSpec) -> RetrievalStep:
+    """The model to train, from nothing or from last night's, with the tables that its loss reads."""
+    torch.manual_seed(derive_seed(spec.seed, "parameters"))
+    towers = TwoTower(spec.features, spec.model, spec.training.embedding_rows_sparse)
+    temperature = warm_start(towers, spec.warm_start) if spec.warm_start else None
+    if spec.loss.correction == "none" and not spec.item_stats:
+        q = SamplingProbabilities(*(torch.zeros(spec.features.item_id.size) for _ in range(3)))
+    else:
+        q = SamplingProbabilities.read(spec.features, spec.item_stats)
+    step = RetrievalStep(towers, Catalogue.read(spec.features, spec.item_features), q, spec.loss)
+    if temperature and spec.loss.learned_temperature:
+        step.log_temperature.data.fill_(math.log(temperature))
+    return step
+
+
+def _fit(step: RetrievalStep, samples: Samples, spec: TrainingSpec, recorder: Recorder) -> list[EpochMetrics]:
+    # DDP averages gradients over ranks; the step has multiplied its loss by their number, so the average is the whole's.
+    module: nn.Module = DistributedDataParallel(step, broadcast_buffers=False) if world_size() > 1 else step
+    optimizers = build_optimizers(step, spec.training)
+    bar = tqdm(
+        total=samples.plan.steps * spec.epochs, unit="step", disable=None if spec.progress and rank() == 0 else True
+    )
+    epochs: list[EpochMetrics] = []
+    for epoch in range(spec.epochs):
+        started, before = time.perf_counter(), recorder.total("loss")
+        torch.manual_seed(derive_seed(spec.seed, "dropout", epoch, rank()))
+        step.train()
+        with samples.epoch(epoch) as batches:
+            for waited, batch in _timed(batches):
+                output: StepOutput = module(batch, samples.plan.capacity)
+                figures = sum_over_ranks(output.figures)
+                if not math.isfinite(float(figures[FIGURES.index("loss")])):
+                    raise DegenerateLossError(_describe(output, batch[spec.features.item_id.column], recorder.step + 1))
+                for optimizer in optimizers:
+                    optimizer.zero_grad()
+                output.loss.backward()
+                norm = clip_gradients(step.parameters(), spec.training.gradient_clip)
+                for optimizer in optimizers:
+                    optimizer.step()
+                recorder.add(figures, norm, waited, _learning_rate(optimizers))
+                bar.update()
+        loss = (recorder.total("loss") - before) / samples.plan.steps
+        valid_started = time.perf_counter()
+        valid_loss, valid_recall = validate(step, spec)
+        recorder.skip_time(time.perf_counter() - valid_started)
+        epochs.append(
+            EpochMetrics(
+                epoch=epoch,
+                loss=loss,
+                valid_loss=valid_loss,
+                valid_recall_in_batch=valid_recall,
+                seconds=time.perf_counter() - started,
+            )
+        )
+        if rank() == 0:
+            log.info("epoch %d of %d: %s", epoch + 1, spec.epochs, epochs[-1])
+    bar.close()
+    return epochs
+
+
+def validate(step: RetrievalStep, spec: TrainingSpec) -> tuple[float | None, float | None]:
+    """Mean loss and recall@10 among the shared candidates on the valid split; (None, None) without one.
+
+    Every rank reads all of the split and takes its part of each batch: a split is small, may have fewer row groups than
+    there are ranks, and gives the same figures on any number of them.
+    """
+    if not sum(file.rows for file in spec.valid):
+        return None, None
+    step.eval()
+    samples = Samples(spec.valid, sample_columns(spec.features), spec.training, spec.seed, rank=0, world_size=1)
+    capacity = math.ceil(samples.plan.capacity / world_size())
+    loss = rows = hits = 0.0
+    with torch.no_grad(), samples.epoch(0, shuffle=False) as batches:
+        for batch in batches:
+            mine = {name: values[rank() :: world_size()] for name, values in batch.items()}
+            figures = dict(zip(FIGURES, sum_over_ranks(step(mine, capacity).figures).tolist(), strict=True))
+            loss += figures["loss"] * figures["rows"]
+            rows += figures["rows"]
+            hits += figures["hits"]
+    return loss / rows, hits / rows
+
+
+def _timed(batches: Iterator[dict[str, Tensor]]) -> Iterator[tuple[float, dict[str, Tensor]]]:
+    """Each batch with the seconds that it was waited for."""
+    while True:
+        started = time.perf_counter()
+        batch = next(batches, None)
+        if batch is None:
+            return
+        yield time.perf_counter() - started, batch
+
+
+def _learning_rate(optimizers: list[Optimizer]) -> float:
+    return float(optimizers[0].param_groups[0]["lr"])
+
+
+def _describe(output: StepOutput, items_B: Tensor, step: int) -> str:
+    """Where a loss went wrong: the candidates whose vectors are not finite, or else the rows."""
+    where = f"Degenerate loss in step {step}: "
+    broken = output.candidates.items_U[~output.items_Ud.isfinite().all(1)]
+    if len(broken):
+        return (
+            f"{where}the vectors of {len(broken)} of {len(output.items_Ud)} candidates are not finite, for instance of items "
+            f"{broken[:5].tolist()}: look at their item_features, then at the learning rate"
+        )
+    rows = ~output.losses_B.isfinite()
+    if not bool(rows.any()):
+        return f"{where}rows of another process have a loss that is not finite; its message names them"
+    return (
+        f"{where}{int(rows.sum())} of {len(rows)} rows have a loss that is not finite, for instance those with items "
+        f"{items_B[rows][:5].tolist()}: look at their user features and weights, then at the learning rate"
+    )

