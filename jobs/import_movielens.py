@@ -23,11 +23,14 @@ def run(context: Context) -> None:
         log.info("this MovieLens is imported already; --force imports it again")
         return
     counts = receipts.write(movielens_tables(context.spark, folder, layout))
+    days = sorted(counts["interactions"])
     log.info(
-        "imported %s: %s ratings on %s days, %s users, %s items",
+        "imported %s: %s ratings on %s days (%s to %s), %s users, %s items",
         layout.ratings.name,
         f"{sum(counts['interactions'].values()):,}",
-        f"{len(counts['interactions']):,}",
+        f"{len(days):,}",
+        days[0],
+        days[-1],
         f"{sum(counts['users'].values()):,}",
         f"{sum(counts['items'].values()):,}",
     )

@@ -37,7 +37,7 @@ def _to_array(column: pa.ChunkedArray | pa.Array, name: str) -> np.ndarray:
         if ragged:
             raise ColumnError(
                 f"{name}: lists have {lengths.min()} to {lengths.max()} values, {ragged} of {len(lengths)} rows differ "
-                "from the first; encoded lists are padded to one length. Write the table again with the job that makes it."
+                "from the first; encoded lists are padded to one length. Write the table again with its job."
             )
         return _values(array, name).reshape(len(array), int(lengths[0]) if len(lengths) else 0)
     if not (pa.types.is_integer(array.type) or pa.types.is_floating(array.type) or pa.types.is_boolean(array.type)):

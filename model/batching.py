@@ -16,7 +16,7 @@ from model.seeds import generator
 Arrays = dict[str, np.ndarray]
 
 
-class TooFewRowGroups(ValueError):
+class TooFewRowGroupsError(ValueError):
     """More ranks than row groups: some would have nothing to read."""
 
 
@@ -41,10 +41,10 @@ class EpochPlan:
 def plan_epoch(group_rows: Sequence[int], world_size: int, batch_size: int) -> EpochPlan:
     """The plan for row groups of `group_rows` rows, `batch_size` rows a step over all ranks.
 
-    Row group g belongs to rank g % world_size, which is Petastorm's rule. Raises TooFewRowGroups.
+    Row group g belongs to rank g % world_size, which is Petastorm's rule. Raises TooFewRowGroupsError.
     """
     if len(group_rows) < world_size:
-        raise TooFewRowGroups(
+        raise TooFewRowGroupsError(
             f"{world_size} processes cannot share {len(group_rows)} row groups: set training.processes to "
             f"{len(group_rows)} or fewer, or write the samples in more row groups"
         )
@@ -69,7 +69,8 @@ def batches(
 ) -> Iterator[dict[str, Tensor]]:
     """Batches of the given sizes, from row groups shuffled together in windows of at least `window` rows.
 
-    draw: shuffles rows; None keeps their order. Raises ValueError where the groups hold fewer or more rows than the sizes.
+    draw: shuffles rows; None keeps their order.
+    Raises ValueError where the groups hold fewer or more rows than the sizes.
     """
     groups = iter(groups)
     waiting: Arrays = {}

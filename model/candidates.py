@@ -3,10 +3,11 @@
 In-batch positives and easy negatives of all ranks form one shared set; hard negatives belong to their row. An item that
 enters the shared set c times is held once with count c: adding log c to its logit is the same sum, on fewer columns.
 
-Shapes: G rows of the global batch (padded), B rows of this rank, K negatives a row, U shared candidates, L history length,
-E excluded places.
+Shapes: G rows of the global batch (padded), B rows of this rank, K negatives a row, U shared candidates, L history
+length, E excluded places.
 """
 
+# ruff: noqa: N815  Shape suffixes are capitals.
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +20,7 @@ NONE, UNIFORM, POPULARITY, COARSE, FINE = range(5)
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of a batch as indices: users [G] (0: unknown), items [G], negatives and their kinds [G, K]. Item 0: no row."""
+    """Rows as indices: users [G] (0: unknown), items [G] (0: no row), negatives and their kinds [G, K]."""
 
     users: Tensor
     items: Tensor

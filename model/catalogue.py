@@ -3,6 +3,7 @@
 Shapes: M indices of the item vocabulary (padding and default included), N items asked for, V values a feature.
 """
 
+# ruff: noqa: N815  Shape suffixes are capitals.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from model.arrays import ColumnError
+from model.batching import to_tensor
 from model.features import DEFAULT, PADDING, Batch, history_column
 from model.files import read_columns
 from model.schema import Feature, FeatureSchema, IdFeature, MultiCategoricalFeature, NumericFeature
@@ -28,6 +30,7 @@ class Catalogue:
         self.size = schema.item_id.size
         index = rows[schema.item_id.column]
         _check_indices(index, self.size, schema.item_id.column)
+        places = to_tensor(index)
         self.columns: Batch = {}
         for feature in schema.item:
             if isinstance(feature, IdFeature):
@@ -40,9 +43,7 @@ class Catalogue:
                     )
                 if not default.is_floating_point() and not isinstance(feature, NumericFeature):
                     _check_indices(values, feature.size, column)
-                default[torch.from_numpy(index.astype(np.int64))] = torch.from_numpy(
-                    values.astype(default.numpy().dtype)
-                )
+                default[places] = to_tensor(values)
                 self.columns[column] = default
 
     @classmethod
@@ -78,10 +79,9 @@ class SamplingProbabilities:
         names = ("q_in_batch", "q_uniform", "q_popularity")
         rows = read_columns(urls, ["item_index", *names])
         _check_indices(rows["item_index"], schema.item_id.size, "item_index")
-        index = torch.from_numpy(rows["item_index"].astype(np.int64))
         tensors = [torch.zeros(schema.item_id.size) for _ in names]
         for name, tensor in zip(names, tensors, strict=True):
-            tensor[index] = torch.from_numpy(rows[name].astype(np.float32))
+            tensor[to_tensor(rows["item_index"])] = to_tensor(rows[name])
         return cls(*tensors)
 
 

@@ -77,8 +77,8 @@ def warm_start(model: TwoTower, directory: str) -> float:
     differences = _differences(description, model)
     if differences:
         raise WarmStartError(
-            f"cannot continue from {directory}: {'; '.join(differences)}. Set the config back, or train a new model from "
-            "the past days with --bootstrap-days"
+            f"cannot continue from {directory}: {'; '.join(differences)}. Set the config back, or train a new model "
+            "from the past days with --bootstrap-days"
         )
     old_state = load(_read(directory, PARAMETERS))
     with torch.no_grad():

@@ -16,13 +16,9 @@ class ModelConfig(Config):
 
     tower: Literal["dssm"] = Field("dssm", description="Tower of both sides: concatenated embeddings, then an MLP.")
     dim: PositiveInt = Field(64, description="Length of user and item vectors; the index grows with it.")
-    hidden: list[PositiveInt] = Field(
-        [128], description="Hidden widths of each tower's MLP; one layer suffices for ids."
-    )
+    hidden: list[PositiveInt] = Field([128], description="Hidden widths of each MLP; one layer suffices for ids.")
     embedding_dim: PositiveInt = Field(32, description="Length of embeddings of ids (users, items, history).")
-    small_embedding_dim: PositiveInt = Field(
-        16, description="Length of embeddings of categories and buckets: few values."
-    )
+    small_embedding_dim: PositiveInt = Field(16, description="Length of embeddings of categories and buckets.")
     share_history: bool = Field(
         True, description="History reads the item side's id table: half the parameters, and every item trains both."
     )
@@ -33,7 +29,7 @@ class ModelConfig(Config):
         0.05,
         ge=0,
         lt=1,
-        description="Chance to hide a user or item id in training, so index 1 learns to serve new ones.",
+        description="Chance to hide an id in training, so that index 1 learns to serve new ones.",
     )
 
 
@@ -51,9 +47,7 @@ class LossConfig(Config):
 class TrainingConfig(Config):
     """How training runs. Nothing here changes what a checkpoint can be loaded into."""
 
-    batch_size: PositiveInt = Field(
-        4096, description="Rows a step over ALL processes: more in-batch negatives, fewer steps."
-    )
+    batch_size: PositiveInt = Field(4096, description="Rows a step, over ALL processes: also the in-batch negatives.")
     epochs: PositiveInt = Field(1, description="Passes over a night's rows; more than one overfits ids quickly.")
     bootstrap_epochs: PositiveInt = Field(2, description="Passes on the first night, which starts from nothing.")
     optimizer: Literal["adamw", "adagrad"] = Field("adamw", description="Optimiser of dense parameters.")
@@ -63,10 +57,10 @@ class TrainingConfig(Config):
     )
     weight_decay: float = Field(1e-5, ge=0, description="Of the MLPs only: decay would forget rows not seen tonight.")
     embedding_rows_sparse: PositiveInt = Field(
-        # Measured (2 cores, batch 2048, history 50, 8k candidates, dim 32): fused AdamW against SparseAdam takes 18 against
-        # 46 ms a step at 100k rows and 129 against 94 ms at 1M. They cross at about 400k.
+        # Measured (2 cores, batch 2048, history 50, 8k candidates, dim 32): fused AdamW against SparseAdam takes
+        # 18 against 46 ms a step at 100k rows and 129 against 94 ms at 1M. They cross at about 400k.
         400_000,
-        description="Embedding tables with at least this many rows get sparse gradients and SparseAdam (or Adagrad).",
+        description="Embedding tables of at least so many rows get sparse gradients: SparseAdam or Adagrad.",
     )
     gradient_clip: PositiveFloat = Field(10.0, description="Largest gradient norm; above it the step is scaled down.")
     processes: PositiveInt = Field(1, description="Training processes; each reads its share of the row groups.")

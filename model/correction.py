@@ -30,5 +30,5 @@ def expected_counts(candidates: Candidates, q: SamplingProbabilities) -> Tensor:
 
 
 def classic(candidates: Candidates, q: SamplingProbabilities) -> Tensor:
-    """[U]: log expected count, to be subtracted from every shared logit, the positive's too (Yi et al., RecSys 2019)."""
+    """[U]: log expected count, subtracted from every shared logit, the positive's too (Yi et al., RecSys 2019)."""
     return torch.log(expected_counts(candidates, q))

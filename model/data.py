@@ -1,8 +1,8 @@
 """Samples out of Petastorm. The only module that knows it.
 
-Petastorm brings sharding, threads and flow control. What it is slow at, list columns turned to arrays one Python object a
-row, is done here instead: its worker hands over the arrays of a row group, and row groups come in the order asked for,
-whichever thread finishes first.
+Petastorm brings sharding, threads and flow control. What it is slow at, list columns turned to arrays one Python object
+a row, is done here instead: its worker hands over the arrays of a row group, and row groups come in the order asked
+for, whichever thread finishes first.
 """
 
 import re
@@ -53,7 +53,7 @@ class Samples:
         rank: int,
         world_size: int,
     ) -> None:
-        """Raises TooFewRowGroups for more ranks than files."""
+        """Raises TooFewRowGroupsError for more ranks than files."""
         self.files = [file for file in files if file.rows]  # An empty file has no row group to shard.
         self.columns, self.config, self.seed = list(columns), config, seed
         self.rank, self.world_size = rank, world_size
@@ -114,8 +114,8 @@ class _RowGroupWorker(ArrowReaderWorker):
         piece = self._split_pieces[piece_index]
         if len(self._split_pieces) != len(self._dataset_path_or_paths):
             raise ValueError(
-                f"{len(self._dataset_path_or_paths)} sample files hold {len(self._split_pieces)} row groups; sharding by "
-                "file needs one row group a file: write the samples again with build_negatives"
+                f"{len(self._dataset_path_or_paths)} sample files hold {len(self._split_pieces)} row groups; sharding "
+                "by file needs one row group a file: write the samples again with build_negatives"
             )
         with self._filesystem.open(piece.path) as file:
             # One thread a row group: Petastorm's pool is the parallelism.
@@ -180,7 +180,6 @@ def _open_reader(
 
 
 def _silence_pyarrow_deprecations() -> None:
-    """Petastorm calls what pyarrow 14 deprecates, and the dependency windows pin it: exactly those warnings say nothing."""
-    warnings.filterwarnings(
-        "ignore", category=FutureWarning, module=r"petastorm\.", message=".*(Parquet|legacy|metadata_nthreads)"
-    )
+    """Petastorm calls what pyarrow 14 deprecates, and the dependency windows pin that: nothing to be told of."""
+    message = ".*(ParquetDataset|use_legacy_dataset|metadata_nthreads)"
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"petastorm\.", message=message)

@@ -27,7 +27,7 @@ class LaunchError(RuntimeError):
 
 
 def launch(spec: TrainingSpec) -> TrainingResult:
-    """Train with as many processes as the spec says. Raises what `train` raises, or LaunchError from other processes."""
+    """Train with as many processes as the spec says. Raises what `train` does; LaunchError from others."""
     if spec.training.processes == 1:
         with _threads(spec.training):
             return train(spec)
@@ -79,7 +79,7 @@ def _launch_torchrun(spec: TrainingSpec) -> TrainingResult:
                 raise
         if child.returncode:
             raise LaunchError(
-                f"training in {spec.training.processes} processes failed with exit code {child.returncode}:\n{''.join(tail)}"
+                f"{spec.training.processes} training processes failed, exit code {child.returncode}:\n{''.join(tail)}"
             )
         return TrainingResult.model_validate_json(result_file.read_text())
 
@@ -141,6 +141,13 @@ def main(arguments: list[str]) -> None:
     result = worker(Path(spec_file).read_text())
     if os.environ.get("RANK", "0") == "0":
         Path(result_file).write_text(result)
+    # The work is done and the group is closed. Leave without tearing the interpreter down: after reading and DDP in one
+    # process that aborted now and then on a busy machine ("terminate called without an active exception"), and torchrun
+    # would call a finished training failed.
+    logging.shutdown()
+    sys.stderr.flush()
+    sys.stdout.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":

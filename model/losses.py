@@ -29,7 +29,7 @@ def listwise_losses(
     logits_BU = users_Bd @ items_Ud.T
     offset_U = torch.zeros(len(candidates.items_U)) if log_q_U is None else -log_q_U
     places_B1 = candidates.positive_B[:, None]
-    positive_B1 = logits_BU.gather(1, places_B1) + offset_U[places_B1]
+    positive_B1 = (users_Bd * items_Ud[candidates.positive_B]).sum(1, keepdim=True) + offset_U[places_B1]
     # In place from here: [B, U] is the largest tensor of a step by far.
     logits_BU = exclude(logits_BU.add_(offset_U + candidates.counts_U.log()), candidates)
     logits_BU = logits_BU.scatter_(1, places_B1, positive_B1)

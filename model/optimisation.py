@@ -1,4 +1,4 @@
-"""Optimisers for three sorts of parameters: MLPs, embedding tables, and tables too large to touch whole at every step."""
+"""Optimisers for three sorts of parameters: MLPs, embedding tables, and tables too large to touch whole a step."""
 
 from collections.abc import Iterable
 
@@ -34,7 +34,7 @@ def build_optimizers(step: RetrievalStep, config: TrainingConfig) -> list[Optimi
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> float:
-    """Scale all gradients down to a joint norm of `limit` where it is larger; returns the norm before. Sparse ones too."""
+    """Scale all gradients, sparse ones too, down to a joint norm of `limit` if larger; returns the norm before."""
     values: list[Tensor] = []
     for parameter in parameters:
         if parameter.grad is None:

@@ -65,7 +65,8 @@ class _Reader(Generic[Item]):
 def prefetched(source: Callable[[], Iterator[Item]], depth: int = 4) -> Iterator[Iterator[Item]]:
     """The items of a generator function, read up to `depth` items ahead in a thread.
 
-    An exception of the source is raised where the items are read. Leaving the block ends the thread and closes the source.
+    An exception of the source is raised where the items are read. Leaving the block ends the thread and closes the
+    source.
     """
     reader = _Reader(source, depth)
     reader.start()

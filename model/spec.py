@@ -21,7 +21,7 @@ class TrainingSpec(Config):
     training: TrainingConfig = TrainingConfig()
     seed: int = Field(description="Of parameters, order and dropout.")
     epochs: PositiveInt = Field(
-        1, description="Passes over `train`; the caller picks training.epochs or .bootstrap_epochs."
+        1, description="Passes over `train`: the caller's choice of training.epochs or its bootstrap."
     )
     warm_start: str | None = Field(None, description="Checkpoint folder to continue from; None: from nothing.")
     output: str = Field(description="Folder that the checkpoint is moved to when it is complete.")

@@ -1,8 +1,10 @@
 """One training step up to its loss: batch -> candidates -> vectors -> loss, the same on one rank and on many.
 
-Shapes: B rows of this rank, K negatives a row, U shared candidates, H distinct hard negatives, R ranks, d vector length.
+Shapes: B rows of this rank, K negatives a row, U shared candidates, H distinct hard negatives, R ranks,
+d vector length.
 """
 
+# ruff: noqa: N815  Shape suffixes are capitals.
 import math
 from typing import NamedTuple
 
@@ -74,7 +76,7 @@ class RetrievalStep(nn.Module):
         with torch.no_grad():
             hits = (positive_ranks(users_Bd, items_Ud, candidates) < self.hits_at).sum()
         figures = torch.tensor(
-            [float(loss), len(losses_B), hits, len(candidates.excluded_rows_E), candidates.hard_excluded],
+            [float(loss.detach()), len(losses_B), hits, len(candidates.excluded_rows_E), candidates.hard_excluded],
             dtype=torch.float64,
         )
         return StepOutput(loss * world_size(), losses_B.detach(), figures, candidates, items_Ud.detach())

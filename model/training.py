@@ -35,7 +35,7 @@ class DegenerateLossError(RuntimeError):
 def train(spec: TrainingSpec) -> TrainingResult:
     """Train as `spec` says and write its checkpoint. In a process group every rank calls this with the same spec.
 
-    Raises DegenerateLossError, WarmStartError, ColumnError or TooFewRowGroups; then no checkpoint is written.
+    Raises DegenerateLossError, WarmStartError, ColumnError or TooFewRowGroupsError; then no checkpoint is written.
     """
     with torch.random.fork_rng(devices=[]):  # The caller's random numbers are none of ours.
         started = time.perf_counter()
@@ -50,7 +50,7 @@ def train(spec: TrainingSpec) -> TrainingResult:
             metrics=recorder.points,
             epochs=epochs,
             masked={"shared": round(recorder.total("masked_shared")), "hard": round(recorder.total("masked_hard"))},
-            temperature=float(step.temperature),
+            temperature=float(torch.as_tensor(step.temperature).detach()),
             seconds=time.perf_counter() - started,
         )
         if rank() == 0:
@@ -74,7 +74,7 @@ def build_step(spec: TrainingSpec) -> RetrievalStep:
 
 
 def _fit(step: RetrievalStep, samples: Samples, spec: TrainingSpec, recorder: Recorder) -> list[EpochMetrics]:
-    # DDP averages gradients over ranks; the step has multiplied its loss by their number, so the average is the whole's.
+    # DDP averages gradients over ranks; the step has multiplied its loss by their number, so it is the whole's.
     module: nn.Module = DistributedDataParallel(step, broadcast_buffers=False) if world_size() > 1 else step
     optimizers = build_optimizers(step, spec.training)
     bar = tqdm(
@@ -160,8 +160,8 @@ def _describe(output: StepOutput, items_B: Tensor, step: int) -> str:
     broken = output.candidates.items_U[~output.items_Ud.isfinite().all(1)]
     if len(broken):
         return (
-            f"{where}the vectors of {len(broken)} of {len(output.items_Ud)} candidates are not finite, for instance of items "
-            f"{broken[:5].tolist()}: look at their item_features, then at the learning rate"
+            f"{where}the vectors of {len(broken)} of {len(output.items_Ud)} candidates are not finite, for instance of "
+            f"items {broken[:5].tolist()}: look at their item_features, then at the learning rate"
         )
     rows = ~output.losses_B.isfinite()
     if not bool(rows.any()):

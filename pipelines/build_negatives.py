@@ -14,7 +14,9 @@ from pipelines.night import Night, SampleConfig, is_done, log
 from pipelines.storage import Manifest, Recipe, days_back
 
 
-def build_negatives(night: Night, config: SampleConfig, config_hash: str, *, force: bool = False) -> tuple[Manifest, bool]:
+def build_negatives(
+    night: Night, config: SampleConfig, config_hash: str, *, force: bool = False
+) -> tuple[Manifest, bool]:
     """Write `samples`. Returns its manifest and whether anything was done.
 
     Without ranking logs there are no hard negatives: easy ones take their places, and the log and manifest say so.
@@ -49,11 +51,20 @@ def build_negatives(night: Night, config: SampleConfig, config_hash: str, *, for
     if own_logs is not None and wants_hard:
         hard = negatives.hard_candidates(own_logs, items, config.negatives, night.seed)
 
-    placed, groups = shuffle.assign_groups(positives, night.seed, config.samples.row_group_rows, config.samples.trainers)
+    placed, groups = shuffle.assign_groups(
+        positives, night.seed, config.samples.row_group_rows, config.samples.trainers
+    )
     rows = negatives.with_candidates(placed, hard)
     width = int(stats.agg(F.max("item_index")).first()[0]) + 1
     drawn = negatives.draw_negatives(rows, excluded, _samplers(stats), config.negatives, night.seed, width)
-    columns = ["row_key", "user_id", "item_id", "event_time", "user_index", *sides(config.features)[0].encoded_columns()]
+    columns = [
+        "row_key",
+        "user_id",
+        "item_id",
+        "event_time",
+        "user_index",
+        *sides(config.features)[0].encoded_columns(),
+    ]
     columns += ["history", "item_index", "example_age", "weight", "negatives", "negative_kinds", "negative_log_q"]
     table = shuffle.gather_groups(drawn.select(*columns, "split", "group", "place"), sum(groups.values()))
 
@@ -67,7 +78,7 @@ def build_negatives(night: Night, config: SampleConfig, config_hash: str, *, for
             "quotas": {kind: getattr(config.negatives, kind) for kind in ("uniform", "popularity", "coarse", "fine")},
             "kinds": kinds,
             "ranking_logs": bool(ranking_days),
-            "counts": made["positives"].facts["counts"],
+            "bootstrap_days": night.bootstrap_days,
             "splits": _layout(night, staged, folder),
         }
 
@@ -94,7 +105,9 @@ def _samplers(stats: DataFrame) -> dict[int, AliasTable]:
     """Alias tables over live items; the only columns that ever come to the driver, to be broadcast."""
     live = stats.where("live").select("item_index", "q_uniform", "q_popularity").orderBy("item_index").toPandas()
     if live.empty:
-        raise InputError("table items: no item is live (published, in the newest snapshot), so there is nothing to draw")
+        raise InputError(
+            "table items: no item is live (published, in the newest snapshot), so there is nothing to draw"
+        )
     index = live["item_index"].to_numpy(np.int64)
     tables = {UNIFORM: AliasTable.build(index, live["q_uniform"].to_numpy())}
     popular = live["q_popularity"].to_numpy()
@@ -109,7 +122,10 @@ def _refuse_bad_negatives(staged: DataFrame, excluded: DataFrame) -> None:
     forbidden = excluded.select("user_id", F.explode("excluded").alias("negative"))
     for what, frame in (
         ("are the row's own positive", own),
-        ("are items that the user has, did or was shown", pairs.join(forbidden, on=["user_id", "negative"], how="left_semi")),
+        (
+            "are items that the user has, did or was shown",
+            pairs.join(forbidden, on=["user_id", "negative"], how="left_semi"),
+        ),
     ):
         if example := frame.first():
             raise InputError(

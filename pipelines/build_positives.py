@@ -135,9 +135,7 @@ def _write_meanings(
         "publish_time",
         *item_side.encoded_columns(),
     )
-    night.warehouse.write(
-        rows.sort("item_index"), "item_features", night.ds, recipe, facts={"schema": facts["schema"]}
-    )
+    night.warehouse.write(rows.sort("item_index"), "item_features", night.ds, recipe, facts={"schema": facts["schema"]})
     items.unpersist()
     return facts
 
@@ -171,7 +169,7 @@ def _write_rows(
     columns = ["row_key", "user_id", "item_id", "request_id", "event_time", "user_index", "item_index"]
     columns += encode.sides(config.features)[0].encoded_columns()
     columns += ["history", "example_age", "weight", "keep_probability", "split"]
-    facts = {"counts": reasons, "schema": words["schema"]}
+    facts = {"counts": reasons, "schema": words["schema"], "bootstrap_days": night.bootstrap_days}
     manifest = night.warehouse.write(rows.select(*columns), "positives", night.ds, recipe, facts=facts)
 
     trained = read("positives", night.ds).where("split = 'train'")

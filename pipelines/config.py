@@ -67,7 +67,9 @@ Feature = Annotated[CategoricalFeature | MultiCategoricalFeature | NumericFeatur
 class History(Section):
     """The user's last positives, strictly before the event."""
 
-    length: int = Field(50, ge=1, description="L: positives kept; longer histories blur in a mean and cost reading time")
+    length: int = Field(
+        50, ge=1, description="L: positives kept; longer histories blur in a mean and cost reading time"
+    )
 
 
 class Features(Section):
@@ -85,7 +87,9 @@ class Features(Section):
             names = [feature.name for feature in features]
             reserved = sorted(set(names) & {"id", "index", f"{side}_id"})
             if reserved:
-                raise ValueError(f"features.{side}: the name {reserved[0]!r} is taken by the id itself; ids need no line")
+                raise ValueError(
+                    f"features.{side}: the name {reserved[0]!r} is taken by the id itself; ids need no line"
+                )
             repeated = sorted({name for name in names if names.count(name) > 1})
             if repeated:
                 raise ValueError(f"features.{side}: {repeated[0]!r} is listed twice")
@@ -118,7 +122,9 @@ class Positives(Section):
         1000, ge=1, description="distinct positives a user that the state remembers, so that none becomes a negative"
     )
     half_life_days: float | None = Field(None, gt=0, description="weight halves with this age; null: all days alike")
-    valid_hours: float = Field(0.0, ge=0, lt=24, description="last hours of ds kept out of training, for the valid loss")
+    valid_hours: float = Field(
+        0.0, ge=0, lt=24, description="last hours of ds kept out of training, for the valid loss"
+    )
 
 
 class Negatives(Section):

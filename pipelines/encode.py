@@ -101,7 +101,9 @@ def statistics_of(side: Side, snapshot: DataFrame, previous: Statistics) -> Stat
     return {name: value for name, value in found.items() if value is not None}
 
 
-def encode(side: Side, snapshot: DataFrame, vocabulary: DataFrame, statistics: Statistics, keys: list[str]) -> DataFrame:
+def encode(
+    side: Side, snapshot: DataFrame, vocabulary: DataFrame, statistics: Statistics, keys: list[str]
+) -> DataFrame:
     """The snapshot's `keys` columns and every feature encoded. A value that the vocabulary lacks becomes 1 (default)."""
     frame = snapshot
     for feature in side.features:

@@ -23,7 +23,7 @@ def unit(purpose: str, seed: int, *keys: Column) -> Column:
     return F.shiftrightunsigned(hashed(purpose, seed, *keys), 11) * F.lit(2.0**-53)
 
 
-def mix(keys: UInt64, *salts: UInt64 | int) -> UInt64:
+def mix(keys: UInt64, *salts: npt.NDArray[np.generic] | int) -> UInt64:
     """64-bit keys [n] and salts (numbers or arrays [n]) -> 64 well-mixed bits [n]."""
     with np.errstate(over="ignore"):
         mixed = keys.astype(np.uint64)

@@ -40,7 +40,9 @@ def attach_histories(events: DataFrame, state: DataFrame | None, length: int) ->
         rows = rows.unionByName(past, allowMissingColumns=True)
     ordered = rows.repartition("user_id").sortWithinPartitions("user_id", "event_time", "role", "item_index", "row_key")
     columns = [name for name in events.columns if name != "kept"]
-    schema = T.StructType([*ordered.select(*columns).schema.fields, T.StructField("history", T.ArrayType(T.IntegerType()))])
+    schema = T.StructType(
+        [*ordered.select(*columns).schema.fields, T.StructField("history", T.ArrayType(T.IntegerType()))]
+    )
     return ordered.mapInArrow(lambda batches: _cut_histories(batches, length, columns), schema)
 
 
@@ -126,7 +128,9 @@ def roll_histories(events: DataFrame, state: DataFrame | None, length: int, know
         behind = F.concat(F.coalesce(before, F.array()), F.coalesce(after, F.array()))
         return F.when(F.size(behind) > size, F.slice(behind, -size, size)).otherwise(behind)
 
-    return merged.withColumn("known_items", F.coalesce(F.array_except("known_items", "known_today"), "known_items")).select(
+    return merged.withColumn(
+        "known_items", F.coalesce(F.array_except("known_items", "known_today"), "known_items")
+    ).select(
         "user_id",
         F.coalesce("index_before", "user_index").alias("user_index"),
         joined("history_items", "items_today", length).alias("history_items"),

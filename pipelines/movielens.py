@@ -192,7 +192,5 @@ def _genres(columns: list[str]) -> Column:
     if "genres" in columns:
         listed = F.split(F.coalesce("genres", F.lit("")), r"\|")
     else:
-        listed = F.array(
-            *(F.when(F.col(f"genre_{place}") == "1", name) for place, name in enumerate(GENRES_100K))
-        )
+        listed = F.array(*(F.when(F.col(f"genre_{place}") == "1", name) for place, name in enumerate(GENRES_100K)))
     return F.filter(listed, lambda genre: genre.isNotNull() & ~genre.isin("", *NO_GENRE))

@@ -37,9 +37,7 @@ def exclusions(histories: DataFrame, interactions: DataFrame, exposed: DataFrame
     indexed = seen.distinct().join(items, on="item_id", how="inner").select("user_id", "item_index")
     known = histories.select("user_id", F.explode("known_items").alias("item_index"))
     return (
-        indexed.unionByName(known)
-        .groupBy("user_id")
-        .agg(F.array_sort(F.collect_set("item_index")).alias("excluded"))
+        indexed.unionByName(known).groupBy("user_id").agg(F.array_sort(F.collect_set("item_index")).alias("excluded"))
     )
 
 
@@ -52,9 +50,7 @@ def hard_candidates(logs: DataFrame, items: DataFrame, config: Negatives, seed: 
     dropped = logs.where(F.col("stage").isin(*COARSE_STAGES, *FINE_STAGES)).join(items, on="item_id", how="inner")
     fine = F.col("stage").isin(*FINE_STAGES)
     # The fine list of a request, best first: re-ranked items, then those that fine ranking dropped, each by position.
-    place = Window.partitionBy("request_id", fine).orderBy(
-        F.desc("stage"), F.asc_nulls_last("position"), "item_index"
-    )
+    place = Window.partitionBy("request_id", fine).orderBy(F.desc("stage"), F.asc_nulls_last("position"), "item_index")
     last = 1 - (F.row_number().over(place) - 1) / F.count(F.lit(1)).over(Window.partitionBy("request_id", fine))
     ranked = dropped.select("request_id", "user_id", "ds", "item_index", fine.alias("fine"), last.alias("from_end"))
     eligible = ranked.where(~F.col("fine") | (F.col("from_end") <= config.fine_share + 1e-9)).withColumn(

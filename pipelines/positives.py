@@ -25,7 +25,9 @@ def select_events(interactions: DataFrame, config: Positives) -> DataFrame:
     )
     if not config.deduplicate:
         return events
-    latest = Window.partitionBy("user_id", "item_id", "ds").orderBy(F.desc("event_time"), F.desc("reward"), "row_key", "request_id")
+    latest = Window.partitionBy("user_id", "item_id", "ds").orderBy(
+        F.desc("event_time"), F.desc("reward"), "row_key", "request_id"
+    )
     return events.withColumn("rank", F.row_number().over(latest)).where("rank = 1").drop("rank")
 
 
@@ -64,7 +66,9 @@ def flag(events: DataFrame, counts: DataFrame, live: DataFrame, config: Positive
         )
         within = F.row_number().over(chosen) <= config.per_user_cap
     events = events.withColumn("within_cap", within)
-    return events.withColumn("kept", F.col("live") & F.col("survives") & F.col("within_cap")).drop("window_count", "total")
+    return events.withColumn("kept", F.col("live") & F.col("survives") & F.col("within_cap")).drop(
+        "window_count", "total"
+    )
 
 
 def count_reasons(flagged: DataFrame) -> dict[str, int]:

@@ -24,36 +24,28 @@ class Receipts:
         self._made_of = digest([name, code_version(), made_of])
 
     def done(self) -> bool:
-        """Whether the tables are there as this very import left them."""
+        """Whether this very import ended well and its days are still there."""
         receipt = self._read()
         return receipt.get("made_of") == self._made_of and all(
-            self._fingerprint(table, entry["days"]) == entry["fingerprint"] for table, entry in receipt["tables"].items()
+            set(days) <= set(self._warehouse.input_days(self._warehouse.path(table)))
+            for table, days in receipt["tables"].items()
         )
 
     def write(self, tables: dict[str, DataFrame]) -> dict[str, dict[str, int]]:
         """Write input tables (frames with `ds`); days that an earlier import left and this one lacks are removed.
 
-        Returns table -> day -> rows. The receipt goes first and comes last: a killed import is simply done again.
+        Returns table -> day -> rows. The receipt is invalid from here until the end: a killed import is done again.
         """
-        before = self._read().get("tables", {})
-        for entry in before.values():
-            entry["fingerprint"] = None  # half-replaced from here on; the days are still known, to be cleared away
+        before: dict[str, list[str]] = self._read().get("tables", {})
         self._save({"made_of": None, "tables": before})
         counts = {}
         for table, frame in tables.items():
             counts[table] = self._warehouse.write_input(frame, table)
-            for ds in set(before.get(table, {}).get("days", [])) - set(counts[table]):
+            for ds in set(before.get(table, [])) - set(counts[table]):
                 self._warehouse.delete(self._warehouse.path(table, ds))
             log.info("%s: %s rows, %s days", table, f"{sum(counts[table].values()):,}", f"{len(counts[table]):,}")
-        written = {
-            table: {"days": sorted(days), "fingerprint": self._fingerprint(table, sorted(days))}
-            for table, days in counts.items()
-        }
-        self._save({"made_of": self._made_of, "tables": written})
+        self._save({"made_of": self._made_of, "tables": {table: sorted(days) for table, days in counts.items()}})
         return counts
-
-    def _fingerprint(self, table: str, days: list[str]) -> str:
-        return self._warehouse.input_fingerprint(self._warehouse.path(table), days)
 
     def _read(self) -> dict[str, Any]:
         if not self._warehouse.exists(self._uri):

@@ -51,5 +51,7 @@ def assign_groups(rows: DataFrame, seed: int, row_group_rows: int, trainers: int
 def gather_groups(rows: DataFrame, groups: int) -> DataFrame:
     """One task a group, its rows in place: what `partitionBy(split, group)` then writes is one file a group."""
     return (
-        rows.repartition(min(groups, 200), "split", "group").sortWithinPartitions("split", "group", "place").drop("place")
+        rows.repartition(min(groups, 200), "split", "group")
+        .sortWithinPartitions("split", "group", "place")
+        .drop("place")
     )

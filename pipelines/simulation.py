@@ -13,11 +13,13 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from pipelines.config import Simulation
+from pipelines.errors import UsageError
 from pipelines.simulation_funnel import Requests, simulate_block
 from pipelines.simulation_truth import (
     AGES,
     REGIONS,
     daily_tastes,
+    first_items,
     item_block,
     item_blocks,
     user_block,
@@ -44,7 +46,13 @@ def simulated_requests(spark: SparkSession, sim: Simulation, seed: int) -> DataF
     """One row a request: ds, request_id, user_id, event_time, items (best first), positions, ranked, events.
 
     Users are simulated over all days in one go, in blocks; a task holds one block's round of requests at a time.
+    UsageError where the items of the first day do not fill a recall list.
     """
+    if first_items(sim) <= sim.recalled:
+        raise UsageError(
+            f"simulation: {first_items(sim)} items are there on the first day, {sim.recalled} are recalled a request; "
+            "raise items, or lower recalled or new_item_share"
+        )
 
     def make(block: int) -> Iterator[pa.RecordBatch]:
         return (_request_batch(found) for found in simulate_block(sim, seed, block))
@@ -187,8 +195,11 @@ def _from_blocks(
             for block in batch.column(0).to_pylist():
                 yield from make(block)
 
-    tasks = min(blocks, TASKS_PER_CORE * spark.sparkContext.defaultParallelism)
-    return spark.range(0, blocks, 1, tasks).mapInArrow(run, schema)
+    return spark.range(0, blocks, 1, _tasks(spark, blocks)).mapInArrow(run, schema)
+
+
+def _tasks(spark: SparkSession, blocks: int) -> int:
+    return min(blocks, TASKS_PER_CORE * spark.sparkContext.defaultParallelism)
 
 
 def _request_batch(found: Requests) -> pa.RecordBatch:

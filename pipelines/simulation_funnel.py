@@ -154,6 +154,4 @@ def _react(
 
 def _utility_of(taste: FloatArray, chosen: IntArray, items: Items) -> FloatArray:
     """[R, K] true utility of each row's own items [R, K]."""
-    return np.stack(
-        [true_utility(t[None], items.taste[c], items.attractiveness[c])[0] for t, c in zip(taste, chosen)]
-    )
+    return np.stack([true_utility(t[None], items.taste[c], items.attractiveness[c])[0] for t, c in zip(taste, chosen)])

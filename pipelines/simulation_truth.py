@@ -116,6 +116,11 @@ def world(sim: Simulation, seed: int) -> World:
     )
 
 
+def first_items(sim: Simulation) -> int:
+    """How many items are there when the first day begins."""
+    return sim.items - round(sim.items * sim.new_item_share)
+
+
 def item_block(sim: Simulation, seed: int, block: int) -> Items:
     """Items of one block. An item's taste is its category, its tags, a little of its price, and something of its own."""
     rng, directions = generator(seed, ITEMS, block), world(sim, seed)
@@ -206,10 +211,9 @@ def daily_tastes(sim: Simulation, seed: int, block: int) -> Iterator[FloatArray]
 
 def _publish_times(sim: Simulation, index: IntArray, jitter: FloatArray) -> FloatArray:
     """Ascending with the index: old items over PAST_DAYS before the start, new ones over the simulated days."""
-    start, new = start_second(sim), round(sim.items * sim.new_item_share)
-    old = sim.items - new
-    before = start - PAST_DAYS * DAY * (1 - (index + jitter) / old)
-    during = start + sim.days * DAY * (index - old + jitter) / max(new, 1)
+    start, old = start_second(sim), first_items(sim)
+    before = start - PAST_DAYS * DAY * (1 - (index + jitter) / max(old, 1))
+    during = start + sim.days * DAY * (index - old + jitter) / max(sim.items - old, 1)
     return np.floor(np.where(index < old, before, during))
 
 

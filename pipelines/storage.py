@@ -58,6 +58,11 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
+def _three_slashes(uri: str) -> str:
+    """Hadoop prints file:/tmp; everybody else reads file:///tmp."""
+    return re.sub(r"^file:/(?!/)", "file:///", uri)
+
+
 @dataclass(frozen=True)
 class Recipe:
     """What a partition is made of: the part of the config that shapes it and the fingerprints of what it is read from."""
@@ -111,7 +116,7 @@ class Warehouse:
         if "://" not in uri and not uri.startswith("file:"):
             # A bare path is a local one, whatever fs.defaultFS says: config files are read on laptops and clusters.
             uri = Path(uri).expanduser().absolute().as_uri()
-        return self._fs(uri).makeQualified(self._path(uri)).toString().rstrip("/")
+        return _three_slashes(self._fs(uri).makeQualified(self._path(uri)).toString().rstrip("/"))
 
     def resolve(self, path: str) -> str:
         """A path from the config: absolute paths and URIs as they are, the rest under the warehouse."""
@@ -195,7 +200,7 @@ class Warehouse:
         `frame` has a string column `ds`. Returns the days written and the rows of each.
         """
         target = self.path(table)
-        staging = self._new_staging(table, "import")
+        staging = self.new_staging(table, "import")
         frame.repartition("ds").sortWithinPartitions("ds").write.partitionBy("ds").parquet(staging)
         counts = {row["ds"]: row["count"] for row in self.spark.read.parquet(staging).groupBy("ds").count().collect()}
         if not counts:
@@ -243,7 +248,7 @@ class Warehouse:
         `facts` may be a function of the staged rows and the staged folder: it describes, or checks and raises; nothing
         has been moved by then, so a failed check leaves the table as it was.
         """
-        staging = self._new_staging(table, ds)
+        staging = self.new_staging(table, ds)
         writer = frame.write.partitionBy(*partition_by) if partition_by else frame.write
         writer.parquet(staging)
         staged = self.spark.read.schema(frame.schema).option("basePath", staging).parquet(staging)
@@ -257,13 +262,27 @@ class Warehouse:
         described = facts(staged, staging) if callable(facts) else dict(facts or {})
         return self._finish(staging, table, ds, recipe, rows, described)
 
-    def write_folder(
-        self, local: Path, table: str, ds: str, recipe: Recipe, facts: dict[str, Any], rows: int = 0
-    ) -> Manifest:
-        """Move a local folder of files (a checkpoint) into place as a partition, with a manifest like any other."""
-        staging = self._new_staging(table, ds)
-        self.upload(local, staging)
-        return self._finish(staging, table, ds, recipe, rows, facts)
+    def finish_folder(self, staging: str, table: str, ds: str, recipe: Recipe, facts: dict[str, Any]) -> Manifest:
+        """Move a folder of files (a checkpoint), written under `new_staging`, into place with a manifest like any other."""
+        return self._finish(staging, table, ds, recipe, 0, facts)
+
+    def export(self, frame: DataFrame, uri: str, *, overwrite: bool) -> int:
+        """Write rows to a folder that a user named; UsageError where it is there and may not be replaced."""
+        uri = self._qualified(uri)
+        if self.exists(uri) and not overwrite:
+            raise UsageError(f"{uri} exists: name another folder, or replace it with --force")
+        staging = f"{uri}.writing-{uuid.uuid4().hex[:8]}"
+        frame.write.parquet(staging)
+        rows = self.spark.read.parquet(staging).count()
+        self.delete(uri)
+        self.rename(staging, uri)
+        return rows
+
+    def copy(self, source: str, target: str) -> None:
+        """Copy a file or folder within the warehouse."""
+        files = self._jvm.org.apache.hadoop.fs.FileUtil
+        a, b = self._path(source), self._path(target)
+        files.copy(self._fs(source), a, self._fs(target), b, False, True, self._hadoop_conf)
 
     def data_files(self, uri: str) -> list[str]:
         """Every data file under a folder, as full URIs in order."""
@@ -272,12 +291,13 @@ class Warehouse:
         while found.hasNext():
             status = found.next()
             if not status.getPath().getName().startswith(("_", ".")):
-                files.append(status.getPath().toString())
+                files.append(_three_slashes(status.getPath().toString()))
         return sorted(files)
 
-    def _new_staging(self, table: str, ds: str) -> str:
+    def new_staging(self, table: str, ds: str) -> str:
+        """A fresh folder name to write a partition under; what a killed run left there is removed."""
         parent = f"{self.root}/_staging/{table}/{ds}"
-        self.delete(parent)  # what a killed run left behind
+        self.delete(parent)
         staging = f"{parent}/{uuid.uuid4().hex}"
         self._fs(staging).mkdirs(self._path(parent))
         return staging

@@ -30,9 +30,11 @@ def grow(previous: DataFrame | None, values: DataFrame) -> DataFrame:
 def sizes_of(vocabulary: DataFrame, features: list[str]) -> dict[str, int]:
     """Number of indices of each feature, padding and default included (so at least 2)."""
     found = vocabulary.groupBy("feature").agg((F.max("index") + 1).alias("size")).collect()
-    return {name: FIRST for name in features} | {row["feature"]: int(row["size"]) for row in found}
+    return dict.fromkeys(features, FIRST) | {row["feature"]: int(row["size"]) for row in found}
 
 
 def lookup(vocabulary: DataFrame, feature: str, value: str, index: str) -> DataFrame:
     """One feature's part of the vocabulary, its columns named for a join."""
-    return vocabulary.where(F.col("feature") == feature).select(F.col("value").alias(value), F.col("index").alias(index))
+    return vocabulary.where(F.col("feature") == feature).select(
+        F.col("value").alias(value), F.col("index").alias(index)
+    )

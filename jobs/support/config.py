@@ -30,6 +30,7 @@ class Evaluation(Section):
     popularity_days: int = Field(7, ge=1, description="window of the popularity baseline")
     item_cf_neighbours: int = Field(100, ge=1, description="neighbours an item keeps in the item-item baseline")
     item_cf_items: int = Field(100, ge=2, description="latest known items a user brings to the item-item baseline")
+    simulated_truth: bool = Field(False, description="compare with the best reachable ranking (simulated logs only)")
     bootstrap_samples: int = Field(500, ge=0, description="resamples of the users behind each 95% interval")
 
 

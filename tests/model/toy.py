@@ -24,14 +24,29 @@ SCHEMA: dict[str, Any] = {
     ],
     "item": [
         {"name": "item_id", "kind": "id", "column": "item_index", "vocabulary": "item_id", "size": ITEMS + 2},
-        {"name": "category", "kind": "categorical", "column": "item_category", "vocabulary": "item.category", "size": 6},
         {
-            "name": "tags", "kind": "multi_categorical", "column": "item_tags", "vocabulary": "item.tags", "size": 9,
-            "length": 3, "weights_column": "item_tags_weights",
+            "name": "category",
+            "kind": "categorical",
+            "column": "item_category",
+            "vocabulary": "item.category",
+            "size": 6,
+        },
+        {
+            "name": "tags",
+            "kind": "multi_categorical",
+            "column": "item_tags",
+            "vocabulary": "item.tags",
+            "size": 9,
+            "length": 3,
+            "weights_column": "item_tags_weights",
         },
     ],
     "history": {
-        "name": "history", "kind": "history", "column": "history", "vocabulary": "item_id", "size": ITEMS + 2,
+        "name": "history",
+        "kind": "history",
+        "column": "history",
+        "vocabulary": "item_id",
+        "size": ITEMS + 2,
         "length": HISTORY,
     },
     "example_age": {"name": "example_age", "kind": "numeric", "column": "example_age", "mean": 0.5, "std": 0.3},
@@ -83,6 +98,7 @@ def sample_rows(rows: int, seed: int = 0) -> dict[str, np.ndarray]:
 
 def table(rows: dict[str, np.ndarray]) -> pa.Table:
     """Lists as Spark writes them: list columns, not fixed-size ones."""
+
     def column(values: np.ndarray) -> pa.Array:
         if values.ndim == 1:
             return pa.array(values)
@@ -137,7 +153,9 @@ def make_spec(
         "item_features": item_features,
         "item_stats": item_stats,
         "negatives": NEGATIVES,
-        "model": ModelConfig(**{"dim": 16, "hidden": [32], "embedding_dim": 16, "small_embedding_dim": 8, **(model or {})}),
+        "model": ModelConfig(
+            **{"dim": 16, "hidden": [32], "embedding_dim": 16, "small_embedding_dim": 8, **(model or {})}
+        ),
         "loss": LossConfig(**(loss or {})),
         "training": TrainingConfig(**{"batch_size": 64, "shuffle_window": 100, "threads": 1, **(training or {})}),
         "seed": 7,

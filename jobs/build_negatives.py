@@ -1,0 +1,34 @@
+"""Model-ready samples of a day: every positive with its negatives, globally shuffled into equal row groups."""
+
+import sys
+
+from jobs.support.nights import alone, open_night, sample_config
+from jobs.support.plots import negatives_by_kind
+from jobs.support.runner import Context, log, main, parser
+from jobs.support.tracking import Tracker, log_partition
+from pipelines.build_negatives import build_negatives
+
+
+def run(context: Context, tracker: Tracker) -> None:
+    """Write `samples`, and record them."""
+    config = context.config
+    manifest, done = build_negatives(
+        open_night(context),
+        sample_config(config),
+        config.hash_of("inputs", "features", "positives", "negatives", "samples"),
+        force=context.force,
+    )
+    if not done:
+        log.info("build_negatives %s: already done (%s rows)", context.ds, f"{manifest.rows:,}")
+        return
+    log.info("build_negatives %s: %s rows", context.ds, f"{manifest.rows:,}")
+    with tracker.job("build_negatives") as job:
+        log_partition(job, context.warehouse.root, manifest)
+        job.params({"negatives": config.negatives.model_dump(), "samples": config.samples.model_dump()})
+        job.tags({"ranking_logs": "present" if manifest.facts["ranking_logs"] else "absent: no hard negatives"})
+        facts = manifest.facts
+        job.figure(negatives_by_kind(facts["kinds"], facts["quotas"], manifest.rows), "negatives_by_kind")
+
+
+if __name__ == "__main__":
+    sys.exit(main(parser("build_negatives", __doc__), alone(run)))

@@ -1,0 +1,49 @@
+"""Positives, histories, item statistics and vocabularies of a day, from yesterday's state and today's log."""
+
+import sys
+
+import numpy as np
+
+from jobs.support.nights import alone, open_night, sample_config
+from jobs.support.plots import popularity_before_after
+from jobs.support.runner import Context, log, main, parser
+from jobs.support.tracking import Tracker, log_partition
+from pipelines.build_positives import build_positives
+
+
+def run(context: Context, tracker: Tracker) -> None:
+    """Write the tables of the step, and record them."""
+    config = context.config
+    night = open_night(context, getattr(context.args, "bootstrap_days", None) or 0)
+    manifest, done = build_positives(
+        night,
+        sample_config(config),
+        config.hash_of("inputs", "features", "positives", "negatives") + f"-{config.evaluation.split}",
+        keep_last_out=config.evaluation.split == "last_positive",
+        force=context.force,
+    )
+    if not done:
+        log.info("build_positives %s: already done (%s rows)", context.ds, f"{manifest.rows:,}")
+        return
+    log.info("build_positives %s: %s rows", context.ds, f"{manifest.rows:,}")
+    with tracker.job("build_positives") as job:
+        log_partition(job, context.warehouse.root, manifest)
+        job.params({"features": config.features.model_dump(), "positives": config.positives.model_dump()})
+        sizes = context.warehouse.require("vocabularies", context.ds, "").facts["sizes"]
+        job.metrics({f"vocabulary.{name}": float(size) for name, size in sizes.items()})
+        stats = context.warehouse.read("item_stats", context.ds)
+        # One number an item, of the items most clicked: a plot needs no more than these.
+        top = stats.orderBy("window_count", ascending=False).select("window_count", "sampled_count").limit(100_000)
+        counts = top.toPandas()
+        job.figure(
+            popularity_before_after(
+                counts["window_count"].to_numpy(np.float64), counts["sampled_count"].to_numpy(np.float64)
+            ),
+            "popularity_before_after",
+        )
+
+
+if __name__ == "__main__":
+    flags = parser("build_positives", __doc__)
+    flags.add_argument("--bootstrap-days", type=int, metavar="N", help="first night: read N days of logs, no state")
+    sys.exit(main(flags, alone(run)))

@@ -1,0 +1,160 @@
+"""Full-corpus recall, NDCG and hit rate of a night's model, beside recent popularity and item-item CF."""
+
+import sys
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from jobs.support.embeddings import within_model, write_item_embeddings
+from jobs.support.nights import alone, open_night
+from jobs.support.plots import recall_by_third
+from jobs.support.runner import Context, log, main, parser
+from jobs.support.scoring import Exam, score_users
+from jobs.support.tracking import Tracker
+from model.evaluation import METRICS, bootstrap_interval
+from model.schema import FeatureSchema
+from pipelines import queries
+from pipelines.night import Night
+from pipelines.popularity import day_ordinal
+from pipelines.storage import Manifest, Recipe, shift
+
+SCHEMA = "model string, metric string, k int, slice string, value double, low double, high double, users long"
+
+
+def run(context: Context, tracker: Tracker) -> None:
+    """Write `evaluations`, and record them; says so where there is nothing after ds to evaluate on."""
+    warehouse, config, ds = context.warehouse, context.config.evaluation, context.ds
+    night = open_night(context)
+    days = _later_days(night, config.days) if config.split == "next_days" else []
+    if config.split == "next_days" and not days:
+        log.info("evaluate %s: no interactions after this day yet; run it again when they are there", ds)
+        return
+    embeddings = write_item_embeddings(context)
+    made = {
+        t: warehouse.require(t, ds, f"run build_positives for ds={ds} first") for t in ("user_histories", "item_stats")
+    }
+    inputs = {"item_embeddings": embeddings.fingerprint} | {t: m.fingerprint for t, m in made.items()}
+    if days:
+        inputs["interactions"] = night.inputs.fingerprint("interactions", days)
+    recipe = Recipe(context.config.hash_of("evaluation", "inputs"), inputs)
+    existing = warehouse.manifest("evaluations", ds)
+    if existing and existing.made_by(recipe) and not context.force:
+        log.info("evaluate %s: already done", ds)
+        return
+    with tracker.job("evaluate") as job:
+        users, shares = _examinees(context, night, days)
+        scored = score_users(users, _exam(context, embeddings)).toPandas()
+        rows = summarise(scored, config.bootstrap_samples, context.config.seed)
+        frame = context.spark.createDataFrame(pd.DataFrame(rows), SCHEMA)
+        facts = {"split": config.split, "days": days, "new_items_only": config.new_items_only, **shares}
+        warehouse.write(frame.coalesce(1), "evaluations", ds, recipe, facts=facts)
+        job.inputs(warehouse.root, inputs)
+        job.params({"evaluation": config.model_dump(), "days": ",".join(days)})
+        job.metrics(metric_names(rows) | shares)
+        job.figure(recall_by_third(rows, headline_k(config.ks)), f"recall_at_{headline_k(config.ks)}_by_third")
+    headline = {
+        f"{row['model']}.recall_at_{row['k']}": row["value"]
+        for row in rows
+        if row["metric"] == "recall" and row["slice"] == "all" and row["k"] == headline_k(config.ks)
+    }
+    tracker.night_metrics(headline)
+    log.info("evaluate %s: %s", ds, ", ".join(f"{name} {value:.4f}" for name, value in headline.items()))
+
+
+def headline_k(ks: list[int]) -> int:
+    """The cut-off that tables and plots show: 50 where it is measured."""
+    return 50 if 50 in ks else max(ks)
+
+
+def summarise(scored: pd.DataFrame, samples: int, seed: int) -> list[dict[str, Any]]:
+    """Per-user metrics -> the rows of `evaluations`: means over users with bootstrap intervals."""
+    rows = []
+    for (model, part, k), group in scored.sort_values("user_id").groupby(["model", "slice", "k"], sort=True):
+        for metric in METRICS:
+            values = group[metric].to_numpy(np.float64)
+            low, high = bootstrap_interval(values, samples, seed)
+            row = {"model": model, "metric": metric, "k": int(k), "slice": part, "value": float(values.mean())}
+            rows.append(row | {"low": low, "high": high, "users": len(values)})
+    return rows
+
+
+def metric_names(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Names for MLflow: two_tower.recall_at_50, two_tower.recall_at_50.tail, and the ends of their intervals."""
+    named = {}
+    for row in rows:
+        part = "" if row["slice"] == "all" else f".{row['slice']}"
+        name = f"{row['model']}.{row['metric']}_at_{row['k']}{part}"
+        named[name] = row["value"]
+        if not part:
+            named |= {f"{name}.low": row["low"], f"{name}.high": row["high"]}
+    return named
+
+
+def _later_days(night: Night, days: int) -> list[str]:
+    return night.inputs.present("interactions", [shift(night.ds, ahead) for ahead in range(1, days + 1)])
+
+
+def _examinees(context: Context, night: Night, days: list[str]) -> tuple[DataFrame, dict[str, float]]:
+    """Queries of the users to score, with targets and excluded items, and the shares of targets left out."""
+    config = context.config
+    found = queries.next_positives(night, config.positives, days) if days else queries.held_out(night)
+    new_only = config.evaluation.new_items_only
+    wanted, shares = queries.targets(found, night, new_items_only=new_only, max_users=config.evaluation.max_users)
+    wanted = wanted.persist()
+    users = queries.user_queries(night, config.features, wanted.select("user_id")).join(
+        wanted, on="user_id", how="inner"
+    )
+    model = context.warehouse.require("models", context.ds, "")
+    users = within_model(users, FeatureSchema.model_validate(model.facts["schema"]))
+    nothing = F.array().cast("array<int>")
+    users = users.withColumn("excluded", F.col("known_items") if new_only else nothing)
+    if config.evaluation.simulated_truth:
+        day = days[0] if days else context.ds
+        truth = context.warehouse.read_input(context.warehouse.path("sim_truth_users"), [day])
+        truth = truth.select(F.col("user_id").cast("string").alias("user_id"), F.col("taste").alias("true_taste"))
+        users = users.join(truth, on="user_id", how="inner")
+    # A few users a task: scoring is all the work, and Spark cannot see that in the size of the rows.
+    parallel = context.spark.sparkContext.defaultParallelism
+    return users.repartition(parallel, "user_id"), shares
+
+
+def _exam(context: Context, embeddings: Manifest) -> Exam:
+    warehouse, ds, config = context.warehouse, context.ds, context.config.evaluation
+
+    def files(table: str) -> tuple[str, ...]:
+        return tuple(warehouse.data_files(warehouse.path(table, ds)))
+
+    truth: tuple[str, ...] = ()
+    if config.simulated_truth:
+        truth = tuple(warehouse.data_files(warehouse.path("sim_truth_items")))
+    return Exam(
+        model_uri=warehouse.path("models", ds),
+        model_fingerprint=embeddings.fingerprint,
+        embeddings=files("item_embeddings"),
+        item_stats=files("item_stats"),
+        item_features=files("item_features"),
+        neighbours=_neighbours(context),
+        truth=truth,
+        first_popular_day=day_ordinal(ds) - config.popularity_days + 1,
+        ks=tuple(sorted(config.ks)),
+    )
+
+
+def _neighbours(context: Context) -> tuple[str, ...]:
+    """Files of the item-item baseline, made once for a day."""
+    warehouse, ds, config = context.warehouse, context.ds, context.config.evaluation
+    night = open_night(context)
+    state = warehouse.require("user_histories", ds, "")
+    recipe = Recipe(f"{config.item_cf_items}-{config.item_cf_neighbours}", {"user_histories": state.fingerprint})
+    existing = warehouse.manifest("item_neighbours", ds)
+    if not existing or not existing.made_by(recipe):
+        frame = queries.co_occurrence(night, config.item_cf_items, config.item_cf_neighbours)
+        warehouse.write(frame, "item_neighbours", ds, recipe, may_be_empty=True)
+    return tuple(warehouse.data_files(warehouse.path("item_neighbours", ds)))
+
+
+if __name__ == "__main__":
+    sys.exit(main(parser("evaluate", __doc__), alone(run)))

@@ -1,0 +1,78 @@
+"""A night from logs to release: build_positives, build_negatives, train, evaluate, publish_items, under one MLflow run."""
+
+import argparse
+import sys
+import time
+
+from jobs import build_negatives, build_positives, evaluate, publish_items, train
+from jobs.support.nights import Step
+from jobs.support.runner import Context, log, main, parser
+from jobs.support.tracking import Tracker
+from pipelines.errors import UsageError
+from pipelines.storage import days_back, parse_ds
+
+STEPS: tuple[tuple[str, Step], ...] = (
+    ("build_positives", build_positives.run),
+    ("build_negatives", build_negatives.run),
+    ("train", train.run),
+    ("evaluate", evaluate.run),
+    ("publish_items", publish_items.run),
+)
+
+
+def run(context: Context) -> None:
+    """The night of --ds, or those of --from … --to in order; --bootstrap-days belongs to the first of them."""
+    for number, ds in enumerate(days_of(context.args)):
+        if number:
+            context.args.bootstrap_days = None
+        run_night(context.at(ds))
+
+
+def run_night(context: Context) -> None:
+    """All steps of one ds; a step that is done is skipped."""
+    tracker = Tracker(context.config, context.warehouse, context.ds)
+    started = time.perf_counter()
+    try:
+        for name, step in STEPS:
+            since = time.perf_counter()
+            step(context, tracker)
+            log.info("%s %s: %.1f s", name, context.ds, time.perf_counter() - since)
+    except BaseException:
+        tracker.close_night("FAILED")
+        raise
+    tracker.close_night("FINISHED")
+    log.info("night %s: %.1f s; the record is in %s", context.ds, time.perf_counter() - started, tracker.uri)
+
+
+def days_of(args: argparse.Namespace) -> list[str]:
+    """The nights that the flags ask for. UsageError where they contradict each other."""
+    if args.ds and (args.first or args.last):
+        raise UsageError("give --ds, or --from and --to, not both")
+    if args.ds:
+        return [parse_ds(args.ds).isoformat()]
+    if not (args.first and args.last):
+        raise UsageError("name the night with --ds YYYY-MM-DD, or several with --from D1 --to D2")
+    first, last = parse_ds(args.first), parse_ds(args.last)
+    if last < first:
+        raise UsageError(f"--from {first} is after --to {last}: swap them")
+    return days_back(last.isoformat(), (last - first).days + 1)
+
+
+def add_days(flags: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """--ds, or --from and --to."""
+    flags.add_argument("--ds", metavar="YYYY-MM-DD", help="the night to run")
+    flags.add_argument("--from", dest="first", metavar="YYYY-MM-DD", help="first night of several")
+    flags.add_argument("--to", dest="last", metavar="YYYY-MM-DD", help="last night of several")
+    return flags
+
+
+def _flags() -> argparse.ArgumentParser:
+    flags = add_days(parser("nightly", __doc__ or "", with_ds=False))
+    flags.add_argument(
+        "--bootstrap-days", type=int, metavar="N", help="first night: read N days of logs up to ds, no state before it"
+    )
+    return flags
+
+
+if __name__ == "__main__":
+    sys.exit(main(_flags(), run))

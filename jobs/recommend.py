@@ -1,0 +1,104 @@
+"""Batch top-K from a release: user_id, item_id, rank (1 is best), score, for all users or those listed."""
+
+import argparse
+import sys
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from jobs.support.embeddings import user_vectors, within_model
+from jobs.support.nights import open_night
+from jobs.support.release import find_release
+from jobs.support.runner import Context, log, main, parser
+from model.index import load_index, search
+from model.schema import FeatureSchema
+from pipelines.errors import UsageError
+from pipelines.queries import user_queries
+
+
+def run(context: Context) -> None:
+    """Write the recommendations to --output."""
+    args, warehouse = context.args, context.warehouse
+    release = find_release(context, args.release)
+    night = open_night(context)
+    users = _listed(context, args.users) if args.users else None
+    rows = within_model(
+        user_queries(night, context.config.features, users), FeatureSchema.model_validate(release.manifest["schema"])
+    )
+    model, index = f"{release.uri}/model", f"{release.uri}/index.faiss"
+    files = tuple(warehouse.data_files(warehouse.path("item_features", release.manifest["ds"])))
+    found = top_items(rows, model, index, release.release_id, files, args.k, args.exclude_seen)
+    embedded = context.spark.read.parquet(f"{release.uri}/embeddings").select("item_index", "item_id")
+    snapshot = night.inputs.snapshot_at("users", context.ds, strictly_before=False)
+    id_type = night.inputs.id_type("users", snapshot) if snapshot else "string"
+    out = (
+        found.join(F.broadcast(embedded), on="item_index", how="inner")
+        .select(F.col("user_id").cast(id_type).alias("user_id"), "item_id", "rank", "score")
+        .sort("user_id", "rank")
+    )
+    written = warehouse.export(out, args.output, overwrite=context.force)
+    log.info("recommend %s: %s rows from release %s in %s", context.ds, f"{written:,}", release.release_id, args.output)
+
+
+def top_items(
+    rows: DataFrame, model: str, index: str, release_id: str, files: tuple[str, ...], k: int, exclude_seen: bool
+) -> DataFrame:
+    """Queries -> user_id, item_index, rank, score, on the executors; each keeps model and index in memory."""
+
+    def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            if batch.num_rows == 0:
+                continue
+            vectors = user_vectors(batch, model, release_id, files)
+            seen = None
+            if exclude_seen:
+                known = batch.column("known_items")
+                seen = np.split(known.flatten().to_numpy(), known.offsets.to_numpy()[1:-1] - known.offsets[0].as_py())
+            scores, items = search(_cached_index(index, release_id), vectors, k, seen)
+            owner, place = np.nonzero(items >= 0)
+            yield pa.RecordBatch.from_arrays(
+                [
+                    batch.column("user_id").take(pa.array(owner)),
+                    pa.array(items[owner, place].astype(np.int32)),
+                    pa.array((place + 1).astype(np.int32)),
+                    pa.array(scores[owner, place]),
+                ],
+                names=["user_id", "item_index", "rank", "score"],
+            )
+
+    return rows.mapInArrow(run, "user_id string, item_index int, rank int, score float")
+
+
+@lru_cache(maxsize=1)
+def _cached_index(uri: str, release_id: str) -> Any:
+    return load_index(uri)
+
+
+def _listed(context: Context, path: str) -> DataFrame:
+    """One user id a line. UsageError where there is no such file, or nothing in it."""
+    if not Path(path).is_file():
+        raise UsageError(f"--users {path}: there is no such file; write one user id a line")
+    ids = sorted({line.strip() for line in Path(path).read_text().splitlines() if line.strip()})
+    if not ids:
+        raise UsageError(f"--users {path}: the file names no user; write one user id a line")
+    return context.spark.createDataFrame([(user,) for user in ids], "user_id string")
+
+
+def _flags() -> argparse.ArgumentParser:
+    flags = parser("recommend", __doc__ or "")
+    flags.add_argument("--k", type=int, default=100, help="items a user (default 100)")
+    flags.add_argument("--exclude-seen", action="store_true", help="leave out items that the user already had")
+    flags.add_argument("--output", required=True, metavar="DIR", help="folder for the Parquet files")
+    flags.add_argument("--users", metavar="FILE", help="user ids, one a line; default: all known users")
+    flags.add_argument("--release", metavar="ID", help="release to use; default: the current one")
+    return flags
+
+
+if __name__ == "__main__":
+    sys.exit(main(_flags(), run))

@@ -1,0 +1,109 @@
+"""Vectors on Spark's executors: every item of a night once, users a batch at a time."""
+
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+
+import numpy as np
+import pyarrow as pa
+import torch
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+from pyspark.sql import types as T
+
+from jobs.support.runner import Context
+from model.catalogue import Catalogue
+from model.checkpoint import load_checkpoint
+from model.retrieval import batch_columns, embed_items, embed_users
+from model.schema import FeatureSchema
+from model.towers import TwoTower
+from pipelines.storage import Manifest, Recipe, digest
+from pipelines.vocabulary import DEFAULT
+
+VECTOR = "item_id {id_type}, item_index int, embedding array<float>, release_id string"
+
+
+@lru_cache(maxsize=2)
+def cached_model(uri: str, fingerprint: str) -> TwoTower:
+    """A checkpoint, kept by the Python worker for its next batches. `fingerprint` tells a rewritten one apart."""
+    # One thread a worker: Spark runs as many workers as there are cores.
+    torch.set_num_threads(1)
+    return load_checkpoint(uri)
+
+
+def release_id_of(model: Manifest, item_features: Manifest) -> str:
+    """The id of the release that a model and a catalogue make: the same for the same night, however often it runs."""
+    return f"{model.ds}-{digest([model.fingerprint, item_features.fingerprint])[:8]}"
+
+
+def write_item_embeddings(context: Context) -> Manifest:
+    """The vectors of all live items, in `item_embeddings`; done once for evaluate and publish_items alike."""
+    warehouse, ds = context.warehouse, context.ds
+    model = warehouse.require("models", ds, f"run train for ds={ds} first")
+    features = warehouse.require("item_features", ds, f"run build_positives for ds={ds} first")
+    recipe = Recipe("", {"models": model.fingerprint, "item_features": features.fingerprint})
+    existing = warehouse.manifest("item_embeddings", ds)
+    if existing and existing.made_by(recipe):
+        return existing
+    uri, fingerprint, release = warehouse.path("models", ds), model.fingerprint, release_id_of(model, features)
+    columns = FeatureSchema.model_validate(model.facts["schema"]).item_columns
+    rows = warehouse.read("item_features", ds)
+    schema = T.StructType(
+        [
+            rows.schema["item_id"],
+            T.StructField("item_index", T.IntegerType()),
+            T.StructField("embedding", T.ArrayType(T.FloatType())),
+            T.StructField("release_id", T.StringType()),
+        ]
+    )
+
+    def embed(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            vectors = embed_items(cached_model(uri, fingerprint), batch_columns(batch, columns))
+            offsets = pa.array(np.arange(len(vectors) + 1) * vectors.shape[1], type=pa.int32())
+            yield pa.RecordBatch.from_arrays(
+                [
+                    batch.column("item_id"),
+                    batch.column("item_index"),
+                    pa.ListArray.from_arrays(offsets, pa.array(vectors.ravel())),
+                    pa.array([release] * len(vectors)),
+                ],
+                names=["item_id", "item_index", "embedding", "release_id"],
+            )
+
+    embedded = rows.select("item_id", *columns).mapInArrow(embed, schema)
+    return warehouse.write(embedded, "item_embeddings", ds, recipe, facts={"release_id": release})
+
+
+def within_model(queries: DataFrame, schema: FeatureSchema) -> DataFrame:
+    """Queries as a model of an earlier night knows them: indices that came later are default, in histories padding."""
+    from model.schema import MultiCategoricalFeature, NumericFeature
+
+    for feature in schema.user:
+        if isinstance(feature, NumericFeature):
+            continue
+        column, size = F.col(feature.column), feature.size
+        if isinstance(feature, MultiCategoricalFeature):
+            known = F.transform(column, lambda v, size=size: F.when(v < size, v).otherwise(DEFAULT))
+        else:
+            known = F.when(column < size, column).otherwise(DEFAULT)
+        queries = queries.withColumn(feature.column, known)
+    if schema.history is not None:
+        size = schema.history.size
+        known = F.transform("history", lambda v: F.when(v < size, v).otherwise(DEFAULT))
+        queries = queries.withColumn("history", known)
+    return queries
+
+
+@lru_cache(maxsize=1)
+def cached_catalogue(uri: str, fingerprint: str, files: tuple[str, ...]) -> Catalogue | None:
+    """Item features, for models that pool them over the history; None for the others."""
+    model = cached_model(uri, fingerprint)
+    return Catalogue.read(model.schema, list(files)) if model.history_features else None
+
+
+def user_vectors(batch: pa.RecordBatch, uri: str, fingerprint: str, files: tuple[str, ...]) -> np.ndarray:
+    """User vectors [n, d] of a batch of queries. `files`: item_features, read only where the model needs them."""
+    model = cached_model(uri, fingerprint)
+    age = model.schema.example_age.column if model.schema.example_age else None
+    columns = [name for name in model.schema.user_columns if name != age]
+    return embed_users(model, batch_columns(batch, columns), cached_catalogue(uri, fingerprint, files))

@@ -1,0 +1,39 @@
+"""What the jobs of a night share: the day with its window, the config that shapes tables, the record."""
+
+from collections.abc import Callable
+
+from jobs.support.config import Config
+from jobs.support.runner import Context
+from jobs.support.tracking import Tracker
+from pipelines.night import Night, SampleConfig
+
+Step = Callable[[Context, Tracker], None]
+
+
+def sample_config(config: Config) -> SampleConfig:
+    """The parts of the config that shape the sample tables."""
+    return SampleConfig(config.features, config.positives, config.negatives, config.samples)
+
+
+def open_night(context: Context, bootstrap_days: int | None = None) -> Night:
+    """The night of the context. How many days it began with is known from its positives, once they are written."""
+    config = context.config
+    if bootstrap_days is None:
+        manifest = context.warehouse.manifest("positives", context.ds)
+        bootstrap_days = int(manifest.facts["bootstrap_days"]) if manifest else 0
+    return Night.open(context.warehouse, config.inputs, context.ds, config.seed, bootstrap_days)
+
+
+def alone(step: Step) -> Callable[[Context], None]:
+    """A step as a job of its own: it adds itself to the record of its night."""
+
+    def run(context: Context) -> None:
+        tracker = Tracker(context.config, context.warehouse, context.ds, join_finished=True)
+        try:
+            step(context, tracker)
+        except BaseException:
+            tracker.close_night("FAILED")
+            raise
+        tracker.close_night("FINISHED")
+
+    return run

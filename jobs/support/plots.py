@@ -1,0 +1,74 @@
+"""The pictures of a night, for MLflow."""
+
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")  # jobs have no screen
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+
+def loss_curve(points: list[dict[str, float]]) -> Figure:
+    """Loss by step."""
+    figure, axes = plt.subplots(figsize=(7, 4))
+    axes.plot([p["step"] for p in points], [p["loss"] for p in points])
+    axes.set(xlabel="step", ylabel="loss", title="Training loss")
+    return _done(figure)
+
+
+def recall_by_third(rows: list[dict[str, Any]], k: int) -> Figure:
+    """Recall@k of each model, over all targets and by popularity third, with 95% intervals."""
+    slices = ["all", "head", "mid", "tail"]
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    figure, axes = plt.subplots(figsize=(8, 4))
+    width = 0.8 / max(len(models), 1)
+    for number, model in enumerate(models):
+        found = {r["slice"]: r for r in rows if r["model"] == model and r["metric"] == "recall" and r["k"] == k}
+        values = np.array([found[s]["value"] if s in found else np.nan for s in slices], float)
+        low = np.array([found[s]["low"] if s in found else np.nan for s in slices], float)
+        high = np.array([found[s]["high"] if s in found else np.nan for s in slices], float)
+        places = np.arange(len(slices)) + (number - (len(models) - 1) / 2) * width
+        bars = np.nan_to_num(np.array([values - low, high - values]))
+        axes.bar(places, values, width, label=model, yerr=np.maximum(bars, 0), capsize=2)
+    axes.set_xticks(range(len(slices)), slices)
+    axes.set(ylabel=f"Recall@{k}", title=f"Recall@{k} by popularity third (95% intervals)")
+    axes.legend()
+    return _done(figure)
+
+
+def popularity_before_after(before: np.ndarray, after: np.ndarray) -> Figure:
+    """Share of positives by item, sorted by popularity, before and after down-sampling."""
+    figure, axes = plt.subplots(figsize=(7, 4))
+    order = np.argsort(-before, kind="stable")
+    ranks = np.arange(1, len(before) + 1)
+    for counts, label in ((before, "before (window)"), (after, "after (this night's rows)")):
+        share = counts[order].astype(float)
+        axes.plot(ranks, np.cumsum(share) / max(share.sum(), 1.0), label=label)
+    axes.set_xscale("log")
+    axes.set(
+        xlabel="items, most popular first", ylabel="cumulative share of positives", title="Popularity down-sampling"
+    )
+    axes.legend()
+    return _done(figure)
+
+
+def negatives_by_kind(kinds: dict[str, int], quotas: dict[str, int], rows: int) -> Figure:
+    """Negatives a row by kind, against the quota."""
+    names = list(quotas)
+    figure, axes = plt.subplots(figsize=(6, 4))
+    places = np.arange(len(names))
+    axes.bar(places - 0.2, [kinds.get(name, 0) / max(rows, 1) for name in names], 0.4, label="drawn")
+    axes.bar(places + 0.2, [quotas[name] for name in names], 0.4, label="quota")
+    axes.set_xticks(places, names)
+    axes.set(ylabel="negatives a row", title="Negatives by kind")
+    axes.legend()
+    return _done(figure)
+
+
+def _done(figure: Figure) -> Figure:
+    figure.tight_layout()
+    plt.close(figure)  # pyplot would keep every figure of the night
+    return figure

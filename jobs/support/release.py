@@ -1,0 +1,45 @@
+"""Releases: one folder, one id, checksums; `current.json` names the one in use and moves last."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from jobs.support.runner import Context
+from pipelines.errors import InputError
+from pipelines.storage import Warehouse
+
+FOLDER = "releases"
+
+
+@dataclass(frozen=True)
+class Release:
+    """A published release: its id, its folder, its manifest."""
+
+    release_id: str
+    uri: str
+    manifest: dict[str, Any]
+
+
+def folder_of(warehouse: Warehouse, release_id: str) -> str:
+    """Where a release lives."""
+    return f"{warehouse.root}/{FOLDER}/{release_id}"
+
+
+def current_uri(warehouse: Warehouse) -> str:
+    """The file that names the release in use."""
+    return f"{warehouse.root}/{FOLDER}/current.json"
+
+
+def find_release(context: Context, release_id: str | None = None) -> Release:
+    """The named release, or the current one. InputError where there is none."""
+    warehouse = context.warehouse
+    if release_id is None:
+        if not warehouse.exists(current_uri(warehouse)):
+            raise InputError(
+                f"nothing is published yet in {warehouse.root}/{FOLDER}: run publish_items for a night first"
+            )
+        release_id = str(json.loads(warehouse.read_text(current_uri(warehouse)))["release_id"])
+    uri = folder_of(warehouse, release_id)
+    if not warehouse.exists(f"{uri}/manifest.json"):
+        raise InputError(f"release {release_id!r} is not in {warehouse.root}/{FOLDER}")
+    return Release(release_id, uri, json.loads(warehouse.read_text(f"{uri}/manifest.json")))

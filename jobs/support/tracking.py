@@ -1,0 +1,200 @@
+"""MLflow's one home: a run a night, a child run a job, and the release as a model version.
+
+Everything goes through the client, never through the "active run" of a thread: jobs nest, and Spark has threads.
+"""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from jobs.support.config import Config
+from pipelines.errors import UsageError
+from pipelines.storage import Manifest, Warehouse, code_version
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+os.environ.setdefault("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "false")
+for _name in ("alembic", "mlflow.store.db.utils", "mlflow.tracking.fluent"):
+    logging.getLogger(_name).setLevel(logging.WARNING)  # a fresh sqlite store tells of thirty migrations
+
+import mlflow  # noqa: E402  the loggers above speak while it is imported
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag  # noqa: E402
+from mlflow.exceptions import MlflowException  # noqa: E402
+from mlflow.tracking import MlflowClient  # noqa: E402
+
+NIGHT, JOB = "nightjar.night", "nightjar.job"
+
+
+def tracking_uri(config: Config, root: str) -> str:
+    """Where the record is: as configured, else sqlite in a local warehouse. UsageError where neither can be."""
+    if config.tracking.uri:
+        return config.tracking.uri
+    if not root.startswith("file://"):
+        raise UsageError(f"tracking.uri is not set, and the warehouse {root} is not local: name an MLflow server")
+    return f"sqlite:///{root.removeprefix('file://')}/mlflow.db"
+
+
+class JobRun:
+    """One child run: what a job has to say."""
+
+    def __init__(self, client: MlflowClient, run_id: str) -> None:
+        self._client, self.run_id = client, run_id
+
+    def params(self, values: dict[str, Any]) -> None:
+        """Parameters; nested values as dotted names."""
+        flat = [Param(name, str(value)[:6000]) for name, value in _flatten(values)]
+        for start in range(0, len(flat), 100):
+            self._client.log_batch(self.run_id, params=flat[start : start + 100])
+
+    def metrics(self, values: dict[str, float], step: int = 0) -> None:
+        """Metrics at a step; values that are not numbers (NaN) are left out."""
+        now = int(time.time() * 1000)
+        kept = [Metric(name, float(value), now, step) for name, value in values.items() if value == value]
+        for start in range(0, len(kept), 1000):
+            self._client.log_batch(self.run_id, metrics=kept[start : start + 1000])
+
+    def series(self, points: list[dict[str, float]], step: str) -> None:
+        """Many steps at once; `step` is the key of the step number in each point."""
+        now = int(time.time() * 1000)
+        metrics = [
+            Metric(name, float(value), now, int(point[step]))
+            for point in points
+            for name, value in point.items()
+            if name != step and value == value
+        ]
+        for start in range(0, len(metrics), 1000):
+            self._client.log_batch(self.run_id, metrics=metrics[start : start + 1000])
+
+    def tags(self, values: dict[str, str]) -> None:
+        """Tags."""
+        self._client.log_batch(self.run_id, tags=[RunTag(name, str(value)) for name, value in values.items()])
+
+    def inputs(self, root: str, tables: dict[str, str]) -> None:
+        """Input tables as datasets: name -> fingerprint."""
+        found = []
+        for name, fingerprint in tables.items():
+            table = name.partition("@")[0]
+            source = json.dumps({"uri": f"{root}/{table}"})
+            dataset = Dataset(name=name, digest=fingerprint[:36], source_type="local", source=source)
+            found.append(DatasetInput(dataset, [InputTag("mlflow.data.context", "input")]))
+        self._client.log_inputs(self.run_id, found)
+
+    def figure(self, figure: "Figure", name: str) -> None:
+        """A plot, as plots/NAME.png."""
+        self._client.log_figure(self.run_id, figure, f"plots/{name}.png")
+
+    def json(self, value: Any, name: str) -> None:
+        """A JSON artifact."""
+        self._client.log_dict(self.run_id, value, name)
+
+
+class Tracker:
+    """The record of one night. Nothing is written before the first job has something to do."""
+
+    def __init__(self, config: Config, warehouse: Warehouse, ds: str, *, join_finished: bool = False) -> None:
+        """`join_finished`: add to the newest run of this ds even where it has ended (jobs run one by one)."""
+        self._config, self._root, self.ds, self._join = config, warehouse.root, ds, join_finished
+        self.uri = tracking_uri(config, warehouse.root)
+        self._night_run: str | None = None
+        self._opened: MlflowClient | None = None
+
+    @property
+    def _client(self) -> MlflowClient:
+        if self._opened is None:
+            mlflow.set_tracking_uri(self.uri)
+            self._opened = MlflowClient(self.uri)
+        return self._opened
+
+    def _experiment(self) -> str:
+        name = self._config.tracking.experiment
+        found = self._client.get_experiment_by_name(name)
+        if found is not None:
+            return str(found.experiment_id)
+        local = self.uri.startswith("sqlite:")
+        place = f"{self._root}/mlartifacts" if local and self._root.startswith("file://") else None
+        return str(self._client.create_experiment(name, artifact_location=place))
+
+    def _night(self) -> str:
+        """The night's parent run: the newest of this ds where it was not finished (a killed night goes on), else a new one."""
+        if self._night_run is None:
+            experiment = self._experiment()
+            before = self._client.search_runs([experiment], f"tags.`{NIGHT}` = '{self.ds}'", max_results=1)
+            if before and (self._join or before[0].info.status != "FINISHED"):
+                self._night_run = before[0].info.run_id
+                self._client.update_run(self._night_run, status="RUNNING")
+            else:
+                tags = {NIGHT: self.ds, "ds": self.ds, "code_version": code_version()}
+                run = self._client.create_run(experiment, run_name=f"night {self.ds}", tags=tags)
+                self._night_run = run.info.run_id
+                night = JobRun(self._client, self._night_run)
+                night.params(self._config.model_dump(mode="json"))
+                night.json(self._config.model_dump(mode="json"), "config.json")
+        return self._night_run
+
+    @contextmanager
+    def job(self, name: str) -> Iterator[JobRun]:
+        """A child run of the night; FAILED with the error where the job raises."""
+        parent = self._night()
+        tags = {"mlflow.parentRunId": parent, JOB: name, "ds": self.ds, "code_version": code_version()}
+        run = self._client.create_run(self._experiment(), run_name=f"{name} {self.ds}", tags=tags)
+        job = JobRun(self._client, run.info.run_id)
+        try:
+            yield job
+        except BaseException as error:
+            job.tags({"error": str(error)[:4000]})
+            self._client.set_terminated(run.info.run_id, "FAILED")
+            raise
+        self._client.set_terminated(run.info.run_id, "FINISHED")
+
+    def night_metrics(self, values: dict[str, float]) -> None:
+        """The few figures that the list of nights should show, on the parent run."""
+        JobRun(self._client, self._night()).metrics(values)
+
+    def night_tags(self, values: dict[str, str]) -> None:
+        """Tags on the parent run."""
+        JobRun(self._client, self._night()).tags(values)
+
+    def close_night(self, status: str) -> None:
+        """End the parent run, if there is one: FINISHED or FAILED."""
+        if self._night_run is not None:
+            self._client.set_terminated(self._night_run, status)
+            self._night_run = None
+
+    def register(self, job: JobRun, manifest: dict[str, Any], uri: str) -> str:
+        """The release as a model version, aliased `champion`. Returns the version."""
+        name = self._config.tracking.registered_model
+        job.json(manifest, "release/manifest.json")
+        try:
+            self._client.create_registered_model(name, description="Releases of the nightly two-tower model")
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        source = f"{self._client.get_run(job.run_id).info.artifact_uri}/release"
+        version = self._client.create_model_version(
+            name, source=source, run_id=job.run_id, tags={"release_id": manifest["release_id"], "uri": uri}
+        )
+        self._client.set_registered_model_alias(name, "champion", version.version)
+        return str(version.version)
+
+
+def log_partition(job: JobRun, root: str, manifest: Manifest) -> None:
+    """What every table-writing job records: inputs as datasets, rows, and the numbers among the facts."""
+    job.inputs(root, manifest.inputs)
+    job.tags({"table": manifest.table, "fingerprint": manifest.fingerprint})
+    numbers = {f"rows.{manifest.table}": float(manifest.rows)}
+    for group in ("counts", "kinds"):
+        numbers |= {f"{group}.{name}": float(value) for name, value in manifest.facts.get(group, {}).items()}
+    job.metrics(numbers)
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

@@ -1,0 +1,95 @@
+"""Train the two towers on a day's samples, from last night's model or (first night) from nothing."""
+
+import sys
+
+from jobs.support.nights import alone
+from jobs.support.plots import loss_curve
+from jobs.support.runner import Context, log, main, parser
+from jobs.support.tracking import Tracker
+from model.launch import launch
+from model.spec import TrainingSpec
+from pipelines.storage import Manifest, Recipe, shift
+
+HASHED = ("features", "model", "loss", "training")
+
+
+def run(context: Context, tracker: Tracker) -> None:
+    """Write `models` for ds, and record the training."""
+    config, warehouse, ds = context.config, context.warehouse, context.ds
+    remedy = f"run build_negatives for ds={ds} first"
+    made = {table: warehouse.require(table, ds, remedy) for table in ("samples", "item_features", "item_stats")}
+    first_night = made["samples"].facts["bootstrap_days"] > 0
+    inputs = {table: manifest.fingerprint for table, manifest in made.items()}
+    before = None
+    if not first_night:
+        yesterday = shift(ds, -1)
+        before = warehouse.require(
+            "models", yesterday, f"run train for ds={yesterday} first: nights build on each other"
+        )
+        inputs[f"models@{yesterday}"] = before.fingerprint
+    recipe = Recipe(config.hash_of(*HASHED), inputs)
+    existing = warehouse.manifest("models", ds)
+    if existing and existing.made_by(recipe) and not context.force:
+        log.info("train %s: already done (loss %.4f)", ds, existing.facts["loss"])
+        return
+    staging = warehouse.new_staging("models", ds)
+    epochs = config.training.bootstrap_epochs if first_night else config.training.epochs
+    spec = TrainingSpec(
+        features=made["samples"].facts["schema"],
+        train=_files(context, made["samples"], "train"),
+        valid=_files(context, made["samples"], "valid"),
+        item_features=warehouse.data_files(warehouse.path("item_features", ds)),
+        item_stats=warehouse.data_files(warehouse.path("item_stats", ds)),
+        negatives=made["samples"].facts["negatives"],
+        model=config.model,
+        loss=config.loss,
+        training=config.training,
+        seed=config.seed,
+        epochs=epochs,
+        warm_start=warehouse.path("models", before.ds) if before else None,
+        output=staging,
+        progress=sys.stderr.isatty(),
+    )
+    with tracker.job("train") as job:
+        job.inputs(warehouse.root, inputs)
+        for name in ("model", "loss", "training"):
+            job.params({name: getattr(config, name).model_dump()})
+        job.params({"epochs": epochs, "warm_start": before.ds if before else "none"})
+        result = launch(spec)
+        points = [point.model_dump() for point in result.metrics]
+        job.series(points, "step")
+        job.series([{k: v for k, v in epoch.model_dump().items() if v is not None} for epoch in result.epochs], "epoch")
+        job.metrics({f"masked.{name}": float(count) for name, count in result.masked.items()})
+        job.metrics(
+            {
+                "parameters": result.parameters,
+                "steps": result.steps,
+                "rows": result.rows,
+                "train_seconds": result.seconds,
+            }
+        )
+        job.figure(loss_curve(points), "loss")
+    loss = result.epochs[-1].loss
+    facts = {
+        "loss": loss,
+        "steps": result.steps,
+        "rows": result.rows,
+        "epochs": epochs,
+        "schema": made["samples"].facts["schema"],
+    }
+    warehouse.finish_folder(staging, "models", ds, recipe, facts)
+    tracker.night_metrics({"loss": loss})
+    log.info(
+        "train %s: %s rows in %s steps, %.1f s, loss %.4f", ds, f"{result.rows:,}", result.steps, result.seconds, loss
+    )
+
+
+def _files(context: Context, samples: Manifest, split: str) -> list[dict[str, object]]:
+    """Row groups of a split as whole URLs with their rows, from the manifest."""
+    folder = context.warehouse.path("samples", context.ds)
+    groups = samples.facts["splits"].get(split, {"groups": []})["groups"]
+    return [{"url": f"{folder}/{group['path']}", "rows": group["rows"]} for group in groups]
+
+
+if __name__ == "__main__":
+    sys.exit(main(parser("train", __doc__), alone(run)))

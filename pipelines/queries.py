@@ -1,0 +1,126 @@
+"""Users as the user tower wants them at the end of a day, and what they then went on to do."""
+
+from pyspark.sql import DataFrame, Window
+from pyspark.sql import functions as F
+
+from pipelines import encode, positives, vocabulary
+from pipelines.config import Features, Positives
+from pipelines.hashing import hashed
+from pipelines.night import Night
+
+
+def user_queries(night: Night, features: Features, users: DataFrame | None = None) -> DataFrame:
+    """One row a user at the end of ds: user_id, user_index, user_NAME…, history (padded left), known_items.
+
+    `users`: user_id (string) of those wanted, whether known or not; default: everyone in the state or the newest
+    snapshot. A user that nothing is known of gets defaults: index 1, an empty history.
+    """
+    read = night.warehouse.read
+    vocab = read("vocabularies", night.ds)
+    facts = night.warehouse.require("vocabularies", night.ds, f"run build_positives for ds={night.ds} first").facts
+    state = read("user_histories", night.ds)
+    side = encode.sides(features)[0]
+    snapshot_day = night.inputs.snapshot_at("users", night.ds, strictly_before=False)
+    snapshot = night.inputs.snapshot("users", snapshot_day) if snapshot_day else None
+    if users is None:
+        users = state.select("user_id")
+        if snapshot is not None:
+            users = users.unionByName(snapshot.select("user_id")).distinct()
+    rows = users.join(state.drop("user_index", "history_times"), on="user_id", how="left")
+    rows = rows.join(vocabulary.lookup(vocab, "user_id", "user_id", "user_index"), on="user_id", how="left")
+    if side.features and snapshot is not None:
+        encoded = encode.encode(side, snapshot, vocab, facts["numeric"], ["user_id"])
+        rows = rows.join(encoded, on="user_id", how="left")
+    for column, blank in encode.without_snapshot(side, facts["numeric"]).items():
+        rows = rows.withColumn(column, F.coalesce(column, blank) if column in rows.columns else blank)
+    length = features.history.length if features.history else 1
+    past = F.coalesce("history_items", F.array().cast("array<int>"))
+    padded = F.slice(F.concat(F.array_repeat(F.lit(0), length), past), -length, length)
+    return rows.select(
+        "user_id",
+        F.coalesce("user_index", F.lit(vocabulary.DEFAULT)).alias("user_index"),
+        *side.encoded_columns(),
+        padded.alias("history"),
+        F.coalesce("known_items", F.array().cast("array<int>")).alias("known_items"),
+    )
+
+
+def next_positives(night: Night, config: Positives, days: list[str]) -> DataFrame:
+    """Positives of later days: user_id, item_id, item_index (null for an item that ds did not know)."""
+    events = positives.select_events(night.inputs.events("interactions", days), config)
+    vocab = night.warehouse.read("vocabularies", night.ds)
+    items = vocabulary.lookup(vocab, "item_id", "item_id", "item_index")
+    return events.select("user_id", "item_id").distinct().join(items, on="item_id", how="left")
+
+
+def held_out(night: Night) -> DataFrame:
+    """Each user's last positive, as build_positives put it aside: user_id, item_id, item_index."""
+    return night.warehouse.read("holdout", night.ds).select("user_id", "item_id", "item_index")
+
+
+def targets(
+    found: DataFrame, night: Night, *, new_items_only: bool, max_users: int
+) -> tuple[DataFrame, dict[str, float]]:
+    """Targets by user (user_id, targets: array<int>), of at most `max_users` users chosen by hash, and what was left out.
+
+    Only items that ds could have recalled count: the share of the others is reported, not hidden in the recall.
+    """
+    live = night.warehouse.read("item_features", night.ds).select("item_index", F.lit(True).alias("live"))
+    marked = found.join(live, on="item_index", how="left").withColumn("live", F.coalesce("live", F.lit(False)))
+    known = F.lit(False).alias("known")
+    if new_items_only:
+        had = night.warehouse.read("user_histories", night.ds).select(
+            "user_id", F.explode("known_items").alias("item_index"), F.lit(True).alias("known")
+        )
+        marked = marked.join(had, on=["user_id", "item_index"], how="left")
+        known = F.coalesce("known", F.lit(False)).alias("known")
+    marked = marked.select("user_id", "item_index", "live", known).persist()
+    counted = marked.agg(
+        F.count(F.lit(1)).alias("all"),
+        F.count(F.when(~F.col("live"), 1)).alias("unreachable"),
+        F.count(F.when(F.col("known"), 1)).alias("known"),
+    ).first()
+    assert counted is not None
+    everything = max(1, counted["all"])
+    shares = {"share_unreachable": counted["unreachable"] / everything, "share_known": counted["known"] / everything}
+    by_user = (
+        marked.where("live and not known")
+        .groupBy("user_id")
+        .agg(F.array_sort(F.collect_set("item_index")).alias("targets"))
+    )
+    chosen = by_user.orderBy(hashed("evaluated", night.seed, F.col("user_id")), "user_id").limit(max_users)
+    return chosen, shares
+
+
+def co_occurrence(night: Night, items_a_user: int, neighbours: int) -> DataFrame:
+    """Item-item collaborative filtering from what users have: item_index, neighbours (array<int>), similarities.
+
+    sim(i, j) = n_ij / sqrt(n_i n_j) over users' latest known items (Linden, Smith and York, IEEE Internet Computing
+    2003). A user brings a bounded number of items, so pairs grow with users, not with the heaviest user squared.
+    """
+    state = night.warehouse.read("user_histories", night.ds)
+    pairs = state.select("user_id", F.explode(F.slice(F.reverse("known_items"), 1, items_a_user)).alias("item_index"))
+    pairs = pairs.persist()
+    counts = pairs.groupBy("item_index").agg(F.count(F.lit(1)).alias("n"))
+    other = pairs.withColumnRenamed("item_index", "neighbour")
+    together = (
+        pairs.join(other, on="user_id", how="inner")
+        .where("item_index != neighbour")
+        .groupBy("item_index", "neighbour")
+        .agg(F.count(F.lit(1)).alias("together"))
+    )
+    similar = (
+        together.join(counts, on="item_index", how="inner")
+        .join(counts.select(F.col("item_index").alias("neighbour"), F.col("n").alias("m")), on="neighbour", how="inner")
+        .withColumn("similarity", (F.col("together") / F.sqrt(F.col("n") * F.col("m"))).cast("float"))
+    )
+    best = Window.partitionBy("item_index").orderBy(F.desc("similarity"), "neighbour")
+    kept = similar.withColumn("rank", F.row_number().over(best)).where(F.col("rank") <= neighbours)
+    ordered = kept.groupBy("item_index").agg(
+        F.array_sort(F.collect_list(F.struct("rank", "neighbour", "similarity"))).alias("found")
+    )
+    return ordered.select(
+        "item_index",
+        F.col("found.neighbour").alias("neighbours"),
+        F.col("found.similarity").alias("similarities"),
+    )

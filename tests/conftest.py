@@ -1,0 +1,27 @@
+"""What tests share: one Spark session with real shuffles, and an empty warehouse."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pyspark.sql import SparkSession
+
+from pipelines.session import open_session
+from pipelines.storage import Warehouse
+
+
+@pytest.fixture(scope="session")
+def spark() -> Iterator[SparkSession]:
+    """Two cores and several shuffle partitions, so that order and placement differ between runs."""
+    session = open_session(
+        "nightjar-tests",
+        {"spark.master": "local[2]", "spark.sql.shuffle.partitions": "4", "spark.ui.enabled": "false"},
+    )
+    yield session
+    session.stop()
+
+
+@pytest.fixture
+def warehouse(spark: SparkSession, tmp_path: Path) -> Warehouse:
+    """An empty warehouse of its own for each test."""
+    return Warehouse(spark, str(tmp_path / "warehouse"))

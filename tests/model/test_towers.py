@@ -1,0 +1,103 @@
+"""Promises of the towers: padding is nothing, sides do not mix, vectors have unit length."""
+
+import numpy as np
+import pytest
+import torch
+
+from model.catalogue import Catalogue
+from model.config import ModelConfig
+from model.features import PADDING, Batch
+from model.retrieval import batch_columns, embed_items, embed_users
+from model.schema import FeatureSchema
+from model.towers import TwoTower
+from tests.model import toy
+
+
+def build(**config: object) -> TwoTower:
+    torch.manual_seed(0)
+    return TwoTower(toy.schema(), ModelConfig.model_validate({"dim": 8, "hidden": [16], **config}))
+
+
+def batch(rows: int) -> Batch:
+    return {name: torch.from_numpy(values) for name, values in toy.sample_rows(rows).items()}
+
+
+def test_vectors_have_unit_length_and_read_their_own_side() -> None:
+    model, catalogue = build(id_dropout=0.0), Catalogue(toy.schema(), toy.item_rows())
+    schema = model.schema
+    users = model.user_vectors({name: batch(9)[name] for name in schema.user_columns})
+    items = model.item_vectors(catalogue.gather(torch.arange(toy.ITEMS + 2)))
+    for vectors in (users, items):
+        np.testing.assert_allclose(vectors.norm(dim=1).detach(), 1, rtol=1e-5)
+    with pytest.raises(KeyError, match="lacks column 'item_index'"):
+        model.item_vectors({"user_index": torch.zeros(1)})
+    with pytest.raises(KeyError, match="lacks column 'user_age'"):
+        model.user_vectors({"user_index": torch.tensor([2])})
+
+
+def test_padding_is_zero_and_stays_zero() -> None:
+    model = build()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    model.user_vectors(batch(9)).sum().backward()
+    optimizer.step()
+    assert all((table.weight[PADDING] == 0).all() for table in model.tables.values())  # type: ignore[union-attr, index]
+
+
+def test_more_padding_changes_no_vector() -> None:
+    model, rows = build().eval(), batch(6)
+    longer = torch.cat([torch.zeros(6, 7, dtype=torch.int32), rows["history"]], dim=1)
+    torch.testing.assert_close(model.user_vectors(rows), model.user_vectors({**rows, "history": longer}))
+
+
+def test_history_shares_the_item_table_unless_told_otherwise() -> None:
+    assert "history" not in build().tables
+    assert "history" in build(share_history=False).tables
+
+
+def test_history_features_come_from_the_catalogue() -> None:
+    model, rows = build(history_features=["category", "tags"]).eval(), toy.sample_rows(6)
+    catalogue = Catalogue(toy.schema(), toy.item_rows())
+    vectors = embed_users(model, rows, catalogue)
+    history = torch.from_numpy(rows["history"]).long()
+    given = catalogue.history_columns(history, model.history_features)
+    assert given["history_item_tags"].shape == (6, toy.HISTORY, 3)
+    assert (given["history_item_category"][history == 0] == 0).all()
+    np.testing.assert_array_equal(vectors, embed_users(model, rows | {n: v.numpy() for n, v in given.items()}))
+    with pytest.raises(KeyError, match="history_item_category"):
+        embed_users(model, rows)
+
+
+def test_id_dropout_hides_ids_in_training_only() -> None:
+    model, rows = build(id_dropout=0.9), batch(50)
+    quiet = model.eval().user_vectors(rows)
+    torch.testing.assert_close(quiet, model.user_vectors(rows))
+    unknown = model.user_vectors({**rows, "user_index": torch.ones_like(rows["user_index"])})
+    hidden = (model.train().user_vectors(rows) - unknown).abs().amax(1) < 1e-6
+    assert 0.7 < hidden.float().mean() < 1.0
+
+
+def test_items_without_a_row_have_default_features() -> None:
+    features = Catalogue(toy.schema(), toy.item_rows()).gather(torch.tensor([1, toy.ITEMS + 1, 2]))
+    assert features["item_category"][:2].tolist() == [1, 1]
+    assert features["item_tags"].tolist()[1] == [1, 0, 0]
+    assert features["item_tags_weights"].tolist()[1] == [1, 0, 0]
+    assert features["item_index"].tolist() == [1, toy.ITEMS + 1, 2]
+
+
+def test_serving_ignores_example_age_and_takes_arrow_batches() -> None:
+    model, rows = build().eval(), toy.sample_rows(20)
+    columns = [name for name in model.schema.user_columns if name != "example_age"]
+    arrow = toy.table(rows).to_batches()[0].slice(3, 10)
+    served = embed_users(model, batch_columns(arrow, columns))
+    assert served.dtype == np.float32
+    aged = {name: values[3:13] for name, values in rows.items()} | {"example_age": np.full(10, 99.0)}
+    np.testing.assert_array_equal(served, embed_users(model, aged))
+    assert embed_items(model, toy.item_rows()).shape == (toy.ITEMS - 1, 8)
+
+
+def test_a_schema_of_two_nights_is_refused() -> None:
+    history = {**toy.SCHEMA["history"], "size": 99}
+    with pytest.raises(ValueError, match="history has vocabulary item_id of 99, the items item_id of 42"):
+        FeatureSchema.model_validate({**toy.SCHEMA, "history": history})
+    with pytest.raises(ValueError, match=r"'item_category' holds indices from 2 to 7, the schema has 6"):
+        Catalogue(toy.schema(), toy.item_rows() | {"item_category": np.arange(toy.ITEMS - 1) % 6 + 2})

@@ -1,0 +1,195 @@
+"""Promises of training: it learns, it is reproducible, ranks do not matter, and it fails loudly."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from model.catalogue import Catalogue
+from model.checkpoint import WarmStartError, load_checkpoint, read_description
+from model.launch import ROOT, LaunchError, launch
+from model.retrieval import embed_items, embed_users
+from model.training import DegenerateLossError, build_step, train
+from tests.model import gradients, toy
+
+
+def test_beats_popularity_on_a_block_structured_toy(tmp_path: Path) -> None:
+    spec = toy.make_spec(
+        tmp_path, [500] * 4, training={"learning_rate": 5e-3, "embedding_learning_rate": 2e-2}, epochs=4
+    )
+    result = launch(spec)
+    assert result.rows == 4 * 2000
+    assert result.steps == 4 * 32
+    assert result.metrics[-1].loss < result.metrics[0].loss
+    assert result.epochs[-1].valid_recall_in_batch is not None
+    assert all(0 <= point.data_wait_share <= 1 for point in result.metrics)
+    assert result.masked["shared"] > 0
+
+    model, rows = load_checkpoint(spec.output), toy.sample_rows(400, seed=9)
+    items = Catalogue(spec.features, toy.item_rows()).gather(torch.arange(2, toy.ITEMS + 2))
+    vectors = embed_items(model, {name: tensor.numpy() for name, tensor in items.items()})
+    top = 2 + np.argsort(-embed_users(model, rows) @ vectors.T, axis=1)[:, :10]
+    popular = np.bincount(toy.sample_rows(2000)["item_index"], minlength=toy.ITEMS + 2).argsort()[::-1][:10]
+    recall = (top == rows["item_index"][:, None]).any(1).mean()
+    baseline = np.isin(rows["item_index"], popular).mean()
+    assert recall > baseline + 0.1, f"recall@10 {recall:.3f}, popularity {baseline:.3f}"
+    assert (top % 2 == (rows["user_index"] % 2)[:, None]).mean() > 0.95, "items of the user's own block come first"
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adagrad"])
+def test_one_seed_gives_the_same_parameters_bit_for_bit(tmp_path: Path, optimizer: str) -> None:
+    spec = toy.make_spec(tmp_path, [60, 61, 62], training={"optimizer": optimizer}, model={"id_dropout": 0.2}, epochs=2)
+    states = []
+    for seed in (7, 7, 8):
+        torch.rand(3)  # What the caller draws must not matter.
+        train(spec.model_copy(update={"seed": seed}))
+        states.append(load_checkpoint(spec.output).state_dict())
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert not all(torch.equal(states[0][name], states[2][name]) for name in states[0])
+
+
+def run_gradients(spec: Any, folder: Path, processes: int) -> dict[str, Any]:
+    spec_file, out = folder / "spec.json", folder / f"gradients{processes}.pt"
+    spec_file.write_text(spec.model_dump_json())
+    if processes == 1:
+        gradients.main(str(spec_file), str(out))
+    else:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        subprocess.run(
+            [*command, "-m", "tests.model.gradients", str(spec_file), str(out)],
+            check=True,
+            env=environment,
+            timeout=120,
+        )
+    return torch.load(out)
+
+
+@pytest.mark.parametrize("sparse_rows", [10**9, 20])
+def test_two_ranks_on_half_batches_equal_one_rank_on_the_whole(tmp_path: Path, sparse_rows: int) -> None:
+    """Loss to 1e-6 and gradients to 1e-5 of the largest (float32 sums in another order), rows unequal by one a rank."""
+    spec = toy.make_spec(
+        tmp_path, [21, 20, 20, 20], model={"id_dropout": 0.0, "history_features": ["category"]},
+        loss={"learned_temperature": True}, training={"batch_size": 100, "embedding_rows_sparse": sparse_rows},
+    )  # fmt: skip
+    one, two = run_gradients(spec, tmp_path, 1), run_gradients(spec, tmp_path, 2)
+    assert one["rows"] == two["rows"] == 81
+    torch.testing.assert_close(one["loss"], two["loss"], rtol=1e-6, atol=0)
+    assert one["gradients"].keys() == two["gradients"].keys()
+    assert {"log_temperature", "towers.tables.item_id.weight", "towers.tables.user/age.weight"} <= one[
+        "gradients"
+    ].keys()
+    largest = max(float(gradient.abs().max()) for gradient in one["gradients"].values())
+    for name, gradient in one["gradients"].items():
+        torch.testing.assert_close(gradient, two["gradients"][name], rtol=1e-4, atol=1e-5 * largest, msg=name)
+
+
+def test_two_processes_train_like_one(tmp_path: Path) -> None:
+    spec = toy.make_spec(
+        tmp_path,
+        [40, 40, 41],
+        model={"id_dropout": 0.0},
+        training={"batch_size": 200, "optimizer": "adagrad"},
+        epochs=3,
+    )
+    one = launch(spec)
+    processes = spec.training.model_copy(update={"processes": 2, "threads": None, "timeout_seconds": 60})
+    two = launch(spec.model_copy(update={"training": processes, "output": str(tmp_path / "two")}))
+    assert (two.steps, two.rows, two.parameters) == (one.steps, one.rows, one.parameters)
+    for a, b in zip(one.epochs, two.epochs, strict=True):
+        # Three steps of an optimiser that divides by small numbers: not as close as one gradient is.
+        assert a.loss == pytest.approx(b.loss, rel=1e-4)
+        assert a.valid_loss == pytest.approx(b.valid_loss, rel=1e-4)
+    assert load_checkpoint(str(tmp_path / "two")).schema == spec.features
+
+
+def test_a_rank_without_rows_in_some_steps_keeps_up(tmp_path: Path) -> None:
+    spec = toy.make_spec(tmp_path, [2, 90], training={"processes": 2, "batch_size": 40, "timeout_seconds": 30})
+    result = launch(spec)
+    assert (result.steps, result.rows) == (5, 92)
+
+
+def test_a_failing_child_is_quoted(tmp_path: Path) -> None:
+    spec = toy.make_spec(tmp_path, [10], training={"processes": 2})
+    with pytest.raises(LaunchError, match="2 processes cannot share 1 row groups"):
+        launch(spec)
+    assert not Path(spec.output).exists()
+
+
+def test_a_loss_that_is_no_number_stops_training_by_name(tmp_path: Path) -> None:
+    spec = toy.make_spec(tmp_path, [50, 50])
+    rows = toy.sample_rows(50)
+    rows["user_income"][3] = np.nan
+    pq.write_table(toy.table(rows), spec.train[0].url.removeprefix("file://"))
+    with pytest.raises(DegenerateLossError, match=rf"step \d: 1 of \d+ rows .* items \[{rows['item_index'][3]}\]"):
+        train(spec)
+    assert not Path(spec.output).exists()
+
+    spec = toy.make_spec(tmp_path, [50, 50], loss={"temperature": 1e-40})
+    with pytest.raises(DegenerateLossError, match="Degenerate loss in step 1"):
+        train(spec)
+
+
+def test_sparse_tables_train(tmp_path: Path) -> None:
+    for optimizer in ("adamw", "adagrad"):
+        spec = toy.make_spec(
+            tmp_path, [200, 200], training={"embedding_rows_sparse": 20, "optimizer": optimizer}, epochs=3
+        )
+        result = train(spec)
+        assert result.epochs[-1].loss < result.epochs[0].loss
+
+
+def test_a_checkpoint_gives_the_same_vectors_and_says_what_it_is(tmp_path: Path) -> None:
+    spec = toy.make_spec(tmp_path, [50], loss={"learned_temperature": True}, output=f"file://{tmp_path}/night/model")
+    result = train(spec)
+    model = load_checkpoint(spec.output)
+    assert sorted(path.name for path in (tmp_path / "night").rglob("*")) == ["model", "model.json", "model.safetensors"]
+    description = read_description(spec.output)
+    assert description["result"] == result.model_dump(mode="json")
+    assert result.temperature != spec.loss.temperature
+    assert not model.training
+    again = build_step(spec.model_copy(update={"warm_start": spec.output}))
+    rows = toy.sample_rows(10)
+    np.testing.assert_array_equal(embed_users(model, rows), embed_users(again.towers, rows))
+    assert float(again.temperature) == pytest.approx(result.temperature)
+    train(spec)  # Over the old one.
+
+
+def test_warm_start_grows_tables_from_the_default_row(tmp_path: Path) -> None:
+    spec = toy.make_spec(tmp_path, [50])
+    train(spec)
+    grown = {**toy.SCHEMA, "user": [{**toy.SCHEMA["user"][0], "size": toy.USERS + 5}, *toy.SCHEMA["user"][1:]]}
+    before = load_checkpoint(spec.output).tables["user_id"].weight
+    after = build_step(
+        spec.model_copy(update={"features": toy.schema(**grown), "warm_start": spec.output})
+    ).towers.tables["user_id"].weight  # fmt: skip
+    assert torch.equal(after[: len(before)], before)
+    assert (after[len(before) :] == before[1]).all()
+    assert len(after) == len(before) + 3
+
+
+@pytest.mark.parametrize(
+    ("model", "user", "message"),
+    [
+        ({"dim": 8}, slice(None), "dim was 16, is 8.*--bootstrap-days"),
+        ({"share_history": False}, slice(None), "share_history was True, is False"),
+        ({}, slice(0, 3), "user feature income was removed.*--bootstrap-days"),
+    ],
+)
+def test_warm_start_refuses_other_differences_by_name(tmp_path: Path, model: dict, user: slice, message: str) -> None:
+    spec = toy.make_spec(tmp_path, [50])
+    train(spec)
+    changed = spec.model_copy(
+        update={
+            "model": spec.model.model_copy(update=model), "features": toy.schema(user=toy.SCHEMA["user"][user]),
+            "warm_start": spec.output,
+        }
+    )  # fmt: skip
+    with pytest.raises(WarmStartError, match=message):
+        train(changed)
