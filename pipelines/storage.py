@@ -22,6 +22,8 @@ from pipelines.errors import InputError, UsageError
 
 MANIFEST = "_manifest.json"
 NAME = re.compile(r"[a-z][a-z0-9_]*")
+# How Hadoop prints the FileStatus of a file; its access time, which reading changes, is left out.
+FILE_STATUS = re.compile(r"path=([^;]+); isDirectory=false; length=(\d+);[^}]*?modification_time=(\d+)")
 
 
 def code_version() -> str:
@@ -101,13 +103,16 @@ class Warehouse:
         self.spark = spark
         # The gateway to Hadoop is not in PySpark's typed surface; this class is the one place that reaches for it.
         self._jvm: Any = spark._jvm
+        # Looking a class up by its dotted name is a call to the JVM for every dot; a night makes thousands of paths.
+        self._path_class: Any = self._jvm.org.apache.hadoop.fs.Path
+        self._predef: Any = self._jvm.scala.Predef
         self._hadoop_conf: Any = spark._jsc.hadoopConfiguration()
         self.root = self._qualified(root)
 
     # -- paths and small files ---------------------------------------------------------------------------------
 
     def _path(self, uri: str) -> Any:
-        return self._jvm.org.apache.hadoop.fs.Path(uri)
+        return self._path_class(uri)
 
     def _fs(self, uri: str) -> Any:
         return self._path(uri).getFileSystem(self._hadoop_conf)
@@ -181,13 +186,16 @@ class Warehouse:
 
     def input_fingerprint(self, uri: str, days: list[str]) -> str:
         """Changes when any data file of these days is added, removed or rewritten (names, lengths, times)."""
+        fs = self._fs(uri)
         files = []
         for ds in days:
-            for status in self.children(f"{uri}/ds={ds}"):
-                name = status.getPath().getName()
+            # One call lists a folder and one prints it: asking each file for its parts would be thousands.
+            listed = self._predef.genericWrapArray(fs.listStatus(self._path(f"{uri}/ds={ds}"))).mkString()
+            for path, length, modified in FILE_STATUS.findall(listed):
+                name = path.rsplit("/", 1)[-1]
                 if not name.startswith(("_", ".")):
-                    files.append([ds, name, status.getLen(), status.getModificationTime()])
-        return digest(files)
+                    files.append([ds, name, int(length), int(modified)])
+        return digest(sorted(files))
 
     def read_input(self, uri: str, days: list[str]) -> DataFrame:
         """The rows of these days of an input table, with `ds` as a string column."""
@@ -206,9 +214,12 @@ class Warehouse:
         if not counts:
             self.delete(staging)
             raise InputError(f"table {table}: the import produced no rows; nothing was written")
-        for ds in sorted(counts):
-            self._replace(f"{staging}/ds={ds}", f"{target}/ds={ds}")
-        self.delete(staging)
+        if self.exists(target):
+            for ds in sorted(counts):
+                self._replace(f"{staging}/ds={ds}", f"{target}/ds={ds}")
+            self.delete(staging)
+        else:
+            self.rename(staging, target)
         return counts
 
     # -- written tables ---------------------------------------------------------------------------------------------
