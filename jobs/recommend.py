@@ -2,21 +2,16 @@
 
 import argparse
 import sys
-from collections.abc import Iterable, Iterator
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import pyarrow as pa
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from jobs.support.embeddings import user_vectors, within_model
+from jobs.support.embeddings import within_model
 from jobs.support.nights import open_night
 from jobs.support.release import find_release
+from jobs.support.retrieval import top_items
 from jobs.support.runner import Context, log, main, parser
-from model.index import load_index, search
 from model.schema import FeatureSchema
 from pipelines.errors import UsageError
 from pipelines.queries import user_queries
@@ -44,40 +39,6 @@ def run(context: Context) -> None:
     )
     written = warehouse.export(out, args.output, overwrite=context.force)
     log.info("recommend %s: %s rows from release %s in %s", context.ds, f"{written:,}", release.release_id, args.output)
-
-
-def top_items(
-    rows: DataFrame, model: str, index: str, release_id: str, files: tuple[str, ...], k: int, exclude_seen: bool
-) -> DataFrame:
-    """Queries -> user_id, item_index, rank, score, on the executors; each keeps model and index in memory."""
-
-    def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for batch in batches:
-            if batch.num_rows == 0:
-                continue
-            vectors = user_vectors(batch, model, release_id, files)
-            seen = None
-            if exclude_seen:
-                known = batch.column("known_items")
-                seen = np.split(known.flatten().to_numpy(), known.offsets.to_numpy()[1:-1] - known.offsets[0].as_py())
-            scores, items = search(_cached_index(index, release_id), vectors, k, seen)
-            owner, place = np.nonzero(items >= 0)
-            yield pa.RecordBatch.from_arrays(
-                [
-                    batch.column("user_id").take(pa.array(owner)),
-                    pa.array(items[owner, place].astype(np.int32)),
-                    pa.array((place + 1).astype(np.int32)),
-                    pa.array(scores[owner, place]),
-                ],
-                names=["user_id", "item_index", "rank", "score"],
-            )
-
-    return rows.mapInArrow(run, "user_id string, item_index int, rank int, score float")
-
-
-@lru_cache(maxsize=1)
-def _cached_index(uri: str, release_id: str) -> Any:
-    return load_index(uri)
 
 
 def _listed(context: Context, path: str) -> DataFrame:

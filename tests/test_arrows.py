@@ -31,7 +31,9 @@ def files_of(*rooms: str) -> list[Path]:
 @pytest.mark.parametrize("room", sorted(FORBIDDEN))
 def test_a_room_imports_nothing_it_must_not(room: str) -> None:
     assert files_of(room), f"{room} has no files: the test would pass on an empty house"
-    wrong = {str(path.relative_to(ROOT)): found for path in files_of(room) if (found := imports_of(path) & FORBIDDEN[room])}
+    wrong = {
+        str(path.relative_to(ROOT)): found for path in files_of(room) if (found := imports_of(path) & FORBIDDEN[room])
+    }
     assert wrong == {}
 
 
@@ -47,5 +49,7 @@ def test_nobody_imports_jobs() -> None:
 
 @pytest.mark.parametrize(("library", "home"), [("petastorm", "model/data.py"), ("mlflow", "jobs/support/tracking.py")])
 def test_a_library_has_one_home(library: str, home: str) -> None:
-    users = [str(path.relative_to(ROOT)) for path in files_of("pipelines", "model", "jobs") if library in imports_of(path)]
+    users = [
+        str(path.relative_to(ROOT)) for path in files_of("pipelines", "model", "jobs") if library in imports_of(path)
+    ]
     assert users == [home]

@@ -53,7 +53,7 @@ def test_spark_settings_keep_the_dots_in_their_names(tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_config_is_refused_by_name(tmp_path: Path, text: str, overrides: list[str], said: str) -> None:
-    with pytest.raises(UsageError, match="night.yaml|--set") as caught:
+    with pytest.raises(UsageError, match=r"night\.yaml|--set") as caught:
         load_config(write(tmp_path, text), overrides)
     assert said in str(caught.value)
     assert caught.value.exit_code == 2

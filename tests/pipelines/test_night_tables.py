@@ -2,7 +2,6 @@
 
 import random
 from collections import defaultdict
-from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -74,9 +73,19 @@ def write_inputs(warehouse: Warehouse) -> None:
     people = [("2024-02-29", f"u{n}", ["young", "old", None][n % 3], float(n) if n % 4 else None) for n in range(20)]
     # A later snapshot with other ages: an event of its own day must not see it.
     people += [("2024-03-02", f"u{n}", "changed", float(n)) for n in range(20)]
-    warehouse.write_input(spark.createDataFrame(people, "ds string, user_id string, age string, income double"), "users")
+    warehouse.write_input(
+        spark.createDataFrame(people, "ds string, user_id string, age string, income double"), "users"
+    )
     things = [
-        (ds, n, datetime(2024, 3, 3) if n == LATE_ITEM else None, f"c{n % 3}", [f"t{n % 5}", f"t{n % 7}"], [1.0, 0.5], n / 2)
+        (
+            ds,
+            n,
+            datetime(2024, 3, 3) if n == LATE_ITEM else None,
+            f"c{n % 3}",
+            [f"t{n % 5}", f"t{n % 7}"],
+            [1.0, 0.5],
+            n / 2,
+        )
         for ds in (DAYS[0], DAYS[2])
         for n in range(60)
     ]
@@ -93,11 +102,11 @@ def run_nights(warehouse: Warehouse, seed: int = 17) -> None:
 
 
 @pytest.fixture(scope="module")
-def nights(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warehouse]:
+def nights(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Warehouse:
     warehouse = Warehouse(spark, str(tmp_path_factory.mktemp("nights")))
     write_inputs(warehouse)
     run_nights(warehouse)
-    yield warehouse
+    return warehouse
 
 
 def table(warehouse: Warehouse, name: str, ds: str) -> list[Any]:

@@ -36,7 +36,9 @@ def test_java_home_wins_where_it_fits(tmp_path: Path, monkeypatch: pytest.Monkey
     assert session.find_java_home() == home
 
 
-def test_a_java_on_the_path_serves_where_java_home_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_java_on_the_path_serves_where_java_home_does_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("JAVA_HOME", str(fake_java(tmp_path / "new", "25")))
     home = fake_java(tmp_path / "old", "17.0.1")
     monkeypatch.setenv("PATH", str(home / "bin"))
@@ -45,7 +47,9 @@ def test_a_java_on_the_path_serves_where_java_home_does_not_fit(tmp_path: Path, 
 
 @pytest.mark.skipif(not SPARK_3, reason="Spark 4 needs a full JDK; the wheel's Java has no incubator module")
 @pytest.mark.parametrize("on_path", ["25", None])
-def test_the_wheel_serves_where_nothing_else_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_path: str | None) -> None:
+def test_the_wheel_serves_where_nothing_else_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_path: str | None
+) -> None:
     monkeypatch.delenv("JAVA_HOME", raising=False)
     monkeypatch.setenv("PATH", str(fake_java(tmp_path / "jdk", on_path) / "bin") if on_path else str(tmp_path))
     home = session.find_java_home()

@@ -1,0 +1,218 @@
+"""The whole chain as a user runs it: simulated logs, two nights, recommendations, the record in MLflow."""
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
+import pytest
+from mlflow.tracking import MlflowClient
+
+from model.checkpoint import load_checkpoint
+from model.index import load_index
+
+ROOT = Path(__file__).resolve().parents[2]
+FIRST, SECOND = "2024-03-04", "2024-03-05"
+CONFIG = """
+warehouse: {warehouse}
+simulation: {{start: "2024-03-01", days: 6, users: 150, items: 400, requests_per_user: 1.5,
+             recalled: 100, coarse_kept: 40, fine_kept: 20, exposed: 10}}
+features:
+  user: [{{kind: categorical, name: age}}, {{kind: multi_categorical, name: interests, max_values: 4}}]
+  item: [{{kind: categorical, name: category}}, {{kind: numeric, name: price}}]
+  history: {{length: 10}}
+negatives: {{uniform: 2, popularity: 1, coarse: 1, fine: 1}}
+samples: {{row_group_rows: 128, trainers: 2}}
+model: {{dim: 16, hidden: [], embedding_dim: 8, history_features: [category]}}
+loss: {{temperature: 0.2}}
+training: {{batch_size: 128, bootstrap_epochs: 4, embedding_learning_rate: 0.02}}
+evaluation: {{simulated_truth: true, bootstrap_samples: 50}}
+spark: {{spark.sql.shuffle.partitions: 2}}
+"""
+
+
+def run(job: str, *flags: str, code: int = 0) -> str:
+    """A job as a process of its own; its output, and an assertion on how it ended."""
+    command = [sys.executable, "-m", f"jobs.{job}", *flags]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    said = done.stdout + done.stderr
+    assert done.returncode == code, said[-4000:]
+    assert "Traceback" not in said, said[-4000:]
+    return said
+
+
+@dataclass(frozen=True)
+class House:
+    folder: Path
+    config: str
+
+    @property
+    def warehouse(self) -> Path:
+        return self.folder / "warehouse"
+
+    def manifest(self, table: str, ds: str) -> dict[str, Any]:
+        return json.loads((self.warehouse / table / f"ds={ds}" / "_manifest.json").read_text())
+
+    def current(self) -> str:
+        return json.loads((self.warehouse / "releases" / "current.json").read_text())["release_id"]
+
+    def rows(self, table: str, ds: str) -> list[dict[str, Any]]:
+        files = sorted((self.warehouse / table / f"ds={ds}").rglob("*.parquet"))
+        found = [row for file in files for row in pq.ParquetFile(file).read().to_pylist()]
+        return sorted(found, key=repr)
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> House:
+    folder = tmp_path_factory.mktemp("house")
+    path = folder / "night.yaml"
+    path.write_text(CONFIG.format(warehouse=folder / "warehouse"))
+    run("simulate_logs", "--config", str(path))
+    run("nightly", "--config", str(path), "--from", FIRST, "--to", SECOND, "--bootstrap-days", "4")
+    return House(folder, str(path))
+
+
+def test_a_night_ends_in_a_release_that_readers_follow(house: House) -> None:
+    release = house.warehouse / "releases" / house.current()
+    manifest = json.loads((release / "manifest.json").read_text())
+    assert manifest["ds"] == SECOND
+    index = load_index(str(release / "index.faiss"))
+    vectors = pads.dataset(str(release / "embeddings")).to_table().to_pydict()
+    assert index.ntotal == manifest["items"] == len(vectors["item_id"]) == len(house.rows("item_features", SECOND))
+    stored = np.array(vectors["embedding"], np.float32)
+    np.testing.assert_allclose(np.linalg.norm(stored, axis=1), 1.0, rtol=1e-5)
+    for place in (0, 7, 50):
+        np.testing.assert_allclose(index.reconstruct(vectors["item_index"][place]), stored[place])
+    assert load_checkpoint(str(release / "model")).config.dim == 16
+
+
+def test_every_file_of_a_release_has_its_checksum(house: House) -> None:
+    import hashlib
+
+    release = house.warehouse / "releases" / house.current()
+    files = json.loads((release / "manifest.json").read_text())["files"]
+    assert {"index.faiss", "model/model.safetensors", "model/model.json"} <= files.keys()
+    for name, digest in files.items():
+        assert hashlib.sha256((release / name).read_bytes()).hexdigest() == digest
+
+
+def test_the_model_beats_both_baselines_and_stays_below_the_best_reachable(house: House) -> None:
+    for ds in (FIRST, SECOND):
+        rows = house.rows("evaluations", ds)
+        recall = {r["model"]: r["value"] for r in rows if (r["metric"], r["k"], r["slice"]) == ("recall", 50, "all")}
+        assert recall.keys() == {"two_tower", "popularity", "item_cf", "best_reachable"}
+        assert recall["best_reachable"] > recall["two_tower"] > recall["popularity"]
+        assert all(r["low"] <= r["value"] <= r["high"] for r in rows)
+        assert {r["slice"] for r in rows} == {"all", "head", "mid", "tail"}
+        assert {r["metric"] for r in rows} == {"recall", "ndcg", "hit_rate"}
+
+
+def test_the_second_night_continues_the_first(house: House) -> None:
+    assert house.manifest("models", SECOND)["inputs"].keys() >= {f"models@{FIRST}"}
+    assert house.manifest("models", FIRST)["facts"]["epochs"] == 4
+    assert house.manifest("models", SECOND)["facts"]["epochs"] == 1
+
+
+def test_again_skips_every_step_and_force_gives_the_same_samples(house: House) -> None:
+    before, samples = house.current(), house.rows("samples", FIRST)
+    said = run("nightly", "--config", house.config, "--from", FIRST, "--to", SECOND, "--bootstrap-days", "4")
+    assert said.count("already done") == 10
+    assert house.current() == before
+    run("build_positives", "--config", house.config, "--ds", FIRST, "--bootstrap-days", "4", "--force")
+    run("build_negatives", "--config", house.config, "--ds", FIRST, "--force")
+    assert house.rows("samples", FIRST) == samples
+    said = run("nightly", "--config", house.config, "--ds", SECOND)  # what is made of the same rows is still good
+    assert said.count("already done") == 5
+
+
+def test_spark_submit_runs_a_job_like_python_does(house: House) -> None:
+    submit = Path(sys.executable).with_name("spark-submit")
+    import os
+
+    from pipelines.session import find_java_home
+
+    command = [str(submit), "--master", "local[2]", "jobs/build_negatives.py", "--config", house.config, "--ds", FIRST]
+    environment = os.environ | {
+        "JAVA_HOME": str(find_java_home()),
+        "PYSPARK_PYTHON": sys.executable,
+        "SPARK_LOCAL_IP": "127.0.0.1",
+    }
+    samples = house.rows("samples", FIRST)
+    done = subprocess.run([*command, "--force"], cwd=ROOT, capture_output=True, text=True, timeout=600, env=environment)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert house.rows("samples", FIRST) == samples
+
+
+def test_recommendations_are_the_nearest_unseen_items(house: House) -> None:
+    users, output = house.folder / "users.txt", house.folder / "top"
+    users.write_text("1\n2\n3\nnobody\n")
+    flags = ("--config", house.config, "--ds", SECOND, "--k", "20", "--exclude-seen", "--output", str(output))
+    run("recommend", *flags, "--users", str(users))
+    rows = pads.dataset(str(output)).to_table().to_pylist()
+    assert set(rows[0]) == {"user_id", "item_id", "rank", "score"}
+    words = {(r["feature"], r["value"]): r["index"] for r in house.rows("vocabularies", SECOND)}
+    known = {int(r["user_id"]): set(r["known_items"]) for r in house.rows("user_histories", SECOND)}
+    live = {r["item_id"] for r in house.rows("item_features", SECOND)}
+    for user in (1, 2, 3):
+        mine = sorted((r for r in rows if r["user_id"] == user), key=lambda r: r["rank"])
+        assert [r["rank"] for r in mine] == list(range(1, 21))
+        assert [r["score"] for r in mine] == sorted((r["score"] for r in mine), reverse=True)
+        assert {r["item_id"] for r in mine} <= live
+        assert not known.get(user, set()) & {words["item_id", str(r["item_id"])] for r in mine}
+    assert "exists" in run("recommend", *flags, "--users", str(users), code=2)
+
+
+def test_the_record_holds_a_parent_a_night_with_a_child_a_job(house: House) -> None:
+    client = MlflowClient(f"sqlite:///{house.warehouse}/mlflow.db")
+    experiment = client.get_experiment_by_name("nightjar")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], max_results=500)
+    night = [r for r in runs if r.data.tags.get("nightjar.night") == SECOND]
+    assert len(night) == 1  # runs that only skipped left nothing behind
+    assert night[0].info.status == "FINISHED"
+    assert night[0].data.params["negatives.uniform"] == "2"
+    assert {"loss", "two_tower.recall_at_50", "best_reachable.recall_at_50"} <= night[0].data.metrics.keys()
+    children = {
+        r.data.tags["nightjar.job"]: r for r in runs if r.data.tags.get("mlflow.parentRunId") == night[0].info.run_id
+    }
+    assert children.keys() == {"build_positives", "build_negatives", "train", "evaluate", "publish_items"}
+    assert all(r.data.tags["ds"] == SECOND and r.data.tags["code_version"] for r in children.values())
+    assert {i.dataset.name for i in children["train"].inputs.dataset_inputs} >= {"samples", "item_features"}
+    steps = client.get_metric_history(children["train"].info.run_id, "loss")
+    assert len({metric.step for metric in steps}) > 1
+    plots = {
+        "build_positives": "popularity_before_after",
+        "build_negatives": "negatives_by_kind",
+        "train": "loss",
+        "evaluate": "recall_at_50_by_third",
+    }
+    for job, plot in plots.items():
+        listed = [file.path for file in client.list_artifacts(children[job].info.run_id, "plots")]
+        assert f"plots/{plot}.png" in listed
+    version = client.get_model_version_by_alias("nightjar", "champion")
+    assert version.tags["release_id"] == house.current()
+
+
+def test_the_report_shows_the_nights(house: House) -> None:
+    said = run("report", "--config", house.config, "--from", FIRST, "--to", SECOND)
+    assert house.current() in said
+    assert "best reachable" in said
+    assert "mlflow ui" in said
+
+
+def test_two_processes_train_the_same_night(house: House) -> None:
+    flags = ("--config", house.config, "--ds", FIRST, "--force", "--set", "training.processes=2")
+    one = house.manifest("models", FIRST)["facts"]["loss"]
+    run("train", *flags)
+    torchrun = house.manifest("models", FIRST)["facts"]
+    run("train", *flags, "--set", "training.launcher=spark")
+    spark = house.manifest("models", FIRST)["facts"]
+    # The same rows in other batches: not the same number, the same lesson.
+    assert torchrun["loss"] == pytest.approx(one, rel=0.05)
+    assert spark["loss"] == pytest.approx(torchrun["loss"], rel=1e-4)
+    assert torchrun["rows"] == spark["rows"]
