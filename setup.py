@@ -13,6 +13,7 @@ setup(
     description="Nightly two-tower retrieval: Spark samples, Petastorm streaming, PyTorch towers, Faiss releases",
     python_requires=">=3.10,<3.13",
     packages=find_packages(include=["pipelines*", "model*", "jobs*"]),
+    package_data={"pipelines": ["log4j2.properties"]},
     install_requires=[
         "pyspark>=3.5.1,<4.1",
         "petastorm>=0.12.1,<0.13",

@@ -34,6 +34,10 @@ def run(context: Context, tracker: Tracker) -> None:
         return
     staging = warehouse.new_staging("models", ds)
     epochs = config.training.bootstrap_epochs if first_night else config.training.epochs
+    scale = config.training.warm_start_scale if before else 1.0
+    training = config.training.model_copy(
+        update={name: getattr(config.training, name) * scale for name in ("learning_rate", "embedding_learning_rate")}
+    )
     spec = TrainingSpec(
         features=made["samples"].facts["schema"],
         train=_files(context, made["samples"], "train"),
@@ -43,7 +47,7 @@ def run(context: Context, tracker: Tracker) -> None:
         negatives=made["samples"].facts["negatives"],
         model=config.model,
         loss=config.loss,
-        training=config.training,
+        training=training,
         seed=config.seed,
         epochs=epochs,
         warm_start=warehouse.path("models", before.ds) if before else None,

@@ -55,6 +55,11 @@ class TrainingConfig(Config):
     embedding_learning_rate: PositiveFloat = Field(
         5e-3, description="Of embedding tables; higher, since a row is touched in few steps."
     )
+    warm_start_scale: PositiveFloat = Field(
+        0.3,
+        description="Factor on both learning rates on nights that continue last night's model: Adam begins without "
+        "state, and its first steps are as long as the rate whatever the gradient.",
+    )
     weight_decay: float = Field(1e-5, ge=0, description="Of the MLPs only: decay would forget rows not seen tonight.")
     embedding_rows_sparse: PositiveInt = Field(
         # Measured (2 cores, batch 2048, history 50, 8k candidates, dim 32): fused AdamW against SparseAdam takes

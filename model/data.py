@@ -28,6 +28,8 @@ from model.prefetch import prefetched
 from model.schema import FeatureSchema
 from model.seeds import generator
 
+USER = "user_index"
+
 
 class SampleFile(Config):
     """A Parquet file of one row group, and how many rows the manifest says it has."""
@@ -37,8 +39,9 @@ class SampleFile(Config):
 
 
 def sample_columns(schema: FeatureSchema) -> list[str]:
-    """Columns of `samples` that training reads."""
-    return [*schema.user_columns, schema.item_id.column, "weight", "negatives", "negative_kinds"]
+    """Columns of `samples` that training reads. The user's index is among them even where it is no feature: for masks."""
+    needed = [USER, *schema.user_columns, schema.item_id.column, "weight", "negatives", "negative_kinds"]
+    return list(dict.fromkeys(needed))
 
 
 class Samples:

@@ -16,6 +16,7 @@ from model.candidates import Candidates, Rows, collect_candidates
 from model.catalogue import Catalogue, SamplingProbabilities
 from model.collectives import gather_rows, gather_vectors, rank, world_size
 from model.config import LossConfig
+from model.data import USER
 from model.features import PADDING, Batch
 from model.losses import listwise_losses, positive_ranks, weighted_mean
 from model.towers import TwoTower
@@ -83,9 +84,7 @@ class RetrievalStep(nn.Module):
 
     def _rows(self, batch: Batch) -> Rows:
         items = batch[self.towers.schema.item_id.column]
-        user_id = self.towers.schema.user_id
-        users = batch[user_id.column] if user_id else torch.zeros_like(items)
-        return Rows(users, items, batch["negatives"], batch["negative_kinds"])
+        return Rows(batch[USER], items, batch["negatives"], batch["negative_kinds"])
 
     def _gather(self, local: Rows, capacity: int) -> Rows:
         """Indices of all ranks' rows; a few integers a row, in one message."""

