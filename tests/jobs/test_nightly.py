@@ -1,6 +1,8 @@
 """The whole chain as a user runs it: simulated logs, two nights, recommendations, the record in MLflow."""
 
+import hashlib
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from mlflow.tracking import MlflowClient
 
 from model.checkpoint import load_checkpoint
 from model.index import load_index
+from pipelines.session import find_java_home
 
 ROOT = Path(__file__).resolve().parents[2]
 FIRST, SECOND = "2024-03-04", "2024-03-05"
@@ -92,8 +95,6 @@ def test_a_night_ends_in_a_release_that_readers_follow(house: House) -> None:
 
 
 def test_every_file_of_a_release_has_its_checksum(house: House) -> None:
-    import hashlib
-
     release = house.warehouse / "releases" / house.current()
     files = json.loads((release / "manifest.json").read_text())["files"]
     assert {"index.faiss", "model/model.safetensors", "model/model.json"} <= files.keys()
@@ -132,9 +133,6 @@ def test_again_skips_every_step_and_force_gives_the_same_samples(house: House) -
 
 def test_spark_submit_runs_a_job_like_python_does(house: House) -> None:
     submit = Path(sys.executable).with_name("spark-submit")
-    import os
-
-    from pipelines.session import find_java_home
 
     command = [str(submit), "--master", "local[2]", "jobs/build_negatives.py", "--config", house.config, "--ds", FIRST]
     environment = os.environ | {
@@ -196,6 +194,20 @@ def test_the_record_holds_a_parent_a_night_with_a_child_a_job(house: House) -> N
         assert f"plots/{plot}.png" in listed
     version = client.get_model_version_by_alias("nightjar", "champion")
     assert version.tags["release_id"] == house.current()
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "said"),
+    [
+        (["--ds", "2024-13-01"], 2, "write it as YYYY-MM-DD"),
+        (["--ds", FIRST, "--set", "training.epoch=2"], 2, "did you mean 'epochs'"),
+        (["--from", SECOND, "--to", FIRST], 2, "swap them"),
+        (["--ds", "2024-03-02"], 3, "--bootstrap-days N"),
+        (["--ds", "2024-03-20", "--bootstrap-days", "3"], 3, "it has 2024-03-01 to 2024-03-06"),
+    ],
+)
+def test_what_cannot_run_says_why_and_ends_with_its_code(house: House, flags: list[str], code: int, said: str) -> None:
+    assert said in run("nightly", "--config", house.config, *flags, code=code)
 
 
 def test_the_report_shows_the_nights(house: House) -> None:
