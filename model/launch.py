@@ -1,5 +1,6 @@
 """Starting training: in this process, in several on this machine (torchrun), or on Spark's executors."""
 
+import atexit
 import logging
 import os
 import subprocess
@@ -42,9 +43,24 @@ def worker(spec_json: str) -> str:
     dist.init_process_group("gloo", timeout=timedelta(seconds=spec.training.timeout_seconds))
     try:
         with _threads(spec.training):
-            return train(spec).model_dump_json()
+            result = train(spec).model_dump_json()
     finally:
         dist.destroy_process_group()
+    atexit.register(_leave)
+    return result
+
+
+def _leave() -> None:
+    """End a worker that has done its work without tearing the interpreter down.
+
+    After reading and DDP in one process the tearing down aborted now and then on a busy machine ("terminate called
+    without an active exception"), and torchrun then calls a finished training failed. Registered on success alone: a
+    worker that fails keeps its exit code.
+    """
+    logging.shutdown()
+    sys.stderr.flush()
+    sys.stdout.flush()
+    os._exit(0)
 
 
 def _launch_torchrun(spec: TrainingSpec) -> TrainingResult:
@@ -141,13 +157,6 @@ def main(arguments: list[str]) -> None:
     result = worker(Path(spec_file).read_text())
     if os.environ.get("RANK", "0") == "0":
         Path(result_file).write_text(result)
-    # The work is done and the group is closed. Leave without tearing the interpreter down: after reading and DDP in one
-    # process that aborted now and then on a busy machine ("terminate called without an active exception"), and torchrun
-    # would call a finished training failed.
-    logging.shutdown()
-    sys.stderr.flush()
-    sys.stdout.flush()
-    os._exit(0)
 
 
 if __name__ == "__main__":

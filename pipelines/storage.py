@@ -60,6 +60,11 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
+def _local_uri(path: Path) -> str:
+    """Hadoop takes the path as it is: a space stays a space, where Path.as_uri would write %20 and make another folder."""
+    return f"file://{path.absolute()}"
+
+
 def _three_slashes(uri: str) -> str:
     """Hadoop prints file:/tmp; everybody else reads file:///tmp."""
     return re.sub(r"^file:/(?!/)", "file:///", uri)
@@ -120,7 +125,7 @@ class Warehouse:
     def _qualified(self, uri: str) -> str:
         if "://" not in uri and not uri.startswith("file:"):
             # A bare path is a local one, whatever fs.defaultFS says: config files are read on laptops and clusters.
-            uri = Path(uri).expanduser().absolute().as_uri()
+            uri = _local_uri(Path(uri).expanduser())
         return _three_slashes(self._fs(uri).makeQualified(self._path(uri)).toString().rstrip("/"))
 
     def resolve(self, path: str) -> str:
@@ -175,7 +180,7 @@ class Warehouse:
 
     def upload(self, local: Path, uri: str) -> None:
         """Copy a local folder or file into the warehouse."""
-        self._fs(uri).copyFromLocalFile(False, True, self._path(local.absolute().as_uri()), self._path(uri))
+        self._fs(uri).copyFromLocalFile(False, True, self._path(_local_uri(local)), self._path(uri))
 
     # -- input tables: users own them, so there is no manifest to ask for -----------------------------------------
 

@@ -56,7 +56,7 @@ class House:
 
     @property
     def warehouse(self) -> Path:
-        return self.folder / "warehouse"
+        return self.folder / "my warehouse"
 
     def manifest(self, table: str, ds: str) -> dict[str, Any]:
         return json.loads((self.warehouse / table / f"ds={ds}" / "_manifest.json").read_text())
@@ -74,7 +74,7 @@ class House:
 def house(tmp_path_factory: pytest.TempPathFactory) -> House:
     folder = tmp_path_factory.mktemp("house")
     path = folder / "night.yaml"
-    path.write_text(CONFIG.format(warehouse=folder / "warehouse"))
+    path.write_text(CONFIG.format(warehouse=folder / "my warehouse"))
     run("simulate_logs", "--config", str(path))
     run("nightly", "--config", str(path), "--from", FIRST, "--to", SECOND, "--bootstrap-days", "4")
     return House(folder, str(path))
