@@ -16,6 +16,7 @@ def run(context: Context, tracker: Tracker) -> None:
         open_night(context),
         sample_config(config),
         config.hash_of("inputs", "features", "positives", "negatives", "samples"),
+        keep_last_out=config.evaluation.split == "last_positive",
         force=context.force,
     )
     if not done:

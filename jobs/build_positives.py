@@ -6,7 +6,7 @@ import numpy as np
 
 from jobs.support.nights import alone, open_night, sample_config
 from jobs.support.plots import popularity_before_after
-from jobs.support.runner import Context, log, main, parser
+from jobs.support.runner import Context, log, main, parser, positive
 from jobs.support.tracking import Tracker, log_partition
 from pipelines.build_positives import build_positives
 
@@ -45,5 +45,7 @@ def run(context: Context, tracker: Tracker) -> None:
 
 if __name__ == "__main__":
     flags = parser("build_positives", __doc__)
-    flags.add_argument("--bootstrap-days", type=int, metavar="N", help="first night: read N days of logs, no state")
+    flags.add_argument(
+        "--bootstrap-days", type=positive, metavar="N", help="first night: read N days of logs, no state"
+    )
     sys.exit(main(flags, alone(run)))

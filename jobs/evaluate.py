@@ -39,13 +39,18 @@ def run(context: Context, tracker: Tracker) -> None:
     inputs = {"item_embeddings": embeddings.fingerprint} | {t: m.fingerprint for t, m in made.items()}
     if days:
         inputs["interactions"] = night.inputs.fingerprint("interactions", days)
-    recipe = Recipe(context.config.hash_of("evaluation", "inputs"), inputs)
+    if snapshot := night.inputs.snapshot_at("users", ds, strictly_before=False):
+        inputs["users"] = night.inputs.fingerprint("users", [snapshot])
+    recipe = Recipe(context.config.hash_of("evaluation", "inputs", "features", "positives"), inputs)
     existing = warehouse.manifest("evaluations", ds)
     if existing and existing.made_by(recipe) and not context.force:
         log.info("evaluate %s: already done", ds)
         return
+    users, shares = _examinees(context, night, days)
+    if users.isEmpty():
+        log.info("evaluate %s: nobody has a target that could be recalled; nothing to measure", ds)
+        return
     with tracker.job("evaluate") as job:
-        users, shares = _examinees(context, night, days)
         scored = score_users(users, _exam(context, embeddings)).toPandas()
         rows = summarise(scored, config.bootstrap_samples, context.config.seed)
         frame = context.spark.createDataFrame(pd.DataFrame(rows), SCHEMA)

@@ -6,7 +6,7 @@ import time
 
 from jobs import build_negatives, build_positives, evaluate, publish_items, train
 from jobs.support.nights import Step
-from jobs.support.runner import Context, log, main, parser
+from jobs.support.runner import Context, log, main, parser, positive
 from jobs.support.tracking import Tracker
 from pipelines.errors import UsageError
 from pipelines.storage import days_back, parse_ds
@@ -69,7 +69,10 @@ def add_days(flags: argparse.ArgumentParser) -> argparse.ArgumentParser:
 def _flags() -> argparse.ArgumentParser:
     flags = add_days(parser("nightly", __doc__ or "", with_ds=False))
     flags.add_argument(
-        "--bootstrap-days", type=int, metavar="N", help="first night: read N days of logs up to ds, no state before it"
+        "--bootstrap-days",
+        type=positive,
+        metavar="N",
+        help="first night: read N days of logs up to ds, no state before it",
     )
     return flags
 

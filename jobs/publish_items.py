@@ -1,6 +1,5 @@
 """Publish a night: item vectors, exact Faiss index, towers and vocabularies as one release; `current` moves last."""
 
-import hashlib
 import json
 import sys
 import tempfile
@@ -17,21 +16,37 @@ from jobs.support.release import current_uri, folder_of
 from jobs.support.runner import Context, log, main, parser
 from jobs.support.tracking import Tracker
 from model.arrays import to_arrays
-from model.files import resolve
+from model.files import checksum, resolve
 from model.index import build_index, save_index
 from pipelines.storage import code_version
 
 
 def run(context: Context, tracker: Tracker) -> None:
-    """Write the release of ds and make it the current one."""
+    """Write the release of ds, register it and make it the current one; whatever of this is done is not done again."""
     warehouse, ds = context.warehouse, context.ds
     embeddings = write_item_embeddings(context)
     release_id = str(embeddings.facts["release_id"])
     uri = folder_of(warehouse, release_id)
-    if warehouse.exists(f"{uri}/manifest.json") and not context.force:
-        _make_current(context, release_id)
-        log.info("publish_items %s: already done (release %s)", ds, release_id)
-        return
+    there = warehouse.exists(f"{uri}/manifest.json") and not context.force
+    manifest = json.loads(warehouse.read_text(f"{uri}/manifest.json")) if there else _write_release(context, release_id)
+    version = tracker.version_of(release_id)
+    if not there or version is None:
+        with tracker.job("publish_items") as job:
+            job.inputs(warehouse.root, embeddings.inputs)
+            job.params({name: manifest[name] for name in ("release_id", "index", "dim")})
+            job.metrics({"release.items": float(manifest["items"])})
+            version = version or tracker.register(job, manifest, uri)
+            job.tags({"release_id": release_id, "model_version": version})
+        tracker.night_tags({"release_id": release_id})
+    if _make_current(context, release_id):
+        tracker.make_champion(version)
+    done = "already done, " if there else ""
+    log.info("publish_items %s: %srelease %s, %s items", ds, done, release_id, f"{manifest['items']:,}")
+
+
+def _write_release(context: Context, release_id: str) -> dict[str, Any]:
+    """The folder of a release, staged, described and moved into place. Returns its manifest."""
+    warehouse, ds = context.warehouse, context.ds
     staging = warehouse.new_staging("releases", ds)
     with tempfile.TemporaryDirectory(prefix="nightjar-index-") as local:
         index = build_index(_vectors(context), _dim(context))
@@ -39,44 +54,38 @@ def run(context: Context, tracker: Tracker) -> None:
         warehouse.upload(Path(local), staging)
     for table, name in (("item_embeddings", "embeddings"), ("models", "model"), ("vocabularies", "vocabularies")):
         _copy_files(context, warehouse.path(table, ds), f"{staging}/{name}")
-    model = warehouse.require("models", ds, "")
     manifest = {
         "release_id": release_id,
         "ds": ds,
         "items": int(index.ntotal),
         "dim": int(index.d),
         "index": "Flat",
-        "schema": model.facts["schema"],
-        "inputs": embeddings.inputs,
-        "files": _checksums(context, staging),
+        "schema": warehouse.require("models", ds, "").facts["schema"],
+        "inputs": warehouse.require("item_embeddings", ds, "").inputs,
+        "files": {file.removeprefix(staging).lstrip("/"): checksum(file) for file in warehouse.data_files(staging)},
         "code_version": code_version(),
     }
     # The manifest is part of what is moved; `current` names the folder only once it is whole.
     warehouse.write_text(f"{staging}/manifest.json", json.dumps(manifest, indent=1, sort_keys=True))
-    warehouse.delete(uri)
-    warehouse.rename(staging, uri)
-    with tracker.job("publish_items") as job:
-        job.inputs(warehouse.root, embeddings.inputs)
-        job.params({"release_id": release_id, "index": "Flat", "dim": index.d})
-        job.metrics({"release.items": float(index.ntotal)})
-        version = tracker.register(job, manifest, uri)
-        job.tags({"release_id": release_id, "model_version": version})
-    _make_current(context, release_id)
-    tracker.night_tags({"release_id": release_id})
-    log.info("publish_items %s: release %s, %s items", ds, release_id, f"{index.ntotal:,}")
+    warehouse.replace_folder(staging, folder_of(warehouse, release_id))
+    return manifest
 
 
-def _make_current(context: Context, release_id: str) -> None:
-    """Point readers at the release, unless a later night is published already (a back-fill must not turn time back)."""
+def _make_current(context: Context, release_id: str) -> bool:
+    """Point readers at the release, unless a later night is published already (a back-fill must not turn time back).
+
+    Returns whether it is the current one now.
+    """
     warehouse = context.warehouse
     uri = current_uri(warehouse)
     now = json.loads(warehouse.read_text(uri)) if warehouse.exists(uri) else {"release_id": "", "ds": ""}
     if now["release_id"] == release_id:
-        return
+        return True
     if now["ds"] > context.ds:
         log.info("publish_items %s: current stays %s, which is of a later day", context.ds, now["release_id"])
-        return
+        return False
     warehouse.write_text(uri, json.dumps({"release_id": release_id, "ds": context.ds}))
+    return True
 
 
 def _files(context: Context) -> list[str]:
@@ -100,19 +109,6 @@ def _dim(context: Context) -> int:
 def _copy_files(context: Context, source: str, target: str) -> None:
     for uri in context.warehouse.data_files(source):
         context.warehouse.copy(uri, f"{target}/{uri.rsplit('/', 1)[-1]}")
-
-
-def _checksums(context: Context, folder: str) -> dict[str, str]:
-    """SHA-256 of every file of the release, by its path in it."""
-    found = {}
-    for uri in context.warehouse.data_files(folder):
-        digest = hashlib.sha256()
-        filesystem, path = resolve(uri)
-        with filesystem.open_input_stream(path) as stream:
-            while chunk := stream.read(1 << 20):
-                digest.update(chunk)
-        found[uri.removeprefix(folder).lstrip("/")] = digest.hexdigest()
-    return found
 
 
 if __name__ == "__main__":

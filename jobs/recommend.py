@@ -11,7 +11,7 @@ from jobs.support.embeddings import within_model
 from jobs.support.nights import open_night
 from jobs.support.release import find_release
 from jobs.support.retrieval import top_items
-from jobs.support.runner import Context, log, main, parser
+from jobs.support.runner import Context, log, main, parser, positive
 from model.schema import FeatureSchema
 from pipelines.errors import UsageError
 from pipelines.queries import user_queries
@@ -53,7 +53,7 @@ def _listed(context: Context, path: str) -> DataFrame:
 
 def _flags() -> argparse.ArgumentParser:
     flags = parser("recommend", __doc__ or "")
-    flags.add_argument("--k", type=int, default=100, help="items a user (default 100)")
+    flags.add_argument("--k", type=positive, default=100, help="items a user (default 100)")
     flags.add_argument("--exclude-seen", action="store_true", help="leave out items that the user already had")
     flags.add_argument("--output", required=True, metavar="DIR", help="folder for the Parquet files")
     flags.add_argument("--users", metavar="FILE", help="user ids, one a line; default: all known users")

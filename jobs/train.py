@@ -6,8 +6,11 @@ from jobs.support.nights import alone
 from jobs.support.plots import loss_curve
 from jobs.support.runner import Context, log, main, parser
 from jobs.support.tracking import Tracker
+from model.checkpoint import PARAMETERS
+from model.files import checksum
 from model.launch import launch
 from model.spec import TrainingSpec
+from pipelines.errors import InputError
 from pipelines.storage import Manifest, Recipe, shift
 
 HASHED = ("features", "model", "loss", "training")
@@ -18,6 +21,7 @@ def run(context: Context, tracker: Tracker) -> None:
     config, warehouse, ds = context.config, context.warehouse, context.ds
     remedy = f"run build_negatives for ds={ds} first"
     made = {table: warehouse.require(table, ds, remedy) for table in ("samples", "item_features", "item_stats")}
+    _refuse_stale(context, made["samples"], "positives", ds, remedy)
     first_night = made["samples"].facts["bootstrap_days"] > 0
     inputs = {table: manifest.fingerprint for table, manifest in made.items()}
     before = None
@@ -26,6 +30,7 @@ def run(context: Context, tracker: Tracker) -> None:
         before = warehouse.require(
             "models", yesterday, f"run train for ds={yesterday} first: nights build on each other"
         )
+        _refuse_stale(context, before, "samples", yesterday, f"run train for ds={yesterday} again")
         inputs[f"models@{yesterday}"] = before.fingerprint
     recipe = Recipe(config.hash_of(*HASHED), inputs)
     existing = warehouse.manifest("models", ds)
@@ -75,6 +80,7 @@ def run(context: Context, tracker: Tracker) -> None:
         job.figure(loss_curve(points), "loss")
     loss = result.epochs[-1].loss
     facts = {
+        "content": checksum(f"{staging}/{PARAMETERS}"),
         "loss": loss,
         "steps": result.steps,
         "rows": result.rows,
@@ -86,6 +92,15 @@ def run(context: Context, tracker: Tracker) -> None:
     log.info(
         "train %s: %s rows in %s steps, %.1f s, loss %.4f", ds, f"{result.rows:,}", result.steps, result.seconds, loss
     )
+
+
+def _refuse_stale(context: Context, manifest: Manifest, source: str, ds: str, remedy: str) -> None:
+    """InputError where a partition was made from another `source` than the one that is there now."""
+    now = context.warehouse.manifest(source, ds)
+    if now is not None and now.fingerprint != manifest.inputs[source]:
+        raise InputError(
+            f"table {manifest.table} ds={ds} was made from an earlier {source}, which has been written anew: {remedy}"
+        )
 
 
 def _files(context: Context, samples: Manifest, split: str) -> list[dict[str, object]]:

@@ -1,5 +1,6 @@
 """Files by URL, through one resolver for everything that the room reads and writes."""
 
+import hashlib
 from collections.abc import Sequence
 from urllib.parse import unquote, urlparse
 
@@ -23,6 +24,16 @@ def resolve(url: str) -> tuple[pafs.FileSystem, str]:
     if scheme in _SAME_STORE:
         url = _SAME_STORE[scheme] + url[len(scheme) :]
     return pafs.FileSystem.from_uri(url)
+
+
+def checksum(url: str) -> str:
+    """SHA-256 of a file, in hexadecimal; read a piece at a time."""
+    filesystem, path = resolve(url)
+    digest = hashlib.sha256()
+    with filesystem.open_input_stream(path) as stream:
+        while piece := stream.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def read_columns(urls: Sequence[str], columns: Sequence[str]) -> dict[str, np.ndarray]:

@@ -15,9 +15,11 @@ from pipelines.storage import Manifest, Recipe, days_back
 
 
 def build_negatives(
-    night: Night, config: SampleConfig, config_hash: str, *, force: bool = False
+    night: Night, config: SampleConfig, config_hash: str, *, keep_last_out: bool = False, force: bool = False
 ) -> tuple[Manifest, bool]:
     """Write `samples`. Returns its manifest and whether anything was done.
+
+    `keep_last_out`: what build_positives put in `holdout` may be drawn like any item that the user never met.
 
     Without ranking logs there are no hard negatives: easy ones take their places, and the log and manifest say so.
     Raises InputError where positives are missing or a check on the written rows fails.
@@ -30,6 +32,8 @@ def build_negatives(
     fingerprints = {table: manifest.fingerprint for table, manifest in made.items()}
     fingerprints["interactions"] = night.inputs.fingerprint("interactions", log_days)
     fingerprints["ranking_logs"] = night.inputs.fingerprint("ranking_logs", ranking_days)
+    if keep_last_out:
+        fingerprints["holdout"] = night.warehouse.require("holdout", night.ds, remedy).fingerprint
     recipe = Recipe(config_hash, fingerprints)
     if is_done(night, ("samples",), recipe, force):
         return night.warehouse.require("samples", night.ds, ""), False
@@ -42,6 +46,11 @@ def build_negatives(
     logs = _ranking_logs(night, ranking_days, users, config)
     seen = night.inputs.events("interactions", log_days).join(users, on="user_id", how="left_semi")
     exposed = logs.where("stage = 'exposed'") if logs is not None else None
+    if keep_last_out:
+        # Never drawing the held-out item against its own user would tell the model which one it is.
+        held = read("holdout", night.ds).select("user_id", "item_id")
+        seen = seen.join(held, on=["user_id", "item_id"], how="left_anti")
+        exposed = exposed.join(held, on=["user_id", "item_id"], how="left_anti") if exposed is not None else None
     known = read("user_histories", night.ds).join(users, on="user_id", how="left_semi")
     excluded = negatives.exclusions(known, seen, exposed, items).persist()
     # Hard candidates come from the days of this night's positives alone; exposures may reach further back.

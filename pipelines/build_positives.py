@@ -49,6 +49,7 @@ def build_positives(
     if is_done(night, tables, recipe, force):
         return night.warehouse.require("positives", night.ds, ""), False
 
+    night.warehouse.retract(tables, night.ds)
     events = positives.select_events(night.inputs.events("interactions", logs.days), config.positives).persist()
     if events.isEmpty():
         raise InputError(

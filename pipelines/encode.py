@@ -91,8 +91,8 @@ def statistics_of(side: Side, snapshot: DataFrame, previous: Statistics) -> Stat
     found = {f"{side.name}.{name}": previous.get(f"{side.name}.{name}") for name in names}
     missing = [name for name in names if found[f"{side.name}.{name}"] is None]
     if missing:
-        aggregates = [F.mean(F.col(n).cast("double")).alias(f"{n}_mean") for n in missing]
-        aggregates += [F.stddev_pop(F.col(n).cast("double")).alias(f"{n}_std") for n in missing]
+        aggregates = [F.mean(_finite(F.col(n))).alias(f"{n}_mean") for n in missing]
+        aggregates += [F.stddev_pop(_finite(F.col(n))).alias(f"{n}_std") for n in missing]
         row = snapshot.agg(*aggregates).first()
         assert row is not None
         for name in missing:
@@ -118,13 +118,20 @@ def encode(
             frame = frame.withColumn(column, _bucket(F.col(feature.name), feature.boundaries))
         else:
             mean = statistics[f"{side.name}.{feature.name}"]["mean"]
-            number = F.col(feature.name).cast("float")
-            frame = frame.withColumn(column, F.coalesce(F.nanvl(number, F.lit(None)), F.lit(mean)).cast("float"))
+            number = F.coalesce(_finite(F.col(feature.name)), F.lit(mean))
+            frame = frame.withColumn(column, number.cast("float"))
     return frame.select(*keys, *side.encoded_columns())
+
+
+def _finite(number: Column) -> Column:
+    """The number as a double; null for NaN and the infinities, which would spoil every mean."""
+    double = number.cast("double")
+    return F.when(~F.isnan(double) & (F.abs(double) < float("inf")), double)
 
 
 def _bucket(number: Column, boundaries: list[float]) -> Column:
     """1 where not known, else 2 + the number of boundaries at or below the number."""
+    number = _finite(number)
     below = reduce(Column.__add__, [(number >= F.lit(edge)).cast("int") for edge in boundaries])
     return F.coalesce(F.lit(2) + below, F.lit(DEFAULT)).cast("int")
 
@@ -132,7 +139,8 @@ def _bucket(number: Column, boundaries: list[float]) -> Column:
 def _encode_values(side: Side, feature: MultiCategoricalFeature, frame: DataFrame, vocabulary: DataFrame) -> DataFrame:
     """An array of values as indices, cut and padded to max_values; its weights beside it."""
     column = side.column(feature)
-    weights = F.col(feature.weights) if feature.weights else F.transform(F.col(feature.name), lambda _: F.lit(1.0))
+    alike = F.transform(F.col(feature.name), lambda _: F.lit(1.0))
+    weights = F.coalesce(F.col(feature.weights).cast("array<double>"), alike) if feature.weights else alike
     pairs = F.arrays_zip(
         F.slice(F.col(feature.name), 1, feature.max_values).alias("value"),
         F.slice(weights, 1, feature.max_values).alias("weight"),

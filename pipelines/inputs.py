@@ -94,6 +94,8 @@ class InputTables:
         wrong_day = F.date_format("event_time", "yyyy-MM-dd") != F.col("ds")
         bad = {f"{name} is null": F.col(name).isNull() for name in NEVER_NULL[table]}
         bad["event_time is outside its ds (UTC)"] = wrong_day
+        if table == "interactions":
+            bad["reward is negative or not finite"] = ~F.coalesce(F.col("reward"), F.lit(0.0)).between(0.0, 1e300)
         if table == "ranking_logs":
             bad[f"stage is none of {', '.join(STAGES)}"] = ~F.col("stage").isin(*STAGES)
         self._refuse(table, frame, bad, days)

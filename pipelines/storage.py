@@ -22,6 +22,7 @@ from pipelines.errors import InputError, UsageError
 
 MANIFEST = "_manifest.json"
 NAME = re.compile(r"[a-z][a-z0-9_]*")
+EXPORTED = re.compile(r"\.parquet$|^[_.]")
 # How Hadoop prints the FileStatus of a file; its access time, which reading changes, is left out.
 FILE_STATUS = re.compile(r"path=([^;]+); isDirectory=false; length=(\d+);[^}]*?modification_time=(\d+)")
 
@@ -94,7 +95,8 @@ class Manifest:
     @property
     def fingerprint(self) -> str:
         """Identity of the content. Nothing of when or by which code: the same recipe gives the same rows."""
-        return digest([self.table, self.ds, self.config_hash, self.inputs, self.rows])
+        content = self.facts.get("content")  # a checkpoint's checksum: training need not be bit for bit the same
+        return digest([self.table, self.ds, self.config_hash, self.inputs, self.rows, content])
 
     def made_by(self, recipe: Recipe) -> bool:
         """Whether this partition is what `recipe` would write again."""
@@ -195,17 +197,21 @@ class Warehouse:
         files = []
         for ds in days:
             # One call lists a folder and one prints it: asking each file for its parts would be thousands.
-            listed = self._predef.genericWrapArray(fs.listStatus(self._path(f"{uri}/ds={ds}"))).mkString()
+            day = f"{uri}/ds={ds}"
+            listed = self._predef.genericWrapArray(fs.listStatus(self._path(day))).mkString()
+            if "isDirectory=true" in listed:  # folders inside a day, by the hour say
+                inner = (fs.getFileStatus(self._path(file)).toString() for file in self.data_files(day))
+                listed = " ".join(inner)
             for path, length, modified in FILE_STATUS.findall(listed):
-                name = path.rsplit("/", 1)[-1]
-                if not name.startswith(("_", ".")):
-                    files.append([ds, name, int(length), int(modified)])
+                if not path.rsplit("/", 1)[-1].startswith(("_", ".")):
+                    files.append([ds, path, int(length), int(modified)])
         return digest(sorted(files))
 
     def read_input(self, uri: str, days: list[str]) -> DataFrame:
         """The rows of these days of an input table, with `ds` as a string column."""
         paths = [f"{uri}/ds={ds}" for ds in days]
-        return self.spark.read.option("basePath", uri).parquet(*paths)
+        # A column may have come later than the first of these days: the schema is that of all of them.
+        return self.spark.read.option("basePath", uri).option("mergeSchema", "true").parquet(*paths)
 
     def write_input(self, frame: DataFrame, table: str) -> dict[str, int]:
         """Write many days of an input table at once (importers, simulator); a day that is there is replaced.
@@ -240,6 +246,12 @@ class Warehouse:
         if found is None:
             raise InputError(f"table {table} has no partition ds={ds} in {self.root}: {remedy}")
         return found
+
+    def retract(self, tables: tuple[str, ...], ds: str) -> None:
+        """Take back the manifests of partitions that are about to be written anew, together: a step that dies between
+        two of them leaves none that looks whole."""
+        for table in tables:
+            self.delete(f"{self.path(table, ds)}/{MANIFEST}")
 
     def read(self, table: str, ds: str) -> DataFrame:
         """The rows of a partition that has a manifest, with the schema that was written."""
@@ -287,12 +299,27 @@ class Warehouse:
         uri = self._qualified(uri)
         if self.exists(uri) and not overwrite:
             raise UsageError(f"{uri} exists: name another folder, or replace it with --force")
+        foreign = [n for s in self.children(uri) if not EXPORTED.search(n := s.getPath().getName()) or s.isDirectory()]
+        if foreign:
+            raise UsageError(
+                f"{uri} holds {foreign[0]!r}, which no export wrote: name another folder, or empty this one"
+            )
         staging = f"{uri}.writing-{uuid.uuid4().hex[:8]}"
         frame.write.parquet(staging)
         rows = self.spark.read.parquet(staging).count()
         self.delete(uri)
         self.rename(staging, uri)
         return rows
+
+    def replace_folder(self, staging: str, target: str) -> None:
+        """Put a staged folder in the place of another; readers miss it between two renames, not while files go."""
+        aside = f"{self.root}/_staging/replaced/{uuid.uuid4().hex}"
+        old = self.exists(target)
+        if old:
+            self.rename(target, aside)
+        self.rename(staging, target)
+        if old:
+            self.delete(aside)
 
     def copy(self, source: str, target: str) -> None:
         """Copy a file or folder within the warehouse."""

@@ -16,6 +16,7 @@ from model.checkpoint import load_checkpoint
 from model.retrieval import batch_columns, embed_items, embed_users
 from model.schema import FeatureSchema
 from model.towers import TwoTower
+from pipelines.errors import InputError
 from pipelines.storage import Manifest, Recipe, digest
 from pipelines.vocabulary import DEFAULT
 
@@ -40,6 +41,10 @@ def write_item_embeddings(context: Context) -> Manifest:
     warehouse, ds = context.warehouse, context.ds
     model = warehouse.require("models", ds, f"run train for ds={ds} first")
     features = warehouse.require("item_features", ds, f"run build_positives for ds={ds} first")
+    if model.inputs["item_features"] != features.fingerprint:
+        raise InputError(
+            f"the model of ds={ds} was trained on an earlier item_features: run build_negatives and train again"
+        )
     recipe = Recipe("", {"models": model.fingerprint, "item_features": features.fingerprint})
     existing = warehouse.manifest("item_embeddings", ds)
     if existing and existing.made_by(recipe):
@@ -75,7 +80,7 @@ def write_item_embeddings(context: Context) -> Manifest:
 
 
 def within_model(queries: DataFrame, schema: FeatureSchema) -> DataFrame:
-    """Queries as a model of an earlier night knows them: indices that came later are default, in histories padding."""
+    """Queries as a model of an earlier night knows them: indices that came later are default."""
     from model.schema import MultiCategoricalFeature, NumericFeature
 
     for feature in schema.user:

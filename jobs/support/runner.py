@@ -46,6 +46,13 @@ def parser(name: str, description: str, *, with_ds: bool = True) -> argparse.Arg
     return flags
 
 
+def positive(text: str) -> int:
+    """A flag's number, at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
 def main(flags: argparse.ArgumentParser, run: Callable[[Context], None], argv: list[str] | None = None) -> int:
     """Parse, open, run, and turn errors into one message and an exit code: 0, 1, 2 usage, 3 input, 4 gate."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")

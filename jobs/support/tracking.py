@@ -176,7 +176,7 @@ class Tracker:
             self._night_run = None
 
     def register(self, job: JobRun, manifest: dict[str, Any], uri: str) -> str:
-        """The release as a model version, aliased `champion`. Returns the version."""
+        """The release as a model version. Returns the version."""
         name = self._config.tracking.registered_model
         job.json(manifest, "release/manifest.json")
         try:
@@ -188,8 +188,17 @@ class Tracker:
         version = self._client.create_model_version(
             name, source=source, run_id=job.run_id, tags={"release_id": manifest["release_id"], "uri": uri}
         )
-        self._client.set_registered_model_alias(name, "champion", version.version)
         return str(version.version)
+
+    def version_of(self, release_id: str) -> str | None:
+        """The model version of a release, where it has been registered."""
+        name = self._config.tracking.registered_model
+        found = self._client.search_model_versions(f"name = '{name}' and tags.release_id = '{release_id}'")
+        return str(found[0].version) if found else None
+
+    def make_champion(self, version: str) -> None:
+        """Point the alias `champion` at a version."""
+        self._client.set_registered_model_alias(self._config.tracking.registered_model, "champion", version)
 
 
 def _now() -> int:
