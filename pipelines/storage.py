@@ -366,3 +366,4 @@ class Warehouse:
         self.delete(f"{final}/{MANIFEST}")
         self.delete(final)
         self.rename(staging, final)
+        self.spark.catalog.refreshByPath(final)  # a frame cached by this session would go on reading the old files

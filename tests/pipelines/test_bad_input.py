@@ -195,3 +195,50 @@ def test_a_partition_without_a_manifest_does_not_exist(write: Callable[..., Ware
         warehouse.read("positives", DS)
     build(warehouse)
     assert warehouse.read("positives", DS).count() == 12
+
+
+def test_a_step_that_dies_half_way_leaves_nothing_that_the_next_night_would_build_on(
+    write: Callable[..., Warehouse], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warehouse = write()
+    build(warehouse)
+    late = (DS, "aaron", 19, NOON, "click")  # sorts before the others: new indices mean other users
+    write(interactions=[*ROWS["interactions"], late])
+
+    def dies(*_: Any) -> None:
+        raise OSError("killed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pipelines.histories.roll_histories", dies)
+        with pytest.raises(OSError, match="killed"):
+            build(warehouse)
+    with pytest.raises(InputError, match="no state of the night before"):
+        Night.open(warehouse, Inputs(), "2024-03-03", 17).state()
+    build(warehouse)
+    assert warehouse.read("positives", DS).count() == 13
+
+
+def test_numbers_that_are_none_are_not_known(warehouse: Warehouse) -> None:
+    from pipelines import encode
+
+    side = encode.Side(
+        "item",
+        Features.model_validate(
+            {
+                "item": [
+                    {"kind": "numeric", "name": "price"},
+                    {"kind": "numeric", "name": "size", "boundaries": [1.0, 2.0]},
+                ]
+            }
+        ).item,
+    )
+    values = [1.0, 3.0, float("nan"), float("inf"), None]
+    snapshot = warehouse.spark.createDataFrame(
+        [(str(n), value, value) for n, value in enumerate(values)], "item_id string, price double, size double"
+    )
+    statistics = encode.statistics_of(side, snapshot, {})
+    assert statistics == {"item.price": {"mean": 2.0, "std": 1.0}}
+    no_words = warehouse.spark.createDataFrame([], "feature string, value string, index int")
+    rows = encode.encode(side, snapshot, no_words, statistics, ["item_id"]).orderBy("item_id").collect()
+    assert [row["item_price"] for row in rows] == [1.0, 3.0, 2.0, 2.0, 2.0]
+    assert [row["item_size"] for row in rows] == [3, 4, 1, 1, 1]
