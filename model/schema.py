@@ -106,11 +106,6 @@ class FeatureSchema(Config):
         return next(feature for feature in self.item if isinstance(feature, IdFeature))
 
     @property
-    def user_id(self) -> IdFeature | None:
-        """The user's own index, where the schema has it."""
-        return next((feature for feature in self.user if isinstance(feature, IdFeature)), None)
-
-    @property
     def user_columns(self) -> list[str]:
         """Columns of `samples` that the user tower reads: features, history, example age."""
         columns = columns_of(self.user)

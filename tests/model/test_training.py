@@ -68,7 +68,7 @@ def run_gradients(spec: Any, folder: Path, processes: int) -> dict[str, Any]:
             env=environment,
             timeout=120,
         )
-    return torch.load(out)
+    return torch.load(out, weights_only=True)
 
 
 @pytest.mark.parametrize("sparse_rows", [10**9, 20])
