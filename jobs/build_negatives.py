@@ -24,7 +24,7 @@ def run(context: Context, tracker: Tracker) -> None:
         return
     log.info("build_negatives %s: %s rows", context.ds, f"{manifest.rows:,}")
     with tracker.job("build_negatives") as job:
-        log_partition(job, context.warehouse.root, manifest)
+        log_partition(job, context.warehouse, manifest, config.checks)
         job.params({"negatives": config.negatives.model_dump(), "samples": config.samples.model_dump()})
         job.tags({"ranking_logs": "present" if manifest.facts["ranking_logs"] else "absent: no hard negatives"})
         facts = manifest.facts

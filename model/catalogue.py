@@ -13,7 +13,7 @@ from torch import Tensor
 
 from model.arrays import ColumnError
 from model.batching import to_tensor
-from model.features import DEFAULT, PADDING, Batch, history_column
+from model.features import DEFAULT, PADDING, Batch, history_column, lookup_column, rows_of
 from model.files import read_columns
 from model.schema import Feature, FeatureSchema, IdFeature, MultiCategoricalFeature, NumericFeature
 
@@ -33,8 +33,6 @@ class Catalogue:
         places = to_tensor(index)
         self.columns: Batch = {}
         for feature in schema.item:
-            if isinstance(feature, IdFeature):
-                continue
             for column, default in _defaults(feature, self.size).items():
                 values = rows[column]
                 if values.shape[1:] != default.shape[1:]:
@@ -42,7 +40,7 @@ class Catalogue:
                         f"column {column!r} has shape {values.shape}, the schema says {default.shape[1:]} a row"
                     )
                 if not default.is_floating_point() and not isinstance(feature, NumericFeature):
-                    _check_indices(values, feature.size, column)
+                    _check_indices(values, rows_of(feature), column)
                 default[places] = to_tensor(values)
                 self.columns[column] = default
 
@@ -59,9 +57,10 @@ class Catalogue:
         """Columns `history_COLUMN` of some item features for every item in the histories; padding stays padding."""
         columns = {}
         for feature in features:
-            values = self.columns[feature.column][history_BL]
+            column = lookup_column(feature)
+            values = self.columns[column][history_BL]
             padding = (history_BL == PADDING).reshape(history_BL.shape + (1,) * (values.dim() - history_BL.dim()))
-            columns[history_column(feature.column)] = values.masked_fill(padding, PADDING)
+            columns[history_column(column)] = values.masked_fill(padding, PADDING)
         return columns
 
 
@@ -86,7 +85,9 @@ class SamplingProbabilities:
 
 
 def _defaults(feature: Feature, size: int) -> Batch:
-    """The columns of one feature with the default in every row."""
+    """The columns of one feature with the default in every row; none of an id, unless it is hashed."""
+    if isinstance(feature, IdFeature):
+        return {feature.hashed.column: torch.full((size,), DEFAULT)} if feature.hashed else {}
     if isinstance(feature, NumericFeature):
         return {feature.column: torch.full((size,), feature.mean)}
     if not isinstance(feature, MultiCategoricalFeature):

@@ -30,6 +30,16 @@ def history_column(column: str) -> str:
     return f"history_{column}"
 
 
+def lookup_column(feature: Feature) -> str:
+    """The column that holds a feature's rows of its embedding table: for hashed ids not the index itself."""
+    return feature.table_column if isinstance(feature, IdFeature) else feature.column
+
+
+def rows_of(feature: Feature) -> int:
+    """Rows of a feature's embedding table."""
+    return feature.table_size if isinstance(feature, IdFeature) else feature.size  # type: ignore[union-attr]
+
+
 def table_name(feature: Feature) -> str:
     """Features of one vocabulary share one table; a bucket has no vocabulary and keeps its own."""
     name = feature.column if isinstance(feature, BucketFeature) else feature.vocabulary  # type: ignore[union-attr]
@@ -45,9 +55,9 @@ class EmbeddingTables(nn.ModuleDict):
         for feature in [*schema.user, *schema.item]:
             if not isinstance(feature, NumericFeature):
                 dim = config.embedding_dim if isinstance(feature, IdFeature) else config.small_embedding_dim
-                self._add(table_name(feature), feature.size, dim, sparse_rows, feature.name)
+                self._add(table_name(feature), rows_of(feature), dim, sparse_rows, feature.name)
         if schema.history and not config.share_history:
-            self._add("history", schema.history.size, config.embedding_dim, sparse_rows, schema.history.name)
+            self._add("history", schema.item_id.table_size, config.embedding_dim, sparse_rows, schema.history.name)
 
     def _add(self, name: str, rows: int, dim: int, sparse_rows: int | None, feature: str) -> None:
         if name in self:
@@ -67,7 +77,7 @@ class EmbeddingTables(nn.ModuleDict):
 
 def embed_feature(tables: EmbeddingTables, feature: Feature, batch: Batch) -> Tensor:
     """[B, e] of one feature: [B, 1] standardised for a numeric one, else its embedding or their weighted mean."""
-    values = column_of(batch, feature.column)
+    values = column_of(batch, lookup_column(feature))
     if isinstance(feature, NumericFeature):
         return ((values - feature.mean) / (feature.std or 1.0)).float().unsqueeze(1)
     table = tables[table_name(feature)]

@@ -7,14 +7,35 @@ from pydantic import Field, PositiveInt, model_validator
 from model.config import Config
 
 
+class HashedIds(Config):
+    """Where ids are hashed: the column of `item_features` with each item's row of the table, and the table's rows."""
+
+    column: str
+    size: PositiveInt
+
+
 class IdFeature(Config):
-    """An entity's own index, with a table of `embedding_dim`."""
+    """An entity's own index, with a table of `embedding_dim`.
+
+    `hashed`: items of one bucket share a row of the table; their index stays their own. A user's index is its bucket.
+    """
 
     kind: Literal["id"]
     name: str
     column: str
     vocabulary: str
     size: PositiveInt
+    hashed: HashedIds | None = None
+
+    @property
+    def table_column(self) -> str:
+        """The column that picks a row of the embedding table."""
+        return self.hashed.column if self.hashed else self.column
+
+    @property
+    def table_size(self) -> int:
+        """Rows of the embedding table."""
+        return self.hashed.size if self.hashed else self.size
 
 
 class CategoricalFeature(Config):
@@ -125,4 +146,6 @@ def columns_of(features: list[Feature]) -> list[str]:
         columns.append(feature.column)
         if isinstance(feature, MultiCategoricalFeature) and feature.weights_column:
             columns.append(feature.weights_column)
+        if isinstance(feature, IdFeature) and feature.hashed:
+            columns.append(feature.hashed.column)
     return columns

@@ -47,7 +47,8 @@ class TwoTower(nn.Module):
         self.tables = EmbeddingTables(schema, config, sparse_rows)
         user_inputs = embedded_length(schema.user, config) + (1 if schema.example_age else 0)
         if schema.history:
-            user_inputs += config.embedding_dim + embedded_length(self.history_features, config)
+            pooled = [feature for feature in self.history_features if not isinstance(feature, IdFeature)]
+            user_inputs += config.embedding_dim + embedded_length(pooled, config)
         self.user_tower = Dssm(user_inputs, config)
         self.item_tower = Dssm(embedded_length(schema.item, config), config)
 
@@ -59,12 +60,14 @@ class TwoTower(nn.Module):
         """
         parts = [self._embed(feature, batch) for feature in self.schema.user]
         if self.schema.history:
-            history_BL = column_of(batch, self.schema.history.column)
             shared = table_name(self.schema.item_id) if self.config.share_history else "history"
-            parts.append(mean_of_values(self.tables[shared], history_BL))
+            hashed = self.schema.item_id.hashed
+            column = history_column(hashed.column) if hashed else self.schema.history.column
+            parts.append(mean_of_values(self.tables[shared], column_of(batch, column)))
             for feature in self.history_features:
-                values = column_of(batch, history_column(feature.column))
-                parts.append(mean_of_values(self.tables[table_name(feature)], values.flatten(1)))
+                if not isinstance(feature, IdFeature):
+                    values = column_of(batch, history_column(feature.column))
+                    parts.append(mean_of_values(self.tables[table_name(feature)], values.flatten(1)))
         if self.schema.example_age:
             parts.append(embed_feature(self.tables, self.schema.example_age, batch))
         return self.user_tower(torch.cat(parts, dim=1))
@@ -75,12 +78,16 @@ class TwoTower(nn.Module):
 
     def _embed(self, feature: Feature, batch: Batch) -> Tensor:
         if self.training and self.config.id_dropout and isinstance(feature, IdFeature):
-            batch = {**batch, feature.column: drop_ids(column_of(batch, feature.column), self.config.id_dropout)}
+            column = feature.table_column
+            batch = {**batch, column: drop_ids(column_of(batch, column), self.config.id_dropout)}
         return embed_feature(self.tables, feature, batch)
 
 
 def _history_features(schema: FeatureSchema, config: ModelConfig) -> list[Feature]:
-    """The item features that are pooled over the history. Raises ValueError for one that cannot be."""
+    """What a catalogue gathers for the items of a history: features that are pooled over it, and the rows of hashed ids.
+
+    Raises ValueError for a feature that cannot be pooled.
+    """
     by_name = {feature.name: feature for feature in schema.item}
     for name in config.history_features:
         if not schema.history or not isinstance(by_name.get(name), CategoricalFeature | MultiCategoricalFeature):
@@ -88,4 +95,5 @@ def _history_features(schema: FeatureSchema, config: ModelConfig) -> list[Featur
                 f"history_features: {name!r} is not a categorical or multi_categorical item feature of a schema with a "
                 f"history; the item features are {', '.join(by_name)}"
             )
-    return [by_name[name] for name in config.history_features]
+    ids: list[Feature] = [schema.item_id] if schema.history and schema.item_id.hashed else []
+    return ids + [by_name[name] for name in config.history_features]

@@ -1,6 +1,8 @@
 """The step build_positives: yesterday's state and today's log in; vocabularies, item_features, user_histories, positives
 and item_stats out."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -8,24 +10,28 @@ from typing import Any
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from pipelines import encode, histories, popularity, positives, vocabulary
-from pipelines.errors import InputError
+from pipelines import encode, histories, popularity, positives, positives_checks, vocabulary
 from pipelines.night import POSITIVE_TABLES, Night, SampleConfig, is_done, log
+from pipelines.positives_inputs import Inputs, Logs, find_logs, read_inputs, refuse_new_meanings
 from pipelines.storage import Manifest, Recipe
 
 
 @dataclass(frozen=True)
-class Logs:
-    """What the step reads of the users' tables."""
+class Words:
+    """The vocabularies of the night, and the facts of their manifest."""
 
-    days: list[str]  # days of interactions
-    items: str  # day of the items snapshot
-    users: dict[str, str | None]  # day of events -> day of the newest users snapshot strictly before it
+    table: DataFrame
+    sizes: dict[str, int]
+    numeric: encode.Statistics
+    schema: dict[str, Any]
 
-    @property
-    def user_snapshots(self) -> list[str]:
-        """The users snapshots needed, oldest first."""
-        return sorted({day for day in self.users.values() if day})
+    def lookup(self, feature: str, value: str, index: str) -> DataFrame:
+        """One feature's values and indices, to join."""
+        return vocabulary.lookup(self.table, feature, value, index, self.sizes.get(feature))
+
+    def small(self, feature: str, frame: DataFrame) -> DataFrame:
+        """A frame of one row a value: broadcast where the feature has few, else Spark decides."""
+        return F.broadcast(frame) if self.sizes[feature] <= vocabulary.BROADCAST else frame
 
 
 def build_positives(
@@ -34,10 +40,11 @@ def build_positives(
     """Write the tables of this step. Returns the manifest of `positives` and whether anything was done.
 
     `keep_last_out`: each user's last positive goes to `holdout` and nowhere else (for data where users come once).
-    Raises InputError where an input breaks its contract or there is nothing to roll forward.
+    Raises InputError where an input breaks its contract or there is nothing to roll forward; the tables are then as they
+    were.
     """
     before = night.state()
-    logs = _find_logs(night)
+    logs = find_logs(night, config)
     fingerprints = {
         "interactions": night.inputs.fingerprint("interactions", logs.days),
         "items": night.inputs.fingerprint("items", [logs.items]),
@@ -49,158 +56,212 @@ def build_positives(
     if is_done(night, tables, recipe, force):
         return night.warehouse.require("positives", night.ds, ""), False
 
-    night.warehouse.retract(tables, night.ds)
-    events = positives.select_events(night.inputs.events("interactions", logs.days), config.positives).persist()
-    if events.isEmpty():
-        raise InputError(
-            f"table interactions, column action: no row of ds={night.ds} has an action among "
-            f"{sorted(config.positives.actions)}. Name the actions that count under positives.actions"
-        )
-    known = before["vocabularies"].facts["numeric"] if before else {}
-    words = _write_meanings(night, config, recipe, events, logs, known)
-    vocab = night.warehouse.read("vocabularies", night.ds).persist()
-    indexed = _index(events, vocab).persist()
-    if keep_last_out:
-        indexed, held = positives.split_last(indexed)
-        columns = ["user_id", "user_index", "item_id", "item_index", "event_time"]
-        night.warehouse.write(held.select(*columns), "holdout", night.ds, recipe)
-        indexed.persist()
-    manifest = _write_rows(night, config, recipe, indexed, vocab, words, logs)
-    for frame in (events, vocab, indexed):
+    known = before["vocabularies"].facts if before else {}
+    refuse_new_meanings(night, config.features, known)
+    inputs = read_inputs(night, config, logs, keep_last_out)
+    try:
+        # Only now: a night that is refused leaves the tables as they were.
+        night.inputs.write_quarantine(night.ds, recipe, ("interactions", "items", "users"))
+        night.warehouse.retract(tables, night.ds)
+        words = _write_meanings(night, config, recipe, inputs, logs, known)
+        if inputs.held is not None:
+            _write_holdout(night, config, recipe, inputs.held, words)
+        return _write_rows(night, config, recipe, inputs, words, logs), True
+    finally:
+        for frame in inputs.persisted:
+            frame.unpersist()
+
+
+@contextmanager
+def _kept(frame: DataFrame) -> Iterator[DataFrame]:
+    """A frame that stays in memory (or on disk) while it is needed."""
+    frame.persist()
+    try:
+        yield frame
+    finally:
         frame.unpersist()
-    return manifest, True
 
 
-def _find_logs(night: Night) -> Logs:
-    days = night.log_days()
-    item_day = night.inputs.snapshot_at("items", night.ds, strictly_before=False)
-    if item_day is None:
-        raise InputError(
-            f"table items ({night.inputs.uri('items')}) has no snapshot at or before ds={night.ds}: write one as "
-            "items/ds=YYYY-MM-DD/, or point inputs.items.path at it"
-        )
-    users = {day: night.inputs.snapshot_at("users", day, strictly_before=True) for day in days}
-    return Logs(days, item_day, users)
-
-
-def _index(events: DataFrame, vocab: DataFrame) -> DataFrame:
-    """Events with user_index and item_index."""
-    users = vocabulary.lookup(vocab, "user_id", "user_id", "user_index")
-    items = vocabulary.lookup(vocab, "item_id", "item_id", "item_index")
-    return events.join(users, on="user_id", how="inner").join(items, on="item_id", how="inner")
+# -- what indices mean ----------------------------------------------------------------------------------------------
 
 
 def _write_meanings(
-    night: Night, config: SampleConfig, recipe: Recipe, events: DataFrame, logs: Logs, known: encode.Statistics
-) -> dict[str, Any]:
-    """vocabularies and item_features. Returns the facts: sizes, numeric statistics, feature schema."""
+    night: Night, config: SampleConfig, recipe: Recipe, inputs: Inputs, logs: Logs, known: dict[str, Any]
+) -> Words:
+    """vocabularies and item_features."""
     user_side, item_side = encode.sides(config.features)
-    items = night.inputs.snapshot("items", logs.items)
-    end_of_day = F.lit(f"{night.ds} 23:59:59.999999").cast("timestamp")
-    items = items.where(F.col("publish_time").isNull() | (F.col("publish_time") <= end_of_day)).persist()
-    encode.check_columns(item_side, items)
-    statistics = encode.statistics_of(item_side, items, known)
-    values = [
-        events.select(F.lit("user_id").alias("feature"), F.col("user_id").alias("value")),
-        events.select(F.lit("item_id").alias("feature"), F.col("item_id").alias("value")),
-        items.select(F.lit("item_id").alias("feature"), F.col("item_id").alias("value")),
-        encode.values_of(item_side, items),
-    ]
-    if user_side.features and not logs.user_snapshots:
-        raise InputError(
-            f"table users ({night.inputs.uri('users')}) has no snapshot before the events of ds={night.ds}: features are "
-            "taken from the newest snapshot strictly before the day of an event. Write users/ds= for an earlier day"
-        )
-    for day in logs.user_snapshots if user_side.features else []:
-        snapshot = night.inputs.snapshot("users", day)
-        encode.check_columns(user_side, snapshot)
-        statistics |= encode.statistics_of(user_side, snapshot, known | statistics)
-        values.append(encode.values_of(user_side, snapshot))
+    statistics = encode.statistics_of(item_side, inputs.items, known.get("numeric", {}))
+    for snapshot in inputs.users.values():
+        statistics |= encode.statistics_of(user_side, snapshot, known.get("numeric", {}) | statistics)
+    hashed = encode.hashed_sizes(config.features)
     names = ["user_id", "item_id"]
-    names += [f"{side.name}.{f.name}" for side in (user_side, item_side) for f in side.features if f.kind != "numeric"]
-
-    def describe(staged: DataFrame, _: str) -> dict[str, Any]:
-        sizes = vocabulary.sizes_of(staged, names)
-        schema = encode.feature_schema(config.features, sizes, statistics)
-        return {"sizes": sizes, "numeric": statistics, "schema": schema}
+    names += [side.label(f) for side in (user_side, item_side) for f in side.features if f.kind != "numeric"]
 
     previous = night.warehouse.read("vocabularies", night.yesterday) if night.yesterday else None
-    grown = vocabulary.grow(previous, reduce(DataFrame.unionByName, [part for part in values if part is not None]))
-    facts = night.warehouse.write(grown, "vocabularies", night.ds, recipe, facts=describe).facts
+    values = _values(config, inputs)
+    with _kept(vocabulary.unseen_values(previous, values, encode.min_counts(config.features))) as unseen:
+        grown, grown_sizes = vocabulary.append(previous, unseen)
+        sizes = dict.fromkeys(names, vocabulary.FIRST) | grown_sizes | hashed
+        schema = encode.feature_schema(config.features, sizes, statistics)
+        facts = {"sizes": sizes, "numeric": statistics, "schema": schema, "hashed": hashed}
+        night.warehouse.write(grown, "vocabularies", night.ds, recipe, facts=facts)
 
-    vocab = night.warehouse.read("vocabularies", night.ds)
-    encoded = encode.encode(item_side, items, vocab, statistics, ["item_id", "publish_time"])
-    rows = encoded.join(vocabulary.lookup(vocab, "item_id", "item_id", "item_index"), on="item_id", how="inner").select(
-        "item_index",
-        F.col("item_id").cast(night.inputs.id_type("items", logs.items)).alias("item_id"),
-        "publish_time",
-        *item_side.encoded_columns(),
-    )
-    night.warehouse.write(rows.sort("item_index"), "item_features", night.ds, recipe, facts={"schema": facts["schema"]})
-    items.unpersist()
-    return facts
+    words = Words(night.warehouse.read("vocabularies", night.ds), sizes, statistics, schema)
+    encoded = encode.encode(item_side, inputs.items, words.table, statistics, ["item_id", "publish_time"], sizes)
+    columns = ["item_index", F.col("item_id").cast(night.inputs.id_type("items", logs.items)).alias("item_id")]
+    buckets = config.features.ids.item.buckets
+    if buckets is not None:
+        columns.append(vocabulary.bucket_of("item_id", F.col("item_id"), buckets).alias(encode.ITEM_BUCKET))
+    rows = encoded.join(words.lookup("item_id", "item_id", "item_index"), on="item_id", how="inner")
+    rows = rows.select(*columns, "publish_time", *item_side.encoded_columns())
+    night.warehouse.write(rows.sort("item_index"), "item_features", night.ds, recipe, facts={"schema": schema})
+    return words
+
+
+def _values(config: SampleConfig, inputs: Inputs) -> DataFrame:
+    """Every value that may need an index: feature, value, count."""
+    user_side, item_side = encode.sides(config.features)
+
+    def ids(frame: DataFrame, name: str, *by: str) -> DataFrame:
+        counted = frame.groupBy(*by, name).agg(F.count(F.lit(1)).alias("count"))
+        return counted.select(F.lit(name).alias("feature"), F.col(name).alias("value"), "count")
+
+    frames = [inputs.events] if inputs.held is None else [inputs.events, inputs.held]
+    parts = [ids(frame, "item_id") for frame in (*frames, inputs.items)]
+    if config.features.ids.user.buckets is None:
+        parts += [ids(frame, "user_id", "user_key") for frame in frames]
+    found = [encode.values_of(item_side, inputs.items)]
+    found += [encode.values_of(user_side, snapshot) for snapshot in inputs.users.values()]
+    return reduce(DataFrame.unionByName, [*parts, *(part for part in found if part is not None)])
+
+
+def _with_user_index(rows: DataFrame, config: SampleConfig, words: Words) -> DataFrame:
+    """Rows (user_id, …) with user_index: by vocabulary (null where it lacks the user), or by hash."""
+    buckets = config.features.ids.user.buckets
+    if buckets is not None:
+        return rows.withColumn("user_index", vocabulary.bucket_of("user_id", F.col("user_id"), buckets))
+    found = words.lookup("user_id", "user_id", "user_index")
+    if "user_key" in rows.columns:
+        return rows.join(found.select("*", histories.user_key()), on=histories.USER, how="left")
+    return rows.join(found, on="user_id", how="left")
+
+
+# -- rows -----------------------------------------------------------------------------------------------------------
+
+
+def _write_holdout(night: Night, config: SampleConfig, recipe: Recipe, held: DataFrame, words: Words) -> None:
+    rows = held.join(words.lookup("item_id", "item_id", "item_index"), on="item_id", how="inner")
+    user = F.coalesce("user_index", F.lit(vocabulary.DEFAULT)).alias("user_index")
+    rows = _with_user_index(rows, config, words).select("user_id", user, "item_id", "item_index", "event_time")
+    night.warehouse.write(rows, "holdout", night.ds, recipe)
 
 
 def _write_rows(
-    night: Night,
-    config: SampleConfig,
-    recipe: Recipe,
-    indexed: DataFrame,
-    vocab: DataFrame,
-    words: dict[str, Any],
-    logs: Logs,
+    night: Night, config: SampleConfig, recipe: Recipe, inputs: Inputs, words: Words, logs: Logs
 ) -> Manifest:
     """user_histories, positives and item_stats."""
     read = night.warehouse.read
-    state = read("user_histories", night.yesterday) if night.yesterday else None
+    ids = words.lookup("item_id", "item_id", "item_index")
+    indexed = inputs.events.join(ids, on="item_id", how="inner")
+    _write_state(night, config, recipe, indexed, words)
+
     stats = read("item_stats", night.yesterday) if night.yesterday else None
     live = read("item_features", night.ds).select("item_index")
-    length = config.features.history.length if config.features.history else 1
-
-    rolled = histories.roll_histories(indexed, state, length, config.positives.known_items)
-    night.warehouse.write(rolled, "user_histories", night.ds, recipe)
-
-    counts = popularity.roll_counts(indexed, stats, night.ds, config.positives.window_days).persist()
-    flagged = positives.flag(indexed, counts, live, config.positives, night.seed).persist()
-    reasons = positives.count_reasons(flagged)
-    log.info("positives %s: %s", night.ds, ", ".join(f"{name} {value:,}" for name, value in reasons.items()))
-    rows = histories.attach_histories(flagged.drop("live", "survives", "within_cap"), state, length)
-    rows = _with_user_features(rows, night, config, vocab, words["numeric"], logs)
-    rows = positives.finish(rows, config.positives, night.ds)
-    columns = ["row_key", "user_id", "item_id", "request_id", "event_time", "user_index", "item_index"]
-    columns += encode.sides(config.features)[0].encoded_columns()
-    columns += ["history", "example_age", "weight", "keep_probability", "split"]
-    facts = {"counts": reasons, "schema": words["schema"], "bootstrap_days": night.bootstrap_days}
-    manifest = night.warehouse.write(rows.select(*columns), "positives", night.ds, recipe, facts=facts)
-
-    trained = read("positives", night.ds).where("split = 'train'")
-    ids = vocabulary.lookup(vocab, "item_id", "item_id", "item_index")
-    item_stats = popularity.describe_items(
-        ids, counts, trained, live, config.positives.downsample, config.negatives.popularity_exponent
-    )
-    night.warehouse.write(item_stats, "item_stats", night.ds, recipe)
-    for frame in (counts, flagged):
-        frame.unpersist()
+    with _kept(popularity.count_days(indexed)) as today:
+        rolled = popularity.roll_counts(today, stats, night.ds, config.positives.window_days)
+        with _kept(rolled) as counts:
+            chances = words.small("item_id", positives.item_chances(ids, counts, live, config.positives))
+            flagged = histories.mark_first(positives.flag(inputs.events, chances, night.seed))
+            reasons, heaviest = positives.count_reasons(flagged, config.positives)
+            heaviest |= positives.heaviest_item(today, ids)
+            reasons = inputs.counts | reasons
+            log.info("positives %s: %s", night.ds, ", ".join(f"{name} {value:,}" for name, value in reasons.items()))
+            facts = {
+                "counts": reasons,
+                "skew": positives.skew(reasons["positives"], heaviest),
+                "schema": words.schema,
+                "bootstrap_days": night.bootstrap_days,
+                "history": config.features.history.order if config.features.history else None,
+                "input": night.inputs.facts(),
+            }
+            rows = positives.choose(flagged, config.positives, night.seed, reasons["dropped_over_cap"])
+            manifest = _write_positives(night, config, recipe, rows, indexed, inputs, words, logs, facts)
+            trained = read("positives", night.ds).where("split = 'train'")
+            item_stats = popularity.describe_items(
+                ids, counts, trained, live, config.positives.downsample, config.negatives.popularity_exponent
+            )
+            night.warehouse.write(item_stats, "item_stats", night.ds, recipe)
     return manifest
 
 
+def _write_state(night: Night, config: SampleConfig, recipe: Recipe, indexed: DataFrame, words: Words) -> None:
+    """user_histories."""
+    state = night.warehouse.read("user_histories", night.yesterday) if night.yesterday else None
+    length, known = _history_length(config), config.positives.known_items
+    today = _with_user_index(histories.last_of_users(indexed, length, known), config, words)
+    rolled = histories.roll_histories(today, state, length, known)
+    night.warehouse.write(rolled, "user_histories", night.ds, recipe)
+
+
+def _write_positives(
+    night: Night,
+    config: SampleConfig,
+    recipe: Recipe,
+    chosen: DataFrame,
+    indexed: DataFrame,
+    inputs: Inputs,
+    words: Words,
+    logs: Logs,
+    facts: dict[str, Any],
+) -> Manifest:
+    """positives, checked before they are moved into place."""
+    state = night.warehouse.read("user_histories", night.yesterday) if night.yesterday else None
+    others = config.features.history is not None and config.features.history.order == "leave_one_out"
+    # What is joined is joined here, where rows still lie by user: a history makes a row five times as wide.
+    rows = _with_user_features(chosen, night, config, inputs, words, logs)
+    index = F.coalesce("user_index", F.lit(vocabulary.DEFAULT))
+    rows = _with_user_index(rows, config, words).withColumn("user_index", index).drop("ds")
+    if others:
+        rows = histories.leave_one_out(rows, night.warehouse.read("user_histories", night.ds), _history_length(config))
+    else:
+        rows = histories.attach_histories(rows, state, _history_length(config))
+    columns = ["row_key", "user_id", "item_id", "request_id", "event_time", "user_index", "item_index"]
+    columns += encode.sides(config.features)[0].encoded_columns()
+    columns += ["history", "history_until", "example_age", "weight", "keep_probability", "split"]
+    finished = positives.finish(rows, config.positives, night.ds).select(*columns)
+
+    def check(staged: DataFrame, _: str) -> dict[str, Any]:
+        number = positives_checks.check_rows(staged)
+        positives_checks.check_counts(number, facts["counts"])
+        positives_checks.check_keys(staged)
+        pairs = positives_checks.check_histories(staged, number, indexed, state, leave_one_out=others)
+        return facts | {"checked_history_items": pairs}
+
+    return night.warehouse.write(finished, "positives", night.ds, recipe, facts=check)
+
+
+def _history_length(config: SampleConfig) -> int:
+    return config.features.history.length if config.features.history else 1
+
+
 def _with_user_features(
-    rows: DataFrame, night: Night, config: SampleConfig, vocab: DataFrame, statistics: encode.Statistics, logs: Logs
+    rows: DataFrame, night: Night, config: SampleConfig, inputs: Inputs, words: Words, logs: Logs
 ) -> DataFrame:
     """Each row with the user's features from the newest snapshot before the day of its event."""
     side = encode.sides(config.features)[0]
     if not side.features:
         return rows
-    encoded = [
-        encode.encode(side, night.inputs.snapshot("users", day), vocab, statistics, ["user_id"]).withColumn(
-            "snapshot", F.lit(day)
-        )
-        for day in logs.user_snapshots
-    ]
-    pairs = [(day, snapshot) for day, snapshot in logs.users.items()]
-    snapshot_of = night.warehouse.spark.createDataFrame(pairs, "ds string, snapshot string")
-    rows = rows.join(F.broadcast(snapshot_of), on="ds", how="left")
-    rows = rows.join(reduce(DataFrame.unionByName, encoded), on=["user_id", "snapshot"], how="left")
-    for column, blank in encode.without_snapshot(side, statistics).items():
-        rows = rows.withColumn(column, F.coalesce(column, blank))
-    return rows
+    keys, encoded = list(histories.USER), []
+    for day, snapshot in inputs.users.items():
+        part = encode.encode(side, snapshot, words.table, words.numeric, ["user_id"], words.sizes)
+        encoded.append(part.select("*", histories.user_key(), F.lit(day).alias("snapshot")))
+    if set(logs.users.values()) == set(logs.user_snapshots) and len(encoded) == 1:
+        encoded = [encoded[0].drop("snapshot")]  # one snapshot for all: nothing to tell apart
+    else:
+        keys.append("snapshot")
+        pairs = [(day, snapshot) for day, snapshot in logs.users.items()]
+        snapshot_of = night.warehouse.spark.createDataFrame(pairs, "ds string, snapshot string")
+        rows = rows.join(F.broadcast(snapshot_of), on="ds", how="left")
+    rows = rows.join(reduce(DataFrame.unionByName, encoded), on=keys, how="left").drop("snapshot")
+    blanks = encode.without_snapshot(side, words.numeric)
+    return rows.withColumns({column: F.coalesce(column, blank) for column, blank in blanks.items()})

@@ -29,14 +29,31 @@ class Inputs(Section):
     items: InputTable = InputTable()
 
 
-class CategoricalFeature(Section):
+class FeatureWords(Section):
+    """How the values of a feature become indices: through an exact vocabulary, or hashed to buckets."""
+
+    min_count: int = Field(
+        1, ge=1, description="a value gets an index on the first night that reads it so often; until then it is default"
+    )
+    buckets: int | None = Field(
+        None, ge=1, description="index = 2 + hash mod buckets, no vocabulary: bounded, at the price of collisions"
+    )
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> "FeatureWords":
+        if self.buckets is not None and self.min_count > 1:
+            raise ValueError("buckets and min_count exclude each other: a hashed value needs no count to get an index")
+        return self
+
+
+class CategoricalFeature(FeatureWords):
     """One value of a closed or open set; each value gets an index."""
 
     kind: Literal["categorical"]
     name: str = Field(pattern=r"[a-z][a-z0-9_]*$")
 
 
-class MultiCategoricalFeature(Section):
+class MultiCategoricalFeature(FeatureWords):
     """Several values at once (tags, genres), optionally weighted; the tower takes their weighted mean."""
 
     kind: Literal["multi_categorical"]
@@ -64,11 +81,31 @@ class NumericFeature(Section):
 Feature = Annotated[CategoricalFeature | MultiCategoricalFeature | NumericFeature, Field(discriminator="kind")]
 
 
+class FeatureItemId(Section):
+    """The id of an item. Its own index is always exact: tables and the search index are keyed by it."""
+
+    buckets: int | None = Field(
+        None, ge=1, description="rows of the item's embedding table, chosen by hash; null: a row for each item"
+    )
+
+
+class FeatureIds(Section):
+    """How the ids of users and items become indices."""
+
+    user: FeatureWords = FeatureWords()
+    item: FeatureItemId = FeatureItemId()
+
+
 class History(Section):
     """The user's last positives, strictly before the event."""
 
     length: int = Field(
         50, ge=1, description="L: positives kept; longer histories blur in a mean and cost reading time"
+    )
+    order: Literal["strictly_before", "leave_one_out"] = Field(
+        "strictly_before",
+        description="leave_one_out: the user's last other positives whatever their order, for data typed in one sitting, "
+        "where order means nothing",
     )
 
 
@@ -80,12 +117,13 @@ class Features(Section):
     history: History | None = Field(History(), description="null switches the history off")
     example_age: bool = Field(True, description="days from the event to the end of ds; 0 when serving (YoutubeDNN)")
     user_id: bool = Field(True, description="an embedding of the user's id; off, users live on features and history")
+    ids: FeatureIds = FeatureIds()
 
     @model_validator(mode="after")
     def _names(self) -> "Features":
         for side, features in (("user", self.user), ("item", self.item)):
             names = [feature.name for feature in features]
-            reserved = sorted(set(names) & {"id", "index", f"{side}_id"})
+            reserved = sorted(set(names) & {"id", "index", "bucket", f"{side}_id"})
             if reserved:
                 raise ValueError(
                     f"features.{side}: the name {reserved[0]!r} is taken by the id itself; ids need no line"
@@ -139,7 +177,10 @@ class Negatives(Section):
         0.5, gt=0, le=1, description="share of the fine list, from its end, that hard negatives come from"
     )
     exposed_days: int = Field(1, ge=1, description="days of ranking logs whose exposures are never negatives")
-    attempts: int = Field(20, ge=1, description="redraws of a slot before it stays empty (and is counted)")
+    attempts: int = Field(20, ge=1, description="draws a place before it stays empty (and is counted)")
+    broadcast_items: int = Field(
+        2_000_000, ge=0, description="catalogues above this are drawn from by a shuffle: 60 bytes an item and task else"
+    )
 
     @property
     def total(self) -> int:
@@ -161,6 +202,32 @@ class Samples(Section):
     )
     trainers: int = Field(
         4, ge=1, description="the number of row groups is a multiple of this, so up to so many trainers share equally"
+    )
+
+
+class Checks(Section):
+    """How far inputs and outputs may stray before a night is refused. Within these, bad rows go to `quarantine`."""
+
+    bad_rows: float = Field(
+        0.001,
+        ge=0,
+        le=1,
+        description="share of a table's rows that may break its contract: a few are noise, more a bug",
+    )
+    rows_low: float | None = Field(
+        0.2, ge=0, lt=1, description="fewest rows of ds, as a share of the median of the last 7 days; null: any number"
+    )
+    rows_high: float | None = Field(
+        5.0, gt=1, description="most rows of ds, as a multiple of the median of the last 7 days; null: any number"
+    )
+    null_rise: float | None = Field(
+        0.3, ge=0, le=1, description="how far a column's share of nulls may rise in one night; null: as far as it likes"
+    )
+    duplicates: float = Field(
+        0.2, ge=0, le=1, description="share of interactions that repeat another one exactly: above, it came twice"
+    )
+    fallback_share: float = Field(
+        1.0, ge=0, le=1, description="share of hard negatives' places that easy ones may take; 1: all, no logs needed"
     )
 
 

@@ -1,10 +1,12 @@
-"""Drawing negatives in numpy: a whole Arrow batch of rows at once, every draw a hash of the row's key.
+"""Drawing negatives in numpy: a whole batch of rows at once, every draw a hash of the row's key.
 
-Shapes: n rows, s slots, K negatives. A (user, item) or (row, item) pair is one int64: `group * width + item`, so
-that "is this item forbidden here?" is a binary search in a sorted array instead of a loop over rows.
+Shapes: n rows, K slots (negatives a row), M items. A (group, item) pair is one int64, `group * width + item`, a group
+being a user: "may this user not have this item?" is a binary search in a sorted array instead of a loop over rows.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +14,23 @@ import numpy.typing as npt
 from pipelines.hashing import UInt64, mix, to_unit
 
 Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+Bools = npt.NDArray[np.bool_]
 NONE, UNIFORM, POPULARITY, COARSE, FINE = range(5)
 KINDS = {NONE: "none", UNIFORM: "uniform", POPULARITY: "popularity", COARSE: "coarse", FINE: "fine"}
+
+
+class Proposals(Protocol):
+    """The endless (or long) list of items that a row may take from one distribution, in the order of its draws."""
+
+    @property
+    def limit(self) -> int:
+        """Draws a row at most."""
+        ...
+
+    def propose(self, rows: Ints, number: Ints) -> tuple[Ints, Floats]:
+        """The `number`-th draw of each of `rows` (places in the batch): items and their log q."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -21,7 +38,7 @@ class AliasTable:
     """Items with the chance of each; one draw costs two look-ups (Walker 1977, in Vose's construction)."""
 
     items: Ints  # [M] item indices
-    q: npt.NDArray[np.float64]  # [M] probabilities
+    log_q: Floats  # [M] log probabilities
     threshold: npt.NDArray[np.float64]  # [M] chance to keep the cell's own item
     alias: Ints  # [M] the other item of the cell, as a position
 
@@ -44,7 +61,9 @@ class AliasTable:
                 small.append(large.pop())
         for place in (*small, *large):  # what is left differs from 1 by rounding alone
             scaled[place] = 1.0
-        return cls(np.asarray(items, np.int64), q, np.array(scaled), np.array(alias, np.int64))
+        with np.errstate(divide="ignore"):
+            log_q = np.log(q).astype(np.float32)
+        return cls(np.asarray(items, np.int64), log_q, np.array(scaled), np.array(alias, np.int64))
 
     def draw(self, bits: UInt64) -> Ints:
         """64-bit hashes [n] -> positions [n] in `items`."""
@@ -53,87 +72,118 @@ class AliasTable:
         return np.where(coin < self.threshold[cell], cell, self.alias[cell])
 
 
+@dataclass(frozen=True)
+class AliasProposals:
+    """Draws of one alias table: hash(row key, kind, number)."""
+
+    table: AliasTable
+    keys: UInt64  # [n] row keys, already mixed with the seed
+    kind: int
+    limit: int
+
+    def propose(self, rows: Ints, number: Ints) -> tuple[Ints, Floats]:
+        """See Proposals."""
+        places = self.table.draw(mix(self.keys[rows], self.kind, number))
+        return self.table.items[places], self.table.log_q[places]
+
+
+@dataclass(frozen=True)
+class WrittenProposals:
+    """Draws that were made elsewhere and came with the rows (catalogues too large to broadcast)."""
+
+    items: Ints  # [n, limit]
+    log_q: Floats  # [n, limit]
+
+    @property
+    def limit(self) -> int:
+        """Draws a row."""
+        return self.items.shape[1]
+
+    def propose(self, rows: Ints, number: Ints) -> tuple[Ints, Floats]:
+        """See Proposals."""
+        return self.items[rows, number], self.log_q[rows, number]
+
+
+@dataclass(frozen=True)
+class Lists:
+    """Candidate lists end to end: a row's list is items[start:stop]."""
+
+    items: Ints
+    start_N: Ints  # noqa: N815  shape suffixes are capitals
+    stop_N: Ints  # noqa: N815
+
+
 def draw_easy(
-    keys: UInt64,
-    kinds_NS: Ints,
-    taken_NS: Ints,
+    items_NK: Ints,
+    kinds_NK: Ints,
     group_N: Ints,
     forbidden: Ints,
     width: int,
-    samplers: dict[int, AliasTable],
-    attempts: int,
-) -> tuple[Ints, Ints, npt.NDArray[np.float32]]:
-    """Fill the slots of `kinds_NS` (UNIFORM or POPULARITY; other kinds are left alone) by drawing and redrawing.
+    proposals: Mapping[int, Proposals],
+) -> Floats:
+    """Fill, in place, the free places (item 0) of UNIFORM or POPULARITY kind by drawing until one is allowed.
 
-    keys [n]: row keys, already mixed with the seed. `taken_NS`: items that other slots hold (0: free). `group_N`: which
-    group of `forbidden` a row belongs to; `forbidden`: sorted pairs group * width + item. A draw that is forbidden,
-    or that the row already holds, is drawn again with the next attempt. Returns items [n, s], kinds [n, s] (NONE where
-    every attempt failed) and log q [n, s] (0 where the kind has none).
+    `forbidden`: sorted pairs group * width + item; `group_N`: the group of each row. A draw that is forbidden, or that
+    the row already holds, is passed over for the row's next draw of that kind. Places whose draws run out keep item 0
+    and become NONE. Returns log q [n, K], 0 where the kind has none.
     """
-    items = taken_NS.copy()
-    kinds = kinds_NS.copy()
-    log_q = np.zeros(kinds.shape, np.float32)
+    log_q = np.zeros(kinds_NK.shape, np.float32)
+    used = {kind: np.zeros(len(group_N), np.int64) for kind in proposals}
+    for slot in range(kinds_NK.shape[1]):
+        for kind, source in proposals.items():
+            rows = np.flatnonzero((items_NK[:, slot] == 0) & (kinds_NK[:, slot] == kind))
+            while len(rows):
+                number = used[kind][rows]
+                rows, number = rows[number < source.limit], number[number < source.limit]
+                drawn, drawn_log_q = source.propose(rows, number)
+                used[kind][rows] += 1
+                good = ~contains(forbidden, group_N[rows] * width + drawn)
+                good &= ~(items_NK[rows] == drawn[:, None]).any(axis=1)
+                items_NK[rows[good], slot] = drawn[good]
+                log_q[rows[good], slot] = drawn_log_q[good]
+                rows = rows[~good]
+    kinds_NK[(items_NK == 0) & np.isin(kinds_NK, list(proposals))] = NONE
+    return log_q
+
+
+def draw_from_lists(items_NK: Ints, slots: range, own: Lists, wider: Lists, keys: UInt64, attempts: int) -> None:
+    """Fill, in place, `slots` of each row from its own list, without replacement, then from the wider one.
+
+    The lists hold nothing that is forbidden to the row. What the row already holds is passed over: in the wider
+    list, which may be long and repeats items, for at most `attempts` draws a place. A place that no list can fill keeps 0.
+    """
     rows_all = np.arange(len(keys))
-    held = np.sort((rows_all[:, None] * width + items)[items > 0])
-    for attempt in range(attempts):
-        rows, slots = np.nonzero((items == 0) & ((kinds == UNIFORM) | (kinds == POPULARITY)))
-        if len(rows) == 0:
-            break
-        bits = mix(keys[rows], slots, attempt)
-        drawn = np.zeros(len(rows), np.int64)
-        q = np.ones(len(rows))
-        for kind, sampler in samplers.items():
-            here = np.flatnonzero(kinds[rows, slots] == kind)
-            places = sampler.draw(bits[here])
-            drawn[here], q[here] = sampler.items[places], sampler.q[places]
-        pair = rows * width + drawn
-        good = ~_contains(forbidden, group_N[rows] * width + drawn) & ~_contains(held, pair)
-        # The same item twice in one row and attempt: the first slot keeps it.
-        candidates = np.flatnonzero(good)
-        _, first = np.unique(pair[candidates], return_index=True)
-        chosen = candidates[first]
-        items[rows[chosen], slots[chosen]] = drawn[chosen]
-        log_q[rows[chosen], slots[chosen]] = np.log(q[chosen])
-        held = np.sort(np.concatenate([held, pair[chosen]]))
-    kinds[items == 0] = NONE
-    return items, kinds, log_q
+    size = own.stop_N - own.start_N
+    take = np.minimum(size, len(slots))
+    chosen = np.full((len(keys), len(slots)), -1, np.int64)
+    for place, slot in enumerate(slots):
+        # Floyd's sampling without replacement (Bentley and Floyd, CACM 1987): each subset is equally likely.
+        rows = np.flatnonzero(place < take)
+        last = size[rows] - take[rows] + place
+        drawn = (to_unit(mix(keys[rows], slot, 0)) * (last + 1)).astype(np.int64)
+        drawn = np.where((chosen[rows] == drawn[:, None]).any(axis=1), last, drawn)
+        chosen[rows, place] = drawn
+        _put(items_NK, rows, slot, own.items[own.start_N[rows] + drawn])
+    width = wider.stop_N - wider.start_N
+    for slot in slots:
+        rows = rows_all[(items_NK[:, slot] == 0) & (width > 0)]
+        for attempt in range(attempts):
+            if len(rows) == 0:
+                break
+            drawn = (to_unit(mix(keys[rows], slot, attempt + 1)) * width[rows]).astype(np.int64)
+            _put(items_NK, rows, slot, wider.items[wider.start_N[rows] + drawn])
+            rows = rows[items_NK[rows, slot] == 0]
 
 
-def pick_hard(
-    keys: UInt64,
-    quota: int,
-    tiers: list[tuple[Ints, Ints]],
-    group_N: Ints,
-    forbidden: Ints,
-    taken: Ints,
-    width: int,
-) -> Ints:
-    """Up to `quota` items a row from ranked candidate lists: items [n, quota], 0 where the lists ran out.
-
-    `tiers`: (row, item) pairs [c] each, best tier first (the row's own request, then the user's others). Within a tier
-    a hash of row and item decides. `taken`: sorted pairs row * width + item that other slots of the row hold.
-    """
-    picked = np.zeros((len(keys), quota), np.int64)
-    rows = np.concatenate([row for row, _ in tiers])
-    items = np.concatenate([item for _, item in tiers])
-    tier = np.repeat(np.arange(len(tiers)), [len(row) for row, _ in tiers])
-    good = ~_contains(forbidden, group_N[rows] * width + items) & ~_contains(taken, rows * width + items) & (items > 0)
-    rows, items, tier = rows[good], items[good], tier[good]
-    order = np.lexsort((items, mix(keys[rows], items), tier, rows))
-    rows, items = rows[order], items[order]
-    # An item of both tiers stands twice; keep the first.
-    _, first = np.unique(rows * width + items, return_index=True)
-    first.sort()
-    rows, items = rows[first], items[first]
-    starts = np.flatnonzero(np.concatenate([[True], rows[1:] != rows[:-1]])) if len(rows) else np.zeros(0, np.int64)
-    place = np.arange(len(rows)) - np.repeat(starts, np.diff(np.append(starts, len(rows))))
-    within = place < quota
-    picked[rows[within], place[within]] = items[within]
-    return picked
-
-
-def _contains(sorted_values: Ints, wanted: Ints) -> npt.NDArray[np.bool_]:
+def contains(sorted_values: Ints, wanted: Ints) -> Bools:
+    """Whether each wanted value is among the sorted ones."""
     if len(sorted_values) == 0:
         return np.zeros(len(wanted), bool)
-    places = np.minimum(np.searchsorted(sorted_values, wanted), len(sorted_values) - 1)
+    places = np.searchsorted(sorted_values, wanted)
+    places[places == len(sorted_values)] = 0
     return sorted_values[places] == wanted
+
+
+def _put(items_NK: Ints, rows: Ints, slot: int, drawn: Ints) -> None:
+    free = ~(items_NK[rows] == drawn[:, None]).any(axis=1)
+    items_NK[rows[free], slot] = drawn[free]

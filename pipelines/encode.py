@@ -1,5 +1,6 @@
 """Features of users and items as indices and numbers, and the schema that tells the model room what they are."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -9,9 +10,10 @@ from pyspark.sql import functions as F
 
 from pipelines.config import CategoricalFeature, Feature, Features, MultiCategoricalFeature, NumericFeature
 from pipelines.errors import InputError
-from pipelines.vocabulary import DEFAULT, PADDING, lookup
+from pipelines.vocabulary import DEFAULT, FIRST, PADDING, bucket_of, lookup
 
 Statistics = dict[str, dict[str, float]]
+ITEM_BUCKET = "item_bucket"  # column of item_features: the row of the item's embedding, where ids are hashed
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,10 @@ class Side:
     def column(self, feature: Feature) -> str:
         """The encoded column of a feature."""
         return f"{self.name}_{feature.name}"
+
+    def label(self, feature: Feature) -> str:
+        """What the vocabulary calls a feature."""
+        return f"{self.name}.{feature.name}"
 
     def encoded_columns(self) -> list[str]:
         """Every encoded column, weights included, in order."""
@@ -72,21 +78,43 @@ def check_columns(side: Side, snapshot: DataFrame) -> None:
                 )
 
 
+def hashed_sizes(features: Features) -> dict[str, int]:
+    """Number of indices of every feature that has buckets instead of a vocabulary, the user's id included."""
+    buckets = {"user_id": features.ids.user.buckets}
+    for side in sides(features):
+        buckets |= {side.label(f): f.buckets for f in side.features if not isinstance(f, NumericFeature)}
+    return {name: FIRST + number for name, number in buckets.items() if number is not None}
+
+
+def min_counts(features: Features) -> dict[str, int]:
+    """Occurrences from which a value enters the vocabulary, by feature, the user's id included."""
+    counts = {"user_id": features.ids.user.min_count}
+    for side in sides(features):
+        counts |= {side.label(f): f.min_count for f in side.features if not isinstance(f, NumericFeature)}
+    return counts
+
+
 def values_of(side: Side, snapshot: DataFrame) -> DataFrame | None:
-    """Every (feature, value) of the snapshot's categorical features; None where there are none."""
+    """Every (feature, value, count) of the snapshot's categorical features with a vocabulary; None where there are none."""
     parts = []
     for feature in side.features:
-        label = F.lit(f"{side.name}.{feature.name}").alias("feature")
+        label, once = F.lit(side.label(feature)).alias("feature"), F.lit(1).cast("long").alias("count")
         value = F.col(feature.name)
+        if isinstance(feature, NumericFeature) or feature.buckets is not None:
+            continue
         if isinstance(feature, CategoricalFeature):
-            parts.append(snapshot.select(label, value.cast("string").alias("value")))
-        elif isinstance(feature, MultiCategoricalFeature):
-            parts.append(snapshot.select(label, F.explode(value.cast("array<string>")).alias("value")))
+            parts.append(snapshot.select(label, value.cast("string").alias("value"), once))
+        else:
+            parts.append(snapshot.select(label, F.explode(value.cast("array<string>")).alias("value"), once))
     return reduce(DataFrame.unionByName, parts) if parts else None
 
 
 def statistics_of(side: Side, snapshot: DataFrame, previous: Statistics) -> Statistics:
-    """Mean and deviation of each standardised number. Fixed on the first night: a changed scale would change its meaning."""
+    """Mean and deviation of each standardised number. Fixed on the first night: a changed scale would change its meaning.
+
+    Nine significant digits: the last bits of a sum of doubles depend on the order in which partitions arrive, and a
+    float feature keeps seven.
+    """
     names = [f.name for f in side.features if isinstance(f, NumericFeature) and f.boundaries is None]
     found = {f"{side.name}.{name}": previous.get(f"{side.name}.{name}") for name in names}
     missing = [name for name in names if found[f"{side.name}.{name}"] is None]
@@ -96,29 +124,39 @@ def statistics_of(side: Side, snapshot: DataFrame, previous: Statistics) -> Stat
         row = snapshot.agg(*aggregates).first()
         assert row is not None
         for name in missing:
-            spread = row[f"{name}_std"]
-            found[f"{side.name}.{name}"] = {"mean": float(row[f"{name}_mean"] or 0.0), "std": float(spread or 1.0)}
+            mean, spread = float(row[f"{name}_mean"] or 0.0), float(row[f"{name}_std"] or 1.0)
+            found[f"{side.name}.{name}"] = {"mean": float(f"{mean:.9g}"), "std": float(f"{spread:.9g}")}
     return {name: value for name, value in found.items() if value is not None}
 
 
 def encode(
-    side: Side, snapshot: DataFrame, vocabulary: DataFrame, statistics: Statistics, keys: list[str]
+    side: Side,
+    snapshot: DataFrame,
+    vocabulary: DataFrame,
+    statistics: Statistics,
+    keys: list[str],
+    sizes: Mapping[str, int] | None = None,
 ) -> DataFrame:
-    """The snapshot's `keys` columns and every feature encoded. A value that the vocabulary lacks becomes 1 (default)."""
+    """The snapshot's `keys` columns and every feature encoded. A value that the vocabulary lacks becomes 1 (default).
+
+    `sizes`: number of indices by feature, as the manifest of the vocabularies has them; small vocabularies are broadcast.
+    """
     frame = snapshot
     for feature in side.features:
-        column = side.column(feature)
-        if isinstance(feature, CategoricalFeature):
-            known = F.broadcast(lookup(vocabulary, f"{side.name}.{feature.name}", "_value", column))
+        column, label = side.column(feature), side.label(feature)
+        if isinstance(feature, MultiCategoricalFeature):
+            frame = _encode_values(side, feature, frame, vocabulary, (sizes or {}).get(label))
+        elif isinstance(feature, CategoricalFeature) and feature.buckets is not None:
+            bucket = bucket_of(label, F.col(feature.name).cast("string"), feature.buckets)
+            frame = frame.withColumn(column, F.coalesce(bucket, F.lit(DEFAULT)))
+        elif isinstance(feature, CategoricalFeature):
+            known = lookup(vocabulary, label, "_value", column, (sizes or {}).get(label))
             frame = frame.join(known, on=F.col(feature.name).cast("string") == F.col("_value"), how="left")
             frame = frame.drop("_value").withColumn(column, F.coalesce(column, F.lit(DEFAULT)))
-        elif isinstance(feature, MultiCategoricalFeature):
-            frame = _encode_values(side, feature, frame, vocabulary)
         elif feature.boundaries is not None:
             frame = frame.withColumn(column, _bucket(F.col(feature.name), feature.boundaries))
         else:
-            mean = statistics[f"{side.name}.{feature.name}"]["mean"]
-            number = F.coalesce(_finite(F.col(feature.name)), F.lit(mean))
+            number = F.coalesce(_finite(F.col(feature.name)), F.lit(statistics[label]["mean"]))
             frame = frame.withColumn(column, number.cast("float"))
     return frame.select(*keys, *side.encoded_columns())
 
@@ -136,45 +174,47 @@ def _bucket(number: Column, boundaries: list[float]) -> Column:
     return F.coalesce(F.lit(2) + below, F.lit(DEFAULT)).cast("int")
 
 
-def _encode_values(side: Side, feature: MultiCategoricalFeature, frame: DataFrame, vocabulary: DataFrame) -> DataFrame:
+def _encode_values(
+    side: Side, feature: MultiCategoricalFeature, frame: DataFrame, vocabulary: DataFrame, size: int | None
+) -> DataFrame:
     """An array of values as indices, cut and padded to max_values; its weights beside it."""
-    column = side.column(feature)
-    alike = F.transform(F.col(feature.name), lambda _: F.lit(1.0))
-    weights = F.coalesce(F.col(feature.weights).cast("array<double>"), alike) if feature.weights else alike
-    pairs = F.arrays_zip(
-        F.slice(F.col(feature.name), 1, feature.max_values).alias("value"),
-        F.slice(weights, 1, feature.max_values).alias("weight"),
-    )
-    exploded = frame.select(side.key, F.posexplode(pairs).alias("place", "pair")).select(
-        side.key, "place", F.col("pair.value").cast("string").alias("_value"), F.col("pair.weight").alias("_weight")
-    )
-    known = F.broadcast(lookup(vocabulary, f"{side.name}.{feature.name}", "_value", "_index"))
-    gathered = (
-        exploded.join(known, on="_value", how="left")
-        .groupBy(side.key)
-        .agg(
-            F.array_sort(
-                F.collect_list(
-                    F.struct(
-                        "place",
-                        F.coalesce("_index", F.lit(DEFAULT)).alias("index"),
-                        F.coalesce(F.col("_weight").cast("float"), F.lit(0.0)).alias("weight"),
-                    )
-                )
-            ).alias("_values")
+    column, length = side.column(feature), feature.max_values
+    values = F.slice(F.col(feature.name).cast("array<string>"), 1, length)
+    if feature.buckets is not None:
+        number, label = feature.buckets, side.label(feature)
+        indices = F.transform(values, lambda v: F.coalesce(bucket_of(label, v, number), F.lit(DEFAULT)))
+        frame = frame.withColumn(column, pad(indices, length, "int"))
+    else:
+        known = lookup(vocabulary, side.label(feature), "_value", "_index", size)
+        exploded = frame.select(side.key, F.posexplode(values).alias("_place", "_value"))
+        index = F.coalesce("_index", F.lit(DEFAULT)).alias("_index")
+        gathered = (
+            exploded.join(known, on="_value", how="left")
+            .groupBy(side.key)
+            .agg(F.array_sort(F.collect_list(F.struct("_place", index))).alias("_values"))
         )
-    )
-    frame = frame.join(gathered, on=side.key, how="left")
-    frame = frame.withColumn(column, pad(F.col("_values.index"), feature.max_values, "int"))
+        frame = frame.join(gathered, on=side.key, how="left")
+        frame = frame.withColumn(column, pad(F.col("_values._index"), length, "int")).drop("_values")
     if feature.weights:
-        frame = frame.withColumn(f"{column}_weights", pad(F.col("_values.weight"), feature.max_values, "float"))
-    return frame.drop("_values")
+        # One weight a value: where the list is shorter the rest weigh nothing, where there is none all weigh alike.
+        given = F.transform(F.col(feature.weights).cast("array<float>"), lambda w: F.coalesce(w, F.lit(0.0)))
+        alike = F.transform(values, lambda _: F.lit(1.0))
+        weights = F.transform(values, lambda _, n: F.coalesce(F.get(given, n), F.lit(0.0)))
+        chosen = F.when(F.col(feature.weights).isNull(), alike).otherwise(weights)
+        frame = frame.withColumn(f"{column}_weights", pad(chosen, length, "float"))
+    return frame
 
 
 def pad(values: Column, length: int, element: str) -> Column:
     """An array (null: empty) with zeros behind it up to `length` elements: what the trainers read has one shape."""
     filled = F.concat(F.coalesce(values, F.array()), F.array_repeat(F.lit(PADDING), length))
     return F.slice(filled, 1, length).cast(f"array<{element}>")
+
+
+def pad_left(values: Column, length: int) -> Column:
+    """An array of indices (null: empty) as a history: its last `length`, oldest first, with zeros ahead of them."""
+    filled = F.concat(F.array_repeat(F.lit(PADDING), length), F.coalesce(values, F.array().cast("array<int>")))
+    return F.slice(filled, -length, length).cast("array<int>")
 
 
 def without_snapshot(side: Side, statistics: Statistics) -> dict[str, Column]:
@@ -198,16 +238,13 @@ def feature_schema(features: Features, sizes: dict[str, int], statistics: Statis
     user, item = sides(features)
 
     def identity(side: Side) -> dict[str, Any]:
-        return {
-            "name": side.key,
-            "kind": "id",
-            "column": f"{side.name}_index",
-            "vocabulary": side.key,
-            "size": sizes[side.key],
-        }
+        base = {"name": side.key, "kind": "id", "column": f"{side.name}_index", "vocabulary": side.key}
+        buckets = features.ids.item.buckets if side is item else None
+        hashed = {} if buckets is None else {"hashed": {"column": ITEM_BUCKET, "size": FIRST + buckets}}
+        return base | {"size": sizes[side.key]} | hashed
 
     def entry(side: Side, feature: Feature) -> dict[str, Any]:
-        label, column = f"{side.name}.{feature.name}", side.column(feature)
+        label, column = side.label(feature), side.column(feature)
         base: dict[str, Any] = {"name": feature.name, "kind": feature.kind, "column": column}
         if isinstance(feature, NumericFeature):
             if feature.boundaries is not None:

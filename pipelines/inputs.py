@@ -1,68 +1,48 @@
-"""Input tables under their contract: our column names, our types, and a clear refusal where they do not hold."""
+"""Input tables under their contract: good rows with our names and types, bad ones counted, refused or put aside."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from functools import reduce
+from typing import Any
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from pipelines.config import Inputs, InputTable
+from pipelines.config import Checks, Features, Inputs, InputTable, MultiCategoricalFeature
+from pipelines.contracts import CONTRACTS, KEYS, Theirs, exclusive, first_reason, not_known, quoted
 from pipelines.errors import InputError
-from pipelines.storage import Warehouse
+from pipelines.storage import Manifest, Recipe, Warehouse, naming_broken_files
 
-INTEGERS = {"tinyint", "smallint", "int", "bigint"}
-IDS = INTEGERS | {"string"}
-TIMES = {"timestamp", "timestamp_ntz"}
-NUMBERS = INTEGERS | {"float", "double"}
-STAGES = ("recall", "coarse", "fine", "rerank", "exposed")
+log = logging.getLogger("nightjar")
 
-
-@dataclass(frozen=True)
-class Rule:
-    """What a column must be. `cast` is the type that the pipeline works with."""
-
-    types: set[str]
-    cast: str
-    required: bool = True
+DAYS_TOLD = 40  # days of a long window that `facts` tells one by one
+EXAMPLE_COLUMNS = 8
 
 
-# The ids are cast to strings here and nowhere else; item_features keeps the type that the user gave them.
-CONTRACTS: Mapping[str, Mapping[str, Rule]] = {
-    "interactions": {
-        "user_id": Rule(IDS, "string"),
-        "item_id": Rule(IDS, "string"),
-        "event_time": Rule(TIMES, "timestamp"),
-        "action": Rule({"string"}, "string"),
-        "reward": Rule(NUMBERS, "double", required=False),
-        "request_id": Rule(IDS, "string", required=False),
-    },
-    "ranking_logs": {
-        "request_id": Rule(IDS, "string"),
-        "user_id": Rule(IDS, "string"),
-        "item_id": Rule(IDS, "string"),
-        "event_time": Rule(TIMES, "timestamp"),
-        "stage": Rule({"string"}, "string"),
-        "position": Rule(INTEGERS, "int", required=False),
-    },
-    "users": {"user_id": Rule(IDS, "string")},
-    "items": {"item_id": Rule(IDS, "string"), "publish_time": Rule(TIMES, "timestamp", required=False)},
-}
-# A null here breaks the row; elsewhere it means "not known".
-NEVER_NULL = {
-    "interactions": ("user_id", "item_id", "event_time", "action"),
-    "ranking_logs": ("request_id", "user_id", "item_id", "event_time", "stage"),
-    "users": ("user_id",),
-    "items": ("item_id",),
-}
+@dataclass
+class Day:
+    """What the check pass counted in one partition."""
+
+    rows: int = 0
+    bad: dict[str, int] = field(default_factory=dict)
+    not_known: dict[str, int] = field(default_factory=dict)
+    first: str | None = None
+    last: str | None = None
 
 
 class InputTables:
-    """The four tables that users own, by day or by snapshot."""
+    """The four tables that users own, by day or by snapshot, and what was counted in them."""
 
-    def __init__(self, warehouse: Warehouse, config: Inputs) -> None:
+    def __init__(
+        self, warehouse: Warehouse, config: Inputs, checks: Checks | None = None, features: Features | None = None
+    ) -> None:
         self.warehouse = warehouse
+        self.checks = checks or Checks()
         self._config: dict[str, InputTable] = {name: getattr(config, name) for name in CONTRACTS}
         self._days: dict[str, list[str]] = {}
+        self._watched = _feature_columns(features or Features())
+        self._seen: dict[str, dict[str, Day]] = {}
 
     def uri(self, table: str) -> str:
         """Where the table lies."""
@@ -88,81 +68,197 @@ class InputTables:
         found = [day for day in self.days(table) if day < ds or (day == ds and not strictly_before)]
         return found[-1] if found else None
 
-    def events(self, table: str, days: list[str]) -> DataFrame:
-        """Rows of interactions or ranking_logs on these days, with `ds`. InputError where the contract breaks."""
-        frame = self._typed(table, self.warehouse.read_input(self.uri(table), days), ["ds"])
-        wrong_day = F.date_format("event_time", "yyyy-MM-dd") != F.col("ds")
-        bad = {f"{name} is null": F.col(name).isNull() for name in NEVER_NULL[table]}
-        bad["event_time is outside its ds (UTC)"] = wrong_day
-        if table == "interactions":
-            bad["reward is negative or not finite"] = ~F.coalesce(F.col("reward"), F.lit(0.0)).between(0.0, 1e300)
-        if table == "ranking_logs":
-            bad[f"stage is none of {', '.join(STAGES)}"] = ~F.col("stage").isin(*STAGES)
-        self._refuse(table, frame, bad, days)
-        return frame
+    def events(self, table: str, days: list[str], check: bool = True) -> DataFrame:
+        """Good rows of interactions or ranking_logs on these days, with `ds`.
 
-    def snapshot(self, table: str, ds: str) -> DataFrame:
-        """The snapshot of users or items of a day; ids as strings under `user_id`/`item_id`, the rest as it is."""
-        raw = self.warehouse.read_input(self.uri(table), [ds]).drop("ds")
-        frame = self._typed(table, raw, [name for name in raw.columns if name not in CONTRACTS[table]])
-        key = NEVER_NULL[table][0]
-        self._refuse(table, frame, {f"{key} is null": F.col(key).isNull()}, [ds])
-        twice = frame.groupBy(key).count().where("count > 1")
-        if example := twice.orderBy(key).first():
-            raise InputError(
-                f"table {table}, column {key}: {twice.count()} ids appear more than once in the snapshot ds={ds}, "
-                f"for example {example[key]!r}. A snapshot has one row an id: remove the repeats"
-            )
-        return frame
+        `check`: one pass over the rows counts them first; InputError where too many of them break the contract.
+        Without it (a step before this one has checked the same files) the rows are the same.
+        """
+        theirs = self._theirs(table, days)
+        if check:
+            self._check(theirs)
+        return theirs.typed(self._good(theirs), ["ds"])
+
+    def snapshot(self, table: str, ds: str, check: bool = True) -> DataFrame:
+        """Good rows of the snapshot of users or items of a day: ids as strings under `user_id`/`item_id`, features as
+        they are. An id with more than one row is ambiguous: all its rows are bad. `check` as for events."""
+        theirs = self._theirs(table, [ds])
+        if check:
+            self._check(theirs)
+        keep = [name for name in theirs.raw.columns if name not in (*CONTRACTS[table], "ds")]
+        return theirs.typed(self._good(theirs), keep)
 
     def id_type(self, table: str, ds: str) -> str:
         """The type that the user gave the table's id, so that what we hand back has it too."""
-        key = NEVER_NULL[table][0]
-        theirs = self._config[table].columns.get(key, key)
-        return dict(self.warehouse.read_input(self.uri(table), [ds]).dtypes).get(theirs, "string")
+        theirs = self._theirs(table, [ds])
+        key = KEYS[table]
+        return theirs.types[theirs.renames.get(key, key)]
 
-    def _typed(self, table: str, raw: DataFrame, keep: list[str]) -> DataFrame:
-        renames = self._config[table].columns
-        types = dict(raw.dtypes)
-        columns: list[Column] = []
-        for name, rule in CONTRACTS[table].items():
-            theirs = renames.get(name, name)
-            if theirs not in types:
-                if rule.required:
-                    raise InputError(
-                        f"table {table} ({self.uri(table)}): column {theirs!r} is missing; it has "
-                        f"{', '.join(sorted(types))}. Add it, or name yours under inputs.{table}.columns"
-                    )
-                columns.append(F.lit(None).cast(rule.cast).alias(name))
+    def facts(self) -> dict[str, Any]:
+        """What the checks counted, by table: rows, good, bad (by reason), by_day (of the last days), null_share (of the
+        newest day, by column), first_event and last_event (of good rows, UTC)."""
+        return {table: self._fold(table, sorted(days)) for table, days in sorted(self._seen.items())}
+
+    def write_quarantine(self, ds: str, recipe: Recipe, tables: tuple[str, ...]) -> dict[str, Manifest]:
+        """Put the bad rows that the checks found in these tables aside, as `quarantine/table=NAME/ds=DS`.
+
+        Columns: reason, row (JSON of the row as the user wrote it). A table without bad rows has no partition, and
+        one that an earlier run of this ds wrote goes. Returns the manifests written, by table.
+        """
+        written = {}
+        for table in tables:
+            name = f"quarantine/table={table}"
+            bad = self.facts().get(table, {}).get("bad", {})
+            if not bad:
+                self.warehouse.remove(name, ds)
                 continue
-            if types[theirs] not in rule.types and not types[theirs].startswith("decimal"):
-                raise InputError(
-                    f"table {table}, column {theirs!r}: its type is {types[theirs]}, wanted "
-                    f"{' or '.join(sorted(rule.types))}. Cast it where the table is written"
-                )
-            columns.append(F.col(theirs).cast(rule.cast).alias(name))
-        ours = {renames.get(name, name) for name in CONTRACTS[table]}
-        columns += [F.col(name) for name in keep if name not in ours]
-        return raw.select(*columns)
+            days = [day for day, seen in sorted(self._seen[table].items()) if seen.bad]
+            # Snapshots one by one: an id is repeated within its day, not from day to day.
+            groups = [[day] for day in days] if table in KEYS else [days]
+            rows = [_as_json(self._with_reason(self._theirs(table, group))) for group in groups]
+            facts = {"reasons": bad}
+            written[table] = self.warehouse.write(reduce(DataFrame.unionByName, rows), name, ds, recipe, facts=facts)
+            log.info("quarantine: %d rows of %s put aside for ds=%s", written[table].rows, table, ds)
+        return written
 
-    def _refuse(self, table: str, frame: DataFrame, bad: dict[str, Column], days: list[str]) -> None:
-        """One pass over the rows; InputError that counts each kind of bad row and shows one of them."""
-        row = F.to_json(F.struct(*[F.col(name) for name in frame.columns[:6]]))
-        checks = []
-        for number, condition in enumerate(bad.values()):
-            checks.append(F.count(F.when(condition, 1)).alias(f"bad_{number}"))
-            checks.append(F.min(F.when(condition, row)).alias(f"example_{number}"))
-        seen = frame.agg(F.count(F.lit(1)).alias("rows"), *checks).first()
-        assert seen is not None
+    def _theirs(self, table: str, days: list[str]) -> Theirs:
+        raw = self.warehouse.read_input(self.uri(table), days, table)
+        theirs = Theirs(table, self.uri(table), days, raw, self._config[table].columns)
+        theirs.require_columns()
+        return theirs
+
+    def _good(self, theirs: Theirs) -> DataFrame:
+        """The rows without a reason. Where the check pass found none, nothing needs to be looked at again."""
+        seen = self._seen.get(theirs.table, {})
+        if all(day in seen and not seen[day].bad for day in theirs.days):
+            return theirs.raw
+        rows = self._with_reason(theirs)
+        return rows.where(F.col("_reason").isNull()).drop("_reason")
+
+    def _with_reason(self, theirs: Theirs) -> DataFrame:
+        """The raw rows and `_reason`: the first reason that makes a row bad, null for a good one."""
+        rows = theirs.raw.withColumn("_reason", first_reason(theirs.conditions()))
+        if theirs.table not in KEYS:
+            return rows
+        key = theirs.renames.get(KEYS[theirs.table], KEYS[theirs.table])
+        repeated = _repeated(theirs, key).select(quoted(key).alias("_key"), F.lit(True).alias("_repeated"))
+        # A key that is null or empty has its own reason, which comes first.
+        reason = F.coalesce("_reason", F.when(F.col("_repeated"), F.lit(_twice(theirs.table))))
+        rows = rows.join(repeated, on=quoted(key) == F.col("_key"), how="left").withColumn("_reason", reason)
+        return rows.drop("_key", "_repeated")
+
+    def _check(self, theirs: Theirs) -> None:
+        """Count, keep the counts for `facts`, and refuse a table with too many bad rows."""
+        table, days = theirs.table, theirs.days
+        with naming_broken_files(table):
+            counted = self._count(theirs)
+        self._seen.setdefault(table, {}).update(counted)
+        found = self._fold(table, days)
         span = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
-        if seen["rows"] == 0:
+        rows, bad = found["rows"], found["bad"]
+        if rows == 0:
             raise InputError(f"table {table} has no rows for ds {span}: check the feed, then run this ds again")
-        wrong = [
-            f"{seen[f'bad_{n}']} of {seen['rows']} rows where {what}, for example {seen[f'example_{n}']}"
-            for n, what in enumerate(bad)
-            if seen[f"bad_{n}"]
-        ]
-        if wrong:
-            raise InputError(
-                f"table {table}, ds {span}: {'; '.join(wrong)}. Correct or remove these rows, then run this ds again"
+        if not bad:
+            return
+        if sum(bad.values()) <= self.checks.bad_rows * rows:
+            counts = ", ".join(f"{number:,} where {reason}" for reason, number in bad.items())
+            log.warning("table %s, ds %s: going on without bad rows: %s (of %s)", table, span, counts, f"{rows:,}")
+            return
+        examples = self._examples(theirs)
+        told = [f"{bad[r]} of {rows} rows where {r}, for example {examples[r]}" for r in sorted(bad)]
+        raise InputError(
+            f"table {table}, ds {span}: {'; '.join(told)}. That is more than checks.bad_rows = {self.checks.bad_rows:g} "
+            "allows: correct or remove these rows, then run this ds again"
+        )
+
+    def _count(self, theirs: Theirs) -> dict[str, Day]:
+        """Everything in one pass: one row of numbers, or one a day. Grouping costs, so a single day goes without."""
+        names = {name: theirs.renames.get(name, name) for name in CONTRACTS[theirs.table]}
+        names |= {name: name for name in self._watched.get(theirs.table, [])}
+        # A column that is not there knows nothing: its share of nulls is 1, and a night later that may be news.
+        present = {name: column for name, column in names.items() if column in theirs.types}
+        firsts, good = exclusive(theirs.conditions())
+        micros = F.unix_micros(theirs.column("event_time")) if "event_time" in names else F.lit(None).cast("long")
+        times = F.when(good, micros)
+        aggregates = [F.count(F.lit(1)).alias("_rows"), F.min(times).alias("_first"), F.max(times).alias("_last")]
+        aggregates += [_times(not_known(theirs.raw, column)).alias(f"_{name}") for name, column in present.items()]
+        aggregates += [_times(condition).alias(f"_bad_{n}") for n, condition in enumerate(firsts.values())]
+        alone = len(theirs.days) == 1
+        counted = {day: Day(not_known=dict.fromkeys(names, 0)) for day in theirs.days}
+        for row in theirs.raw.groupBy(*[] if alone else ["ds"]).agg(*aggregates).collect():
+            counted[theirs.days[0] if alone else row["ds"]] = Day(
+                rows=row["_rows"],
+                bad={reason: row[f"_bad_{n}"] for n, reason in enumerate(firsts) if row[f"_bad_{n}"]},
+                not_known={name: row[f"_{name}" if name in present else "_rows"] for name in names},
+                first=_utc(row["_first"]),
+                last=_utc(row["_last"]),
             )
+        if theirs.table in KEYS:
+            key = theirs.renames.get(KEYS[theirs.table], KEYS[theirs.table])
+            repeated = _repeated(theirs, key).agg(F.sum("_times")).first()
+            if repeated is not None and repeated[0]:
+                counted[theirs.days[0]].bad[_twice(theirs.table)] = int(repeated[0])
+        return counted
+
+    def _examples(self, theirs: Theirs) -> dict[str, str]:
+        """One row (the first in order of its text) for each reason. Only ever asked of a table that is refused."""
+        ours = [theirs.renames.get(name, name) for name in CONTRACTS[theirs.table]]
+        # What the contract speaks of first: a table may have hundreds of columns.
+        told = sorted(theirs.raw.columns, key=lambda name: ours.index(name) if name in ours else len(ours))
+        rows = self._with_reason(theirs).select(*[quoted(name) for name in told[:EXAMPLE_COLUMNS]], "_reason")
+        bad = _as_json(rows)
+        return {row["reason"]: row["row"] for row in bad.groupBy("reason").agg(F.min("row").alias("row")).collect()}
+
+    def _fold(self, table: str, days: list[str]) -> dict[str, Any]:
+        seen = {day: self._seen[table][day] for day in days}
+        rows = sum(day.rows for day in seen.values())
+        bad: dict[str, int] = {}
+        for day in seen.values():
+            for reason, number in day.bad.items():
+                bad[reason] = bad.get(reason, 0) + number
+        newest = seen[days[-1]]
+        return {
+            "rows": rows,
+            "good": rows - sum(bad.values()),
+            "bad": dict(sorted(bad.items())),
+            "by_day": {ds: seen[ds].rows for ds in days[-DAYS_TOLD:]},
+            "null_share": {n: round(k / max(1, newest.rows), 6) for n, k in sorted(newest.not_known.items())},
+            "first_event": min((day.first for day in seen.values() if day.first), default=None),
+            "last_event": max((day.last for day in seen.values() if day.last), default=None),
+        }
+
+
+def _feature_columns(features: Features) -> dict[str, list[str]]:
+    """The columns of users and items that features are made of."""
+    found: dict[str, list[str]] = {}
+    for table, side in (("users", features.user), ("items", features.item)):
+        found[table] = [f.name for f in side]
+        found[table] += [f.weights for f in side if isinstance(f, MultiCategoricalFeature) and f.weights]
+    return found
+
+
+def _twice(table: str) -> str:
+    return f"{KEYS[table]} appears more than once in the snapshot"
+
+
+def _repeated(theirs: Theirs, key: str) -> DataFrame:
+    """Ids of a snapshot with more than one row, and `_times`. Rows that are bad by themselves do not count."""
+    good = theirs.raw.where(first_reason(theirs.conditions()).isNull())
+    return good.groupBy(quoted(key)).agg(F.count(F.lit(1)).alias("_times")).where("_times > 1")
+
+
+def _as_json(rows: DataFrame) -> DataFrame:
+    """Bad rows as (reason, row)."""
+    theirs = [quoted(name) for name in rows.columns if name != "_reason"]
+    text = F.to_json(F.struct(*theirs), {"ignoreNullFields": "false"})
+    return rows.where(F.col("_reason").isNotNull()).select(F.col("_reason").alias("reason"), text.alias("row"))
+
+
+def _times(condition: Column) -> Column:
+    """How many rows a condition holds for."""
+    return F.count(F.when(condition, 1))
+
+
+def _utc(micros: int | None) -> str | None:
+    """Microseconds since 1970 as text."""
+    return None if micros is None else (datetime(1970, 1, 1) + timedelta(microseconds=micros)).isoformat()

@@ -3,116 +3,109 @@
 The easy ones come from the corpus, the hard ones from the funnel: what was recalled for this user and dropped before fine
 ranking (coarse), or reached fine ranking and came out last (fine). What the user has, did or saw is never a
 negative: Facebook measured -55% recall with exposed-but-not-clicked items as negatives (Huang et al., KDD 2020).
+
+All that decides a user's rows goes through one stream, sorted by user: first what the user must not get, then what the
+funnel dropped, then the rows. A user's context crosses to numpy once, however many rows the user has.
 """
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-from pyspark.sql import DataFrame, Window
+from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from pipelines.config import Negatives
-from pipelines.draws import COARSE, FINE, NONE, POPULARITY, UNIFORM, AliasTable, Ints, draw_easy, pick_hard
-from pipelines.hashing import hashed, mix
+from pipelines.draws import (
+    COARSE,
+    FINE,
+    NONE,
+    POPULARITY,
+    UNIFORM,
+    AliasProposals,
+    AliasTable,
+    Floats,
+    Ints,
+    Proposals,
+    WrittenProposals,
+    contains,
+    draw_easy,
+    draw_from_lists,
+)
+from pipelines.funnel import Candidates, chunks
+from pipelines.hashing import UInt64, mix
 
-COARSE_STAGES = ("recall", "coarse")  # never reached fine ranking
-FINE_STAGES = ("fine", "rerank")  # reached it, were not shown
-CANDIDATES = 4  # hard candidates kept a list, in multiples of the quota: some will be excluded
-LISTS = ("own_fine", "user_fine", "own_coarse", "user_coarse")
-EXCLUSION, ROW = 0, 1  # roles in the sorted stream
+EXCLUDED, DROPPED, ROW = range(3)  # roles in the stream, in their order
+WIDER_ATTEMPTS = 8  # draws from the user's other requests before an easy negative takes the place
+STREAM = ("user_key", "role", "day", "request_key", "chunk")
 
 
-def exclusions(histories: DataFrame, interactions: DataFrame, exposed: DataFrame | None, items: DataFrame) -> DataFrame:
+@dataclass(frozen=True)
+class Setting:
+    """What the drawing tasks share."""
+
+    config: Negatives
+    seed: int
+    width: int  # number of item indices
+    tables: dict[int, AliasTable]  # empty where the draws come with the rows
+
+    @property
+    def fallback(self) -> int:
+        """The easy kind that takes the places which hard ones leave."""
+        return POPULARITY if self.config.popularity else UNIFORM
+
+    @property
+    def kinds(self) -> list[int]:
+        """The kind of each slot, in order [K]."""
+        config = self.config
+        quotas = {UNIFORM: config.uniform, POPULARITY: config.popularity, COARSE: config.coarse, FINE: config.fine}
+        return [kind for kind, quota in quotas.items() for _ in range(quota)]
+
+    def places(self, kind: int) -> int:
+        """Slots of an easy kind, those that may fall to it included."""
+        hard = self.config.coarse + self.config.fine
+        return self.kinds.count(kind) + (hard if kind == self.fallback else 0)
+
+
+def exclusions(known: DataFrame, interactions: DataFrame, requests: DataFrame | None) -> DataFrame:
     """What is never a negative of a user: known positives, everything interacted with, everything shown.
 
-    `histories`: user_id, known_items. `interactions`, `exposed`: user_id, item_id. `items`: item_id, item_index.
-    Returns user_id, excluded (array<int>), for users that have any.
+    `known`: user_key, known_items. `interactions`: user_key, item_index. `requests`: user_key, exposed (requests_of).
+    Returns user_key, chunk, values (array<long>): a user may have several rows.
     """
-    seen = interactions.select("user_id", "item_id")
-    if exposed is not None:
-        seen = seen.unionByName(exposed.select("user_id", "item_id"))
-    indexed = seen.distinct().join(items, on="item_id", how="inner").select("user_id", "item_index")
-    known = histories.select("user_id", F.explode("known_items").alias("item_index"))
-    return (
-        indexed.unionByName(known).groupBy("user_id").agg(F.array_sort(F.collect_set("item_index")).alias("excluded"))
+    lists = known.select("user_key", F.col("known_items").cast("array<long>").alias("items"))
+    did = interactions.groupBy("user_key").agg(F.collect_list(F.col("item_index").cast("long")).alias("items"))
+    lists = lists.unionByName(did)
+    if requests is not None:
+        lists = lists.unionByName(requests.select("user_key", F.col("exposed").alias("items")))
+    return lists.select("user_key", chunks(F.col("items")))
+
+
+def stream_of(rows: DataFrame, excluded: DataFrame, requests: DataFrame | None) -> DataFrame:
+    """Everything by user, in the order of STREAM: exclusions, what the funnel dropped, rows."""
+    whole = rows.withColumn("role", F.lit(ROW)).unionByName(
+        excluded.withColumn("role", F.lit(EXCLUDED)), allowMissingColumns=True
     )
-
-
-def hard_candidates(logs: DataFrame, items: DataFrame, config: Negatives, seed: int) -> tuple[DataFrame, DataFrame]:
-    """Dropped items by request and by user and day, a bounded number each, chosen by hash.
-
-    `logs`: ranking_logs with ds, already only of users with positives. Returns (request_id, own_coarse, own_fine) and
-    (user_id, ds, user_coarse, user_fine).
-    """
-    dropped = logs.where(F.col("stage").isin(*COARSE_STAGES, *FINE_STAGES)).join(items, on="item_id", how="inner")
-    fine = F.col("stage").isin(*FINE_STAGES)
-    # The fine list of a request, best first: re-ranked items, then those that fine ranking dropped, each by position.
-    place = Window.partitionBy("request_id", fine).orderBy(F.desc("stage"), F.asc_nulls_last("position"), "item_index")
-    last = 1 - (F.row_number().over(place) - 1) / F.count(F.lit(1)).over(Window.partitionBy("request_id", fine))
-    ranked = dropped.select("request_id", "user_id", "ds", "item_index", fine.alias("fine"), last.alias("from_end"))
-    eligible = ranked.where(~F.col("fine") | (F.col("from_end") <= config.fine_share + 1e-9)).withColumn(
-        "draw", hashed("hard", seed, F.col("request_id"), F.col("item_index"))
-    )
-
-    def bounded(keys: list[str], prefix: str) -> DataFrame:
-        order = Window.partitionBy(*keys, "fine").orderBy("draw", "item_index")
-        size = F.when(F.col("fine"), CANDIDATES * config.fine).otherwise(CANDIDATES * config.coarse)
-        kept = eligible.withColumn("rank", F.row_number().over(order)).where(F.col("rank") <= size)
-        return kept.groupBy(*keys).agg(
-            F.array_sort(F.collect_set(F.when(~F.col("fine"), F.col("item_index")))).alias(f"{prefix}_coarse"),
-            F.array_sort(F.collect_set(F.when(F.col("fine"), F.col("item_index")))).alias(f"{prefix}_fine"),
-        )
-
-    return bounded(["request_id"], "own"), bounded(["user_id", "ds"], "user")
-
-
-def with_candidates(positives: DataFrame, hard: tuple[DataFrame, DataFrame] | None) -> DataFrame:
-    """Positives with their four candidate lists (empty arrays where there is no log)."""
-    if hard is not None:
-        by_request, by_user = hard
-        positives = (
-            positives.withColumn("ds", F.date_format("event_time", "yyyy-MM-dd"))
-            .join(by_request, on="request_id", how="left")
-            .join(by_user, on=["user_id", "ds"], how="left")
-            .drop("ds")
-        )
-    else:
-        for name in LISTS:
-            positives = positives.withColumn(name, F.lit(None).cast("array<int>"))
-    for name in LISTS:
-        positives = positives.withColumn(name, F.coalesce(name, F.array().cast("array<int>")))
-    return positives
+    if requests is not None:
+        dropped = requests.select("user_key", "request_key", "day", chunks(F.col("dropped")))
+        whole = whole.unionByName(dropped.withColumn("role", F.lit(DROPPED)), allowMissingColumns=True)
+    return whole.repartition("user_key").sortWithinPartitions(*STREAM)
 
 
 def draw_negatives(
-    positives: DataFrame,
-    excluded: DataFrame,
-    samplers: dict[int, AliasTable],
-    config: Negatives,
-    seed: int,
-    width: int,
+    rows: DataFrame, excluded: DataFrame, requests: DataFrame | None, keep: list[str], setting: Setting
 ) -> DataFrame:
-    """Positives (with their candidate lists) -> the same rows with negatives, negative_kinds and negative_log_q.
+    """Rows -> their `keep` columns with negatives, negative_kinds and negative_log_q (arrays of K).
 
-    `samplers`: alias tables by kind, broadcast to the executors. `width`: number of item indices. Each user's exclusions
-    travel once, ahead of the user's rows, however many rows there are.
+    `rows`: user_key, request_key (null: none), day, row_key, item_index and, where `setting` has no tables, written draws
+    (samplers.with_written_draws). `excluded`: of exclusions(). `requests`: of requests_of(), or None.
     """
-    spark = positives.sparkSession
-    shared = spark.sparkContext.broadcast(samplers)
-    rows = positives.withColumn("role", F.lit(ROW)).unionByName(
-        excluded.join(positives.select("user_id").distinct(), on="user_id", how="left_semi").withColumn(
-            "role", F.lit(EXCLUSION)
-        ),
-        allowMissingColumns=True,
-    )
-    ordered = rows.repartition("user_id").sortWithinPartitions("user_id", "role", "row_key")
-    columns = [name for name in positives.columns if name not in LISTS]
+    shared = rows.sparkSession.sparkContext.broadcast(setting)
     schema = T.StructType(
         [
-            *positives.select(*columns).schema.fields,
+            *rows.select(*keep).schema.fields,
             T.StructField("negatives", T.ArrayType(T.IntegerType())),
             T.StructField("negative_kinds", T.ArrayType(T.IntegerType())),
             T.StructField("negative_log_q", T.ArrayType(T.FloatType())),
@@ -120,93 +113,125 @@ def draw_negatives(
     )
 
     def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        return _draw_batches(batches, columns, shared.value, config, seed, width)
+        for table, context, group_N in with_contexts(batches, shared.value):
+            yield from _fill(table, context, group_N, keep, shared.value).to_batches()
 
-    return ordered.mapInArrow(run, schema)
+    return stream_of(rows, excluded, requests).mapInArrow(run, schema)
 
 
-def _draw_batches(
-    batches: Iterable[pa.RecordBatch],
-    columns: list[str],
-    samplers: dict[int, AliasTable],
-    config: Negatives,
-    seed: int,
-    width: int,
-) -> Iterator[pa.RecordBatch]:
-    open_user: Any = None  # the exclusion row of the user that the last batch ended in
+@dataclass(frozen=True)
+class Context:
+    """What is known of the users of some rows. Users are numbered from 0 in the order of the stream."""
+
+    forbidden: Ints  # sorted pairs user * width + item
+    candidates: Candidates
+
+    @classmethod
+    def build(cls, table: pa.Table, role: Ints, group: Ints, setting: Setting, opened: "Context | None") -> "Context":
+        """From stream rows; `opened`: the context of user 0, where it came with earlier rows."""
+        places, items = _flat(table, "values", np.flatnonzero(role == EXCLUDED))
+        forbidden = group[places] * setting.width + items
+        if opened is not None:
+            forbidden = np.concatenate([opened.forbidden, forbidden])
+        forbidden = np.sort(forbidden)
+        places, packed = _flat(table, "values", np.flatnonzero(role == DROPPED))
+        day, request = (_numbers(table, name)[places] for name in ("day", "request_key"))
+        allowed = ~contains(forbidden, group[places] * setting.width + (packed & 0xFFFFFFFF))
+        found = Candidates.build(group[places], day, request, packed, allowed, setting.config.fine_share)
+        return cls(forbidden, opened.candidates.before(found) if opened is not None else found)
+
+    def of_group(self, group: int, width: int) -> "Context":
+        """One user's part, the user renumbered 0."""
+        start, stop = np.searchsorted(self.forbidden, [group * width, (group + 1) * width])
+        return Context(self.forbidden[start:stop] - group * width, self.candidates.of_group(group))
+
+
+def with_contexts(batches: Iterable[pa.RecordBatch], setting: Setting) -> Iterator[tuple[pa.Table, Context, Ints]]:
+    """The stream cut into tables of rows with the context of their users: (rows, context, user of each row).
+
+    A user's context is worked out once: it is held back until it is whole, and carried on while the user's rows go on.
+    """
+    held: pa.Table | None = None  # the context of a user whose rows have not come yet
+    opened: Context | None = None  # of the user that the last rows belonged to
+    open_user: int | None = None
     for batch in batches:
         table = pa.Table.from_batches([batch])
-        if open_user is not None:
-            table = pa.concat_tables([open_user, table])
-        role = table.column("role").to_numpy()
-        users = table.column("user_id").combine_chunks().dictionary_encode()
-        group = users.indices.to_numpy().astype(np.int64)
-        lists = np.flatnonzero(role == EXCLUSION)
-        forbidden = _pairs(table.take(pa.array(lists)), "excluded", group[lists], width)
-        places = np.flatnonzero(role == ROW)
-        if len(places):
-            rows = table.take(pa.array(places)).combine_chunks()
-            yield from _fill(rows, group[places], forbidden, columns, samplers, config, seed, width).to_batches()
-        # Sorted input: at most the last user goes on in the next batch.
-        last = lists[group[lists] == group[-1]]
-        open_user = table.take(pa.array(last)) if len(last) else None
+        if held is not None:
+            table = pa.concat_tables([held, table])
+        role = _numbers(table, "role")
+        rows = np.flatnonzero(role == ROW)
+        end = int(rows[-1]) + 1 if len(rows) else 0
+        held = table.slice(end)
+        if end == 0:
+            continue
+        table, role = table.slice(0, end), role[:end]
+        user = _numbers(table, "user_key")
+        group = np.cumsum(np.concatenate([[0], user[1:] != user[:-1]])).astype(np.int64)
+        if open_user != int(user[0]):
+            opened = None
+        context = Context.build(table, role, group, setting, opened)
+        opened, open_user = context.of_group(int(group[-1]), setting.width), int(user[-1])
+        yield table.take(pa.array(rows)), context, group[rows]
 
 
-def _fill(
-    rows: pa.Table,
-    group_N: Ints,
-    forbidden: Ints,
-    columns: list[str],
-    samplers: dict[int, AliasTable],
-    config: Negatives,
-    seed: int,
-    width: int,
-) -> pa.Table:
+def _fill(rows: pa.Table, context: Context, group_N: Ints, keep: list[str], setting: Setting) -> pa.Table:
     """Hard slots first (fine, then coarse), then the easy ones; an empty hard slot becomes an easy one."""
-    n = rows.num_rows
-    keys = mix(rows.column("row_key").to_numpy().astype(np.int64).view(np.uint64), seed)
-    positive = rows.column("item_index").to_numpy().astype(np.int64)
-    own = np.arange(n) * width + positive  # the positive itself, whatever the state says
-    hard: list[Ints] = []
-    taken = np.sort(own)
-    for name, quota in (("fine", config.fine), ("coarse", config.coarse)):
-        tiers = [_row_items(rows, f"{source}_{name}") for source in ("own", "user")]
-        picked = pick_hard(keys, quota, tiers, group_N, forbidden, taken, width)
-        hard.append(picked)
-        taken = np.sort(np.concatenate([taken, (np.arange(n)[:, None] * width + picked)[picked > 0]]))
-    easy = np.zeros((n, config.uniform + config.popularity), np.int64)
-    slots = np.concatenate([easy, hard[1], hard[0]], axis=1)
-    quotas = [UNIFORM] * config.uniform + [POPULARITY] * config.popularity + [COARSE] * config.coarse
-    quotas += [FINE] * config.fine
-    fallback = POPULARITY if config.popularity else UNIFORM
-    kinds = np.tile(np.array(quotas, np.int64), (n, 1))
-    kinds[(slots == 0) & (kinds >= COARSE)] = fallback
+    kinds = setting.kinds
+    keys = mix(_numbers(rows, "row_key").view(np.uint64), setting.seed)
+    day, request = _numbers(rows, "day"), _numbers(rows, "request_key")
     # The positive takes part as one more held item, so that no draw repeats it.
-    slots = np.concatenate([slots, positive[:, None]], axis=1)
-    kinds = np.concatenate([kinds, np.full((n, 1), NONE)], axis=1)
-    items, kinds, log_q = draw_easy(keys, kinds, slots, group_N, forbidden, width, samplers, config.attempts)
-    out = rows.select(columns)
+    items = np.zeros((rows.num_rows, len(kinds) + 1), np.int64)
+    items[:, -1] = _numbers(rows, "item_index")
+    kinds_NK = np.tile(np.array([*kinds, NONE]), (rows.num_rows, 1))
+    for kind in (FINE, COARSE):
+        slots = range(kinds.index(kind), kinds.index(kind) + kinds.count(kind)) if kind in kinds else range(0)
+        own, wider = context.candidates.lists(kind, group_N, day, request)
+        draw_from_lists(items, slots, own, wider, mix(keys, kind), WIDER_ATTEMPTS)
+    kinds_NK[(items == 0) & (kinds_NK >= COARSE)] = setting.fallback
+    log_q = draw_easy(items, kinds_NK, group_N, context.forbidden, setting.width, _proposals(rows, keys, setting))
+    out = rows.select(keep)
     for name, values, kind in (
         ("negatives", items, pa.int32()),
-        ("negative_kinds", kinds, pa.int32()),
+        ("negative_kinds", kinds_NK, pa.int32()),
         ("negative_log_q", log_q, pa.float32()),
     ):
         flat = pa.array(np.ascontiguousarray(values[:, :-1]).ravel(), type=kind)
-        offsets = pa.array(np.arange(n + 1) * config.total, type=pa.int32())
+        offsets = pa.array(np.arange(rows.num_rows + 1) * len(kinds), type=pa.int32())
         out = out.append_column(name, pa.ListArray.from_arrays(offsets, flat))
     return out
 
 
-def _row_items(rows: pa.Table, column: str) -> tuple[Ints, Ints]:
-    """A list column as (row, item) pairs."""
-    lists = pa.concat_arrays(rows.column(column).chunks)
+def _proposals(rows: pa.Table, keys: UInt64, setting: Setting) -> dict[int, Proposals]:
+    """The easy draws of each kind: of the broadcast tables, or those that came with the rows."""
+    found: dict[int, Proposals] = {}
+    for kind in (UNIFORM, POPULARITY):
+        if setting.tables:
+            limit = setting.places(kind) * setting.config.attempts
+            found[kind] = AliasProposals(setting.tables[kind], keys, kind, limit)
+        elif f"drawn_{kind}" in rows.column_names:
+            shape = (rows.num_rows, -1)
+            items = _list(rows, f"drawn_{kind}").flatten().to_numpy().astype(np.int64)
+            log_q: Floats = _list(rows, f"drawn_log_q_{kind}").flatten().to_numpy()
+            found[kind] = WrittenProposals(items.reshape(shape), log_q.reshape(shape))
+    return found
+
+
+def _numbers(table: pa.Table, name: str) -> Ints:
+    """A column as int64; null, which only columns of another role have, is 0; a date is its days since 1970."""
+    column = table.column(name)
+    if pa.types.is_date(column.type):
+        column = column.cast(pa.int32())
+    return column.fill_null(0).to_numpy().astype(np.int64)
+
+
+def _list(table: pa.Table, name: str) -> pa.ListArray:
+    return pa.concat_arrays(table.column(name).chunks)
+
+
+def _flat(table: pa.Table, name: str, places: Ints) -> tuple[Ints, Ints]:
+    """The lists of some rows end to end: (row of each value, value)."""
+    lists = _list(table.select([name]).take(pa.array(places)), name) if len(places) else None
+    if lists is None:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
     sizes = np.diff(lists.offsets.to_numpy())
-    return np.repeat(np.arange(len(lists)), sizes), lists.flatten().to_numpy().astype(np.int64)
-
-
-def _pairs(table: pa.Table, column: str, group: Ints, width: int) -> Ints:
-    """A list column as sorted pairs group * width + item."""
-    if table.num_rows == 0:
-        return np.zeros(0, np.int64)
-    places, items = _row_items(table, column)
-    return np.sort(group[places] * width + items)
+    return np.repeat(places, sizes), lists.flatten().to_numpy().astype(np.int64)

@@ -1,9 +1,9 @@
 """What every step of a night shares: the day, the window of logs, the tables before it, and what it is made of."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from pipelines.config import Features, Inputs, Negatives, Positives, Samples
+from pipelines.config import Checks, Features, Inputs, Negatives, Positives, Samples
 from pipelines.errors import InputError
 from pipelines.inputs import InputTables
 from pipelines.storage import Manifest, Recipe, Warehouse, days_back, shift
@@ -22,9 +22,18 @@ class Night:
     bootstrap_days: int = 0
 
     @classmethod
-    def open(cls, warehouse: Warehouse, inputs: Inputs, ds: str, seed: int, bootstrap_days: int = 0) -> "Night":
-        """A night on a warehouse."""
-        return cls(warehouse, InputTables(warehouse, inputs), ds, seed, bootstrap_days)
+    def open(
+        cls,
+        warehouse: Warehouse,
+        inputs: Inputs,
+        ds: str,
+        seed: int,
+        bootstrap_days: int = 0,
+        checks: Checks | None = None,
+        features: Features | None = None,
+    ) -> "Night":
+        """A night on a warehouse. `features`: whose columns the checks of users and items watch."""
+        return cls(warehouse, InputTables(warehouse, inputs, checks, features), ds, seed, bootstrap_days)
 
     @property
     def window(self) -> list[str]:
@@ -82,3 +91,4 @@ class SampleConfig:
     positives: Positives
     negatives: Negatives
     samples: Samples
+    checks: Checks = field(default_factory=Checks)

@@ -6,6 +6,7 @@ from pyspark.sql import functions as F
 from pipelines.config import Downsample
 from pipelines.storage import parse_ds
 
+MASS = "decimal(28,9)"
 EPOCH_ORDINAL = 719_163  # date(1970, 1, 1).toordinal()
 
 
@@ -14,15 +15,19 @@ def day_ordinal(ds: str) -> int:
     return parse_ds(ds).toordinal() - EPOCH_ORDINAL
 
 
-def roll_counts(positives: DataFrame, previous: DataFrame | None, ds: str, window_days: int) -> DataFrame:
+def count_days(positives: DataFrame) -> DataFrame:
+    """Positives by item and day: item_index, day (ordinal), count. `positives`: item_index, ds."""
+    counted = positives.groupBy("item_index", "ds").agg(F.count(F.lit(1)).alias("count"))
+    return counted.select("item_index", F.datediff("ds", F.lit("1970-01-01")).alias("day"), "count")
+
+
+def roll_counts(today: DataFrame, previous: DataFrame | None, ds: str, window_days: int) -> DataFrame:
     """Counts by item over the window that ends with ds: yesterday's, plus today's, less the days that fell out.
 
-    `positives`: item_index, event_time. `previous`: item_stats of the night before. Returns item_index, day_ordinals,
-    day_counts, window_count, first_seen, last_seen (dates).
+    `today`: of count_days. `previous`: item_stats of the night before. Returns item_index, day_ordinals, day_counts,
+    window_count, first_seen, last_seen (dates).
     """
-    day = F.datediff(F.to_date("event_time"), F.lit("1970-01-01"))
-    counts = positives.groupBy("item_index", day.alias("day")).agg(F.count(F.lit(1)).alias("count"))
-    counts = counts.withColumn("seen", F.col("day")).withColumn("first", F.col("day"))
+    counts = today.withColumn("seen", F.col("day")).withColumn("first", F.col("day"))
     if previous is not None:
         past = previous.select(
             "item_index",
@@ -89,13 +94,14 @@ def describe_items(
         .withColumn("live", F.coalesce("live", F.lit(False)))
         .withColumn("window_count", F.coalesce("window_count", F.lit(0).cast("long")))
         .withColumn("sampled_count", F.coalesce("sampled_count", F.lit(0).cast("long")))
-        .withColumn("mass", F.pow(F.col("window_count").cast("double"), F.lit(exponent)))
+        # A sum of doubles depends on the order of its terms in the last bit; one of decimals does not.
+        .withColumn("mass", F.pow(F.col("window_count").cast("double"), F.lit(exponent)).cast(MASS))
     )
     totals = rows.agg(
         F.sum("window_count").alias("total"),
         F.sum("sampled_count").alias("sampled"),
         F.count(F.when(F.col("live"), 1)).alias("live_items"),
-        F.sum(F.when(F.col("live"), F.col("mass"))).alias("live_mass"),
+        F.sum(F.when(F.col("live"), F.col("mass"))).cast("double").alias("live_mass"),
     )
     rows = rows.crossJoin(F.broadcast(totals))
     when_live = lambda value: F.when(F.col("live"), value).otherwise(F.lit(0.0))  # noqa: E731
@@ -110,7 +116,7 @@ def describe_items(
         "sampled_count",
         (F.col("sampled_count") / F.col("sampled")).alias("q_in_batch"),
         when_live(1.0 / F.col("live_items")).alias("q_uniform"),
-        when_live(F.col("mass") / F.col("live_mass")).alias("q_popularity"),
+        when_live(F.col("mass").cast("double") / F.col("live_mass")).alias("q_popularity"),
         "first_seen",
         "last_seen",
     ).sort("item_index")

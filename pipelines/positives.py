@@ -1,92 +1,166 @@
 """Which interactions become training rows, with everything as it was at the time of the event."""
 
+from typing import Any
+
 from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 
 from pipelines.config import Positives
 from pipelines.hashing import hashed, unit
+from pipelines.histories import USER, WITHIN, user_key
 from pipelines.popularity import keep_probability
 
+COUNTS, REPEATED, DEDUPLICATED, UNREWARDED = range(4)  # why an interaction is a positive or not
+LIGHTEST = 1e-30  # weight of the oldest row: a half-life must not make it nothing
 
-def select_events(interactions: DataFrame, config: Positives) -> DataFrame:
-    """Interactions whose action counts, with `reward` and `row_key`; one a user, item and day where configured.
 
-    Returns ds, user_id, item_id, request_id, event_time, reward, row_key.
+def reward_events(interactions: DataFrame, config: Positives) -> DataFrame:
+    """Interactions whose action counts: ds, user_key, user_id, item_id, request_id, event_time, reward, row_key, and
+    `worth`, the reward of the action alone.
+
+    The row key is a hash of user, item, time, action and request: two rows with one key are one event told twice.
     """
     actions = F.create_map(*[F.lit(part) for pair in config.actions.items() for part in pair])
-    events = interactions.where(F.col("action").isin(*config.actions)).select(
+    return interactions.where(F.col("action").isin(*config.actions)).select(
         "ds",
+        user_key(),
         "user_id",
         "item_id",
         "request_id",
         "event_time",
         (actions[F.col("action")] * F.coalesce("reward", F.lit(1.0))).cast("float").alias("reward"),
-        F.xxhash64("user_id", "item_id", "event_time", "action").alias("row_key"),
+        # A null takes no part in xxhash64, so "no request" must be something.
+        F.xxhash64("user_id", "item_id", "event_time", "action", F.coalesce("request_id", F.lit(""))).alias("row_key"),
+        actions[F.col("action")].alias("worth"),
     )
-    if not config.deduplicate:
-        return events
-    latest = Window.partitionBy("user_id", "item_id", "ds").orderBy(
-        F.desc("event_time"), F.desc("reward"), "row_key", "request_id"
+
+
+def select_events(events: DataFrame, config: Positives) -> DataFrame:
+    """Rewarded events with `reason`: COUNTS for those that are positives of their own.
+
+    A row with the key of another one is REPEATED, whatever the config says; one with a reward of 0 is UNREWARDED. With
+    `deduplicate` the last of a user, item and day counts, at one instant the action of the highest reward, and the others
+    are DEDUPLICATED. All rows of a user come out in one partition, in the order of (event_time, row_key): nothing after
+    this needs to move them.
+    """
+    worthless = F.col("reward") == 0
+    latest = Window.partitionBy(*USER, "item_id", "ds").orderBy(
+        worthless, F.desc("event_time"), F.desc("worth"), "row_key", F.desc("reward")
     )
-    return events.withColumn("rank", F.row_number().over(latest)).where("rank = 1").drop("rank")
+    reason = F.when(worthless, UNREWARDED).when(F.col("row_key") == F.lag("row_key").over(latest), REPEATED)
+    if config.deduplicate:
+        reason = reason.when(F.row_number().over(latest) > 1, DEDUPLICATED)
+    marked = events.repartition(*USER).withColumn("reason", reason.otherwise(COUNTS)).drop("worth")
+    return marked.sortWithinPartitions(*USER, *WITHIN)
+
+
+def count_selected(events: DataFrame) -> dict[str, int]:
+    """How many interactions had an action that counts, and how many of them are no positives of their own."""
+    row = events.agg(
+        F.count(F.lit(1)).alias("interactions"),
+        F.count(F.when(F.col("reason") == REPEATED, 1)).alias("dropped_repeated"),
+        F.count(F.when(F.col("reason") == DEDUPLICATED, 1)).alias("dropped_deduplicated"),
+        F.count(F.when(F.col("reason") == UNREWARDED, 1)).alias("dropped_unrewarded"),
+    ).first()
+    assert row is not None
+    return {name: int(value) for name, value in row.asDict().items()}
 
 
 def split_last(events: DataFrame) -> tuple[DataFrame, DataFrame]:
     """(the rest, each user's last event), for users with at least two: their last one is kept out of everything."""
-    order = Window.partitionBy("user_id").orderBy(F.desc("event_time"), F.desc("row_key"))
+    order = Window.partitionBy(*USER).orderBy(F.desc("event_time"), F.desc("row_key"))
     ranked = events.withColumn("rank", F.row_number().over(order)).withColumn(
-        "last", (F.col("rank") == 1) & (F.count(F.lit(1)).over(Window.partitionBy("user_id")) > 1)
+        "last", (F.col("rank") == 1) & (F.count(F.lit(1)).over(Window.partitionBy(*USER)) > 1)
     )
     return ranked.where(~F.col("last")).drop("rank", "last"), ranked.where("last").drop("rank", "last")
 
 
-def flag(events: DataFrame, counts: DataFrame, live: DataFrame, config: Positives, seed: int) -> DataFrame:
-    """Events with the reasons to keep or drop them as columns, so that they can be counted before they are filtered.
+def item_chances(items: DataFrame, counts: DataFrame, live: DataFrame, config: Positives) -> DataFrame:
+    """What decides over an item's positives: item_id, item_index, live, keep_probability (float).
 
-    `counts`: item_index, window_count. `live`: item_index of items that can be recalled. Adds `live`, `within_cap`,
-    `keep_probability`, `survives` and `kept` (all of them together).
+    `items`: item_id, item_index of the vocabulary. `counts`: item_index, window_count. `live`: item_index of items that
+    can be recalled.
     """
     total = counts.agg(F.sum("window_count").alias("total"))
-    events = (
-        events.join(counts.select("item_index", "window_count"), on="item_index", how="left")
-        .crossJoin(F.broadcast(total))
+    chance = keep_probability(F.col("window_count"), F.col("total"), config.downsample).cast("float")
+    return (
+        items.join(counts.select("item_index", "window_count"), on="item_index", how="inner")
         .join(live.select("item_index", F.lit(True).alias("live")), on="item_index", how="left")
-        .withColumn("live", F.coalesce("live", F.lit(False)))
-        .withColumn(
-            "keep_probability",
-            keep_probability(F.col("window_count"), F.col("total"), config.downsample).cast("float"),
+        .crossJoin(F.broadcast(total))
+        .select(
+            "item_id", "item_index", F.coalesce("live", F.lit(False)).alias("live"), chance.alias("keep_probability")
         )
-        .withColumn("survives", unit("keep", seed, F.col("row_key")) < F.col("keep_probability"))
-    )
-    within = F.lit(True)
-    if config.per_user_cap is not None:
-        # The cap counts what is left after down-sampling: popular items must not use up a user's places.
-        chosen = Window.partitionBy("user_id", "ds").orderBy(
-            F.desc(F.col("live") & F.col("survives")), hashed("cap", seed, F.col("row_key")), "row_key"
-        )
-        within = F.row_number().over(chosen) <= config.per_user_cap
-    events = events.withColumn("within_cap", within)
-    return events.withColumn("kept", F.col("live") & F.col("survives") & F.col("within_cap")).drop(
-        "window_count", "total"
     )
 
 
-def count_reasons(flagged: DataFrame) -> dict[str, int]:
-    """How many positives there were and why the others went, for the manifest: no row vanishes uncounted."""
+def flag(events: DataFrame, chances: DataFrame, seed: int) -> DataFrame:
+    """Events with item_index, `live`, `keep_probability` and `survives` (popularity down-sampling, by hash of the row)."""
+    survives = unit("keep", seed, F.col("row_key")) < F.col("keep_probability")
+    return events.join(chances, on="item_id", how="inner").withColumn("survives", survives)
+
+
+def count_reasons(flagged: DataFrame, config: Positives) -> tuple[dict[str, int], dict[str, Any]]:
+    """Why positives go, counted before they are cut; and the user with most positives (user_id, user_rows).
+
+    What the cap takes is counted from each user's day, not from the rows that were cut: two ways to one number.
+    """
 
     def number(condition: F.Column) -> F.Column:
         return F.count(F.when(condition, 1))
 
     live, survives = F.col("live"), F.col("survives")
-    row = flagged.agg(
-        F.count(F.lit(1)).alias("positives"),
+    days = flagged.groupBy(*USER, "ds").agg(
+        F.count(F.lit(1)).alias("rows"),
         number(~live).alias("dropped_item_not_live"),
         number(live & ~survives).alias("dropped_downsampled"),
-        number(live & survives & ~F.col("within_cap")).alias("dropped_over_cap"),
-        number(F.col("kept")).alias("kept"),
+        number(live & survives).alias("left"),
+    )
+    cap = F.col("left") if config.per_user_cap is None else F.least("left", F.lit(config.per_user_cap))
+    reasons = ["dropped_item_not_live", "dropped_downsampled", "dropped_over_cap", "kept"]
+    users = (
+        days.withColumn("kept", cap)
+        .withColumn("dropped_over_cap", F.col("left") - F.col("kept"))
+        .groupBy(*USER)
+        .agg(F.sum("rows").alias("rows"), *[F.sum(name).alias(name) for name in reasons])
+    )
+    row = users.agg(
+        F.sum("rows").alias("positives"),
+        *[F.sum(name).alias(name) for name in reasons],
+        F.max(F.struct("rows", "user_id")).alias("heaviest"),
     ).first()
     assert row is not None
-    return {name: int(value) for name, value in row.asDict().items()}
+    counts = {name: int(row[name]) for name in ("positives", *reasons)}
+    return counts, {"user_id": row["heaviest"]["user_id"], "user_rows": int(row["heaviest"]["rows"])}
+
+
+def heaviest_item(today: DataFrame, items: DataFrame) -> dict[str, Any]:
+    """The item with most positives of the night: item_id and item_rows. `today`: of count_days; `items`: the vocabulary."""
+    by_item = today.groupBy("item_index").agg(F.sum("count").alias("rows")).join(items, on="item_index", how="inner")
+    row = by_item.agg(F.max(F.struct("rows", "item_id")).alias("heaviest")).first()
+    assert row is not None
+    return {"item_id": row["heaviest"]["item_id"], "item_rows": int(row["heaviest"]["rows"])}
+
+
+def skew(positives: int, heaviest: dict[str, Any]) -> dict[str, Any]:
+    """How much of the positives, before the cap, the heaviest user and the heaviest item have."""
+    return {
+        "heaviest_user": heaviest["user_id"],
+        "heaviest_user_rows": heaviest["user_rows"],
+        "heaviest_user_share": heaviest["user_rows"] / positives,
+        "heaviest_item": heaviest["item_id"],
+        "heaviest_item_rows": heaviest["item_rows"],
+        "heaviest_item_share": heaviest["item_rows"] / positives,
+    }
+
+
+def choose(flagged: DataFrame, config: Positives, seed: int, over_cap: int) -> DataFrame:
+    """Flagged events with `kept`. `over_cap`: positives that the cap takes; where it takes none, nobody is ranked."""
+    kept = F.col("live") & F.col("survives")
+    if over_cap:
+        # The cap counts what is left after down-sampling: popular items must not use up a user's places.
+        chosen = Window.partitionBy(*USER, "ds").orderBy(F.desc(kept), hashed("cap", seed, F.col("row_key")), "row_key")
+        kept = kept & (F.row_number().over(chosen) <= config.per_user_cap)
+    return flagged.withColumn("kept", kept).drop("live", "survives")
 
 
 def finish(rows: DataFrame, config: Positives, ds: str) -> DataFrame:
@@ -98,6 +172,6 @@ def finish(rows: DataFrame, config: Positives, ds: str) -> DataFrame:
     valid = seconds <= F.lit(int(config.valid_hours * 3600))
     return (
         rows.withColumn("example_age", age.cast("float"))
-        .withColumn("weight", (F.col("reward") * recency).cast("float"))
+        .withColumn("weight", F.greatest(F.col("reward") * recency, F.lit(LIGHTEST)).cast("float"))
         .withColumn("split", F.when(valid & F.lit(config.valid_hours > 0), "valid").otherwise("train"))
     )

@@ -27,27 +27,32 @@ def user_queries(night: Night, features: Features, users: DataFrame | None = Non
         if snapshot is not None:
             users = users.unionByName(snapshot.select("user_id")).distinct()
     rows = users.join(state.drop("user_index", "history_times"), on="user_id", how="left")
-    rows = rows.join(vocabulary.lookup(vocab, "user_id", "user_id", "user_index"), on="user_id", how="left")
+    buckets = features.ids.user.buckets
+    if buckets is None:
+        words = vocabulary.lookup(vocab, "user_id", "user_id", "user_index", facts["sizes"]["user_id"])
+        rows = rows.join(words, on="user_id", how="left")
+    else:
+        rows = rows.withColumn("user_index", vocabulary.bucket_of("user_id", F.col("user_id"), buckets))
     if side.features and snapshot is not None:
-        encoded = encode.encode(side, snapshot, vocab, facts["numeric"], ["user_id"])
+        encoded = encode.encode(side, snapshot, vocab, facts["numeric"], ["user_id"], facts["sizes"])
         rows = rows.join(encoded, on="user_id", how="left")
     for column, blank in encode.without_snapshot(side, facts["numeric"]).items():
         rows = rows.withColumn(column, F.coalesce(column, blank) if column in rows.columns else blank)
     length = features.history.length if features.history else 1
-    past = F.coalesce("history_items", F.array().cast("array<int>"))
-    padded = F.slice(F.concat(F.array_repeat(F.lit(0), length), past), -length, length)
+    # Where order means nothing, a user is what the user has, each item once: as the training rows had it.
+    past = "known_items" if features.history and features.history.order == "leave_one_out" else "history_items"
     return rows.select(
         "user_id",
         F.coalesce("user_index", F.lit(vocabulary.DEFAULT)).alias("user_index"),
         *side.encoded_columns(),
-        padded.alias("history"),
+        encode.pad_left(F.col(past), length).alias("history"),
         F.coalesce("known_items", F.array().cast("array<int>")).alias("known_items"),
     )
 
 
 def next_positives(night: Night, config: Positives, days: list[str]) -> DataFrame:
     """Positives of later days: user_id, item_id, item_index (null for an item that ds did not know)."""
-    events = positives.select_events(night.inputs.events("interactions", days), config)
+    events = positives.reward_events(night.inputs.events("interactions", days), config)
     vocab = night.warehouse.read("vocabularies", night.ds)
     items = vocabulary.lookup(vocab, "item_id", "item_id", "item_index")
     return events.select("user_id", "item_id").distinct().join(items, on="item_id", how="left")
@@ -74,7 +79,7 @@ def targets(
         )
         marked = marked.join(had, on=["user_id", "item_index"], how="left")
         known = F.coalesce("known", F.lit(False)).alias("known")
-    marked = marked.select("user_id", "item_index", "live", known).persist()
+    marked = marked.select("user_id", "item_index", "live", known)
     counted = marked.agg(
         F.count(F.lit(1)).alias("all"),
         F.count(F.when(~F.col("live"), 1)).alias("unreachable"),
@@ -100,7 +105,6 @@ def co_occurrence(night: Night, items_a_user: int, neighbours: int) -> DataFrame
     """
     state = night.warehouse.read("user_histories", night.ds)
     pairs = state.select("user_id", F.explode(F.slice(F.reverse("known_items"), 1, items_a_user)).alias("item_index"))
-    pairs = pairs.persist()
     counts = pairs.groupBy("item_index").agg(F.count(F.lit(1)).alias("n"))
     other = pairs.withColumnRenamed("item_index", "neighbour")
     together = (

@@ -1,16 +1,53 @@
 """A global shuffle at write time, and row groups that are equal within one row.
 
 Trainers read row groups: a shard is whole row groups, so equal groups make equal shards, and a shuffle on disk makes
-a small window shuffle while reading enough. The place of a row is its rank by hash; ranks are counted in two phases
-(rows a bucket of hashes, then ranks within a bucket), so no single task ever sorts the table.
+a small window shuffle while reading enough. Rows are ordered by a hash, and the hashes at which groups begin are found
+once: in two phases (rows a bucket of hashes, then ranks within a bucket), so no single task ever sorts the table. Then
+any frame with row keys knows its groups without a shuffle.
 """
 
-from pyspark.sql import DataFrame, Window
+from dataclasses import dataclass
+
+from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from pipelines.hashing import hashed
 
-BUCKETS = 1024
+BITS = 12  # buckets: 2**BITS
+GROUPS_A_TASK = 8
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each row stands: its group by hash, and its place there."""
+
+    seed: int
+    groups: dict[str, int]  # split -> number of row groups
+    # (split, bucket) -> the group in which the bucket begins, and the hashes in it at which the next ones begin
+    bounds: DataFrame
+
+    def place(self, rows: DataFrame) -> DataFrame:
+        """Rows (row_key, split, …) with `group` (string, 00000…), `cell` (int, its task) and `place` (long, its order)."""
+        placed = _hashed(rows, self.seed)
+        passed = F.size(F.filter("bounds", lambda bound: bound <= F.col("place")))
+        group = F.col("first_group") + passed
+        return (
+            placed.join(F.broadcast(self.bounds), on=["split", "bucket"], how="inner")
+            .withColumn("group", F.format_string("%05d", group))
+            .withColumn("cell", F.when(F.col("split") == "train", group).otherwise(-1 - group).cast("int"))
+            .drop("bucket", "first_group", "bounds")
+        )
+
+    @property
+    def tasks(self) -> int:
+        """Tasks that write: a few groups each.
+
+        Never fewer than Spark's own number of shuffle partitions: it would move the rows again to get more.
+        """
+        conf = self.bounds.sparkSession.conf
+        least = int(conf.get("spark.sql.shuffle.partitions", "200"))
+        least = int(conf.get("spark.sql.adaptive.coalescePartitions.initialPartitionNum", str(least)))
+        return max(least, -(-sum(self.groups.values()) // GROUPS_A_TASK))
 
 
 def groups_for(rows: int, row_group_rows: int, trainers: int) -> int:
@@ -19,39 +56,62 @@ def groups_for(rows: int, row_group_rows: int, trainers: int) -> int:
     return max(1, min(rows, -(-wanted // trainers) * trainers))
 
 
-def assign_groups(rows: DataFrame, seed: int, row_group_rows: int, trainers: int) -> tuple[DataFrame, dict[str, int]]:
-    """Rows (row_key, split, …) with `group` (string, 00000…) and `place`, and the number of groups of each split."""
-    placed = rows.withColumn("hash", hashed("shuffle", seed, F.col("row_key"))).withColumn(
-        "bucket", F.shiftrightunsigned("hash", 54).cast("int")
-    )
-    counts = placed.groupBy("split", "bucket").agg(F.count(F.lit(1)).alias("rows")).collect()
+def layout_of(rows: DataFrame, seed: int, row_group_rows: int, trainers: int) -> Layout:
+    """The layout of all rows (row_key, split)."""
+    placed = _hashed(rows.select("row_key", "split"), seed).persist()
+    counts = {(r["split"], r["bucket"]): r["count"] for r in placed.groupBy("split", "bucket").count().collect()}
     totals: dict[str, int] = {}
-    starts = []
-    for row in sorted(counts, key=lambda r: (r["split"], r["bucket"])):
-        starts.append((row["split"], row["bucket"], totals.get(row["split"], 0)))
-        totals[row["split"]] = totals.get(row["split"], 0) + row["rows"]
+    starts = {}
+    for split, bucket in sorted(counts):
+        starts[split, bucket] = totals.get(split, 0)
+        totals[split] = totals.get(split, 0) + counts[split, bucket]
     groups = {split: groups_for(total, row_group_rows, trainers) for split, total in totals.items()}
+
+    # The first rank of group g is ceil(g * total / groups): only ranks of these buckets need counting.
+    wanted = []
+    for split, total in totals.items():
+        firsts = [-(-group * total // groups[split]) for group in range(1, groups[split])]
+        wanted += _ranks_by_bucket(split, firsts, starts, counts)
     spark = rows.sparkSession
-    start = spark.createDataFrame(starts, "split string, bucket int, start long")
-    size = spark.createDataFrame(
-        [(split, totals[split], groups[split]) for split in totals], "split string, total long, groups long"
+    schema = "split string, bucket int, first_group int, ranks array<long>"
+    needed = spark.createDataFrame(wanted, schema)
+    within = Window.partitionBy("split", "bucket").orderBy("place")
+    bounds = (
+        placed.join(F.broadcast(needed.where(F.size("ranks") > 0)), on=["split", "bucket"], how="inner")
+        .withColumn("rank", (F.row_number().over(within) - 1).cast("long"))
+        .where(F.array_contains("ranks", F.col("rank")))
+        .groupBy("split", "bucket")
+        .agg(F.array_sort(F.collect_list("place")).alias("bounds"))
+        .collect()
     )
-    within = Window.partitionBy("split", "bucket").orderBy("hash", "row_key")
-    place = F.col("start") + F.row_number().over(within) - 1
-    placed = (
-        placed.join(F.broadcast(start), on=["split", "bucket"], how="inner")
-        .join(F.broadcast(size), on="split", how="inner")
-        .withColumn("place", place)
-        .withColumn("group", F.format_string("%05d", F.floor(F.col("place") * F.col("groups") / F.col("total"))))
-        .drop("hash", "bucket", "start", "total", "groups")
+    placed.unpersist()
+    found = {(row["split"], row["bucket"]): row["bounds"] for row in bounds}
+    table = [(split, bucket, first, found.get((split, bucket), [])) for split, bucket, first, _ in wanted]
+    return Layout(
+        seed, groups, spark.createDataFrame(table, "split string, bucket int, first_group int, bounds array<long>")
     )
-    return placed, groups
 
 
-def gather_groups(rows: DataFrame, groups: int) -> DataFrame:
-    """One task a group, its rows in place: what `partitionBy(split, group)` then writes is one file a group."""
-    return (
-        rows.repartition(min(groups, 200), "split", "group")
-        .sortWithinPartitions("split", "group", "place")
-        .drop("place")
-    )
+def _ranks_by_bucket(
+    split: str, firsts: list[int], starts: dict[tuple[str, int], int], counts: dict[tuple[str, int], int]
+) -> list[tuple[str, int, int, list[int]]]:
+    """(split, bucket, group in which the bucket begins, ranks within the bucket at which a later group begins)."""
+    rows = []
+    group = 0
+    for (name, bucket), start in sorted(starts.items()):
+        if name != split:
+            continue
+        stop = start + counts[name, bucket]
+        inside = []
+        at_start = group
+        while group < len(firsts) and firsts[group] < stop:
+            inside.append(firsts[group] - start)
+            group += 1
+        rows.append((split, bucket, at_start, inside))
+    return rows
+
+
+def _hashed(rows: DataFrame, seed: int) -> DataFrame:
+    """Adds `place`, the order of all rows, and `bucket`, its upper bits."""
+    order: Column = F.shiftrightunsigned(hashed("shuffle", seed, F.col("row_key")), 1)  # never negative
+    return rows.withColumn("place", order).withColumn("bucket", F.shiftrightunsigned("place", 63 - BITS).cast("int"))

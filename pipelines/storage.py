@@ -9,20 +9,27 @@ import hashlib
 import json
 import re
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import date, datetime, timedelta, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from py4j.protocol import Py4JError
+from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 
 from pipelines.errors import InputError, UsageError
 
 MANIFEST = "_manifest.json"
-NAME = re.compile(r"[a-z][a-z0-9_]*")
+NAME = re.compile(r"[a-z][a-z0-9_]*(/table=[a-z][a-z0-9_]*)?")  # quarantine keeps a folder for each table
 EXPORTED = re.compile(r"\.parquet$|^[_.]")
+# How Spark tells of a file that it cannot read: by its footer, its checksum or its pages.
+BROKEN_FILE = re.compile(
+    r"(?:footer for file|Checksum error|while reading file):? (\S.*?)(?=\.(?:\s|$)| at \d+ exp)", re.MULTILINE
+)
 # How Hadoop prints the FileStatus of a file; its access time, which reading changes, is left out.
 FILE_STATUS = re.compile(r"path=([^;]+); isDirectory=false; length=(\d+);[^}]*?modification_time=(\d+)")
 
@@ -69,6 +76,29 @@ def _local_uri(path: Path) -> str:
 def _three_slashes(uri: str) -> str:
     """Hadoop prints file:/tmp; everybody else reads file:///tmp."""
     return re.sub(r"^file:/(?!/)", "file:///", uri)
+
+
+@contextmanager
+def naming_broken_files(table: str) -> Iterator[None]:
+    """Spark's pages about a file that it cannot read, as an InputError that names the table, the file and the remedy."""
+    try:
+        yield
+    except (Py4JError, PySparkException) as error:
+        text = str(error)
+        if "UNABLE_TO_INFER_SCHEMA" in text:
+            raise InputError(f"table {table}: a partition holds no Parquet file. Check the feed") from error
+        if "CANNOT_MERGE_SCHEMAS" in text:
+            schemas = " and ".join(sorted(set(re.findall(r'^"STRUCT<(.*)>"', text, re.MULTILINE))))
+            raise InputError(
+                f"table {table}: its files disagree on the type of a column: {schemas}. Write them alike"
+            ) from error
+        file = BROKEN_FILE.search(text)
+        if file is None:
+            raise
+        raise InputError(
+            f"table {table}: the file {_three_slashes(file.group(1))} cannot be read: it is cut short, damaged or no "
+            "Parquet. Write this partition again"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -207,11 +237,15 @@ class Warehouse:
                     files.append([ds, path, int(length), int(modified)])
         return digest(sorted(files))
 
-    def read_input(self, uri: str, days: list[str]) -> DataFrame:
-        """The rows of these days of an input table, with `ds` as a string column."""
+    def read_input(self, uri: str, days: list[str], table: str | None = None) -> DataFrame:
+        """The rows of these days of an input table, with `ds` as a string column. InputError that names a broken file."""
         paths = [f"{uri}/ds={ds}" for ds in days]
-        # A column may have come later than the first of these days: the schema is that of all of them.
-        return self.spark.read.option("basePath", uri).option("mergeSchema", "true").parquet(*paths)
+        with naming_broken_files(table or uri.rsplit("/", 1)[-1]):
+            # A column may have come later than the first of these days: the schema is that of all of them. Times before
+            # 1900 are read as they stand (Spark would stop at them): the contract decides what becomes of such a row.
+            reader = self.spark.read.option("basePath", uri).option("mergeSchema", "true")
+            reader = reader.option("datetimeRebaseMode", "CORRECTED").option("int96RebaseMode", "CORRECTED")
+            return reader.parquet(*paths)
 
     def write_input(self, frame: DataFrame, table: str) -> dict[str, int]:
         """Write many days of an input table at once (importers, simulator); a day that is there is replaced.
@@ -252,6 +286,11 @@ class Warehouse:
         two of them leaves none that looks whole."""
         for table in tables:
             self.delete(f"{self.path(table, ds)}/{MANIFEST}")
+
+    def remove(self, table: str, ds: str) -> None:
+        """Take a partition away, manifest first; nothing where there is none."""
+        self.delete(f"{self.path(table, ds)}/{MANIFEST}")
+        self.delete(self.path(table, ds))
 
     def read(self, table: str, ds: str) -> DataFrame:
         """The rows of a partition that has a manifest, with the schema that was written."""

@@ -8,7 +8,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError
 
 from model.config import LossConfig, ModelConfig, TrainingConfig
-from pipelines.config import Features, Inputs, Negatives, Positives, Samples, Section, Simulation
+from pipelines.config import Checks, Features, Inputs, Negatives, Positives, Samples, Section, Simulation
 from pipelines.errors import UsageError
 from pipelines.storage import digest
 
@@ -52,6 +52,7 @@ class Config(Section):
     positives: Positives = Positives()
     negatives: Negatives = Negatives()
     samples: Samples = Samples()
+    checks: Checks = Checks()
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()
     training: TrainingConfig = TrainingConfig()

@@ -12,7 +12,7 @@ Step = Callable[[Context, Tracker], None]
 
 def sample_config(config: Config) -> SampleConfig:
     """The parts of the config that shape the sample tables."""
-    return SampleConfig(config.features, config.positives, config.negatives, config.samples)
+    return SampleConfig(config.features, config.positives, config.negatives, config.samples, config.checks)
 
 
 def open_night(context: Context, bootstrap_days: int | None = None) -> Night:
@@ -21,7 +21,9 @@ def open_night(context: Context, bootstrap_days: int | None = None) -> Night:
     if bootstrap_days is None:
         manifest = context.warehouse.manifest("positives", context.ds)
         bootstrap_days = int(manifest.facts["bootstrap_days"]) if manifest else 0
-    return Night.open(context.warehouse, config.inputs, context.ds, config.seed, bootstrap_days)
+    return Night.open(
+        context.warehouse, config.inputs, context.ds, config.seed, bootstrap_days, config.checks, config.features
+    )
 
 
 def alone(step: Step) -> Callable[[Context], None]:

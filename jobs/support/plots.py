@@ -68,6 +68,31 @@ def negatives_by_kind(kinds: dict[str, int], quotas: dict[str, int], rows: int) 
     return _done(figure)
 
 
+def input_rows(by_day: dict[str, dict[str, int]], limits: tuple[float | None, float | None]) -> Figure:
+    """Rows of each input by day (table -> ds -> rows), with the range that the checks allow around the median before."""
+    figure, axes = plt.subplots(len(by_day), 1, figsize=(8, 2.5 * len(by_day)), squeeze=False)
+    for (table, days), panel in zip(by_day.items(), axes[:, 0]):
+        names = sorted(days)
+        panel.bar(names, [days[name] for name in names], width=0.6)
+        if len(names) > 1:
+            usual = float(np.median([days[name] for name in names[:-1]]))
+            for limit in limits:
+                if limit is not None:
+                    panel.axhline(limit * usual, color="firebrick", linewidth=1, linestyle="--")
+        panel.set(ylabel="rows", title=table)
+        panel.tick_params(axis="x", rotation=30)
+    return _done(figure)
+
+
+def null_shares(shares: dict[str, dict[str, float]]) -> Figure:
+    """Share of values that are not known, by input and column (table -> column -> share)."""
+    rows = [(f"{table}.{name}", share) for table, columns in shares.items() for name, share in sorted(columns.items())]
+    figure, axes = plt.subplots(figsize=(8, 0.8 + 0.3 * len(rows)))
+    axes.barh([name for name, _ in rows][::-1], [share for _, share in rows][::-1])
+    axes.set(xlim=(0, 1), xlabel="share of values that are not known", title="Nulls")
+    return _done(figure)
+
+
 def _done(figure: Figure) -> Figure:
     figure.tight_layout()
     plt.close(figure)  # pyplot would keep every figure of the night

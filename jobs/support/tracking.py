@@ -12,8 +12,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from jobs.support.config import Config
+from jobs.support.plots import input_rows, null_shares
+from jobs.support.statistics import metrics_of, rows_by_day, table_of
+from pipelines.checks import NIGHTS_BEFORE
+from pipelines.config import Checks
 from pipelines.errors import UsageError
-from pipelines.storage import Manifest, Warehouse, code_version
+from pipelines.storage import Manifest, Warehouse, code_version, days_back
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -87,6 +91,10 @@ class JobRun:
     def figure(self, figure: "Figure", name: str) -> None:
         """A plot, as plots/NAME.png."""
         self._client.log_figure(self.run_id, figure, f"plots/{name}.png")
+
+    def table(self, columns: dict[str, list[Any]], name: str) -> None:
+        """A table that the UI shows: column -> values, as tables/NAME.json."""
+        self._client.log_table(self.run_id, columns, f"tables/{name}.json")
 
     def json(self, value: Any, name: str) -> None:
         """A JSON artifact."""
@@ -206,14 +214,17 @@ def _now() -> int:
     return int(time.time() * 1000)
 
 
-def log_partition(job: JobRun, root: str, manifest: Manifest) -> None:
-    """What every table-writing job records: inputs as datasets, rows, and the numbers among the facts."""
-    job.inputs(root, manifest.inputs)
+def log_partition(job: JobRun, warehouse: Warehouse, manifest: Manifest, checks: Checks) -> None:
+    """What the jobs of the sample tables record: inputs as datasets, and what the checks found as numbers, table and plots."""
+    job.inputs(warehouse.root, manifest.inputs)
     job.tags({"table": manifest.table, "fingerprint": manifest.fingerprint})
-    numbers = {f"rows.{manifest.table}": float(manifest.rows)}
-    for group in ("counts", "kinds"):
-        numbers |= {f"{group}.{name}": float(value) for name, value in manifest.facts.get(group, {}).items()}
-    job.metrics(numbers)
+    job.metrics(metrics_of(manifest))
+    job.table(table_of(manifest, checks), "checks")
+    before = [warehouse.manifest(manifest.table, ds) for ds in days_back(manifest.ds, NIGHTS_BEFORE + 1)[:-1]]
+    if days := rows_by_day(manifest, [night for night in before if night]):
+        job.figure(input_rows(days, (checks.rows_low, checks.rows_high)), "input_rows")
+    if told := manifest.facts.get("input"):
+        job.figure(null_shares({name: facts["null_share"] for name, facts in told.items()}), "null_shares")
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

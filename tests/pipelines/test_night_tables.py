@@ -1,104 +1,21 @@
 """Two small nights, table by table: what the sample side promises, on real Spark with real shuffles."""
 
-import random
-from collections import defaultdict
-from datetime import datetime, timedelta
+import dataclasses
+from collections import Counter, defaultdict
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pyspark.sql import SparkSession
+from small_nights import CONFIG, DAYS, FIRST, LATE_ITEM, LENGTH, SECOND, logs, run_nights, write_inputs
 
 from pipelines.build_negatives import build_negatives
 from pipelines.build_positives import build_positives
-from pipelines.config import Features, Inputs, Negatives, Positives, Samples
+from pipelines.config import Features, Inputs
 from pipelines.draws import COARSE, FINE, POPULARITY, UNIFORM
-from pipelines.night import Night, SampleConfig
+from pipelines.night import Night
 from pipelines.storage import Warehouse
-
-DAYS = ["2024-03-01", "2024-03-02", "2024-03-03"]
-FIRST, SECOND = DAYS[1], DAYS[2]
-LENGTH = 5
-CONFIG = SampleConfig(
-    Features.model_validate(
-        {
-            "user": [{"kind": "categorical", "name": "age"}, {"kind": "numeric", "name": "income"}],
-            "item": [
-                {"kind": "categorical", "name": "category"},
-                {"kind": "multi_categorical", "name": "tags", "max_values": 3, "weights": "tag_weights"},
-                {"kind": "numeric", "name": "price", "boundaries": [10.0, 20.0]},
-            ],
-            "history": {"length": LENGTH},
-        }
-    ),
-    Positives(per_user_cap=4, downsample={"threshold": 0.02}, valid_hours=2.0),
-    Negatives(uniform=2, popularity=2, coarse=2, fine=1),
-    Samples(row_group_rows=16, trainers=3),
-)
-LATE_ITEM = 59  # published on the second night
-Interaction = tuple[str, str, int, datetime, str, str]
-
-
-def logs() -> tuple[list[Interaction], list[tuple[Any, ...]]]:
-    """Interactions and ranking logs of 25 users and 60 items, ties in time among them."""
-    rng = random.Random(5)
-    interactions, rankings = [], []
-    for number, ds in enumerate(DAYS):
-        midnight = datetime.fromisoformat(ds)
-        for user in range(25):
-            request = f"{ds}-{user}"
-            shown = rng.sample(range(LATE_ITEM), 40)
-            for place, item in enumerate(shown):
-                stage = "exposed" if place < 8 else "rerank" if place < 12 else "fine" if place < 20 else "coarse"
-                stage = "recall" if place >= 36 else stage
-                rankings.append((ds, request, f"u{user}", item, midnight + timedelta(hours=1), stage, place + 1))
-            for item in shown[: rng.randint(0, 8)]:
-                time = midnight + timedelta(hours=rng.randint(1, 23), minutes=rng.choice([0, 30]))
-                action = "click" if rng.random() < 0.8 else "view"
-                interactions.append((ds, f"u{user}", item, time, action, request))
-        if number == 2:
-            interactions.append((ds, "newcomer", LATE_ITEM, midnight + timedelta(hours=5), "click", "x"))
-    return interactions, rankings
-
-
-def write_inputs(warehouse: Warehouse) -> None:
-    spark = warehouse.spark
-    interactions, rankings = logs()
-    columns = "ds string, user_id string, item_id int, event_time timestamp, action string, request_id string"
-    warehouse.write_input(spark.createDataFrame(interactions, columns), "interactions")
-    columns = (
-        "ds string, request_id string, user_id string, item_id int, event_time timestamp, stage string, position int"
-    )
-    warehouse.write_input(spark.createDataFrame(rankings, columns), "ranking_logs")
-    people = [("2024-02-29", f"u{n}", ["young", "old", None][n % 3], float(n) if n % 4 else None) for n in range(20)]
-    # A later snapshot with other ages: an event of its own day must not see it.
-    people += [("2024-03-02", f"u{n}", "changed", float(n)) for n in range(20)]
-    warehouse.write_input(
-        spark.createDataFrame(people, "ds string, user_id string, age string, income double"), "users"
-    )
-    things = [
-        (
-            ds,
-            n,
-            datetime(2024, 3, 3) if n == LATE_ITEM else None,
-            f"c{n % 3}",
-            [f"t{n % 5}", f"t{n % 7}"],
-            [1.0, 0.5],
-            n / 2,
-        )
-        for ds in (DAYS[0], DAYS[2])
-        for n in range(60)
-    ]
-    columns = "ds string, item_id int, publish_time timestamp, category string, tags array<string>, "
-    columns += "tag_weights array<double>, price double"
-    warehouse.write_input(spark.createDataFrame(things, columns), "items")
-
-
-def run_nights(warehouse: Warehouse, seed: int = 17) -> None:
-    for ds, days in ((FIRST, 2), (SECOND, 0)):
-        night = Night.open(warehouse, Inputs(), ds, seed, days)
-        build_positives(night, CONFIG, "config")
-        build_negatives(night, CONFIG, "config")
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +56,8 @@ def test_histories_are_the_last_positives_strictly_before_the_event(nights: Ware
         expected = past[-LENGTH:]
         if len(past) <= LENGTH or past[-LENGTH - 1][0] < expected[0][0]:
             assert sorted(filled) == sorted(item for _, item in expected)
+        assert row["history_until"] == (past[-1][0] if past else None)
+        assert row["history_until"] is None or row["history_until"] < row["event_time"]
     assert sum(1 for row in rows if any(row["history"])) > len(rows) / 3
 
 
@@ -178,12 +97,70 @@ def test_the_cap_and_the_down_sampling_are_counted(nights: Warehouse) -> None:
     for ds in (FIRST, SECOND):
         manifest = nights.require("positives", ds, "")
         counts = manifest.facts["counts"]
+        days = DAYS[:2] if ds == FIRST else [SECOND]
+        clicks = [row for row in logs()[0] if row[0] in days and row[4] == "click"]
         dropped = sum(value for name, value in counts.items() if name.startswith("dropped"))
-        assert counts["positives"] - dropped == counts["kept"] == manifest.rows
+        assert counts["interactions"] == len(clicks)
+        assert counts["interactions"] - dropped == counts["kept"] == manifest.rows
+        assert counts["dropped_over_cap"] > 0
+        assert counts["dropped_downsampled"] > 0
+        rows = table(nights, "positives", ds)
+        assert len({row["row_key"] for row in rows}) == manifest.rows
         by_day: dict[tuple[str, str], int] = defaultdict(int)
-        for row in table(nights, "positives", ds):
+        for row in rows:
             by_day[row["user_id"], str(row["event_time"].date())] += 1
         assert max(by_day.values()) <= 4
+
+
+def test_the_manifest_tells_of_skew_of_the_history_and_of_the_inputs(nights: Warehouse) -> None:
+    facts = nights.require("positives", SECOND, "").facts
+    clicks = [row for row in logs()[0] if row[0] == SECOND and row[4] == "click"]
+    for column, name in ((1, "user"), (2, "item")):
+        heaviest = Counter(str(row[column]) for row in clicks).most_common(1)[0][1]
+        assert facts["skew"][f"heaviest_{name}_rows"] == heaviest
+        assert facts["skew"][f"heaviest_{name}_share"] == pytest.approx(heaviest / len(clicks))
+        held = sum(str(row[column]) == facts["skew"][f"heaviest_{name}"] for row in clicks)
+        assert held == heaviest
+    assert facts["history"] == "strictly_before"
+    assert facts["checked_history_items"] == sum(
+        i > 0 for r in table(nights, "positives", SECOND) for i in r["history"]
+    )
+    assert facts["input"]["interactions"]["rows"] == sum(row[0] == SECOND for row in logs()[0])
+
+
+def test_ids_in_buckets_and_leave_one_out(nights: Warehouse, tmp_path: Path) -> None:
+    other = Warehouse(nights.spark, str(tmp_path / "hashed"))
+    write_inputs(other)
+    spec = CONFIG.features.model_dump() | {
+        "ids": {"user": {"buckets": 5}, "item": {"buckets": 7}},
+        "history": {"length": LENGTH, "order": "leave_one_out"},
+    }
+    config = dataclasses.replace(CONFIG, features=Features.model_validate(spec))
+    manifest, _ = build_positives(Night.open(other, Inputs(), FIRST, 17, 2), config, "hashed")
+    assert manifest.facts["history"] == "leave_one_out"
+    assert "user_id" not in {row["feature"] for row in table(other, "vocabularies", FIRST)}
+    assert manifest.facts["schema"]["user"][0]["size"] == 7
+    buckets = {row["item_index"]: row["item_bucket"] for row in table(other, "item_features", FIRST)}
+    assert set(buckets.values()) == set(range(2, 9))
+    assert len(buckets) == LATE_ITEM
+
+    items = item_of_index(other, FIRST)
+    rows = table(other, "positives", FIRST)
+    of_user = {row["user_id"]: row["user_index"] for row in rows}
+    assert set(of_user.values()) <= set(range(2, 7))
+    state = {row["user_id"]: row["user_index"] for row in table(other, "user_histories", FIRST)}
+    assert of_user.items() <= state.items()
+    ahead = 0
+    for row in rows:
+        own = {item: when for when, item in clicks_before(row["user_id"], datetime(2024, 3, 3))}
+        others = own.keys() - {row["item_id"]}
+        filled = [items[index] for index in row["history"] if index]
+        assert len(filled) == len(set(filled)) == min(LENGTH, len(others))
+        assert set(filled) <= others
+        assert [own[item] for item in filled] == sorted(own[item] for item in filled)
+        assert row["history_until"] is None
+        ahead += any(own[item] > row["event_time"] for item in filled)
+    assert ahead
 
 
 def test_item_stats_count_the_window_and_the_written_rows(nights: Warehouse) -> None:

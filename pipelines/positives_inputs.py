@@ -1,0 +1,119 @@
+"""What the step build_positives reads: the users' tables, checked before anything is written."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from pipelines import checks, encode, positives
+from pipelines.config import Features
+from pipelines.errors import InputError
+from pipelines.night import Night, SampleConfig
+from pipelines.vocabulary import FIRST
+
+
+@dataclass(frozen=True)
+class Logs:
+    """What the step reads of the users' tables."""
+
+    days: list[str]  # days of interactions
+    items: str  # day of the items snapshot
+    users: dict[str, str | None]  # day of events -> day of the newest users snapshot strictly before it
+
+    @property
+    def user_snapshots(self) -> list[str]:
+        """The users snapshots needed, oldest first."""
+        return sorted({day for day in self.users.values() if day})
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The users' tables after every check: nothing of them is refused any more."""
+
+    events: DataFrame  # the night's positives, each user's in one partition and in order; persisted
+    items: DataFrame  # the published items of the newest snapshot
+    users: dict[str, DataFrame]  # snapshot by day, for user features
+    held: DataFrame | None  # each user's last positive, where it is kept out
+    counts: dict[str, int]  # interactions whose action counts, and those that are no positives of their own
+    persisted: tuple[DataFrame, ...]
+
+
+def find_logs(night: Night, config: SampleConfig) -> Logs:
+    """Which partitions the step reads. InputError where one that it cannot do without is missing."""
+    days = night.log_days()
+    item_day = night.inputs.snapshot_at("items", night.ds, strictly_before=False)
+    if item_day is None:
+        raise InputError(
+            f"table items ({night.inputs.uri('items')}) has no snapshot at or before ds={night.ds}: write one as "
+            "items/ds=YYYY-MM-DD/, or point inputs.items.path at it"
+        )
+    users = {day: night.inputs.snapshot_at("users", day, strictly_before=True) for day in days}
+    if config.features.user and not any(users.values()):
+        raise InputError(
+            f"table users ({night.inputs.uri('users')}) has no snapshot before the events of ds={night.ds}: features are "
+            "taken from the newest snapshot strictly before the day of an event. Write users/ds= for an earlier day"
+        )
+    return Logs(days, item_day, users)
+
+
+def refuse_new_meanings(night: Night, features: Features, known: dict[str, Any]) -> None:
+    """InputError where a feature would change from a vocabulary to buckets, back, or to another number of them.
+
+    `known`: facts of the vocabularies of the night before.
+    """
+    before, now = known.get("hashed", {}), encode.hashed_sizes(features)
+    wanted = encode.min_counts(features).keys()  # every feature with indices
+    changed = [name for name in sorted(wanted) if name in known.get("sizes", {}) and before.get(name) != now.get(name)]
+    if changed:
+        was, wants = (f"in {m[changed[0]] - FIRST} buckets" if changed[0] in m else "exact" for m in (before, now))
+        raise InputError(
+            f"table vocabularies ds={night.yesterday}: the indices of {len(changed)} features would change their meaning, "
+            f"for example {changed[0]}: {was} until now, {wants} in the config. Take the change of buckets back, or begin "
+            "anew with --bootstrap-days N"
+        )
+
+
+def read_inputs(night: Night, config: SampleConfig, logs: Logs, keep_last_out: bool) -> Inputs:
+    """Read and check every input. InputError where one of them cannot make a night."""
+    interactions = night.inputs.events("interactions", logs.days)
+    items = night.inputs.snapshot("items", logs.items)
+    user_side, item_side = encode.sides(config.features)
+    encode.check_columns(item_side, items)
+    users = {day: night.inputs.snapshot("users", day) for day in logs.user_snapshots if user_side.features}
+    for snapshot in users.values():
+        encode.check_columns(user_side, snapshot)
+    end_of_day = F.lit(f"{night.ds} 23:59:59.999999").cast("timestamp")
+    items = items.where(F.col("publish_time").isNull() | (F.col("publish_time") <= end_of_day))
+    checks.compare_with_before(night, "positives", night.inputs.facts(), config.checks)
+
+    rewarded = positives.reward_events(interactions, config.positives)
+    marked = positives.select_events(rewarded, config.positives).persist()
+    counts, persisted = positives.count_selected(marked), [marked]
+    try:
+        _refuse_selected(night, config, counts)
+    except InputError:
+        marked.unpersist()
+        raise
+    events, held = marked.where(F.col("reason") == positives.COUNTS).drop("reason"), None
+    if keep_last_out:
+        events, held = positives.split_last(events)
+        held = held.persist()
+        persisted += [held, events.persist()]
+        counts["dropped_held_out"] = held.count()
+    return Inputs(events, items, users, held, counts, tuple(persisted))
+
+
+def _refuse_selected(night: Night, config: SampleConfig, counts: dict[str, int]) -> None:
+    """InputError where the interactions leave no positive, or came twice."""
+    if not counts["interactions"]:
+        raise InputError(
+            f"table interactions, column action: no row of ds={night.ds} has an action among "
+            f"{sorted(config.positives.actions)}. Name the actions that count under positives.actions"
+        )
+    if counts["interactions"] == counts["dropped_unrewarded"]:
+        raise InputError(
+            f"table interactions, column reward: all {counts['interactions']} rows of ds={night.ds} whose action counts "
+            "have a reward of 0. Check the column, and the rewards under positives.actions"
+        )
+    checks.refuse_repeats(counts["dropped_repeated"], counts["interactions"], config.checks)

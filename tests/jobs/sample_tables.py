@@ -1,0 +1,27 @@
+"""Submitted by test_cluster.py: the sample tables of the first small night, on whatever Spark it gets.
+
+Arguments: warehouse, folder of the input tables.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from small_nights import FIRST, run_nights
+
+from pipelines.config import Inputs
+from pipelines.session import open_session
+from pipelines.storage import Warehouse
+
+
+def main(root: str, inputs: str) -> None:
+    """The first night into `root`."""
+    spark = open_session("sample-tables")
+    tables = Inputs.model_validate({name: {"path": f"{inputs}/{name}"} for name in Inputs.model_fields})
+    run_nights(Warehouse(spark, root), tables, last=FIRST)
+    spark.stop()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

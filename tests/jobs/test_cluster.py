@@ -1,0 +1,158 @@
+"""The same rows on one core, on a standalone cluster with two workers, and after executors were killed at work."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pyspark
+import pytest
+from pyspark.sql import SparkSession
+from small_nights import FIRST, run_nights, write_inputs
+
+from pipelines.session import find_java_home
+from pipelines.storage import Warehouse
+
+ROOT = Path(__file__).resolve().parents[2]
+TABLES = ("vocabularies", "user_histories", "item_stats", "item_features", "positives", "samples")
+SPARK = Path(pyspark.__file__).parent
+
+
+def environment() -> dict[str, str]:
+    names = {"JAVA_HOME": str(find_java_home()), "SPARK_LOCAL_IP": "127.0.0.1", "PYSPARK_PYTHON": sys.executable}
+    return os.environ | names | {"PYTHONPATH": str(ROOT)}
+
+
+def start(folder: Path, name: str, *command: str) -> subprocess.Popen[bytes]:
+    """A daemon of the cluster, its log in a file."""
+    with (folder / f"{name}.log").open("wb") as log:
+        spark_class = str(SPARK / "bin" / "spark-class")
+        return subprocess.Popen([spark_class, *command], stdout=log, stderr=log, env=environment(), cwd=folder)
+
+
+def until(what: str, found: Any, seconds: float = 90) -> Any:
+    """The first result of `found` that is true; fails after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if result := found():
+            return result
+        time.sleep(0.02)
+    raise AssertionError(f"{what} did not happen in {seconds} s")
+
+
+@pytest.fixture(scope="module")
+def master(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A standalone master with two workers of one core each."""
+    folder = tmp_path_factory.mktemp("cluster")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    uri = f"spark://127.0.0.1:{port}"
+    here = ("--host", "127.0.0.1", "--webui-port", "0")
+    deploy = "org.apache.spark.deploy"
+    daemons = [start(folder, "master", f"{deploy}.master.Master", *here, "--port", str(port))]
+    worker = (f"{deploy}.worker.Worker", *here, "--cores", "1", "--memory", "1g", "--work-dir")
+    daemons += [start(folder, name, *worker, str(folder / name), uri) for name in ("one", "two")]
+    try:
+        for name in ("one", "two"):
+            log = folder / f"{name}.log"
+            until(f"worker {name} joining", lambda log=log: "Successfully registered" in log.read_text())
+        yield uri
+    finally:
+        for daemon in daemons:
+            daemon.terminate()
+        for daemon in daemons:
+            daemon.wait(30)
+
+
+@dataclass(frozen=True)
+class Nights:
+    inputs: Path
+    rows: dict[str, list[str]]
+
+
+def rows_of(root: Path) -> dict[str, list[str]]:
+    """Every row of the night as text, in an order that does not depend on files."""
+    found = {}
+    for table in TABLES:
+        files = (root / table / f"ds={FIRST}").rglob("*.parquet")
+        found[table] = sorted(repr(row) for file in files for row in pq.ParquetFile(file).read().to_pylist())
+    return found
+
+
+@pytest.fixture(scope="module")
+def nights(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Nights:
+    """The rows as two cores in this process write them."""
+    root = tmp_path_factory.mktemp("here")
+    warehouse = Warehouse(spark, str(root))
+    write_inputs(warehouse)
+    run_nights(warehouse, last=FIRST)
+    return Nights(root, rows_of(root))
+
+
+@contextmanager
+def submitted(master: str, nights: Nights, root: Path, partitions: int) -> Iterator[subprocess.Popen[str]]:
+    """spark-submit of tests/jobs/sample_tables.py."""
+    settings = {
+        "spark.sql.shuffle.partitions": partitions,
+        "spark.executor.memory": "700m",
+        "spark.driver.memory": "1g",
+        "spark.driver.host": "127.0.0.1",
+        "spark.ui.enabled": "false",
+    }
+    flags = [part for name, value in settings.items() for part in ("--conf", f"{name}={value}")]
+    script = str(ROOT / "tests" / "jobs" / "sample_tables.py")
+    command = [str(SPARK / "bin" / "spark-submit"), "--master", master, *flags, script, str(root), str(nights.inputs)]
+    job = subprocess.Popen(
+        command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        yield job
+    finally:
+        job.kill()
+        job.wait()
+
+
+def executors() -> list[int]:
+    """Process ids of the executors of the standalone cluster."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (process / "cmdline").read_bytes().decode().split("\0")
+        except OSError:
+            continue
+        # Executors of a standalone cluster alone have a worker.
+        if any(part.endswith("CoarseGrainedExecutorBackend") for part in command) and "--worker-url" in command:
+            found.append(int(process.name))
+    return found
+
+
+def test_one_core_writes_the_same_rows(nights: Nights, tmp_path: Path) -> None:
+    with submitted("local[1]", nights, tmp_path, partitions=3) as job:
+        said = job.communicate(timeout=600)[0]
+    assert job.returncode == 0, said[-3000:]
+    assert rows_of(tmp_path) == nights.rows
+
+
+def test_a_cluster_whose_executors_are_killed_writes_the_same_rows(master: str, nights: Nights, tmp_path: Path) -> None:
+    """Killed twice: while positives are written, and while samples are: tasks and the shuffle files they made are lost."""
+    killed = []
+    with submitted(master, nights, tmp_path, partitions=5) as job:
+        for table in ("positives", "samples"):
+            writing = tmp_path / "_staging" / table / FIRST
+            until(f"writing of {table}", lambda writing=writing: writing.exists() or job.poll() is not None, 300)
+            victim = until("an executor", executors)[0]
+            os.kill(victim, signal.SIGKILL)
+            killed.append(victim)
+        said = job.communicate(timeout=600)[0]
+    assert job.returncode == 0, said[-3000:]
+    assert said.count("Lost executor") >= len(set(killed)) == 2, said[-3000:]
+    assert rows_of(tmp_path) == nights.rows

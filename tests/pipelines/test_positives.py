@@ -1,0 +1,210 @@
+"""Which interactions count, how much, and what the last check before writing refuses."""
+
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from pipelines import histories, popularity, positives, positives_checks
+from pipelines.config import Downsample, Positives
+from pipelines.errors import InputError
+
+DS = "2024-03-02"
+NOON = datetime(2024, 3, 2, 12)
+HOUR = timedelta(hours=1)
+ACTIONS = {"click": 1.0, "like": 3.0}
+# user, item, time, action, request, reward
+LOG = [
+    ("u", "i", NOON, "click", "r1", None),
+    ("u", "i", NOON, "click", "r1", 2.0),  # told twice: one event, with the higher reward
+    ("u", "i", NOON, "click", "r2", None),  # the same instant in another request is another event
+    ("u", "i", NOON, "like", None, 0.5),  # the same instant, an action that is worth more
+    ("u", "i", NOON - HOUR, "like", "r0", None),  # earlier that day
+    ("u", "j", NOON, "view", "r1", None),  # no action that counts
+    ("v", "i", NOON, "click", None, None),
+    ("v", "i", NOON, "click", None, None),
+    ("v", "i", NOON, "click", "", None),  # no request, however it is written
+    ("v", "i", NOON + HOUR, "click", "r9", 0.0),  # a reward of nothing is no positive, and the last of nobody
+]
+
+
+def selected(spark: SparkSession, config: Positives) -> list[Any]:
+    columns = "user_id string, item_id string, event_time timestamp, action string, request_id string, reward double"
+    log = spark.createDataFrame(LOG, columns).withColumn("ds", F.lit(DS))
+    frame = positives.select_events(positives.reward_events(log, config), config).persist()
+    counts = positives.count_selected(frame)
+    rows = frame.collect()
+    frame.unpersist()
+    reasons = [row["reason"] for row in rows]
+    assert counts == {
+        "interactions": 9,
+        "dropped_repeated": reasons.count(positives.REPEATED),
+        "dropped_deduplicated": reasons.count(positives.DEDUPLICATED),
+        "dropped_unrewarded": 1,
+    }
+    return rows
+
+
+def kept(rows: list[Any]) -> list[tuple[Any, ...]]:
+    found = [row for row in rows if row["reason"] == positives.COUNTS]
+    assert len({row["row_key"] for row in found}) == len(found)
+    return sorted((r["user_id"], r["event_time"], r["request_id"] or "", r["reward"]) for r in found)
+
+
+def test_exact_repeats_count_once_whatever_the_config_says(spark: SparkSession) -> None:
+    every = selected(spark, Positives(actions=ACTIONS, deduplicate=False))
+    assert kept(every) == [
+        ("u", NOON - HOUR, "r0", 3.0),
+        ("u", NOON, "", 1.5),
+        ("u", NOON, "r1", 2.0),
+        ("u", NOON, "r2", 1.0),
+        ("v", NOON, "", 1.0),
+    ]
+    assert sum(row["reason"] == positives.REPEATED for row in every) == 3
+    last = selected(spark, Positives(actions=ACTIONS))
+    assert kept(last) == [("u", NOON, "", 1.5), ("v", NOON, "", 1.0)]
+    assert sum(row["reason"] == positives.REPEATED for row in last) == 3
+    assert sum(row["reason"] == positives.DEDUPLICATED for row in last) == 3
+
+
+def test_weights_fall_with_age_and_the_last_hours_are_kept_out(spark: SparkSession) -> None:
+    times = [NOON, NOON - timedelta(days=1), datetime(2024, 3, 2, 22), datetime(2024, 3, 2, 21, 59, 59)]
+    frame = spark.createDataFrame([(time, 2.0) for time in times], "event_time timestamp, reward float")
+    rows = positives.finish(frame, Positives(half_life_days=0.5, valid_hours=2.0), DS).collect()
+    assert [row["example_age"] for row in rows[:2]] == [0.5, 1.5]
+    assert [row["weight"] for row in rows[:2]] == [1.0, 0.25]
+    assert [row["split"] for row in rows] == ["train", "train", "valid", "train"]
+    ancient = positives.finish(frame, Positives(half_life_days=1e-4), DS).collect()
+    assert all(0 < row["weight"] < 1e-20 for row in ancient[:2])
+    plain = positives.finish(frame, Positives(), DS).collect()
+    assert [(row["weight"], row["split"]) for row in plain] == [(2.0, "train")] * 4
+
+
+@pytest.mark.parametrize(
+    ("form", "expected"),
+    [
+        ({"form": "word2vec"}, [1.0, 1.0, (40**0.5 + 1) / 40]),
+        ({"form": "power", "exponent": 0.5}, [1.0, 0.5, 40**-0.5]),
+    ],
+)
+def test_down_sampling_follows_its_formula(spark: SparkSession, form: dict[str, Any], expected: list[float]) -> None:
+    # Shares of 1, 4 and 40 times the threshold; word2vec keeps what is up to 2.6 times above it.
+    config = Downsample(threshold=0.01, **form)
+    frame = spark.createDataFrame([(10,), (40 if form["form"] == "power" else 20,), (400,)], "count long")
+    rows = frame.select(popularity.keep_probability(F.col("count"), F.lit(1000), config).alias("chance")).collect()
+    assert [row["chance"] for row in rows] == pytest.approx(expected)
+    assert [
+        r["c"] for r in frame.select(popularity.keep_probability(F.col("count"), F.lit(9), None).alias("c")).collect()
+    ] == [1.0] * 3
+
+
+def staged(spark: SparkSession, **changes: Any) -> DataFrame:
+    """Two users' rows as they are written, the first with some columns changed."""
+    rows = []
+    for number in range(6):
+        user, place = f"u{number % 2}", number // 2
+        row = {
+            "row_key": number,
+            "user_id": user,
+            "item_id": f"i{place}",
+            "event_time": NOON + place * HOUR,
+            "user_index": 2 + number % 2,
+            "item_index": 10 + place,
+            "history": [0] * (2 - min(2, place)) + [10, 11][:place],
+            "history_until": NOON + (place - 1) * HOUR if place else None,
+            "example_age": 0.5,
+            "weight": 1.0,
+            "keep_probability": 1.0,
+        }
+        rows.append(row | (changes if number == 4 else {}))
+    schema = "row_key long, user_id string, item_id string, event_time timestamp, user_index int, item_index int, "
+    schema += "history array<int>, history_until timestamp, example_age float, weight float, keep_probability float"
+    return spark.createDataFrame([tuple(row.values()) for row in rows], schema)
+
+
+def check(frame: DataFrame, log: DataFrame, state: DataFrame | None) -> int:
+    rows = positives_checks.check_rows(frame)
+    positives_checks.check_keys(frame)
+    return positives_checks.check_histories(frame, rows, log, state, leave_one_out=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"history_until": NOON + 2 * HOUR},
+            "column history_until: 1 rows have a history that reaches their own event",
+        ),
+        ({"weight": 0.0}, "column weight: 1 rows have a weight that is not above 0"),
+        ({"weight": float("nan")}, "column weight: 1 rows"),
+        ({"weight": float("inf")}, "column weight: 1 rows"),
+        ({"item_id": None}, 'column item_id: 1 rows have null, for example {"row_key":4'),
+        ({"item_index": 0}, "column item_index: 1 rows have an index below 1"),
+        ({"row_key": 5}, "column row_key: 1 keys are those of several rows"),
+        ({"history": [10, 12]}, "column history: 1 items of histories are no earlier positive"),  # its own item
+        ({"history": [10, 99]}, "column history: 1 items of histories are no earlier positive"),  # nobody's
+    ],
+)
+def test_positives_that_break_a_promise_are_not_written(
+    spark: SparkSession, changes: dict[str, Any], said: str
+) -> None:
+    frame, log = staged(spark, **changes), staged(spark)
+    with pytest.raises(InputError) as caught:
+        check(frame, log, None)
+    assert said in str(caught.value)
+    assert "table positives" in str(caught.value)
+
+
+def test_good_positives_pass_and_their_histories_are_looked_up(spark: SparkSession) -> None:
+    frame = staged(spark)
+    assert check(frame, frame, None) == 6
+    # What the log of the night does not hold, the state of the night before may.
+    state = spark.createDataFrame(
+        [("u0", [10], [NOON], [10]), ("u1", [10], [NOON], [10])],
+        "user_id string, history_items array<int>, history_times array<timestamp>, known_items array<int>",
+    )
+    late = frame.where(F.col("event_time") > NOON)
+    assert check(late, late, state) == 6
+    with pytest.raises(InputError, match="4 items of histories are no earlier positive"):
+        check(late, late, None)
+
+
+def test_leave_one_out_may_look_ahead_but_never_at_itself(spark: SparkSession) -> None:
+    ahead = staged(spark, history=[10, 11]).withColumn(
+        "history", F.array_except(F.array(*map(F.lit, (10, 11, 12))), F.array("item_index"))
+    )
+    assert positives_checks.check_histories(ahead, 6, ahead, None, leave_one_out=True) == 12
+    with pytest.raises(InputError, match="1 items of histories are its own"):
+        positives_checks.check_histories(staged(spark, history=[10, 12]), 6, ahead, None, leave_one_out=True)
+
+
+def test_no_row_vanishes_uncounted() -> None:
+    counts = {"interactions": 10, "dropped_repeated": 1, "dropped_over_cap": 2, "positives": 9, "kept": 7}
+    positives_checks.check_counts(7, counts)
+    for wrong in ({"kept": 6}, {"dropped_repeated": 0}):
+        with pytest.raises(InputError, match="7 rows were written, but of 10 interactions"):
+            positives_checks.check_counts(7, counts | wrong)
+
+
+def test_the_cap_counts_what_down_sampling_left_and_the_heaviest_user_is_named(spark: SparkSession) -> None:
+    rows = [("a", DS, n, n % 4 != 0, n % 3 != 0) for n in range(24)] + [("b", DS, 91, True, True)]
+    frame = spark.createDataFrame(rows, "user_id string, ds string, row_key long, live boolean, survives boolean")
+    frame = frame.withColumn("user_key", F.xxhash64("user_id"))
+    assert histories.USER == ["user_key", "user_id"]
+    config = Positives(per_user_cap=5)
+    counts, heaviest = positives.count_reasons(frame, config)
+    assert counts == {
+        "positives": 25,
+        "dropped_item_not_live": 6,
+        "dropped_downsampled": 6,
+        "dropped_over_cap": 7,
+        "kept": 6,
+    }
+    assert heaviest == {"user_id": "a", "user_rows": 24}
+    chosen = positives.choose(frame, config, 17, counts["dropped_over_cap"]).where("kept").collect()
+    assert len(chosen) == 6
+    assert all(row["row_key"] % 4 and row["row_key"] % 3 for row in chosen)
+    others = positives.choose(frame, config, 18, counts["dropped_over_cap"]).where("kept").collect()
+    assert {row["row_key"] for row in chosen} != {row["row_key"] for row in others}
