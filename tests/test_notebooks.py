@@ -1,0 +1,103 @@
+"""The notebooks run from the first cell to the last on a small simulated night, and show what is true of it."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from pyspark.sql import SparkSession
+
+from jobs import simulate_logs
+from jobs.support.config import Config
+from pipelines.build_negatives import build_negatives
+from pipelines.build_positives import build_positives
+from pipelines.night import Night, SampleConfig
+from pipelines.storage import Warehouse
+
+NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
+DS = "2024-03-03"
+CONFIG = Config.model_validate(
+    {
+        "simulation": {"days": 3, "users": 150, "items": 400, "requests_per_user": 1.5}
+        | {"recalled": 100, "coarse_kept": 40, "fine_kept": 20, "exposed": 10},
+        "features": {"item": [{"kind": "categorical", "name": "category"}], "history": {"length": 10}},
+        "negatives": {"uniform": 3, "popularity": 1, "coarse": 2, "fine": 2},
+        "samples": {"row_group_rows": 256, "trainers": 1},
+    }
+)
+# What a reader sees as tables, as one line of JSON for the test.
+TELL = """
+print(json.dumps({
+    "mean": hardness["mean"].to_dict(),
+    "number": summary["number"].to_dict(),
+    "before": popularity["window_count"].tolist(),
+    "promises": promises["broken"].tolist(),
+    "row": [user, NIGHT],
+    "explained": explained[["kind", "is_positive", "is_known", "interacted", "exposed"]].values.tolist(),
+    "here": explained[["kind", "here", "elsewhere"]].fillna("").values.tolist(),
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def simulated(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Warehouse:
+    """Three days of a simulated product and one night, up to its samples."""
+    warehouse = Warehouse(spark, str(tmp_path_factory.mktemp("wh") / "a warehouse"))
+    context: Any = SimpleNamespace(config=CONFIG, spark=spark, warehouse=warehouse, force=False)
+    simulate_logs.run(context)
+    config = SampleConfig(CONFIG.features, CONFIG.positives, CONFIG.negatives, CONFIG.samples)
+    night = Night.open(warehouse, CONFIG.inputs, DS, CONFIG.seed, bootstrap_days=3)
+    build_positives(night, config, "a")
+    build_negatives(night, config, "a")
+    return warehouse
+
+
+def test_sample_tables_tell_the_truth_about_a_night(simulated: Warehouse, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NIGHTJAR_WAREHOUSE", simulated.root.removeprefix("file://"))
+    monkeypatch.delenv("NIGHTJAR_NIGHT", raising=False)
+    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    notebook = nbformat.read(NOTEBOOKS / "01_sample_tables.ipynb", as_version=4)
+    notebook.cells.append(nbformat.v4.new_code_cell(TELL))
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(NOTEBOOKS)}}).execute()
+
+    told = json.loads("".join(output.get("text", "") for output in notebook.cells[-1].outputs))
+    mean = told["mean"]
+    assert mean["uniform"] < mean["coarse"] < mean["fine"] < mean["positive"]
+    rows = simulated.read("samples", DS).count()
+    assert told["number"]["positive"] == rows > 100
+    assert {kind: told["number"][kind] for kind in ("uniform", "fine")} == kinds_of(simulated, uniform=1, fine=4)
+    assert told["promises"] == [0, 0, 0, 0, 0]
+    assert told["before"] == sorted(told["before"], reverse=True)
+    assert len(told["explained"]) == CONFIG.negatives.total
+    assert not any(any(reasons) for _, *reasons in told["explained"])
+    for kind, here, elsewhere in told["here"]:
+        if kind == "coarse":
+            assert here.startswith(("recall", "coarse")) or "recall" in elsewhere or "coarse" in elsewhere
+        if kind == "fine":
+            assert here.startswith(("fine", "rerank")) or "fine" in elsewhere or "rerank" in elsewhere
+    figures = [
+        output for cell in notebook.cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})
+    ]
+    assert len(figures) == 3
+
+
+def kinds_of(warehouse: Warehouse, **kinds: int) -> dict[str, int]:
+    """Negatives of these kinds in the written table."""
+    exploded = warehouse.read("samples", DS).selectExpr("explode(negative_kinds) AS kind").groupBy("kind").count()
+    found = {row["kind"]: row["count"] for row in exploded.collect()}
+    return {name: found[kind] for name, kind in kinds.items()}
+
+
+@pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.name)
+def test_notebooks_are_stored_without_outputs(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert code
+    assert all(not cell.outputs and cell.execution_count is None for cell in code)
+    ids = [cell.id for cell in notebook.cells]
+    assert len(set(ids)) == len(ids)
