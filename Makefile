@@ -1,5 +1,5 @@
 # Every target builds its virtual environment by itself where it is missing.
-#   make setup | demo | demo-grocery | test | bench | lint      SPARK=4 runs the same on pyspark 4.0
+#   make setup | demo | demo-grocery | test | bench | bench-samples | lint      SPARK=4 runs the same on pyspark 4.0
 PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3.10 python3))
 SPARK  ?= 3
 ifeq ($(SPARK),4)
@@ -12,7 +12,7 @@ endif
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.nightjar-installed
 
-.PHONY: setup demo demo-grocery test bench lint clean
+.PHONY: setup demo demo-grocery test bench bench-samples lint clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -43,8 +43,10 @@ lint: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest -q
 
-bench: $(STAMP)
-	@echo "no benchmarks yet: the speed figures arrive with the rooms that they measure"
+bench: bench-samples
+
+bench-samples: $(STAMP)
+	$(BIN)/python -m benchmarks.samples
 
 clean:
 	rm -rf warehouse warehouse-* spark-warehouse .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,101 @@
+"""The draw alone, ours and the usual one, on the same rows: ten uniform negatives each, none that the user has.
+
+The usual one is what Spark offers without leaving SQL: a row a place, a random position, a join with the catalogue, an
+anti-join with what the user has, repeats dropped, and the rest collected again. It draws two more than wanted, or rows
+that lost a draw would be short. Uniform draws alone, since they are its easiest case: a position is a number.
+"""
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+from pyspark.sql import DataFrame, Observation, SparkSession
+from pyspark.sql import functions as F
+
+from benchmarks.logs import RANKED, item_at, numbers
+from benchmarks.support import median_of, say
+from pipelines.config import Negatives
+from pipelines.draws import POPULARITY, UNIFORM, AliasTable
+from pipelines.negatives import Setting, draw_negatives, exclusions
+
+ROWS, ITEMS, WANTED = 1_000_000, 100_000, 10
+SPARE = 2
+ROWS_A_USER = 4
+SEED = 17
+RUNS = {"ours": 3, "naive": 2}
+
+
+def measure_draw(spark: SparkSession, scale: float, runs: int | None = None) -> dict[str, Any]:
+    """Seconds of both draws from frames in memory to nowhere, and how many negatives each gave."""
+    rows_wanted, items = max(1000, int(ROWS * scale)), max(1000, int(ITEMS * scale))
+    rows = _rows(spark, rows_wanted, items).persist()
+    excluded = exclusions(_known(spark, rows_wanted, items), rows.select("user_key", "item_index"), None).persist()
+    pairs = excluded.select("user_key", F.explode(F.col("values").cast("array<int>")).alias("item_index")).persist()
+    catalogue = numbers(spark, items).select(F.col("id").alias("position"), _index(F.col("id")).alias("item_index"))
+    catalogue = catalogue.persist()
+    frames = (rows, excluded, pairs, catalogue)
+    say(f"draw: {rows.count():,} rows of users who have {pairs.count():,} items; {catalogue.count():,} to draw from")
+    excluded.count()
+
+    found: dict[str, Any] = {"rows": rows_wanted}
+    draws = {"ours": _ours(rows, excluded, items), "naive": _naive(rows, pairs, catalogue, items)}
+    for name, drawn in draws.items():
+        counts: list[int] = []
+        measured = partial(_run, drawn, counts)
+        seconds = median_of(f"draw, {name}", measured, runs or RUNS[name])
+        found[name] = {"seconds": seconds, "negatives": counts[-1]}
+    for frame in frames:
+        frame.unpersist()
+    say(f"draw: naive takes {found['naive']['seconds'] / found['ours']['seconds']:.2f} times as long")
+    return found
+
+
+def _rows(spark: SparkSession, count: int, items: int) -> DataFrame:
+    user = F.expr(f"id div {ROWS_A_USER}")
+    return numbers(spark, count).select(
+        F.xxhash64(F.lit("user"), user).alias("user_key"),
+        F.lit(None).cast("long").alias("request_key"),
+        F.to_date(F.lit("2024-03-02")).alias("day"),
+        F.xxhash64(F.lit("row"), "id").alias("row_key"),
+        _index(item_at(F.col("id"), F.lit(0), items)).alias("item_index"),
+    )
+
+
+def _known(spark: SparkSession, rows: int, items: int) -> DataFrame:
+    """100 items a user, popular ones more often."""
+    places = F.sequence(F.lit(0), F.lit(RANKED - 1))
+    known = F.transform(places, lambda place: _index(item_at(F.col("id"), place, items)))
+    users = numbers(spark, -(-rows // ROWS_A_USER))
+    return users.select(F.xxhash64(F.lit("user"), "id").alias("user_key"), known.alias("known_items"))
+
+
+def _index(item: F.Column) -> F.Column:
+    return (item + 2).cast("int")  # 0 is padding, 1 is default
+
+
+def _ours(rows: DataFrame, excluded: DataFrame, items: int) -> DataFrame:
+    config = Negatives(uniform=WANTED, popularity=0, coarse=0, fine=0)
+    table = AliasTable.build(np.arange(2, items + 2), np.ones(items))
+    setting = Setting(config, SEED, items + 2, {UNIFORM: table, POPULARITY: table})
+    return draw_negatives(rows, excluded, None, ["row_key"], setting)
+
+
+def _naive(rows: DataFrame, pairs: DataFrame, catalogue: DataFrame, items: int) -> DataFrame:
+    places = F.explode(F.sequence(F.lit(1), F.lit(WANTED + SPARE)))
+    drawn = (
+        rows.select("row_key", "user_key", F.col("item_index").alias("positive"), places)
+        .withColumn("position", F.floor(F.rand(SEED) * items))
+        .join(catalogue, on="position", how="inner")
+        .where("item_index != positive")
+        .join(pairs, on=["user_key", "item_index"], how="left_anti")
+        .dropDuplicates(["row_key", "item_index"])
+    )
+    return drawn.groupBy("row_key").agg(F.slice(F.collect_list("item_index"), 1, WANTED).alias("negatives"))
+
+
+def _run(drawn: DataFrame, counts: list[int]) -> None:
+    """Draw everything and write it nowhere; the number of negatives, counted on the way, goes to `counts`."""
+    seen = Observation()
+    negatives = F.size(F.filter("negatives", lambda item: item > 0))
+    drawn.observe(seen, F.sum(negatives).alias("negatives")).write.format("noop").mode("overwrite").save()
+    counts.append(int(seen.get["negatives"]))

@@ -1,0 +1,166 @@
+"""A product in a folder, as the steps see it: its logs day by day, a night's config, and users who have been there long."""
+
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql import types as T
+
+from benchmarks import logs
+from benchmarks.logs import Day
+from benchmarks.support import say, write_once
+from pipelines.build_negatives import build_negatives
+from pipelines.build_positives import build_positives
+from pipelines.config import (
+    CategoricalFeature,
+    Downsample,
+    Features,
+    History,
+    Inputs,
+    MultiCategoricalFeature,
+    Negatives,
+    NumericFeature,
+    Positives,
+    Samples,
+)
+from pipelines.hashing import mix, to_unit
+from pipelines.night import Night, SampleConfig
+from pipelines.storage import Manifest, Recipe, Warehouse, digest, shift
+
+SEED = 17
+CONFIG = SampleConfig(
+    features=Features(
+        user=[
+            CategoricalFeature(kind="categorical", name="country"),
+            CategoricalFeature(kind="categorical", name="device"),
+        ],
+        item=[
+            CategoricalFeature(kind="categorical", name="category"),
+            MultiCategoricalFeature(kind="multi_categorical", name="tags", max_values=4),
+            NumericFeature(kind="numeric", name="price"),
+        ],
+        history=History(length=50),
+    ),
+    # So mild that it is computed for every row and drops none: the ratios are to be over all of them.
+    positives=Positives(downsample=Downsample(threshold=5e-3)),
+    negatives=Negatives(uniform=3, popularity=3, coarse=2, fine=2),
+    samples=Samples(),
+)
+RECIPE = digest({part.name: getattr(CONFIG, part.name).model_dump(mode="json") for part in fields(CONFIG)})
+KNOWN = 100  # items that a user of long standing has
+
+
+class Product:
+    """Input tables and written tables under one folder. What is there already is not made again."""
+
+    def __init__(self, spark: SparkSession, folder: Path) -> None:
+        self.spark, self.folder = spark, folder
+        self.warehouse = Warehouse(spark, str(folder))
+
+    def write_logs(self, day: Day) -> None:
+        """Interactions, ranking logs and snapshots of a day."""
+        self._write("interactions", day.ds, lambda: logs.interactions(self.spark, day))
+        self._write("ranking_logs", day.ds, lambda: logs.ranking_logs(self.spark, day))
+        self.write_snapshots(day.ds, day)
+
+    def write_snapshots(self, ds: str, day: Day) -> None:
+        """Snapshots of the users and items of a day, under a ds of choice."""
+        self._write("users", ds, lambda: logs.users(self.spark, day))
+        self._write("items", ds, lambda: logs.items(self.spark, day))
+
+    def _write(self, table: str, ds: str, rows: Callable[[], DataFrame]) -> None:
+        write_once(rows, self.folder / table / f"ds={ds}")
+
+    def night(self, ds: str, bootstrap_days: int = 0) -> Night:
+        """A night of this product."""
+        return Night.open(self.warehouse, Inputs(), ds, SEED, bootstrap_days, CONFIG.checks, CONFIG.features)
+
+    def positives(self, ds: str, *, bootstrap_days: int = 0, force: bool = True) -> Manifest:
+        """The step build_positives of a night."""
+        night = self.night(ds, bootstrap_days)
+        return build_positives(night, CONFIG, RECIPE, force=force)[0]
+
+    def negatives(self, ds: str, *, bootstrap_days: int = 0, force: bool = True) -> Manifest:
+        """The step build_negatives of a night."""
+        night = self.night(ds, bootstrap_days)
+        return build_negatives(night, CONFIG, RECIPE, force=force)[0]
+
+    def grow_old(self, day: Day) -> None:
+        """What the night after `day` needs of it: a small first night that meets nine of ten users, then a past for each.
+
+        The past is 100 known items and a full history, as after months: to make those months would take hours.
+        """
+        manifest = self.warehouse.manifest("user_histories", day.ds)
+        if manifest and "past" in manifest.facts:
+            return
+        say(f"{day.ds}: a first night with one click a user, then a past of {KNOWN} items for each")
+        self.write_snapshots(shift(day.ds, -1), day)
+        self.write_snapshots(day.ds, day)
+        self._write("interactions", day.ds, lambda: logs.first_clicks(self.spark, day))
+        self.positives(day.ds, bootstrap_days=1)
+        manifest = self.warehouse.require("user_histories", day.ds, "")
+        # Written to the side first: a table cannot be read and replaced at once.
+        aside = self.folder / "_past"
+        shutil.rmtree(aside, ignore_errors=True)
+        with_past(self.warehouse, day).write.parquet(str(aside))
+        recipe = Recipe(manifest.config_hash, manifest.inputs)
+        aged = self.spark.read.parquet(str(aside))
+        self.warehouse.write(aged, "user_histories", day.ds, recipe, facts=manifest.facts | {"past": KNOWN})
+        shutil.rmtree(aside)
+
+    def tables_before(self, ds: str) -> list[DataFrame]:
+        """What build_positives reads for a night: its interactions, the snapshots, the state of the night before."""
+        before = shift(ds, -1)
+        days = {"interactions": ds, "items": ds, "users": before}
+        days |= dict.fromkeys(("vocabularies", "user_histories", "item_stats"), before)
+        return [self.table(table, day) for table, day in days.items()]
+
+    def table(self, table: str, ds: str) -> DataFrame:
+        """The rows of any partition, as a plain reader gets them."""
+        return self.spark.read.parquet(str(self.folder / table / f"ds={ds}"))
+
+
+def with_past(warehouse: Warehouse, day: Day) -> DataFrame:
+    """user_histories of a day whose users look back on 100 items, popular ones more often, none twice.
+
+    Items are drawn in numpy by hash of the user, one from each of 100 ranges of the catalogue in order of popularity, and
+    put in front of what the night itself saw.
+    """
+    state = warehouse.read("user_histories", day.ds)
+    stats = warehouse.read("item_stats", day.ds).select("item_id", "item_index").toPandas()
+    index = np.zeros(day.items, np.int32)
+    index[stats["item_id"].astype(np.int64)] = stats["item_index"]
+    cuts = np.arange(KNOWN + 1)
+    start = cuts + np.floor((day.items - KNOWN) * (cuts / KNOWN) ** 4).astype(np.int64)
+
+    def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            users = batch.column("user_index").to_numpy().astype(np.int64).view(np.uint64)
+            place = np.tile(np.arange(KNOWN), len(users))
+            bits = mix(np.repeat(users, KNOWN), place)
+            cut = (place * 37 + np.repeat(users % np.uint64(KNOWN), KNOWN).astype(np.int64)) % KNOWN
+            drawn = index[start[cut] + np.floor(to_unit(bits) * (start[cut + 1] - start[cut])).astype(np.int64)]
+            offsets = pa.array(np.arange(len(users) + 1) * KNOWN, type=pa.int32())
+            past = pa.ListArray.from_arrays(offsets, pa.array(drawn))
+            yield pa.RecordBatch.from_arrays([*batch.columns, past], names=[*batch.schema.names, "past"])
+
+    schema = T.StructType([*state.schema.fields, T.StructField("past", T.ArrayType(T.IntegerType()))])
+    own, length = F.col("known_items"), CONFIG.features.history.length if CONFIG.features.history else 0
+    hours_ago = F.sequence(F.lit(length), F.lit(1), F.lit(-1))
+    times = F.transform(
+        hours_ago, lambda hours: F.timestamp_seconds(F.unix_timestamp(F.lit(f"{day.ds} 00:00:00")) - hours * 3600)
+    )
+    aged = state.mapInArrow(run, schema).withColumn("past", F.array_except("past", own))
+    return (
+        aged.withColumn(
+            "history_items", F.slice(F.concat(F.slice("past", -length, length), "history_items"), -length, length)
+        )
+        .withColumn("history_times", F.slice(F.concat(times, "history_times"), -length, length))
+        .withColumn("known_items", F.concat("past", own))
+        .drop("past")
+    )

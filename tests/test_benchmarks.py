@@ -1,0 +1,85 @@
+"""The benchmark of samples measures what it says: a run too small for its seconds to mean anything."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from pyspark.sql import SparkSession
+
+from benchmarks import logs, samples
+from benchmarks.logs import Day
+from benchmarks.product import CONFIG, KNOWN, Product
+
+RATIOS = {
+    "negatives_over_copy",
+    "positives_over_copy",
+    "growth_8x",
+    "growth_8x_positives",
+    "growth_8x_negatives",
+    "draw_over_naive",
+    "day30_over_day5",
+    "peak_memory_share",
+}
+
+
+def test_a_day_of_logs_has_the_shape_that_it_promises(spark: SparkSession) -> None:
+    day = Day("2024-03-02", requests=500, users=400, items=1000)
+    ranked = logs.ranking_logs(spark, day).toPandas()
+    clicks = logs.interactions(spark, day).toPandas()
+    requests = ranked.groupby("request_id")
+    assert requests.size().tolist() == [100] * 500
+    assert (requests["item_id"].nunique() == 100).all()  # no item twice in a request
+    assert (requests["user_id"].nunique() == 1).all()
+    stages = ranked.query("request_id == '2024-03-02-7'").groupby("stage")
+    assert stages.size().to_dict() == {"exposed": 20, "rerank": 5, "fine": 25, "coarse": 50}
+    assert stages["position"].agg(["min", "max"]).loc["fine"].tolist() == [1, 25]
+
+    assert clicks.groupby("request_id").size().tolist() == [10] * 500
+    exposed = ranked.query("stage == 'exposed'")
+    shown = clicks.merge(exposed, on=["request_id", "user_id", "item_id"], suffixes=("", "_shown"))
+    assert len(shown) == len(clicks)
+    assert (shown["event_time"] > shown["event_time_shown"]).all()
+    assert set(clicks["event_time"].dt.strftime("%Y-%m-%d")) == {"2024-03-02"}
+    by_item = clicks.groupby("item_id").size().sort_values(ascending=False)
+    assert by_item.iloc[:100].sum() > 0.5 * len(clicks)  # a tenth of the items takes more than half
+    assert logs.interactions(spark, day).exceptAll(spark.createDataFrame(clicks)).isEmpty()  # the same rows again
+
+
+def test_a_tiny_run_prints_every_ratio_last(
+    spark: SparkSession, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = samples.options_of(["--scale", "0.004", "--runs", "1", "--cold", "--nights", "2"])
+    samples.run(spark, tmp_path, options)
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    details = figures.pop("details")
+    assert set(figures) == RATIOS
+    assert all(math.isfinite(value) and value > 0 for value in figures.values())
+    assert set(details["memory_gb"]) >= {"eighth", "full", "draw", "nights", "limit"}
+    assert len(details["nights"]) == 2
+
+    draw = details["draw"]
+    assert draw["ours"]["negatives"] == 10 * draw["rows"]
+    assert draw["naive"]["negatives"] > 0.95 * draw["ours"]["negatives"]  # as much work on both sides
+
+    for size in samples.SIZES:
+        requests = samples.measured_day(options.scale, size).requests
+        product = Product(spark, tmp_path / size)
+        clicks = product.table("interactions", samples.DS).dropDuplicates(["user_id", "item_id"])
+        counts = product.warehouse.require("positives", samples.DS, "").facts["counts"]
+        assert requests * 9 < counts["positives"] == clicks.count()
+        rows = counts["positives"] - counts["dropped_over_cap"]
+        assert [details["steps"][size][step]["rows"] for step in ("positives", "negatives")] == [rows, rows]
+        assert product.table("ranking_logs", samples.DS).count() == 100 * requests
+    kinds = product.warehouse.require("samples", samples.DS, "").facts["kinds"]
+    quotas = {kind: getattr(CONFIG.negatives, kind) for kind in ("uniform", "coarse", "fine")}
+    assert sum(kinds.values()) == CONFIG.negatives.total * rows
+    assert kinds["uniform"] == quotas["uniform"] * rows
+    assert kinds["coarse"] + kinds["fine"] > 0.9 * (quotas["coarse"] + quotas["fine"]) * rows  # the funnel really feeds
+
+    before = product.table("user_histories", samples.FIRST)
+    looked_back = before.selectExpr(
+        "size(history_items) AS history", "size(history_times) AS times", "size(array_distinct(known_items)) AS known"
+    )
+    assert {tuple(row) for row in looked_back.select("history", "times").distinct().collect()} == {(50, 50)}
+    assert looked_back.agg({"known": "min"}).first()[0] >= KNOWN
