@@ -1,5 +1,6 @@
 """Features of users and items as indices and numbers, and the schema that tells the model room what they are."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import reduce
@@ -12,6 +13,7 @@ from pipelines.config import CategoricalFeature, Feature, Features, MultiCategor
 from pipelines.errors import InputError
 from pipelines.vocabulary import DEFAULT, FIRST, PADDING, bucket_of, lookup
 
+NUMBER = re.compile(r"(tinyint|smallint|int|bigint|float|double|boolean|decimal.*)$")
 Statistics = dict[str, dict[str, float]]
 ITEM_BUCKET = "item_bucket"  # column of item_features: the row of the item's embedding, where ids are hashed
 
@@ -76,6 +78,12 @@ def check_columns(side: Side, snapshot: DataFrame) -> None:
                     f"declared {feature.kind}. Declare it {'multi_categorical' if is_array else 'categorical'} "
                     f"under features.{side.name}, or change the column"
                 )
+        if isinstance(feature, NumericFeature) and not NUMBER.match(types[feature.name]):
+            raise InputError(
+                f"table {side.table}, column {feature.name!r}: its type is {types[feature.name]}, but feature "
+                f"{feature.name!r} is declared numeric. Declare it categorical under features.{side.name}, or cast the "
+                "column where the table is written"
+            )
 
 
 def hashed_sizes(features: Features) -> dict[str, int]:

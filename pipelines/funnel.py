@@ -26,7 +26,9 @@ def requests_of(logs: DataFrame, items: DataFrame) -> DataFrame:
     `logs`: ranking_logs with `own` (boolean: of a day whose drops are wanted; others give exposures alone). `items`:
     item_id, item_index; rows of other items are left out.
     """
-    stage = F.create_map(*[F.lit(part) for pair in RANK_OF.items() for part in pair])[F.col("stage")].cast("long")
+    stage = F.lit(None).cast("long")
+    for name, rank in RANK_OF.items():
+        stage = F.when(F.col("stage") == name, F.lit(rank).cast("long")).otherwise(stage)
     position = F.least(F.greatest(F.coalesce("position", F.lit(LAST_POSITION)), F.lit(0)), F.lit(LAST_POSITION))
     packed = F.shiftleft(stage, 60).bitwiseOR(F.shiftleft(position.cast("long"), 32)).bitwiseOR(F.col("item_index"))
     rows = logs.join(items, on="item_id", how="inner").select(

@@ -85,6 +85,11 @@ def read_inputs(night: Night, config: SampleConfig, logs: Logs, keep_last_out: b
         encode.check_columns(user_side, snapshot)
     end_of_day = F.lit(f"{night.ds} 23:59:59.999999").cast("timestamp")
     items = items.where(F.col("publish_time").isNull() | (F.col("publish_time") <= end_of_day))
+    if items.isEmpty():
+        raise InputError(
+            f"table items, column publish_time: no item of the snapshot ds={logs.items} is published by the end of "
+            f"ds={night.ds}, so there is nothing to recall. Correct publish_time, or leave it null where it is not known"
+        )
     checks.compare_with_before(night, "positives", night.inputs.facts(), config.checks)
 
     rewarded = positives.reward_events(interactions, config.positives)

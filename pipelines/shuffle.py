@@ -31,9 +31,10 @@ class Layout:
         placed = _hashed(rows, self.seed)
         passed = F.size(F.filter("bounds", lambda bound: bound <= F.col("place")))
         group = F.col("first_group") + passed
+        digits = group.cast("string")
         return (
             placed.join(F.broadcast(self.bounds), on=["split", "bucket"], how="inner")
-            .withColumn("group", F.format_string("%05d", group))
+            .withColumn("group", F.when(group > 99_999, digits).otherwise(F.lpad(digits, 5, "0")))
             .withColumn("cell", F.when(F.col("split") == "train", group).otherwise(-1 - group).cast("int"))
             .drop("bucket", "first_group", "bounds")
         )

@@ -192,6 +192,18 @@ def test_the_record_holds_a_parent_a_night_with_a_child_a_job(house: House) -> N
     for job, plot in plots.items():
         listed = [file.path for file in client.list_artifacts(children[job].info.run_id, "plots")]
         assert f"plots/{plot}.png" in listed
+    for job, inputs in (("build_positives", ("interactions", "items")), ("build_negatives", ("ranking_logs",))):
+        listed = [file.path for file in client.list_artifacts(children[job].info.run_id, "plots")]
+        assert {"plots/input_rows.png", "plots/null_shares.png"} <= set(listed)
+        checks = json.loads(
+            Path(client.download_artifacts(children[job].info.run_id, "tables/checks.json")).read_text()
+        )
+        assert checks["columns"] == ["table", "check", "found", "limit"]
+        assert set(inputs) <= {row[0] for row in checks["data"]}
+        metrics = children[job].data.metrics
+        assert all(metrics[f"input.{name}.bad"] == 0 < metrics[f"input.{name}.rows"] for name in inputs)
+    assert children["build_negatives"].data.metrics["fallback_share"] < 1
+    assert children["build_positives"].data.metrics["skew.heaviest_item_rows"] >= 1
     version = client.get_model_version_by_alias("nightjar", "champion")
     assert version.tags["release_id"] == house.current()
 

@@ -24,7 +24,11 @@ CONFIG = SampleConfig(
     Features.model_validate(
         {
             "user": [{"kind": "categorical", "name": "age"}],
-            "item": [{"kind": "categorical", "name": "category"}, {"kind": "multi_categorical", "name": "tags"}],
+            "item": [
+                {"kind": "categorical", "name": "category"},
+                {"kind": "multi_categorical", "name": "tags"},
+                {"kind": "numeric", "name": "price"},
+            ],
         }
     ),
     Positives(downsample=None),
@@ -50,7 +54,13 @@ SCHEMAS: dict[str, dict[str, pa.DataType]] = {
         "position": pa.int32(),
     },
     "users": {"user_id": pa.string(), "age": pa.string()},
-    "items": {"item_id": pa.int64(), "publish_time": TIME, "category": pa.string(), "tags": pa.list_(pa.string())},
+    "items": {
+        "item_id": pa.int64(),
+        "publish_time": TIME,
+        "category": pa.string(),
+        "tags": pa.list_(pa.string()),
+        "price": pa.float64(),
+    },
 }
 Row = dict[str, Any]
 
@@ -78,7 +88,7 @@ def users() -> list[Row]:
 
 def items() -> list[Row]:
     """A snapshot of twenty items."""
-    return [{"item_id": n, "publish_time": None, "category": "a", "tags": ["x"]} for n in range(20)]
+    return [{"item_id": n, "publish_time": None, "category": "a", "tags": ["x"], "price": 1.0} for n in range(20)]
 
 
 def put(
@@ -267,6 +277,14 @@ CASES = [
         tags=pa.string(),
     ),
     _types(
+        "text where a feature is a number",
+        ["'price'", "its type is string", "declared numeric"],
+        "items",
+        _with(items(), price="cheap"),
+        DS,
+        price=pa.string(),
+    ),
+    _types(
         "several values where a feature has one",
         ["'age'", "its type is array<string>", "declared categorical"],
         "users",
@@ -296,6 +314,11 @@ CASES = [
         lambda root: _remove(root / "interactions"),
     ),
     Case("no items", ["no snapshot at or before", "inputs.items.path"], lambda root: _remove(root / "items")),
+    Case(
+        "items that nobody has published yet",
+        ["table items, column publish_time", "nothing to recall"],
+        lambda root: put(root, "items", DS, _with(items(), publish_time=NOON + timedelta(days=30))),
+    ),
     Case(
         "no users before the first day",
         ["table users", "no snapshot before the events", "earlier day"],
