@@ -44,11 +44,11 @@ def table_of(manifest: Manifest, checks: Checks) -> dict[str, list[Any]]:
     facts = manifest.facts
     for table, told in facts.get("input", {}).items():
         days = sorted(told["by_day"])
-        limits = f"{checks.rows_low} to {checks.rows_high} times the median of 7 days"
+        limits = f"{checks.rows_low} to {checks.rows_high} x median"  # of the last seven days
         rows.append((table, f"rows of {days[-1]}", told["by_day"][days[-1]], limits))
         rows.append((table, "share of bad rows", 1 - told["good"] / max(1, told["rows"]), f"at most {checks.bad_rows}"))
         rows += [(table, f"bad: {reason}", number, "in quarantine") for reason, number in told["bad"].items()]
-        risen = f"at most {checks.null_rise} above the night before"
+        risen = f"last night + {checks.null_rise}"
         rows += [(table, f"not known: {name}", share, risen) for name, share in told["null_share"].items()]
     counts = facts.get("counts", {})
     if counts.get("interactions"):
