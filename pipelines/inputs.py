@@ -9,10 +9,11 @@ from typing import Any
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
+from pipelines.broken_files import naming_broken_files
 from pipelines.config import Checks, Features, Inputs, InputTable, MultiCategoricalFeature
 from pipelines.contracts import CONTRACTS, KEYS, Theirs, exclusive, first_reason, not_known, quoted
 from pipelines.errors import InputError
-from pipelines.storage import Manifest, Recipe, Warehouse, naming_broken_files
+from pipelines.storage import Manifest, Recipe, Warehouse
 
 log = logging.getLogger("nightjar")
 

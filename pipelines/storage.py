@@ -9,27 +9,21 @@ import hashlib
 import json
 import re
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import date, datetime, timedelta, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from py4j.protocol import Py4JError
-from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 
+from pipelines.broken_files import naming_broken_files, three_slashes
 from pipelines.errors import InputError, UsageError
 
 MANIFEST = "_manifest.json"
 NAME = re.compile(r"[a-z][a-z0-9_]*(/table=[a-z][a-z0-9_]*)?")  # quarantine keeps a folder for each table
 EXPORTED = re.compile(r"\.parquet$|^[_.]")
-# How Spark tells of a file that it cannot read: by its footer, its checksum or its pages.
-BROKEN_FILE = re.compile(
-    r"(?:footer for file|Checksum error|while reading file):? (\S.*?)(?=\.(?:\s|$)| at \d+ exp)", re.MULTILINE
-)
 # How Hadoop prints the FileStatus of a file; its access time, which reading changes, is left out.
 FILE_STATUS = re.compile(r"path=([^;]+); isDirectory=false; length=(\d+);[^}]*?modification_time=(\d+)")
 
@@ -71,34 +65,6 @@ def digest(value: Any) -> str:
 def _local_uri(path: Path) -> str:
     """Hadoop takes the path as it is: a space stays a space, where Path.as_uri would write %20 and make another folder."""
     return f"file://{path.absolute()}"
-
-
-def _three_slashes(uri: str) -> str:
-    """Hadoop prints file:/tmp; everybody else reads file:///tmp."""
-    return re.sub(r"^file:/(?!/)", "file:///", uri)
-
-
-@contextmanager
-def naming_broken_files(table: str) -> Iterator[None]:
-    """Spark's pages about a file that it cannot read, as an InputError that names the table, the file and the remedy."""
-    try:
-        yield
-    except (Py4JError, PySparkException) as error:
-        text = str(error)
-        if "UNABLE_TO_INFER_SCHEMA" in text:
-            raise InputError(f"table {table}: a partition holds no Parquet file. Check the feed") from error
-        if "CANNOT_MERGE_SCHEMAS" in text:
-            schemas = " and ".join(sorted(set(re.findall(r'^"STRUCT<(.*)>"', text, re.MULTILINE))))
-            raise InputError(
-                f"table {table}: its files disagree on the type of a column: {schemas}. Write them alike"
-            ) from error
-        file = BROKEN_FILE.search(text)
-        if file is None:
-            raise
-        raise InputError(
-            f"table {table}: the file {_three_slashes(file.group(1))} cannot be read: it is cut short, damaged or no "
-            "Parquet. Write this partition again"
-        ) from error
 
 
 @dataclass(frozen=True)
@@ -158,7 +124,7 @@ class Warehouse:
         if "://" not in uri and not uri.startswith("file:"):
             # A bare path is a local one, whatever fs.defaultFS says: config files are read on laptops and clusters.
             uri = _local_uri(Path(uri).expanduser())
-        return _three_slashes(self._fs(uri).makeQualified(self._path(uri)).toString().rstrip("/"))
+        return three_slashes(self._fs(uri).makeQualified(self._path(uri)).toString().rstrip("/"))
 
     def resolve(self, path: str) -> str:
         """A path from the config: absolute paths and URIs as they are, the rest under the warehouse."""
@@ -373,7 +339,7 @@ class Warehouse:
         while found.hasNext():
             status = found.next()
             if not status.getPath().getName().startswith(("_", ".")):
-                files.append(_three_slashes(status.getPath().toString()))
+                files.append(three_slashes(status.getPath().toString()))
         return sorted(files)
 
     def new_staging(self, table: str, ds: str) -> str:
