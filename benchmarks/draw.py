@@ -15,8 +15,10 @@ from pyspark.sql import functions as F
 from benchmarks.logs import RANKED, item_at, numbers
 from benchmarks.support import median_of, say
 from pipelines.config import Negatives
+from pipelines.contexts import Setting
 from pipelines.draws import POPULARITY, UNIFORM, AliasTable
-from pipelines.negatives import Setting, draw_negatives, exclusions
+from pipelines.negatives import make_samples
+from pipelines.streams import EXCLUDED, context
 
 ROWS, ITEMS, WANTED = 1_000_000, 100_000, 10
 SPARE = 2
@@ -29,7 +31,11 @@ def measure_draw(spark: SparkSession, scale: float, runs: int | None = None) -> 
     """Seconds of both draws from frames in memory to nowhere, and how many negatives each gave."""
     rows_wanted, items = max(1000, int(ROWS * scale)), max(1000, int(ITEMS * scale))
     rows = _rows(spark, rows_wanted, items).persist()
-    excluded = exclusions(_known(spark, rows_wanted, items), rows.select("user_key", "item_index"), None).persist()
+    known = _known(spark, rows_wanted, items)
+    did = rows.groupBy("user_key").agg(F.collect_list(F.col("item_index").cast("long")).alias("items"))
+    excluded = (
+        context(known, EXCLUDED, F.col("known_items")).unionByName(context(did, EXCLUDED, F.col("items"))).persist()
+    )
     pairs = excluded.select("user_key", F.explode(F.col("values").cast("array<int>")).alias("item_index")).persist()
     catalogue = numbers(spark, items).select(F.col("id").alias("position"), _index(F.col("id")).alias("item_index"))
     catalogue = catalogue.persist()
@@ -55,8 +61,9 @@ def _rows(spark: SparkSession, count: int, items: int) -> DataFrame:
     return numbers(spark, count).select(
         F.xxhash64(F.lit("user"), user).alias("user_key"),
         F.lit(None).cast("long").alias("request_key"),
-        F.to_date(F.lit("2024-03-02")).alias("day"),
-        F.xxhash64(F.lit("row"), "id").alias("row_key"),
+        F.unix_micros(F.lit("2024-03-02").cast("timestamp")).alias("at"),
+        F.xxhash64(F.lit("row"), "id").alias("key"),
+        F.lit(0).alias("cell"),
         _index(item_at(F.col("id"), F.lit(0), items)).alias("item_index"),
     )
 
@@ -77,13 +84,13 @@ def _ours(rows: DataFrame, excluded: DataFrame, items: int) -> DataFrame:
     config = Negatives(uniform=WANTED, popularity=0, coarse=0, fine=0)
     table = AliasTable.build(np.arange(2, items + 2), np.ones(items))
     setting = Setting(config, SEED, items + 2, {UNIFORM: table, POPULARITY: table})
-    return draw_negatives(rows, excluded, None, ["row_key"], setting)
+    return make_samples(rows, [excluded], ["key"], setting)
 
 
 def _naive(rows: DataFrame, pairs: DataFrame, catalogue: DataFrame, items: int) -> DataFrame:
     places = F.explode(F.sequence(F.lit(1), F.lit(WANTED + SPARE)))
     drawn = (
-        rows.select("row_key", "user_key", F.col("item_index").alias("positive"), places)
+        rows.select(F.col("key").alias("row_key"), "user_key", F.col("item_index").alias("positive"), places)
         .withColumn("position", F.floor(F.rand(SEED) * items))
         .join(catalogue, on="position", how="inner")
         .where("item_index != positive")

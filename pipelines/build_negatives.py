@@ -5,14 +5,15 @@ from typing import Any
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from pipelines import negatives, samplers, shuffle
+from pipelines import contexts, negatives, samplers, shuffle
 from pipelines.checks import compare_with_before
 from pipelines.draws import POPULARITY, UNIFORM
 from pipelines.encode import sides
-from pipelines.funnel import requests_of
+from pipelines.known import Known
 from pipelines.night import Night, SampleConfig, is_done, log
 from pipelines.samples_checks import check_samples
 from pipelines.storage import Manifest, Recipe, days_back
+from pipelines.streams import key_of
 
 # Users of a night up to this many are broadcast to cut the state and the logs down to them (8 bytes each).
 BROADCAST_USERS = 2_000_000
@@ -34,6 +35,7 @@ def build_negatives(
     window = sorted({*night.window, *days_back(night.ds, config.negatives.exposed_days)})
     ranking_days = night.inputs.present("ranking_logs", window)
     fingerprints = {table: manifest.fingerprint for table, manifest in made.items()}
+    fingerprints |= {f"{t}@{night.yesterday}": m.fingerprint for t, m in night.state().items() if t == "user_histories"}
     fingerprints["interactions"] = night.inputs.fingerprint("interactions", log_days)
     fingerprints["ranking_logs"] = night.inputs.fingerprint("ranking_logs", ranking_days)
     if keep_last_out:
@@ -44,10 +46,15 @@ def build_negatives(
 
     positives = night.warehouse.read("positives", night.ds)
     stats = night.warehouse.read("item_stats", night.ds)
-    width = int(stats.agg(F.max("item_index")).first()[0]) + 1
     broadcast = made["item_stats"].rows <= config.negatives.broadcast_items
-    tables = samplers.alias_tables(stats) if broadcast else {}
-    setting = negatives.Setting(config.negatives, night.seed, width, tables)
+    setting = contexts.Setting(
+        config.negatives,
+        night.seed,
+        width=int(stats.agg(F.max("item_index")).first()[0]) + 1,
+        tables=samplers.alias_tables(stats) if broadcast else {},
+        history=config.features.history.length if config.features.history else 1,
+        others=config.features.history is not None and config.features.history.order == "leave_one_out",
+    )
 
     # build_positives has checked these interactions; the ranking logs are checked here.
     seen = night.inputs.events("interactions", log_days, check=False)
@@ -56,13 +63,18 @@ def build_negatives(
     compare_with_before(night, "samples", told, config.checks)
     night.inputs.write_quarantine(night.ds, recipe, ("ranking_logs",))
 
-    requests, excluded = _contexts(night, positives, stats, seen, logs, keep_last_out)
+    known = _known(night, setting, positives, stats, seen, logs, keep_last_out)
     layout = shuffle.layout_of(positives, night.seed, config.samples.row_group_rows, config.samples.trainers)
-    drawn = _draw(positives, excluded, requests, setting, layout, stats)
-    table = _join(positives, drawn, layout, config)
+    columns = ["user_id", "item_id", "user_index", *sides(config.features)[0].encoded_columns()]
+    columns += ["item_index", "example_age", "weight"]
+    rows = _rows(positives, columns, setting, layout, stats)
+    samples = negatives.make_samples(rows, known.contexts(), ["key", "at", *columns, "cell"], setting)
+    samples = samples.withColumn("at", F.timestamp_micros("at"))
+    samples = samples.withColumnsRenamed({"key": "row_key", "at": "event_time"})
+    table = layout.gather(samples).drop("cell")
 
     def describe(staged: DataFrame, folder: str) -> dict[str, Any]:
-        checked = check_samples(staged, excluded, setting, config)
+        checked = check_samples(staged, known, setting, config)
         log.info(
             "samples %s: negatives by kind: %s", night.ds, ", ".join(f"{k} {v:,}" for k, v in checked["kinds"].items())
         )
@@ -71,6 +83,7 @@ def build_negatives(
             "negatives": config.negatives.total,
             "quotas": {kind: getattr(config.negatives, kind) for kind in ("uniform", "popularity", "coarse", "fine")},
             **checked,
+            "history": config.features.history.order if config.features.history else None,
             "input": told,
             "ranking_logs": bool(ranking_days),
             "bootstrap_days": night.bootstrap_days,
@@ -78,39 +91,34 @@ def build_negatives(
             "splits": _files(night, staged, folder),
         }
 
-    try:
-        partitions = ("split", "group")
-        manifest = night.warehouse.write(table, "samples", night.ds, recipe, partition_by=partitions, facts=describe)
-    finally:
-        for frame in (requests, excluded):
-            if frame is not None:
-                frame.unpersist()
-    return manifest, True
+    return night.warehouse.write(
+        table, "samples", night.ds, recipe, partition_by=("split", "group"), facts=describe
+    ), True
 
 
-def _contexts(
-    night: Night, positives: DataFrame, stats: DataFrame, seen: DataFrame, logs: DataFrame | None, keep_last_out: bool
-) -> tuple[DataFrame | None, DataFrame]:
-    """Requests (None without ranking logs) and exclusions of the users that have positives tonight."""
-    items = stats.select("item_id", "item_index")
-    users = positives.select(F.xxhash64("user_id").alias("user_key")).distinct()
-    if users.count() <= BROADCAST_USERS:
-        users = F.broadcast(users)
+def _known(
+    night: Night,
+    setting: contexts.Setting,
+    positives: DataFrame,
+    stats: DataFrame,
+    seen: DataFrame,
+    logs: DataFrame | None,
+    keep_last_out: bool,
+) -> Known:
+    """What is known of the users that have positives tonight."""
     if keep_last_out:
         # Never drawing the held-out item against its own user would tell the model which one it is.
         held = night.warehouse.read("holdout", night.ds).select("user_id", "item_id")
         seen = seen.join(held, on=["user_id", "item_id"], how="left_anti")
         logs = logs.join(held, on=["user_id", "item_id"], how="left_anti") if logs is not None else None
-    requests = None
-    if logs is not None:
-        requests = requests_of(logs, items).join(users, on="user_key", how="left_semi").persist()
-    did = seen.select(F.xxhash64("user_id").alias("user_key"), "item_id").join(users, on="user_key", how="left_semi")
-    did = did.join(items, on="item_id", how="inner")
-    known = night.warehouse.read("user_histories", night.ds)
-    known = known.select(F.xxhash64("user_id").alias("user_key"), "known_items").join(
-        users, on="user_key", how="left_semi"
-    )
-    return requests, negatives.exclusions(known, did, requests).persist()
+    tonight = night.warehouse.read("user_histories", night.ds)
+    before = night.warehouse.read("user_histories", night.yesterday) if night.yesterday else None
+    users = positives.select(key_of("user_id").alias("user_key")).distinct()
+    if users.count() <= BROADCAST_USERS:
+        users = F.broadcast(users)
+    items = stats.select(key_of("item_id").alias("item_key"), "item_index")
+    items = F.broadcast(items) if setting.tables else items
+    return Known(setting, users, positives, items, tonight, before, seen, logs)
 
 
 def _ranking_logs(night: Night, days: list[str], config: SampleConfig) -> DataFrame | None:
@@ -128,40 +136,22 @@ def _ranking_logs(night: Night, days: list[str], config: SampleConfig) -> DataFr
     return night.inputs.events("ranking_logs", days).withColumn("own", own)
 
 
-def _draw(
-    positives: DataFrame,
-    excluded: DataFrame,
-    requests: DataFrame | None,
-    setting: negatives.Setting,
-    layout: shuffle.Layout,
-    stats: DataFrame,
+def _rows(
+    positives: DataFrame, columns: list[str], setting: contexts.Setting, layout: shuffle.Layout, stats: DataFrame
 ) -> DataFrame:
-    """The negatives of every row, on narrow rows: row_key and its place in the table, and the three arrays."""
-    narrow = layout.place(positives.select("row_key", "user_id", "request_id", "event_time", "item_index", "split"))
-    rows = narrow.select(
-        "row_key",
+    """The rows of the stream (make_samples): every positive of the night, those to be written with their cell."""
+    rows = layout.place(positives).select(
+        key_of("user_id").alias("user_key"),
+        F.unix_micros("event_time").alias("at"),
+        F.col("row_key").alias("key"),
+        F.when(F.col("request_id").isNotNull(), key_of("request_id")).alias("request_key"),
+        *columns,
         "cell",
-        "place",
-        F.xxhash64("user_id").alias("user_key"),
-        F.when(F.col("request_id").isNotNull(), F.xxhash64("request_id")).alias("request_key"),
-        F.to_date("event_time").alias("day"),
-        "item_index",
     )
-    if not setting.tables:
-        places = {kind: setting.places(kind) for kind in (UNIFORM, POPULARITY)}
-        rows = samplers.with_written_draws(rows, stats, places, setting.seed)
-    return negatives.draw_negatives(rows, excluded, requests, ["row_key", "cell", "place"], setting)
-
-
-def _join(positives: DataFrame, drawn: DataFrame, layout: shuffle.Layout, config: SampleConfig) -> DataFrame:
-    """The wide rows, moved once: to the task that writes their group, where their negatives meet them in order."""
-    columns = ["row_key", "user_id", "item_id", "event_time", "user_index"]
-    columns += [*sides(config.features)[0].encoded_columns(), "history", "item_index", "example_age", "weight"]
-    wide = layout.place(positives.select(*columns, "split")).repartition(layout.tasks, "cell")
-    narrow = drawn.repartition(layout.tasks, "cell")
-    # A merge join keeps both sides where they are and hands the rows out in order of `place`.
-    joined = wide.hint("merge").join(narrow, on=["place", "row_key", "cell"], how="inner").sortWithinPartitions("place")
-    return joined.select(*columns, "negatives", "negative_kinds", "negative_log_q", "split", "group")
+    if setting.tables:
+        return rows
+    places = {kind: setting.places(kind) for kind in (UNIFORM, POPULARITY)}
+    return samplers.with_written_draws(rows, stats, places, setting.seed)
 
 
 def _files(night: Night, staged: DataFrame, folder: str) -> dict[str, Any]:

@@ -171,21 +171,11 @@ def _write_rows(
         rolled = popularity.roll_counts(today, stats, night.ds, config.positives.window_days)
         with _kept(rolled) as counts:
             chances = words.small("item_id", positives.item_chances(ids, counts, live, config.positives))
-            flagged = histories.mark_first(positives.flag(inputs.events, chances, night.seed))
-            reasons, heaviest = positives.count_reasons(flagged, config.positives)
+            flagged = positives.flag(inputs.events, chances, night.seed)
+            heaviest, over_cap = positives.heavy_days(flagged, config.positives)
             heaviest |= positives.heaviest_item(today, ids)
-            reasons = inputs.counts | reasons
-            log.info("positives %s: %s", night.ds, ", ".join(f"{name} {value:,}" for name, value in reasons.items()))
-            facts = {
-                "counts": reasons,
-                "skew": positives.skew(reasons["positives"], heaviest),
-                "schema": words.schema,
-                "bootstrap_days": night.bootstrap_days,
-                "history": config.features.history.order if config.features.history else None,
-                "input": night.inputs.facts(),
-            }
-            rows = positives.choose(flagged, config.positives, night.seed, reasons["dropped_over_cap"])
-            manifest = _write_positives(night, config, recipe, rows, indexed, inputs, words, logs, facts)
+            rows = positives.choose(flagged, config.positives, night.seed, over_cap)
+            manifest = _write_positives(night, config, recipe, rows, inputs, words, logs, heaviest)
             trained = read("positives", night.ds).where("split = 'train'")
             item_stats = popularity.describe_items(
                 ids, counts, trained, live, config.positives.downsample, config.negatives.popularity_exponent
@@ -208,34 +198,31 @@ def _write_positives(
     config: SampleConfig,
     recipe: Recipe,
     chosen: DataFrame,
-    indexed: DataFrame,
     inputs: Inputs,
     words: Words,
     logs: Logs,
-    facts: dict[str, Any],
+    heaviest: dict[str, Any],
 ) -> Manifest:
     """positives, checked before they are moved into place."""
-    state = night.warehouse.read("user_histories", night.yesterday) if night.yesterday else None
-    others = config.features.history is not None and config.features.history.order == "leave_one_out"
-    # What is joined is joined here, where rows still lie by user: a history makes a row five times as wide.
     rows = _with_user_features(chosen, night, config, inputs, words, logs)
     index = F.coalesce("user_index", F.lit(vocabulary.DEFAULT))
-    rows = _with_user_index(rows, config, words).withColumn("user_index", index).drop("ds")
-    if others:
-        rows = histories.leave_one_out(rows, night.warehouse.read("user_histories", night.ds), _history_length(config))
-    else:
-        rows = histories.attach_histories(rows, state, _history_length(config))
+    rows = _with_user_index(rows, config, words).withColumn("user_index", index)
     columns = ["row_key", "user_id", "item_id", "request_id", "event_time", "user_index", "item_index"]
     columns += encode.sides(config.features)[0].encoded_columns()
-    columns += ["history", "history_until", "example_age", "weight", "keep_probability", "split"]
+    columns += ["example_age", "weight", "keep_probability", "dropped", "split"]
     finished = positives.finish(rows, config.positives, night.ds).select(*columns)
 
     def check(staged: DataFrame, _: str) -> dict[str, Any]:
-        number = positives_checks.check_rows(staged)
-        positives_checks.check_counts(number, facts["counts"])
+        counts = inputs.counts | positives_checks.check_rows(staged, inputs.counts)
         positives_checks.check_keys(staged)
-        pairs = positives_checks.check_histories(staged, number, indexed, state, leave_one_out=others)
-        return facts | {"checked_history_items": pairs}
+        log.info("positives %s: %s", night.ds, ", ".join(f"{name} {value:,}" for name, value in counts.items()))
+        return {
+            "counts": counts,
+            "skew": positives.skew(counts["positives"], heaviest),
+            "schema": words.schema,
+            "bootstrap_days": night.bootstrap_days,
+            "input": night.inputs.facts(),
+        }
 
     return night.warehouse.write(finished, "positives", night.ds, recipe, facts=check)
 

@@ -198,7 +198,9 @@ class Samples(Section):
     """How the sample table is laid out for the trainers."""
 
     row_group_rows: int = Field(
-        8192, ge=1, description="rows a row group (and file): small enough to shuffle well, large enough to read fast"
+        32_768,
+        ge=1,
+        description="rows a row group (and file): small enough to share out, large enough to write and read fast",
     )
     trainers: int = Field(
         4, ge=1, description="the number of row groups is a multiple of this, so up to so many trainers share equally"

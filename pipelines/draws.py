@@ -6,7 +6,7 @@ being a user: "may this user not have this item?" is a binary search in a sorted
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -105,6 +105,46 @@ class WrittenProposals:
 
 
 @dataclass(frozen=True)
+class Forbidden:
+    """Which items each group (user) may not have: pairs group * width + item, sorted.
+
+    Nearly every question is answered by one look into a table of hashes that fits a cache; only where that says "perhaps"
+    are the pairs searched.
+    """
+
+    pairs: Ints
+    perhaps: Bools  # [2**bits] by the upper bits of a multiplicative hash
+    SPREAD: ClassVar = np.uint64(0x9E3779B97F4A7C15)
+
+    @classmethod
+    def build(cls, pairs: Ints) -> "Forbidden":
+        """From pairs in any order, with repeats or without."""
+        bits = min(24, max(10, 4 + len(pairs).bit_length()))  # a look in sixteen or more is wrong
+        perhaps = np.zeros(1 << bits, bool)
+        perhaps[cls._places(pairs, bits)] = True
+        return cls(np.sort(pairs), perhaps)
+
+    @classmethod
+    def _places(cls, pairs: Ints, bits: int) -> Ints:
+        return ((pairs.view(np.uint64) * cls.SPREAD) >> np.uint64(64 - bits)).view(np.int64)
+
+    def contains(self, wanted: Ints) -> Bools:
+        """Whether each of these pairs [n] is forbidden."""
+        found = self.perhaps[self._places(wanted, len(self.perhaps).bit_length() - 1)]
+        asked = np.flatnonzero(found)
+        if len(asked):
+            places = np.searchsorted(self.pairs, wanted[asked])
+            places[places == len(self.pairs)] = 0
+            found[asked] = self.pairs[places] == wanted[asked]
+        return found
+
+    def of_group(self, group: int, width: int) -> "Forbidden":
+        """One group's part, the group renumbered 0."""
+        start, stop = np.searchsorted(self.pairs, [group * width, (group + 1) * width])
+        return Forbidden.build(self.pairs[start:stop] - group * width)
+
+
+@dataclass(frozen=True)
 class Lists:
     """Candidate lists end to end: a row's list is items[start:stop]."""
 
@@ -117,13 +157,13 @@ def draw_easy(
     items_NK: Ints,
     kinds_NK: Ints,
     group_N: Ints,
-    forbidden: Ints,
+    forbidden: Forbidden,
     width: int,
     proposals: Mapping[int, Proposals],
 ) -> Floats:
     """Fill, in place, the free places (item 0) of UNIFORM or POPULARITY kind by drawing until one is allowed.
 
-    `forbidden`: sorted pairs group * width + item; `group_N`: the group of each row. A draw that is forbidden, or that
+    `group_N`: the group of each row; `width`: number of item indices. A draw that is forbidden, or that
     the row already holds, is passed over for the row's next draw of that kind. Places whose draws run out keep item 0
     and become NONE. Returns log q [n, K], 0 where the kind has none.
     """
@@ -137,7 +177,7 @@ def draw_easy(
                 rows, number = rows[number < source.limit], number[number < source.limit]
                 drawn, drawn_log_q = source.propose(rows, number)
                 used[kind][rows] += 1
-                good = ~contains(forbidden, group_N[rows] * width + drawn)
+                good = ~forbidden.contains(group_N[rows] * width + drawn)
                 good &= ~(items_NK[rows] == drawn[:, None]).any(axis=1)
                 items_NK[rows[good], slot] = drawn[good]
                 log_q[rows[good], slot] = drawn_log_q[good]
@@ -173,15 +213,6 @@ def draw_from_lists(items_NK: Ints, slots: range, own: Lists, wider: Lists, keys
             drawn = (to_unit(mix(keys[rows], slot, attempt + 1)) * width[rows]).astype(np.int64)
             _put(items_NK, rows, slot, wider.items[wider.start_N[rows] + drawn])
             rows = rows[items_NK[rows, slot] == 0]
-
-
-def contains(sorted_values: Ints, wanted: Ints) -> Bools:
-    """Whether each wanted value is among the sorted ones."""
-    if len(sorted_values) == 0:
-        return np.zeros(len(wanted), bool)
-    places = np.searchsorted(sorted_values, wanted)
-    places[places == len(sorted_values)] = 0
-    return sorted_values[places] == wanted
 
 
 def _put(items_NK: Ints, rows: Ints, slot: int, drawn: Ints) -> None:

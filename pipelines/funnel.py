@@ -1,58 +1,105 @@
 """What the ranking funnel did with each request: who was shown, who was dropped, and how late.
 
-A request's rows travel as one array of packed numbers, `rank of the stage << 60 | position << 32 | item`, so that fifty
-million log rows cross to numpy as half a million rows, and sorting the numbers sorts the request, best first.
+A log row is one number, `last stage << 49 | position << 31 | item`, so that fifty million of them cross to numpy as
+columns of integers, leave it as lists of a request, and sorting the numbers sorts the request, best first.
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from pyspark.sql import Column, DataFrame
+import pyarrow as pa
+from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from pipelines.draws import COARSE, FINE, Bools, Ints, Lists
+from pipelines.draws import COARSE, FINE, Forbidden, Ints, Lists
 from pipelines.hashing import mix
+from pipelines.streams import CHUNK, CONTEXT, DROPPED, EXCLUDED, key_of
 
 # The last stage that an item reached, in the order of a request: re-ranked items stand before those of fine ranking.
 EXPOSED, NOT_FINE, RERANKED, RANKED = range(4)
 RANK_OF = {"exposed": EXPOSED, "recall": NOT_FINE, "coarse": NOT_FINE, "rerank": RERANKED, "fine": RANKED}
-LAST_POSITION = 2**28 - 1  # also of items without one
-CHUNK = 512  # values a row: Arrow counts rows a batch, not bytes
+ITEM_BITS, POSITION_BITS = 31, 18
+PACKED_BITS = ITEM_BITS + POSITION_BITS + 2
+ITEM = 2**ITEM_BITS - 1
+LAST_POSITION = 2**POSITION_BITS - 1  # also of items without one: later places are one place
+AT_ONCE = 500_000  # log rows that a task gathers at once
+SCATTERED = 8  # rows of a request side by side, on average, below which they are sorted first
+SEGMENTS = 2 ** (63 - PACKED_BITS)  # requests whose rows are sorted at once
 
 
 def requests_of(logs: DataFrame, items: DataFrame) -> DataFrame:
-    """One row a request: user_key, request_key, day (date), exposed and dropped (array<long>, packed, sorted).
+    """What was shown (EXCLUDED: item indices) and dropped (DROPPED: packed rows, at their day since 1970, the request as
+    their key), as stream rows.
+
+    Logs hold a request's rows close together, so a request is a row or two, whichever tasks read it. One that goes on
+    after midnight counts as two.
 
     `logs`: ranking_logs with `own` (boolean: of a day whose drops are wanted; others give exposures alone). `items`:
-    item_id, item_index; rows of other items are left out.
+    item_key (streams.key_of), item_index; rows of other items are left out.
     """
     stage = F.lit(None).cast("long")
     for name, rank in RANK_OF.items():
         stage = F.when(F.col("stage") == name, F.lit(rank).cast("long")).otherwise(stage)
     position = F.least(F.greatest(F.coalesce("position", F.lit(LAST_POSITION)), F.lit(0)), F.lit(LAST_POSITION))
-    packed = F.shiftleft(stage, 60).bitwiseOR(F.shiftleft(position.cast("long"), 32)).bitwiseOR(F.col("item_index"))
-    rows = logs.join(items, on="item_id", how="inner").select(
-        F.xxhash64("user_id").alias("user_key"),
-        F.xxhash64("request_id").alias("request_key"),
-        F.to_date("event_time").alias("day"),
-        F.when(F.col("stage") == "exposed", F.col("item_index").cast("long")).alias("shown"),
-        F.when((F.col("stage") != "exposed") & F.col("own"), packed).alias("packed"),
+    packed = F.shiftleft(stage, ITEM_BITS + POSITION_BITS).bitwiseOR(F.shiftleft(position.cast("long"), ITEM_BITS))
+    rows = (
+        logs.where((F.col("stage") == "exposed") | F.col("own"))
+        .withColumn("item_key", key_of("item_id"))
+        .join(items, on="item_key", how="inner")
+        .select(
+            key_of("user_id").alias("user_key"),
+            key_of("request_id").alias("request_key"),
+            F.unix_date(F.to_date("event_time")).cast("long").alias("day"),
+            packed.bitwiseOR(F.col("item_index").cast("long")).alias("packed"),
+        )
     )
-    return rows.groupBy("user_key", "request_key").agg(
-        F.min("day").alias("day"),
-        F.collect_list("shown").alias("exposed"),
-        F.sort_array(F.collect_list("packed")).alias("dropped"),
-    )
+    return rows.mapInArrow(_gather, CONTEXT)
 
 
-def chunks(values: Column) -> Column:
-    """An array as one row for each CHUNK of it: (chunk int, values array). Empty arrays give none."""
-    pieces = F.transform(
-        F.sequence(F.lit(0), F.floor((F.size(values) - 1) / CHUNK).cast("int")),
-        lambda piece: F.slice(values, piece * CHUNK + 1, F.lit(CHUNK)),
-    )
-    whole = F.when(F.size(values) <= CHUNK, F.array(values)).otherwise(pieces)
-    return F.posexplode(F.filter(whole, lambda piece: F.size(piece) > 0)).alias("chunk", "values")
+def _gather(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Log rows as numbers in, one row a request out, for AT_ONCE rows at a time."""
+    waiting: list[pa.RecordBatch] = []
+    for batch in batches:
+        waiting.append(batch)
+        if sum(map(len, waiting)) >= AT_ONCE:
+            yield from _by_request(waiting)
+            waiting = []
+    yield from _by_request(waiting)
+
+
+def _by_request(batches: list[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    if sum(map(len, batches)) == 0:
+        return
+    rows = np.stack([np.concatenate([batch.column(n).to_numpy() for batch in batches]) for n in range(4)])
+    if len(_starts(rows)) * SCATTERED > rows.shape[1]:
+        rows = rows[:, np.argsort(mix(rows[0].view(np.uint64), rows[1]))]
+    shown = rows[3] >> (PACKED_BITS - 2) == EXPOSED
+    for role, chosen in ((EXCLUDED, shown), (DROPPED, ~shown)):
+        user, request, day, packed = part = rows[:, chosen]
+        start = _starts(part)
+        # A row for every CHUNK of a request.
+        since = np.arange(len(user)) - np.repeat(start, np.diff(start, append=len(user)))
+        start = np.flatnonzero(since % CHUNK == 0)
+        nothing = np.full(len(start), role == EXCLUDED)
+        columns = [
+            pa.array(user[start]),
+            pa.array(np.full(len(start), role, np.int32)),
+            pa.array(day[start], mask=nothing),
+            pa.array(request[start], mask=nothing),
+            pa.ListArray.from_arrays(
+                pa.array(np.append(start, len(user)), pa.int32()),
+                pa.array(packed & ITEM if role == EXCLUDED else packed),
+            ),
+        ]
+        yield pa.RecordBatch.from_arrays(columns, names=["user_key", "role", "at", "key", "values"])
+
+
+def _starts(rows: Ints) -> Ints:
+    """Where a run of rows [4, n] of one user, request and day begins."""
+    new = np.ones(rows.shape[1], bool)
+    new[1:] = (rows[:3, 1:] != rows[:3, :-1]).any(axis=0)
+    return np.flatnonzero(new)
 
 
 @dataclass(frozen=True)
@@ -67,25 +114,26 @@ class Candidates:
 
     @classmethod
     def build(
-        cls, group: Ints, day: Ints, request: Ints, packed: Ints, allowed: Bools, fine_share: float
+        cls, group: Ints, day: Ints, request: Ints, packed: Ints, forbidden: Forbidden, width: int, fine_share: float
     ) -> "Candidates":
-        """From unpacked rows [c] in order: each value with its user, day and request; `allowed`: not forbidden to its user."""
+        """From packed rows [c] with their user, day and request, in this order; what is forbidden is left out."""
         new = np.ones(len(packed), bool)
         new[1:] = (group[1:] != group[:-1]) | (day[1:] != day[:-1]) | (request[1:] != request[:-1])
         starts = np.append(np.flatnonzero(new), len(packed))
         segment = np.cumsum(new) - 1
-        stage = packed >> 60
+        packed = _sorted_within(segment, starts, packed)
+        item, stage = packed & ITEM, packed >> (PACKED_BITS - 2)
+        allowed = ~forbidden.contains(group * width + item)
         fine = stage >= RERANKED
         # How many of the fine list there are up to each value, and in all: the last share of the list is eligible.
         seen = np.concatenate([[0], np.cumsum(fine)])
         before = seen[:-1] - seen[starts[segment]]
         total = seen[starts[segment + 1]] - seen[starts[segment]]
-        from_end = total - before
-        kinds = {COARSE: stage == NOT_FINE, FINE: fine & (from_end <= fine_share * total + 1e-9)}
+        kinds = {COARSE: stage == NOT_FINE, FINE: fine & (total - before <= fine_share * total + 1e-9)}
         items, offsets = {}, {}
         for kind, mine in kinds.items():
             kept = mine & allowed
-            items[kind] = packed[kept] & 0xFFFFFFFF
+            items[kind] = item[kept]
             offsets[kind] = np.concatenate([[0], np.cumsum(kept)])[starts]
         first = starts[:-1]
         return cls(group[first], day[first], request[first], items, offsets)
@@ -117,7 +165,16 @@ class Candidates:
             return wide, wide
         key_S = mix(self.request_S.view(np.uint64), self.group_S)
         key_N = mix(request_N.view(np.uint64), group_N)
-        order = np.argsort(key_S)
+        order = np.argsort(key_S, kind="stable")  # of two days of one request, the first
         found = order[np.minimum(np.searchsorted(key_S, key_N, sorter=order), len(order) - 1)]
         stop_N = np.where(key_S[found] == key_N, edges[found + 1], edges[found])
         return Lists(self.items[kind], edges[found], stop_N), wide
+
+
+def _sorted_within(segment: Ints, starts: Ints, packed: Ints) -> Ints:
+    """Packed rows sorted within each segment (numbered from 0, ascending): the number of the segment is put on top."""
+    out = np.empty_like(packed)
+    for first in range(0, len(starts) - 1, SEGMENTS):
+        part = slice(starts[first], starts[min(first + SEGMENTS, len(starts) - 1)])
+        out[part] = np.sort((segment[part] - first) << PACKED_BITS | packed[part]) & (2**PACKED_BITS - 1)
+    return out

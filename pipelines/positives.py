@@ -11,6 +11,8 @@ from pipelines.histories import USER, WITHIN, user_key
 from pipelines.popularity import keep_probability
 
 COUNTS, REPEATED, DEDUPLICATED, UNREWARDED = range(4)  # why an interaction is a positive or not
+NOT_LIVE, DOWNSAMPLED, OVER_CAP = DROPPED = ("item_not_live", "downsampled", "over_cap")  # and why no training row
+BROADCAST_DAYS = 100_000
 LIGHTEST = 1e-30  # weight of the oldest row: a half-life must not make it nothing
 
 
@@ -99,38 +101,15 @@ def flag(events: DataFrame, chances: DataFrame, seed: int) -> DataFrame:
     return events.join(chances, on="item_id", how="inner").withColumn("survives", survives)
 
 
-def count_reasons(flagged: DataFrame, config: Positives) -> tuple[dict[str, int], dict[str, Any]]:
-    """Why positives go, counted before they are cut; and the user with most positives (user_id, user_rows).
-
-    What the cap takes is counted from each user's day, not from the rows that were cut: two ways to one number.
-    """
-
-    def number(condition: F.Column) -> F.Column:
-        return F.count(F.when(condition, 1))
-
-    live, survives = F.col("live"), F.col("survives")
-    days = flagged.groupBy(*USER, "ds").agg(
-        F.count(F.lit(1)).alias("rows"),
-        number(~live).alias("dropped_item_not_live"),
-        number(live & ~survives).alias("dropped_downsampled"),
-        number(live & survives).alias("left"),
-    )
-    cap = F.col("left") if config.per_user_cap is None else F.least("left", F.lit(config.per_user_cap))
-    reasons = ["dropped_item_not_live", "dropped_downsampled", "dropped_over_cap", "kept"]
-    users = (
-        days.withColumn("kept", cap)
-        .withColumn("dropped_over_cap", F.col("left") - F.col("kept"))
-        .groupBy(*USER)
-        .agg(F.sum("rows").alias("rows"), *[F.sum(name).alias(name) for name in reasons])
-    )
-    row = users.agg(
-        F.sum("rows").alias("positives"),
-        *[F.sum(name).alias(name) for name in reasons],
-        F.max(F.struct("rows", "user_id")).alias("heaviest"),
-    ).first()
+def heavy_days(flagged: DataFrame, config: Positives) -> tuple[dict[str, Any], int]:
+    """The user with most positives (user_id, user_rows), and how many days of users are over the cap."""
+    left = F.count(F.when(F.col("live") & F.col("survives"), 1))
+    over = F.lit(0) if config.per_user_cap is None else F.when(left > config.per_user_cap, 1).otherwise(0)
+    days = flagged.groupBy(*USER, "ds").agg(F.count(F.lit(1)).alias("rows"), over.alias("over"))
+    users = days.groupBy(*USER).agg(F.sum("rows").alias("rows"), F.sum("over").alias("over"))
+    row = users.agg(F.max(F.struct("rows", "user_id")).alias("heaviest"), F.sum("over").alias("over")).first()
     assert row is not None
-    counts = {name: int(row[name]) for name in ("positives", *reasons)}
-    return counts, {"user_id": row["heaviest"]["user_id"], "user_rows": int(row["heaviest"]["rows"])}
+    return {"user_id": row["heaviest"]["user_id"], "user_rows": int(row["heaviest"]["rows"])}, int(row["over"])
 
 
 def heaviest_item(today: DataFrame, items: DataFrame) -> dict[str, Any]:
@@ -154,17 +133,26 @@ def skew(positives: int, heaviest: dict[str, Any]) -> dict[str, Any]:
 
 
 def choose(flagged: DataFrame, config: Positives, seed: int, over_cap: int) -> DataFrame:
-    """Flagged events with `kept`. `over_cap`: positives that the cap takes; where it takes none, nobody is ranked."""
-    kept = F.col("live") & F.col("survives")
+    """Flagged events with `dropped`: why a positive is no training row (one of DROPPED), null where it is one.
+
+    `over_cap`: days of users that are over the cap (heavy_days). Of them, the rows of the lowest hashes stay.
+    """
+    reason = F.when(~F.col("live"), NOT_LIVE).when(~F.col("survives"), DOWNSAMPLED)
     if over_cap:
         # The cap counts what is left after down-sampling: popular items must not use up a user's places.
-        chosen = Window.partitionBy(*USER, "ds").orderBy(F.desc(kept), hashed("cap", seed, F.col("row_key")), "row_key")
-        kept = kept & (F.row_number().over(chosen) <= config.per_user_cap)
-    return flagged.withColumn("kept", kept).drop("live", "survives")
+        order = F.struct(hashed("cap", seed, F.col("row_key")).alias("hash"), "row_key")
+        days = flagged.where("live and survives").groupBy(*USER, "ds")
+        last = days.agg(F.sort_array(F.collect_list(order)).alias("order"))
+        last = last.where(F.size("order") > config.per_user_cap)
+        last = last.select(*USER, "ds", F.col("order")[F.lit(config.per_user_cap) - 1].alias("last"))
+        last = F.broadcast(last) if over_cap <= BROADCAST_DAYS else last
+        flagged = flagged.join(last, on=[*USER, "ds"], how="left")
+        reason = reason.when(order > F.col("last"), OVER_CAP)
+    return flagged.withColumn("dropped", reason).drop("live", "survives", "last")
 
 
 def finish(rows: DataFrame, config: Positives, ds: str) -> DataFrame:
-    """Adds example_age (days from the event to the end of ds), weight (reward x recency) and split."""
+    """Adds example_age (days from the event to the end of ds), weight (reward x recency) and split (null where dropped)."""
     end = F.unix_timestamp(F.lit(f"{ds} 00:00:00")) + F.lit(86_400)
     seconds = end - F.unix_timestamp("event_time")
     age = seconds / F.lit(86_400.0)
@@ -174,4 +162,5 @@ def finish(rows: DataFrame, config: Positives, ds: str) -> DataFrame:
         rows.withColumn("example_age", age.cast("float"))
         .withColumn("weight", F.greatest(F.col("reward") * recency, F.lit(LIGHTEST)).cast("float"))
         .withColumn("split", F.when(valid & F.lit(config.valid_hours > 0), "valid").otherwise("train"))
+        .withColumn("split", F.when(F.col("dropped").isNull(), F.col("split")))
     )

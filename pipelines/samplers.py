@@ -38,23 +38,24 @@ def alias_tables(stats: DataFrame) -> dict[int, AliasTable]:
 
 
 def with_written_draws(rows: DataFrame, stats: DataFrame, places: dict[int, int], seed: int) -> DataFrame:
-    """Rows (row_key, …) with drawn_KIND (array<int>) and drawn_log_q_KIND (array<float>) for each kind with places.
+    """Rows (key, cell, …) with drawn_KIND (array<int>) and drawn_log_q_KIND (array<float>) for each kind with places.
 
-    Each array has places + SPARE draws: those that turn out forbidden or repeated are passed over.
+    Each array of a row with a cell has places + SPARE draws: those that turn out forbidden or repeated are passed over.
     """
     for kind, wanted in places.items():
         if wanted == 0:
             continue
-        draws = _draws(rows.select("row_key"), _intervals(stats, COLUMNS[kind]), wanted + SPARE, kind, seed)
+        keys = rows.where("cell is not null").select(F.col("key").alias("row_key"))
+        draws = _draws(keys, _intervals(stats, COLUMNS[kind]), wanted + SPARE, kind, seed)
         gathered = draws.groupBy("row_key").agg(
             F.array_sort(F.collect_list(F.struct("number", "item_index", "log_q"))).alias("drawn")
         )
         gathered = gathered.select(
-            "row_key",
+            F.col("row_key").alias("key"),
             F.col("drawn.item_index").alias(f"drawn_{kind}"),
             F.col("drawn.log_q").alias(f"drawn_log_q_{kind}"),
         )
-        rows = rows.join(gathered, on="row_key", how="inner")
+        rows = rows.join(gathered, on="key", how="left")
     return rows
 
 

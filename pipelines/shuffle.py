@@ -27,28 +27,31 @@ class Layout:
     bounds: DataFrame
 
     def place(self, rows: DataFrame) -> DataFrame:
-        """Rows (row_key, split, …) with `group` (string, 00000…), `cell` (int, its task) and `place` (long, its order)."""
-        placed = _hashed(rows, self.seed)
+        """Rows (row_key, split, …) with `cell` (int): the group that each belongs to; null without a split."""
         passed = F.size(F.filter("bounds", lambda bound: bound <= F.col("place")))
         group = F.col("first_group") + passed
-        digits = group.cast("string")
         return (
-            placed.join(F.broadcast(self.bounds), on=["split", "bucket"], how="inner")
-            .withColumn("group", F.when(group > 99_999, digits).otherwise(F.lpad(digits, 5, "0")))
+            _hashed(rows, self.seed)
+            .join(F.broadcast(self.bounds), on=["split", "bucket"], how="left")
             .withColumn("cell", F.when(F.col("split") == "train", group).otherwise(-1 - group).cast("int"))
-            .drop("bucket", "first_group", "bounds")
+            .drop("place", "bucket", "first_group", "bounds")
+        )
+
+    def gather(self, rows: DataFrame) -> DataFrame:
+        """Rows (row_key, cell, …) moved to the task that writes their group, in order; with `group` (00000…) and `split`."""
+        moved = rows.repartition(self.tasks, "cell").sortWithinPartitions(_place(self.seed))
+        group = F.when(F.col("cell") < 0, -1 - F.col("cell")).otherwise(F.col("cell"))
+        digits = group.cast("string")
+        return moved.withColumn("split", F.when(F.col("cell") < 0, "valid").otherwise("train")).withColumn(
+            "group", F.when(group > 99_999, digits).otherwise(F.lpad(digits, 5, "0"))
         )
 
     @property
     def tasks(self) -> int:
-        """Tasks that write: a few groups each.
-
-        Never fewer than Spark's own number of shuffle partitions: it would move the rows again to get more.
-        """
-        conf = self.bounds.sparkSession.conf
-        least = int(conf.get("spark.sql.shuffle.partitions", "200"))
-        least = int(conf.get("spark.sql.adaptive.coalescePartitions.initialPartitionNum", str(least)))
-        return max(least, -(-sum(self.groups.values()) // GROUPS_A_TASK))
+        """Tasks that write: a few groups each, and no fewer than run at once."""
+        groups = sum(self.groups.values())
+        cores = self.bounds.sparkSession.sparkContext.defaultParallelism
+        return max(-(-groups // GROUPS_A_TASK), min(groups, cores))
 
 
 def groups_for(rows: int, row_group_rows: int, trainers: int) -> int:
@@ -58,8 +61,8 @@ def groups_for(rows: int, row_group_rows: int, trainers: int) -> int:
 
 
 def layout_of(rows: DataFrame, seed: int, row_group_rows: int, trainers: int) -> Layout:
-    """The layout of all rows (row_key, split)."""
-    placed = _hashed(rows.select("row_key", "split"), seed).persist()
+    """The layout of all rows (row_key, split) that have a split."""
+    placed = _hashed(rows.where("split is not null").select("row_key", "split"), seed)
     counts = {(r["split"], r["bucket"]): r["count"] for r in placed.groupBy("split", "bucket").count().collect()}
     totals: dict[str, int] = {}
     starts = {}
@@ -85,7 +88,6 @@ def layout_of(rows: DataFrame, seed: int, row_group_rows: int, trainers: int) ->
         .agg(F.array_sort(F.collect_list("place")).alias("bounds"))
         .collect()
     )
-    placed.unpersist()
     found = {(row["split"], row["bucket"]): row["bounds"] for row in bounds}
     table = [(split, bucket, first, found.get((split, bucket), [])) for split, bucket, first, _ in wanted]
     return Layout(
@@ -113,6 +115,11 @@ def _ranks_by_bucket(
 
 
 def _hashed(rows: DataFrame, seed: int) -> DataFrame:
-    """Adds `place`, the order of all rows, and `bucket`, its upper bits."""
-    order: Column = F.shiftrightunsigned(hashed("shuffle", seed, F.col("row_key")), 1)  # never negative
-    return rows.withColumn("place", order).withColumn("bucket", F.shiftrightunsigned("place", 63 - BITS).cast("int"))
+    """Adds `place` and `bucket`, its upper bits."""
+    bucket = F.shiftrightunsigned("place", 63 - BITS).cast("int")
+    return rows.withColumn("place", _place(seed)).withColumn("bucket", bucket)
+
+
+def _place(seed: int) -> Column:
+    """The order of all rows, from row_key; never negative."""
+    return F.shiftrightunsigned(hashed("shuffle", seed, F.col("row_key")), 1)

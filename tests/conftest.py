@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from pyspark.sql import SparkSession
+from small_nights import run_nights, write_inputs
 
 from pipelines.session import open_session
 from pipelines.storage import Warehouse
@@ -25,3 +26,12 @@ def spark() -> Iterator[SparkSession]:
 def warehouse(spark: SparkSession, tmp_path: Path) -> Warehouse:
     """An empty warehouse of its own for each test."""
     return Warehouse(spark, str(tmp_path / "warehouse"))
+
+
+@pytest.fixture(scope="session")
+def nights(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Warehouse:
+    """The two small nights, written. Who changes a partition writes it back."""
+    warehouse = Warehouse(spark, str(tmp_path_factory.mktemp("nights")))
+    write_inputs(warehouse)
+    run_nights(warehouse)
+    return warehouse

@@ -11,9 +11,9 @@ from pipelines.draws import (
     UNIFORM,
     AliasProposals,
     AliasTable,
+    Forbidden,
     Lists,
     WrittenProposals,
-    contains,
     draw_easy,
     draw_from_lists,
 )
@@ -58,12 +58,12 @@ def draw(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     kinds_NK = np.tile(np.array(kinds), (n, 1))
     items = np.zeros_like(kinds_NK)
-    log_q = draw_easy(items, kinds_NK, np.arange(n) % 2, forbidden, WIDTH, proposals(n, limit))
+    log_q = draw_easy(items, kinds_NK, np.arange(n) % 2, Forbidden.build(forbidden), WIDTH, proposals(n, limit))
     return items, kinds_NK, log_q
 
 
 def test_draws_skip_the_forbidden_and_never_repeat_in_a_row() -> None:
-    forbidden = np.sort(np.array([0 * WIDTH + 34, 0 * WIDTH + 5, 1 * WIDTH + 3]))
+    forbidden = np.array([0 * WIDTH + 34, 0 * WIDTH + 5, 1 * WIDTH + 3])
     items, kinds, log_q = draw(400, forbidden, [UNIFORM, UNIFORM, POPULARITY], limit=2000)
     assert (items > 0).all()
     assert not np.isin(items[0::2], [34, 5]).any()
@@ -95,7 +95,7 @@ def test_a_slot_that_nothing_can_fill_is_empty_and_says_so() -> None:
 def test_places_of_other_kinds_are_left_alone() -> None:
     kinds = np.array([[COARSE, UNIFORM, NONE]])
     items = np.array([[0, 0, 8]])
-    draw_easy(items, kinds, np.zeros(1, np.int64), NOTHING, WIDTH, proposals(1, 100))
+    draw_easy(items, kinds, np.zeros(1, np.int64), Forbidden.build(NOTHING), WIDTH, proposals(1, 100))
     assert kinds.tolist() == [[COARSE, UNIFORM, NONE]]
     assert items[0, 0] == 0
     assert items[0, 1] not in (0, 8)
@@ -110,7 +110,7 @@ def test_a_row_draws_the_same_whatever_stands_beside_it() -> None:
 def test_written_draws_are_taken_in_their_order() -> None:
     written = WrittenProposals(np.array([[7, 7, 9, 4]]), np.array([[-1.0, -1.0, -2.0, -3.0]], np.float32))
     items, kinds = np.zeros((1, 3), np.int64), np.full((1, 3), UNIFORM)
-    log_q = draw_easy(items, kinds, np.zeros(1, np.int64), np.array([9]), WIDTH, {UNIFORM: written})
+    log_q = draw_easy(items, kinds, np.zeros(1, np.int64), Forbidden.build(np.array([9])), WIDTH, {UNIFORM: written})
     assert items.tolist() == [[7, 4, 0]]  # 7 again is a repeat, 9 is forbidden, and then they run out
     assert log_q.tolist() == [[-1.0, -3.0, 0.0]]
     assert kinds.tolist() == [[UNIFORM, UNIFORM, NONE]]
@@ -149,6 +149,16 @@ def test_what_a_row_holds_is_not_taken_from_a_list() -> None:
     assert items.tolist() == [[0, 0, 5]]
 
 
-def test_contains() -> None:
-    assert contains(np.array([2, 4, 9]), np.array([1, 2, 9, 10])).tolist() == [False, True, True, False]
-    assert contains(NOTHING, np.array([1])).tolist() == [False]
+@pytest.mark.parametrize("number", [0, 1, 50, 20_000])
+def test_what_is_forbidden_is_found_and_nothing_else(number: int) -> None:
+    values = np.random.default_rng(number).integers(0, 2**40, 2 * number + 10)
+    pairs, others = values[:number], values[number:]
+    forbidden = Forbidden.build(pairs)
+    assert forbidden.contains(pairs).all()
+    np.testing.assert_array_equal(forbidden.contains(others), np.isin(others, pairs))
+
+
+def test_forbidden_pairs_of_one_group() -> None:
+    forbidden = Forbidden.build(np.array([2 * WIDTH + 4, 7, WIDTH + 4, WIDTH + 9]))
+    assert forbidden.of_group(1, WIDTH).pairs.tolist() == [4, 9]
+    assert forbidden.of_group(1, WIDTH).contains(np.array([4, 7, 9, WIDTH + 4])).tolist() == [True, False, True, False]

@@ -6,11 +6,14 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
-from pyspark.sql import SparkSession
 
-from pipelines import histories, streams
+from pipelines import timelines
+from pipelines.config import Negatives
+from pipelines.contexts import Setting, with_contexts
+from pipelines.streams import PAST, ROW
 
 Row = dict[str, Any]
 
@@ -24,66 +27,102 @@ def stream(seed: int, users: int = 12) -> list[Row]:
         times = sorted(1000 + draw.randrange(max(2, number // 2)) for _ in range(number))
         past = [900 + draw.randrange(50) for _ in range(draw.choice([0, 0, 2, 7]))]
         for place, time in enumerate(times):
+            item = draw.randrange(2, 30)
             rows.append(
                 {
                     "user_id": f"u{user:02d}",
                     "event_time": time,
                     "row_key": place,
-                    "item_index": draw.randrange(2, 30),
-                    "kept": draw.random() < 0.7,
-                    "past": past if place == 0 and past else None,
-                    "past_until": 500 + user if place == 0 and past else None,
-                    "pair": draw.randrange(-(2**62), 2**62),
+                    "item_index": item,
+                    "past": past if place == 0 else None,
+                    "pair": hash((user, item)),  # a pair of user and item has one hash
                 }
             )
-    for row in rows:  # a pair of user and item has one hash
-        row["pair"] = hash((row["user_id"], row["item_index"]))
     return rows
 
 
 def batches(rows: list[Row], size: int) -> Iterator[pa.RecordBatch]:
-    time = pa.timestamp("us", tz="UTC")
-    kinds = {"event_time": time, "past_until": time, "past": pa.list_(pa.int32()), "item_index": pa.int32()}
+    kinds = {"event_time": pa.timestamp("us", tz="UTC"), "past": pa.list_(pa.int32()), "item_index": pa.int32()}
     fields = [(name, kinds.get(name, pa.array([row[name] for row in rows]).type)) for name in rows[0]]
+    return cut(rows, pa.schema(fields), size)
+
+
+def cut(rows: list[Row], schema: pa.Schema, size: int) -> Iterator[pa.RecordBatch]:
     for start in range(0, len(rows), size):
-        yield pa.RecordBatch.from_pylist(rows[start : start + size], schema=pa.schema(fields))
-        yield pa.RecordBatch.from_pylist([], schema=pa.schema(fields))  # an empty one changes nothing
+        yield pa.RecordBatch.from_pylist(rows[start : start + size], schema=schema)
+        yield pa.RecordBatch.from_pylist([], schema=schema)  # an empty one changes nothing
+
+
+def found_histories(rows: list[Row], size: int, setting: Setting) -> Iterator[tuple[int, int, list[int], int]]:
+    """(user, row key, history, until) of every row, by way of the stream."""
+    whole: list[Row] = []
+    for row in rows:
+        user = int(row["user_id"][1:])
+        for start in range(0, len(row["past"] or []), 3):  # a past may come in pieces
+            values = row["past"][start : start + 3]
+            whole.append({"user_key": user, "role": PAST, "at": 500 + user, "key": None, "values": values})
+        own = {"at": row["event_time"], "key": row["row_key"], "item_index": row["item_index"]}
+        whole.append({"user_key": user, "role": ROW, **own})
+    kinds = {"role": pa.int32(), "values": pa.list_(pa.int64()), "item_index": pa.int32()}
+    names = ("user_key", "role", "at", "key", "values", "item_index")
+    schema = pa.schema([(name, kinds.get(name, pa.int64())) for name in names])
+    for table, context, group in with_contexts(cut(whole, schema, size), setting):
+        chosen = np.arange(table.num_rows)
+        history, until = context.histories(chosen, group, table.column("item_index").to_numpy(), setting)
+        users, keys = table.column("user_key").to_pylist(), table.column("key").to_pylist()
+        yield from zip(users, keys, history.tolist(), until.tolist())
 
 
 def micros(values: Any) -> Any:
     zero = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
-    return None if values is None else (values - zero) // timedelta(microseconds=1)
+    return (values - zero) // timedelta(microseconds=1)
 
 
-@pytest.mark.parametrize(("seed", "size"), [(0, 1), (1, 3), (2, 16), (3, 1000)])
+CUTS = [(0, 1), (1, 3), (2, 16), (3, 1000)]
+
+
+@pytest.mark.parametrize(("seed", "size"), CUTS)
 def test_a_history_is_the_last_items_before_the_instant(seed: int, size: int) -> None:
     rows, length = stream(seed), 5
-    found = [
-        row for b in streams.cut_histories(batches(rows, size), length, ["user_id", "row_key"]) for row in b.to_pylist()
-    ]
+    found = list(found_histories(rows, size, Setting(Negatives(), 17, 1000, {}, history=length)))
     expected = []
     for row in rows:
         own = [other for other in rows if other["user_id"] == row["user_id"]]
-        before = [(own[0]["past_until"], item) for item in own[0]["past"] or []]
+        user = int(row["user_id"][1:])
+        before = [(500 + user, item) for item in own[0]["past"] or []]
         before += [
             (other["event_time"], other["item_index"]) for other in own if other["event_time"] < row["event_time"]
         ]
         history = [item for _, item in before[-length:]]
-        until = before[-1][0] if before else None
-        if row["kept"]:
-            padded = [0] * (length - len(history)) + history
-            expected.append({"user_id": row["user_id"], "row_key": row["row_key"], "history": padded, "until": until})
-    assert [
-        {**{k: v for k, v in row.items() if k != "history_until"}, "until": micros(row["history_until"])}
-        for row in found
-    ] == expected
-    assert any(row["history"][0] for row in expected)
+        padded = [0] * (length - len(history)) + history
+        expected.append((user, row["row_key"], padded, before[-1][0] if before else -1))
+    assert found == expected
+    assert any(history[0] for _, _, history, _ in found)
 
 
-@pytest.mark.parametrize(("seed", "size"), [(0, 1), (1, 3), (2, 16), (3, 1000)])
+@pytest.mark.parametrize(("seed", "size"), CUTS)
+def test_leave_one_out_gives_the_other_positives_whatever_their_order(seed: int, size: int) -> None:
+    length = 3
+    # One more than three are looked at, the newest last: the first is too old unless the row's own is among the others.
+    pools = {0: [9, 4, 5, 2], 1: [2], 2: [], 3: [8, 7, 6, 5]}
+    rows = []
+    for user, pool in pools.items():
+        for place, item in enumerate((2, 5, 9, 3) * (seed + 1)):
+            row = {"user_id": f"u{user:02d}", "event_time": 1000 + place, "row_key": place, "item_index": item}
+            rows.append(row | {"past": pool if place == 0 else None})
+    setting = Setting(Negatives(), 17, 1000, {}, history=length, others=True)
+    found = list(found_histories(rows, size, setting))
+    assert len(found) == len(rows)
+    for (user, _, history, until), row in zip(found, rows):
+        others = [item for item in pools[user] if item != row["item_index"]][-length:]
+        assert history == [0] * (length - len(others)) + others
+        assert until == -1
+
+
+@pytest.mark.parametrize(("seed", "size"), CUTS)
 def test_the_state_of_a_day_is_the_last_events_and_the_last_distinct_items(seed: int, size: int) -> None:
     rows, length, known = stream(seed), 5, 7
-    found = [row for b in streams.last_rows(batches(rows, size), length, known) for row in b.to_pylist()]
+    found = [row for b in timelines.last_rows(batches(rows, size), length, known) for row in b.to_pylist()]
     by_user = defaultdict(list)
     for row in rows:
         by_user[row["user_id"]].append(row)
@@ -93,24 +132,3 @@ def test_the_state_of_a_day_is_the_last_events_and_the_last_distinct_items(seed:
         assert [micros(time) for time in row["times_today"]] == [other["event_time"] for other in own][-length:]
         touches = {other["item_index"]: (other["event_time"], other["pair"]) for other in own}  # the last one wins
         assert row["known_today"] == sorted(touches, key=touches.__getitem__)[-known:]
-
-
-def test_leave_one_out_gives_the_other_positives_whatever_their_order(spark: SparkSession) -> None:
-    noon = datetime(2024, 3, 1, 12)
-    events = [(user, item, noon, True, True) for user, item in [("a", 2), ("a", 5), ("a", 9), ("b", 2), ("c", 3)]]
-    events.append(("a", 4, noon, False, False))
-    frame = spark.createDataFrame(
-        events, "user_id string, item_index int, event_time timestamp, kept boolean, first boolean"
-    )
-    frame = frame.withColumn("user_key", histories.user_key())
-    state = spark.createDataFrame([("a", [9, 3, 2, 4, 5]), ("b", [2])], "user_id string, known_items array<int>")
-    rows = histories.leave_one_out(frame, state, 3).collect()
-    # One more than three are looked at, the newest first: 3 and 9 are too old wherever the row's own is not among them.
-    assert {(row["user_id"], row["item_index"]): row["history"] for row in rows} == {
-        ("a", 2): [3, 4, 5],
-        ("a", 5): [3, 2, 4],
-        ("a", 9): [2, 4, 5],
-        ("b", 2): [0, 0, 0],
-        ("c", 3): [0, 0, 0],
-    }
-    assert all(row["history_until"] is None for row in rows)

@@ -1,7 +1,6 @@
-"""The stream of contexts and rows: the same negatives wherever batches are cut, and hard ones from the right lists."""
+"""The stream of contexts and rows: the same samples wherever batches are cut, and hard negatives from the right lists."""
 
 from collections.abc import Iterator
-from datetime import date
 
 import numpy as np
 import pyarrow as pa
@@ -10,36 +9,38 @@ from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 from pipelines.config import Negatives
+from pipelines.contexts import Setting, with_contexts
 from pipelines.draws import COARSE, FINE, NONE, POPULARITY, UNIFORM, AliasTable
-from pipelines.funnel import CHUNK, EXPOSED, NOT_FINE, RANKED, RERANKED, chunks, requests_of
-from pipelines.negatives import DROPPED, EXCLUDED, ROW, Setting, draw_negatives, exclusions, with_contexts
-from pipelines.negatives import _fill as fill
+from pipelines.funnel import ITEM, ITEM_BITS, LAST_POSITION, NOT_FINE, PACKED_BITS, RANKED, RERANKED, requests_of
+from pipelines.negatives import DAY_MICROS, make_samples
+from pipelines.negatives import _complete as complete
+from pipelines.streams import CHUNK, DROPPED, EXCLUDED, PAST, ROW, context, key_of
 
 ITEMS = 200
 SCHEMA = pa.schema(
     [
         ("user_key", pa.int64()),
         ("role", pa.int32()),
-        ("day", pa.date32()),
-        ("request_key", pa.int64()),
-        ("chunk", pa.int32()),
+        ("at", pa.int64()),
+        ("key", pa.int64()),
         ("values", pa.list_(pa.int64())),
-        ("row_key", pa.int64()),
+        ("request_key", pa.int64()),
         ("item_index", pa.int32()),
+        ("cell", pa.int32()),
     ]
 )
 CONFIG = Negatives(uniform=2, popularity=1, coarse=2, fine=2, fine_share=0.5)
-MONDAY, TUESDAY = date(2024, 3, 4), date(2024, 3, 5)
+MONDAY, TUESDAY = 19786, 19787  # 2024-03-04 and the day after, in days since 1970
 
 
 def setting(config: Negatives = CONFIG) -> Setting:
     items = np.arange(2, ITEMS)
     table = AliasTable.build(items, np.ones(len(items)))
-    return Setting(config, 17, ITEMS, {UNIFORM: table, POPULARITY: table})
+    return Setting(config, 17, ITEMS, {UNIFORM: table, POPULARITY: table}, history=3)
 
 
 def packed(stage: int, *items: int) -> list[int]:
-    return [stage << 60 | place << 32 | item for place, item in enumerate(items)]
+    return [stage << (PACKED_BITS - 2) | place << ITEM_BITS | item for place, item in enumerate(items)]
 
 
 def stream() -> list[tuple[object, ...]]:
@@ -47,19 +48,25 @@ def stream() -> list[tuple[object, ...]]:
     rows: list[tuple[object, ...]] = []
     for user in (-7, 1, 3, 4, 5):
         if user != 4:
-            rows.append((user, EXCLUDED, None, None, 0, [50 + user % 5, 60]))
-            rows.append((user, EXCLUDED, None, None, 1, [70]))
+            rows.append((user, EXCLUDED, None, None, [50 + user % 5, 60]))
+            rows.append((user, EXCLUDED, None, None, [70]))
+            # In pieces, and not in order.
             first = packed(NOT_FINE, 10, 11, 60) + packed(RERANKED, 20, 21) + packed(RANKED, 22, 23, 70, 24)
-            rows.append((user, DROPPED, MONDAY, 100, 0, first[:4]))
-            rows.append((user, DROPPED, MONDAY, 100, 1, first[4:]))
+            rows.append((user, DROPPED, MONDAY, 100, first[5:][::-1]))
+            rows.append((user, DROPPED, MONDAY, 100, first[:5]))
         if user == 5:
-            rows.append((user, DROPPED, MONDAY, 101, 0, packed(NOT_FINE, 12, 13, 14)))
-            rows.append((user, DROPPED, TUESDAY, 102, 0, packed(NOT_FINE, 15)))
+            rows.append((user, DROPPED, MONDAY, 101, packed(NOT_FINE, 12, 13, 14)))
+            rows.append((user, DROPPED, TUESDAY, 102, packed(NOT_FINE, 15)))
+        if user == 1:
+            rows.append((user, PAST, MONDAY * DAY_MICROS - 1, None, [81, 82]))
         if user != 3:
-            for key in range(12):
+            # Key 0 was a positive and is no sample; 102 is Tuesday's, so those come last.
+            for key in sorted(range(13), key=lambda key: (key % 4 == 2, key)):
                 request = (100, 101, 102, None)[key % 4] if user == 5 else 100
                 day = TUESDAY if request == 102 else MONDAY
-                rows.append((user, ROW, day, request, None, None, user * 1000 + key, 90 + key))
+                rows.append(
+                    (user, ROW, day * DAY_MICROS + key, user * 1000 + key, None, request, 90 + key, key or None)
+                )
     return rows
 
 
@@ -74,9 +81,9 @@ def batches(size: int) -> Iterator[pa.RecordBatch]:
 def drawn(size: int, config: Negatives = CONFIG) -> dict[int, dict[str, list[float]]]:
     shared = setting(config)
     found = {}
-    for rows, context, group in with_contexts(batches(size), shared):
-        for row in fill(rows, context, group, ["row_key", "item_index"], shared).to_pylist():
-            found[row["row_key"]] = row
+    for rows, known, group in with_contexts(batches(size), shared):
+        for row in complete(rows, known, group, ["key", "item_index"], shared).to_pylist():
+            found[row["key"]] = row
     return found
 
 
@@ -86,6 +93,12 @@ WHOLE = drawn(1000)
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 7, 11, 40])
 def test_batches_may_be_cut_anywhere(size: int) -> None:
     assert drawn(size) == WHOLE
+
+
+def test_rows_that_are_no_samples_are_part_of_histories() -> None:
+    assert [WHOLE[1000 + key]["history"] for key in (1, 3, 4)] == [[81, 82, 90], [82, 90, 91], [90, 91, 93]]
+    assert WHOLE[4001]["history"] == [0, 0, 90]
+    assert 1000 not in WHOLE
 
 
 def test_hard_negatives_are_of_the_own_request_and_easy_ones_fill_up() -> None:
@@ -128,6 +141,9 @@ def test_a_night_without_hard_quotas_has_none() -> None:
     assert all(row["negative_kinds"] == [UNIFORM, POPULARITY, POPULARITY] for row in drawn(7, config).values())
 
 
+LOGS = "request_id string, user_id string, item_id string, stage string, position int, own boolean"
+
+
 def test_requests_are_packed_by_user_and_request(spark: SparkSession) -> None:
     logs = spark.createDataFrame(
         [
@@ -141,74 +157,105 @@ def test_requests_are_packed_by_user_and_request(spark: SparkSession) -> None:
             ("old", "u", "b", "fine", 1, False),
             ("old", "u", "c", "exposed", 2, False),
         ],
-        "request_id string, user_id string, item_id string, stage string, position int, own boolean",
+        LOGS,
     ).withColumn("event_time", F.lit("2024-03-04 10:00:00").cast("timestamp"))
     items = spark.createDataFrame([(c, n) for n, c in enumerate("abcde", 2)], "item_id string, item_index int")
-    keys = spark.createDataFrame([("u", "r"), ("v", "r"), ("u", "old")], "user_id string, request_id string")
-    named = keys.select("*", F.xxhash64("user_id").alias("user_key"), F.xxhash64("request_id").alias("request_key"))
-    found = {
-        (row["user_id"], row["request_id"]): row
-        for row in requests_of(logs, items).join(named, on=["user_key", "request_key"]).collect()
-    }
-    mine = found["u", "r"]
-    assert mine["exposed"] == [2]
-    assert [(value >> 60, value & 0xFFFFFFFF) for value in mine["dropped"]] == [
+    items = items.select(key_of("item_id").alias("item_key"), "item_index")
+    keys = spark.createDataFrame([("u",), ("v",)], "user_id string").select(
+        "*", F.xxhash64("user_id").alias("user_key")
+    )
+    request = spark.range(1).select(F.xxhash64(F.lit("r"))).first()[0]
+    rows = requests_of(logs, items).join(keys, on="user_key").collect()
+    shown = sorted((row["user_id"], row["at"], row["values"]) for row in rows if row["role"] == EXCLUDED)
+    assert shown == [("u", None, [2]), ("u", None, [4])]  # of the old request its exposures alone
+    dropped = {row["user_id"]: row for row in rows if row["role"] == DROPPED}
+    assert len(rows) == len(shown) + len(dropped)
+    assert {(row["at"], row["key"]) for row in dropped.values()} == {(MONDAY, request)}
+    assert [(value >> (PACKED_BITS - 2), value & ITEM) for value in sorted(dropped["u"]["values"])] == [
         (NOT_FINE, 6),
         (RERANKED, 4),
         (RANKED, 3),
         (RANKED, 5),  # without a position: last
     ]
-    assert mine["day"] == MONDAY
-    assert found["v", "r"]["dropped"] == [NOT_FINE << 60 | 2 << 32 | 2]
-    assert (found["u", "old"]["exposed"], found["u", "old"]["dropped"]) == ([4], [])  # its exposures alone count
-    assert EXPOSED < NOT_FINE
+    assert dropped["v"]["values"] == [NOT_FINE << (PACKED_BITS - 2) | 2 << ITEM_BITS | 2]
+    assert max(row["values"][0] for row in rows) < 2**PACKED_BITS
+    assert LAST_POSITION < 2 ** (PACKED_BITS - 2 - ITEM_BITS)
+
+
+def test_requests_that_lie_scattered_are_gathered(spark: SparkSession) -> None:
+    """Rows of 100 requests of 7 users, in the order of the items: none beside another of its request."""
+    logs = spark.range(0, 5000, 1, 2).select(
+        F.concat(F.lit("r"), F.col("id") % 100).alias("request_id"),
+        F.concat(F.lit("u"), F.col("id") % 100 % 7).alias("user_id"),
+        F.concat(F.lit("i"), F.floor(F.col("id") / 100)).alias("item_id"),
+        F.when(F.col("id") < 500, "exposed").otherwise("coarse").alias("stage"),
+        F.lit(None).cast("int").alias("position"),
+        F.lit(True).alias("own"),
+        F.lit("2024-03-04 10:00:00").cast("timestamp").alias("event_time"),
+    )
+    items = spark.range(50).select(
+        F.xxhash64(F.concat(F.lit("i"), "id")).alias("item_key"), (F.col("id") + 2).cast("int").alias("item_index")
+    )
+    rows = requests_of(logs, items).collect()
+    assert len(rows) < 400  # two tasks, each with every request, shown and dropped
+    found: dict[int, list[int]] = {}
+    for row in rows:
+        if row["role"] == DROPPED:
+            found.setdefault(row["key"], []).extend(value & ITEM for value in row["values"])
+    assert len(found) == 100
+    assert all(sorted(items) == list(range(7, 52)) for items in found.values())
 
 
 def test_long_lists_travel_in_pieces(spark: SparkSession) -> None:
     sizes = [0, 1, CHUNK, CHUNK + 1, 3 * CHUNK]
-    frame = spark.createDataFrame([(n, list(range(n))) for n in sizes], "n int, items array<long>")
-    rows = frame.select("n", chunks(F.col("items"))).orderBy("n", "chunk").collect()
-    assert [(row["n"], row["chunk"], len(row["values"])) for row in rows] == [
-        (1, 0, 1),
-        (CHUNK, 0, CHUNK),
-        (CHUNK + 1, 0, CHUNK),
-        (CHUNK + 1, 1, 1),
-        *[(3 * CHUNK, piece, CHUNK) for piece in range(3)],
+    frame = spark.createDataFrame([(n, list(range(n))) for n in sizes], "user_key int, items array<long>")
+    rows = context(frame, EXCLUDED, F.col("items")).collect()
+    pieces = sorted((row["user_key"], row["values"]) for row in rows)
+    assert [(user, len(values)) for user, values in pieces] == [
+        (1, 1),
+        (CHUNK, CHUNK),
+        (CHUNK + 1, CHUNK),
+        (CHUNK + 1, 1),
+        *[(3 * CHUNK, CHUNK) for _ in range(3)],
     ]
-    assert [item for row in rows if row["n"] == CHUNK + 1 for item in row["values"]] == list(range(CHUNK + 1))
+    assert [item for user, values in pieces if user == CHUNK + 1 for item in values] == list(range(CHUNK + 1))
 
 
 def test_a_user_and_a_request_of_any_size_pass(spark: SparkSession) -> None:
     """One user with 100,000 rows and one request of 100,000 dropped items, beside ordinary ones."""
     rows = spark.range(100_100).select(
         F.when(F.col("id") < 100_000, 1).otherwise(F.col("id")).alias("user_key"),
-        F.lit(5).cast("long").alias("request_key"),
-        F.lit(MONDAY).alias("day"),
-        F.col("id").alias("row_key"),
+        F.lit(MONDAY * DAY_MICROS).alias("at"),
+        F.col("id").alias("key"),
+        F.xxhash64(F.lit("r")).alias("request_key"),
         F.lit(2).alias("item_index"),
+        F.lit(0).alias("cell"),
     )
     wide = 150_000
-    requests = spark.range(1).select(
-        F.lit(1).cast("long").alias("user_key"),
-        F.lit(5).cast("long").alias("request_key"),
-        F.lit(MONDAY).alias("day"),
-        F.array().cast("array<long>").alias("exposed"),
-        F.transform(
-            F.sequence(F.lit(3), F.lit(100_002)), lambda item: F.lit(NOT_FINE << 60).bitwiseOR(item.cast("long"))
-        ).alias("dropped"),
+    logs = spark.range(3, 100_003).select(
+        "id",
+        F.lit("r").alias("request_id"),
+        F.lit("u").alias("user_id"),
+        F.col("id").cast("string").alias("item_id"),
+        F.lit("recall").alias("stage"),
+        F.lit(None).cast("int").alias("position"),
+        F.lit(True).alias("own"),
+        F.lit("2024-03-04 10:00:00").cast("timestamp").alias("event_time"),
     )
+    items = logs.select(key_of("item_id").alias("item_key"), F.col("id").alias("item_index"))
+    requests = requests_of(logs, items).withColumn("user_key", F.lit(1).cast("long"))
     known = spark.createDataFrame([(1, list(range(3, 2003)))], "user_key long, known_items array<int>")
-    did = spark.createDataFrame([], "user_key long, item_index int")
-    items = np.arange(2, wide)
-    table = AliasTable.build(items, np.ones(len(items)))
+    corpus = np.arange(2, wide)
+    table = AliasTable.build(corpus, np.ones(len(corpus)))
     shared = Setting(CONFIG, 17, wide, {UNIFORM: table, POPULARITY: table})
-    out = draw_negatives(rows, exclusions(known, did, requests), requests, ["row_key", "user_key"], shared)
+    contexts = [context(known, EXCLUDED, F.col("known_items")), requests]
+    out = make_samples(rows.withColumn("user", F.col("user_key")), contexts, ["key", "user"], shared)
     found = out.select(
         F.count(F.lit(1)).alias("rows"),
         F.sum(F.size(F.filter("negative_kinds", lambda kind: kind == COARSE))).alias("coarse"),
-        F.sum(
-            F.when(F.col("user_key") == 1, F.size(F.filter("negatives", lambda item: (item > 2) & (item < 2003))))
-        ).alias("forbidden"),
+        F.sum(F.when(F.col("user") == 1, F.size(F.filter("negatives", lambda item: (item > 2) & (item < 2003))))).alias(
+            "forbidden"
+        ),
         F.sum(F.size(F.array_distinct("negatives"))).alias("distinct"),
     ).first()
     assert found.asDict() == {"rows": 100_100, "coarse": 200_000, "forbidden": 0, "distinct": 7 * 100_100}

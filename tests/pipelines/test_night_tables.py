@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pyspark.sql import SparkSession
 from small_nights import CONFIG, DAYS, FIRST, LATE_ITEM, LENGTH, SECOND, logs, run_nights, write_inputs
 
 from pipelines.build_negatives import build_negatives
@@ -16,14 +15,6 @@ from pipelines.config import Features, Inputs
 from pipelines.draws import COARSE, FINE, POPULARITY, UNIFORM
 from pipelines.night import Night
 from pipelines.storage import Warehouse
-
-
-@pytest.fixture(scope="module")
-def nights(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Warehouse:
-    warehouse = Warehouse(spark, str(tmp_path_factory.mktemp("nights")))
-    write_inputs(warehouse)
-    run_nights(warehouse)
-    return warehouse
 
 
 def table(warehouse: Warehouse, name: str, ds: str) -> list[Any]:
@@ -46,7 +37,7 @@ def item_of_index(warehouse: Warehouse, ds: str) -> dict[int, str]:
 @pytest.mark.parametrize("ds", [FIRST, SECOND])
 def test_histories_are_the_last_positives_strictly_before_the_event(nights: Warehouse, ds: str) -> None:
     items = item_of_index(nights, ds)
-    rows = table(nights, "positives", ds)
+    rows = table(nights, "samples", ds)
     for row in rows:
         past = clicks_before(row["user_id"], row["event_time"])
         assert len(row["history"]) == LENGTH
@@ -101,13 +92,19 @@ def test_the_cap_and_the_down_sampling_are_counted(nights: Warehouse) -> None:
         clicks = [row for row in logs()[0] if row[0] in days and row[4] == "click"]
         dropped = sum(value for name, value in counts.items() if name.startswith("dropped"))
         assert counts["interactions"] == len(clicks)
-        assert counts["interactions"] - dropped == counts["kept"] == manifest.rows
+        assert counts["interactions"] - dropped == counts["kept"]
         assert counts["dropped_over_cap"] > 0
         assert counts["dropped_downsampled"] > 0
         rows = table(nights, "positives", ds)
-        assert len({row["row_key"] for row in rows}) == manifest.rows
+        assert len({row["row_key"] for row in rows}) == manifest.rows == counts["positives"]
+        reasons = Counter(row["dropped"] for row in rows)
+        for reason in ("item_not_live", "downsampled", "over_cap"):
+            assert reasons[reason] == counts[f"dropped_{reason}"]
+        kept = [row for row in rows if row["dropped"] is None]
+        assert {row["split"] for row in kept} == {"train", "valid"}
+        assert len(kept) == counts["kept"] == nights.require("samples", ds, "").rows
         by_day: dict[tuple[str, str], int] = defaultdict(int)
-        for row in rows:
+        for row in kept:
             by_day[row["user_id"], str(row["event_time"].date())] += 1
         assert max(by_day.values()) <= 4
 
@@ -121,10 +118,7 @@ def test_the_manifest_tells_of_skew_of_the_history_and_of_the_inputs(nights: War
         assert facts["skew"][f"heaviest_{name}_share"] == pytest.approx(heaviest / len(clicks))
         held = sum(str(row[column]) == facts["skew"][f"heaviest_{name}"] for row in clicks)
         assert held == heaviest
-    assert facts["history"] == "strictly_before"
-    assert facts["checked_history_items"] == sum(
-        i > 0 for r in table(nights, "positives", SECOND) for i in r["history"]
-    )
+    assert nights.require("samples", SECOND, "").facts["history"] == "strictly_before"
     assert facts["input"]["interactions"]["rows"] == sum(row[0] == SECOND for row in logs()[0])
 
 
@@ -136,8 +130,11 @@ def test_ids_in_buckets_and_leave_one_out(nights: Warehouse, tmp_path: Path) -> 
         "history": {"length": LENGTH, "order": "leave_one_out"},
     }
     config = dataclasses.replace(CONFIG, features=Features.model_validate(spec))
-    manifest, _ = build_positives(Night.open(other, Inputs(), FIRST, 17, 2), config, "hashed")
-    assert manifest.facts["history"] == "leave_one_out"
+    night = Night.open(other, Inputs(), FIRST, 17, 2)
+    manifest, _ = build_positives(night, config, "hashed")
+    facts = build_negatives(night, config, "hashed")[0].facts
+    assert facts["history"] == "leave_one_out"
+    assert facts["checked_history_items"] > 0
     assert "user_id" not in {row["feature"] for row in table(other, "vocabularies", FIRST)}
     assert manifest.facts["schema"]["user"][0]["size"] == 7
     buckets = {row["item_index"]: row["item_bucket"] for row in table(other, "item_features", FIRST)}
@@ -145,7 +142,7 @@ def test_ids_in_buckets_and_leave_one_out(nights: Warehouse, tmp_path: Path) -> 
     assert len(buckets) == LATE_ITEM
 
     items = item_of_index(other, FIRST)
-    rows = table(other, "positives", FIRST)
+    rows = table(other, "samples", FIRST)
     of_user = {row["user_id"]: row["user_index"] for row in rows}
     assert set(of_user.values()) <= set(range(2, 7))
     state = {row["user_id"]: row["user_index"] for row in table(other, "user_histories", FIRST)}

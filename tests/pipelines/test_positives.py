@@ -1,5 +1,6 @@
 """Which interactions count, how much, and what the last check before writing refuses."""
 
+from collections import Counter
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -71,7 +72,9 @@ def test_exact_repeats_count_once_whatever_the_config_says(spark: SparkSession) 
 
 def test_weights_fall_with_age_and_the_last_hours_are_kept_out(spark: SparkSession) -> None:
     times = [NOON, NOON - timedelta(days=1), datetime(2024, 3, 2, 22), datetime(2024, 3, 2, 21, 59, 59)]
-    frame = spark.createDataFrame([(time, 2.0) for time in times], "event_time timestamp, reward float")
+    frame = spark.createDataFrame(
+        [(time, 2.0, None) for time in times], "event_time timestamp, reward float, dropped string"
+    )
     rows = positives.finish(frame, Positives(half_life_days=0.5, valid_hours=2.0), DS).collect()
     assert [row["example_age"] for row in rows[:2]] == [0.5, 1.5]
     assert [row["weight"] for row in rows[:2]] == [1.0, 0.25]
@@ -112,80 +115,54 @@ def staged(spark: SparkSession, **changes: Any) -> DataFrame:
             "event_time": NOON + place * HOUR,
             "user_index": 2 + number % 2,
             "item_index": 10 + place,
-            "history": [0] * (2 - min(2, place)) + [10, 11][:place],
-            "history_until": NOON + (place - 1) * HOUR if place else None,
             "example_age": 0.5,
             "weight": 1.0,
             "keep_probability": 1.0,
+            "dropped": None,
+            "split": "train",
         }
         rows.append(row | (changes if number == 4 else {}))
     schema = "row_key long, user_id string, item_id string, event_time timestamp, user_index int, item_index int, "
-    schema += "history array<int>, history_until timestamp, example_age float, weight float, keep_probability float"
+    schema += "example_age float, weight float, keep_probability float, dropped string, split string"
     return spark.createDataFrame([tuple(row.values()) for row in rows], schema)
 
 
-def check(frame: DataFrame, log: DataFrame, state: DataFrame | None) -> int:
-    rows = positives_checks.check_rows(frame)
+def check(frame: DataFrame) -> dict[str, int]:
+    found = positives_checks.check_rows(frame, {"interactions": 7, "dropped_repeated": 1})
     positives_checks.check_keys(frame)
-    return positives_checks.check_histories(frame, rows, log, state, leave_one_out=False)
+    return found
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        (
-            {"history_until": NOON + 2 * HOUR},
-            "column history_until: 1 rows have a history that reaches their own event",
-        ),
         ({"weight": 0.0}, "column weight: 1 rows have a weight that is not above 0"),
         ({"weight": float("nan")}, "column weight: 1 rows"),
         ({"weight": float("inf")}, "column weight: 1 rows"),
         ({"item_id": None}, 'column item_id: 1 rows have null, for example {"row_key":4'),
         ({"item_index": 0}, "column item_index: 1 rows have an index below 1"),
         ({"row_key": 5}, "column row_key: 1 keys are those of several rows"),
-        ({"history": [10, 12]}, "column history: 1 items of histories are no earlier positive"),  # its own item
-        ({"history": [10, 99]}, "column history: 1 items of histories are no earlier positive"),  # nobody's
+        ({"dropped": "downsampled"}, "column split: 1 rows are dropped and in a split, or neither"),
+        ({"split": None}, "column split: 1 rows are dropped and in a split, or neither"),
     ],
 )
 def test_positives_that_break_a_promise_are_not_written(
     spark: SparkSession, changes: dict[str, Any], said: str
 ) -> None:
-    frame, log = staged(spark, **changes), staged(spark)
     with pytest.raises(InputError) as caught:
-        check(frame, log, None)
+        check(staged(spark, **changes))
     assert said in str(caught.value)
     assert "table positives" in str(caught.value)
 
 
-def test_good_positives_pass_and_their_histories_are_looked_up(spark: SparkSession) -> None:
-    frame = staged(spark)
-    assert check(frame, frame, None) == 6
-    # What the log of the night does not hold, the state of the night before may.
-    state = spark.createDataFrame(
-        [("u0", [10], [NOON], [10]), ("u1", [10], [NOON], [10])],
-        "user_id string, history_items array<int>, history_times array<timestamp>, known_items array<int>",
-    )
-    late = frame.where(F.col("event_time") > NOON)
-    assert check(late, late, state) == 6
-    with pytest.raises(InputError, match="4 items of histories are no earlier positive"):
-        check(late, late, None)
-
-
-def test_leave_one_out_may_look_ahead_but_never_at_itself(spark: SparkSession) -> None:
-    ahead = staged(spark, history=[10, 11]).withColumn(
-        "history", F.array_except(F.array(*map(F.lit, (10, 11, 12))), F.array("item_index"))
-    )
-    assert positives_checks.check_histories(ahead, 6, ahead, None, leave_one_out=True) == 12
-    with pytest.raises(InputError, match="1 items of histories are its own"):
-        positives_checks.check_histories(staged(spark, history=[10, 12]), 6, ahead, None, leave_one_out=True)
-
-
-def test_no_row_vanishes_uncounted() -> None:
-    counts = {"interactions": 10, "dropped_repeated": 1, "dropped_over_cap": 2, "positives": 9, "kept": 7}
-    positives_checks.check_counts(7, counts)
-    for wrong in ({"kept": 6}, {"dropped_repeated": 0}):
-        with pytest.raises(InputError, match="7 rows were written, but of 10 interactions"):
-            positives_checks.check_counts(7, counts | wrong)
+def test_no_row_vanishes_uncounted(spark: SparkSession) -> None:
+    none = {"dropped_item_not_live": 0, "dropped_downsampled": 0, "dropped_over_cap": 0}
+    assert check(staged(spark)) == {"positives": 6, **none, "kept": 6}
+    cut = staged(spark, dropped="over_cap", split=None)
+    assert check(cut) == {"positives": 6, **none, "dropped_over_cap": 1, "kept": 5}
+    for counts in ({"interactions": 8, "dropped_repeated": 1}, {"interactions": 7, "dropped_repeated": 0}):
+        with pytest.raises(InputError, match=r"6 rows were written, but of \d interactions"):
+            positives_checks.check_rows(cut, counts)
 
 
 def test_the_cap_counts_what_down_sampling_left_and_the_heaviest_user_is_named(spark: SparkSession) -> None:
@@ -194,17 +171,13 @@ def test_the_cap_counts_what_down_sampling_left_and_the_heaviest_user_is_named(s
     frame = frame.withColumn("user_key", F.xxhash64("user_id"))
     assert histories.USER == ["user_key", "user_id"]
     config = Positives(per_user_cap=5)
-    counts, heaviest = positives.count_reasons(frame, config)
-    assert counts == {
-        "positives": 25,
-        "dropped_item_not_live": 6,
-        "dropped_downsampled": 6,
-        "dropped_over_cap": 7,
-        "kept": 6,
-    }
-    assert heaviest == {"user_id": "a", "user_rows": 24}
-    chosen = positives.choose(frame, config, 17, counts["dropped_over_cap"]).where("kept").collect()
-    assert len(chosen) == 6
-    assert all(row["row_key"] % 4 and row["row_key"] % 3 for row in chosen)
-    others = positives.choose(frame, config, 18, counts["dropped_over_cap"]).where("kept").collect()
-    assert {row["row_key"] for row in chosen} != {row["row_key"] for row in others}
+    heaviest, over_cap = positives.heavy_days(frame, config)
+    assert (heaviest, over_cap) == ({"user_id": "a", "user_rows": 24}, 1)
+    rows = positives.choose(frame, config, 17, over_cap).collect()
+    found = Counter(row["dropped"] for row in rows)
+    assert found == {"item_not_live": 6, "downsampled": 6, "over_cap": 7, None: 6}
+    chosen = {row["row_key"] for row in rows if row["dropped"] is None}
+    assert all(key % 4 and key % 3 for key in chosen)
+    others = positives.choose(frame, config, 18, over_cap).where("dropped is null").collect()
+    assert {row["row_key"] for row in others} != chosen
+    assert positives.heavy_days(frame, Positives(per_user_cap=None))[1] == 0

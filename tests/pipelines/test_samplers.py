@@ -55,10 +55,10 @@ def test_the_broadcast_sampler_follows_the_target(stats: DataFrame, kind: int) -
 def test_the_shuffled_sampler_follows_the_same_target(stats: DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(samplers, "ITEMS_A_BUCKET", 7)  # many buckets, and item 2 reaches over half of them
     monkeypatch.setattr(samplers, "BLOCK", 16)
-    rows = stats.sparkSession.range(ROWS // 10).select(F.xxhash64("id").alias("row_key"), F.lit("kept").alias("other"))
+    rows = stats.sparkSession.range(ROWS // 10).select(F.xxhash64("id").alias("key"), F.lit(0).alias("cell"))
     drawn = samplers.with_written_draws(rows, stats, {UNIFORM: 2, POPULARITY: 2}, 17).toPandas()
     assert len(drawn) == ROWS // 10
-    assert set(drawn["other"]) == {"kept"}
+    assert set(drawn["cell"]) == {0}
     for kind in (UNIFORM, POPULARITY):
         items, log_q = np.stack(drawn[f"drawn_{kind}"]), np.stack(drawn[f"drawn_log_q_{kind}"])
         assert items.shape == (ROWS // 10, 2 + samplers.SPARE)
@@ -70,7 +70,7 @@ def test_the_shuffled_sampler_follows_the_same_target(stats: DataFrame, monkeypa
 
 
 def test_shuffled_draws_are_the_same_whatever_the_partitioning(stats: DataFrame) -> None:
-    rows = stats.sparkSession.range(300).select(F.xxhash64("id").alias("row_key"))
+    rows = stats.sparkSession.range(300).select(F.xxhash64("id").alias("key"), F.lit(0).alias("cell"))
     one = samplers.with_written_draws(rows.coalesce(1), stats, {POPULARITY: 1}, 17)
     many = samplers.with_written_draws(rows.repartition(5), stats.repartition(3), {POPULARITY: 1}, 17)
     assert sorted(map(repr, one.collect())) == sorted(map(repr, many.collect()))
@@ -78,9 +78,16 @@ def test_shuffled_draws_are_the_same_whatever_the_partitioning(stats: DataFrame)
     assert sorted(map(repr, one.collect())) != sorted(map(repr, other.collect()))
 
 
+def test_rows_without_a_place_draw_nothing(stats: DataFrame) -> None:
+    cell = F.when(F.col("id") < 2, 0).alias("cell")
+    rows = stats.sparkSession.range(3).select(F.col("id").alias("key"), cell)
+    drawn = samplers.with_written_draws(rows, stats, {UNIFORM: 1}, 17).collect()
+    assert {row["key"]: row[f"drawn_{UNIFORM}"] is None for row in drawn} == {0: False, 1: False, 2: True}
+
+
 def test_without_any_click_popularity_is_uniform_and_without_items_there_is_an_error(stats: DataFrame) -> None:
     unclicked = stats.withColumn("q_popularity", F.lit(0.0))
-    rows = stats.sparkSession.range(3).select(F.col("id").alias("row_key"))
+    rows = stats.sparkSession.range(3).select(F.col("id").alias("key"), F.lit(0).alias("cell"))
     drawn = samplers.with_written_draws(rows, unclicked, {POPULARITY: 1}, 17).toPandas()
     np.testing.assert_allclose(np.exp(np.stack(drawn[f"drawn_log_q_{POPULARITY}"])), 1 / 57, rtol=1e-5)
     assert samplers.alias_tables(unclicked)[POPULARITY].log_q == pytest.approx(np.log(1 / 57))

@@ -1,0 +1,173 @@
+"""The Python side of histories: sorted rows as arrays in, numpy inside, arrays out.
+
+A row costs the same whether its user has ten events or a million: nothing but the last entries of one user is carried
+from batch to batch. Workers import this file alone, so it needs no more than numpy and pyarrow.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+Ints = npt.NDArray[np.int64]
+Indices = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Entries:
+    """What users did: E entries end to end, by user (numbered from 0) and time."""
+
+    group_E: Ints  # noqa: N815  shape suffixes are capitals
+    time_E: Ints  # microseconds  # noqa: N815
+    item_E: Ints  # noqa: N815
+
+    def then(self, later: "Entries") -> tuple["Entries", Ints]:
+        """These and `later` ones, for each user in this order; and the places of the later ones in the whole."""
+        group = np.concatenate([self.group_E, later.group_E])
+        order = np.argsort(group, kind="stable")
+        place = np.empty(len(group), np.int64)
+        place[order] = np.arange(len(group))
+        time, item = np.concatenate([self.time_E, later.time_E]), np.concatenate([self.item_E, later.item_E])
+        return Entries(group[order], time[order], item[order]), place[len(self.group_E) :]
+
+    def of_group(self, group: int) -> "Entries":
+        """One user's entries, the user renumbered 0."""
+        start, stop = np.searchsorted(self.group_E, [group, group + 1])
+        return Entries(np.zeros(stop - start, np.int64), self.time_E[start:stop], self.item_E[start:stop])
+
+    def last(self, length: int) -> "Entries":
+        """Of entries of one user, those that a later row may still need: the last `length` before the newest instant, and
+        the last `length` of that instant."""
+        if len(self.time_E) == 0:
+            return self
+        instant = int(np.searchsorted(self.time_E, self.time_E[-1]))
+        before = np.arange(max(0, instant - length), instant)
+        keep = np.concatenate([before, np.arange(max(instant, len(self.time_E) - length), len(self.time_E))])
+        return Entries(self.group_E[keep], self.time_E[keep], self.item_E[keep])
+
+
+def histories_before(entries: Entries, rows: Ints, length: int) -> tuple[Indices, Ints]:
+    """The last `length` items [n, length] strictly before each of `rows` [n] (places in entries), oldest first, 0-padded
+    on the left, and the time [n] of the newest of them; -1 where there is none. Entries of one instant never see each other.
+    """
+    group, time = entries.group_E, entries.time_E
+    number = np.arange(len(group))
+    new_user = np.ones(len(group), bool)
+    new_user[1:] = group[1:] != group[:-1]
+    new_time = new_user.copy()
+    new_time[1:] |= time[1:] != time[:-1]
+    end = np.maximum.accumulate(np.where(new_time, number, 0))[rows]
+    held = end - np.maximum.accumulate(np.where(new_user, number, 0))[rows]
+    padded = np.concatenate([np.zeros(length, np.int32), entries.item_E.astype(np.int32)])
+    history = np.lib.stride_tricks.sliding_window_view(padded, length)[
+        end
+    ]  # padded[end : end + length] ends before `end`
+    history[np.arange(length) < (length - held)[:, None]] = 0
+    return history, np.where(held > 0, time[np.maximum(end - 1, 0)], -1)
+
+
+def histories_of_others(pools: Entries, group_N: Ints, item_N: Ints, length: int) -> Indices:
+    """Each row's user's last `length` other items [n, length], 0-padded on the left; `pools`: at most length + 1 distinct
+    items a user, oldest first."""
+    start, stop = (np.searchsorted(pools.group_E, group_N, side) for side in ("left", "right"))
+    place = stop[:, None] - (length + 1) + np.arange(length + 1)
+    held = np.append(pools.item_E, 0).astype(np.int32)
+    pool = np.where(place >= start[:, None], held[np.clip(place, 0, len(held) - 1)], 0)
+    # The row's own item goes; where it is not among them the oldest does.
+    gone = (pool == item_N[:, None]).argmax(axis=1)
+    left = np.arange(length) + (np.arange(length) >= gone[:, None])
+    return np.take_along_axis(pool, left, axis=1)
+
+
+def last_rows(batches: Iterable[pa.RecordBatch], length: int, known: int) -> Iterator[pa.RecordBatch]:
+    """Sorted rows in; one row a user out, with the last `length` events and the last `known` distinct items.
+
+    Of the user that a batch ends in, only `length` events and `known` touches are carried on.
+    """
+    user: pa.Scalar | None = None  # the open one
+    events, touches = np.zeros((3, 0), np.int64), np.zeros((3, 0), np.int64)  # its rows: item, time, hash of the pair
+    kind = pa.timestamp("us")
+    for batch in batches:
+        if batch.num_rows == 0:
+            continue
+        users, kind = batch.column("user_id"), batch.column("event_time").type
+        if user is not None and not users[0].equals(user):
+            yield _user_rows(pa.array([user.as_py()]), (events, _zeros(events)), (touches, _zeros(touches)), kind)
+            events, touches = events[:, :0], touches[:, :0]
+        columns = [batch.column("item_index").to_numpy(), _micros(batch.column("event_time"))]
+        rows = np.stack([*columns, batch.column("pair").to_numpy()])
+        changes = _changes(users)
+        group = np.concatenate([[0], np.cumsum(changes)])
+
+        # What is carried belongs to the first user of the batch: nothing is carried of another one.
+        events, event_group = _last(
+            np.concatenate([events, rows], axis=1), np.concatenate([_zeros(events), group]), length
+        )
+        touches, touch_group = _last(
+            *_last_touches(np.concatenate([touches, rows], axis=1), np.concatenate([_zeros(touches), group])), known
+        )
+        last = group[-1]
+        done, touched = event_group < last, touch_group < last
+        if last > 0:
+            ended = users.take(pa.array(np.flatnonzero(changes)))
+            yield _user_rows(
+                ended, (events[:, done], event_group[done]), (touches[:, touched], touch_group[touched]), kind
+            )
+        user, events, touches = users[-1], events[:, ~done], touches[:, ~touched]
+    if user is not None:
+        yield _user_rows(pa.array([user.as_py()]), (events, _zeros(events)), (touches, _zeros(touches)), kind)
+
+
+def _last(rows: Ints, group: Ints, number: int) -> tuple[Ints, Ints]:
+    """The last `number` rows [3, n] of each group [n]; groups are ascending."""
+    ends = np.searchsorted(group, group, side="right")
+    keep = ends - np.arange(len(group)) <= number
+    return rows[:, keep], group[keep]
+
+
+def _last_touches(rows: Ints, group: Ints) -> tuple[Ints, Ints]:
+    """The last row of each item of each group, in the order of (time, hash of the pair)."""
+    by_item = np.lexsort((rows[1], rows[0], group))
+    item, owner = rows[0][by_item], group[by_item]
+    latest = by_item[np.concatenate([(item[1:] != item[:-1]) | (owner[1:] != owner[:-1]), [True]])]
+    order = latest[np.lexsort((rows[2][latest], rows[1][latest], group[latest]))]
+    return rows[:, order], group[order]
+
+
+def _user_rows(
+    users: pa.Array, events: tuple[Ints, Ints], touches: tuple[Ints, Ints], kind: pa.DataType
+) -> pa.RecordBatch:
+    """One row a user: items and times of the events, items of the touches; group n is user n."""
+    sizes = np.bincount(events[1], minlength=len(users))
+    return pa.RecordBatch.from_arrays(
+        [
+            users,
+            _lists(events[0][0], sizes, pa.int32()),
+            _lists(events[0][1], sizes, kind),
+            _lists(touches[0][0], np.bincount(touches[1], minlength=len(users)), pa.int32()),
+        ],
+        names=["user_id", "items_today", "times_today", "known_today"],
+    )
+
+
+def _lists(flat: Ints, sizes: Ints, element: pa.DataType) -> pa.ListArray:
+    """Numbers cut into lists of these sizes."""
+    offsets = pa.array(np.concatenate([[0], np.cumsum(sizes)]), type=pa.int32())
+    return pa.ListArray.from_arrays(offsets, pa.array(flat).cast(element))
+
+
+def _micros(times: pa.Array) -> Ints:
+    """Timestamps as microseconds since 1970; 0 where there is none."""
+    return pc.fill_null(times.cast(pa.int64()), 0).to_numpy()
+
+
+def _changes(values: pa.Array) -> npt.NDArray[np.bool_]:
+    """Whether each value but the first differs from the one before it."""
+    return pc.not_equal(values[1:], values[:-1]).to_numpy(zero_copy_only=False)
+
+
+def _zeros(rows: Ints) -> Ints:
+    return np.zeros(rows.shape[1], np.int64)
