@@ -11,6 +11,7 @@ from pipelines.draws import POPULARITY, UNIFORM
 from pipelines.encode import sides
 from pipelines.known import Known
 from pipelines.night import Night, SampleConfig, is_done, log
+from pipelines.positives import is_positive
 from pipelines.samples_checks import check_samples
 from pipelines.storage import Manifest, Recipe, days_back
 from pipelines.streams import key_of
@@ -63,7 +64,7 @@ def build_negatives(
     compare_with_before(night, "samples", told, config.checks)
     night.inputs.write_quarantine(night.ds, recipe, ("ranking_logs",))
 
-    known = _known(night, setting, positives, stats, seen, logs, keep_last_out)
+    known = _known(night, config, setting, positives, stats, seen, logs, keep_last_out)
     layout = shuffle.layout_of(positives, night.seed, config.samples.row_group_rows, config.samples.trainers)
     columns = ["user_id", "item_id", "user_index", *sides(config.features)[0].encoded_columns()]
     columns += ["item_index", "example_age", "weight"]
@@ -98,6 +99,7 @@ def build_negatives(
 
 def _known(
     night: Night,
+    config: SampleConfig,
     setting: contexts.Setting,
     positives: DataFrame,
     stats: DataFrame,
@@ -118,7 +120,8 @@ def _known(
         users = F.broadcast(users)
     items = stats.select(key_of("item_id").alias("item_key"), "item_index")
     items = F.broadcast(items) if setting.tables else items
-    return Known(setting, users, positives, items, tonight, before, seen, logs)
+    positive = is_positive(config.positives)
+    return Known(setting, config.positives.known_items, users, positives, items, tonight, before, seen, positive, logs)
 
 
 def _ranking_logs(night: Night, days: list[str], config: SampleConfig) -> DataFrame | None:

@@ -63,10 +63,11 @@ def build_positives(
         # Only now: a night that is refused leaves the tables as they were.
         night.inputs.write_quarantine(night.ds, recipe, ("interactions", "items", "users"))
         night.warehouse.retract(tables, night.ds)
-        words = _write_meanings(night, config, recipe, inputs, logs, known)
-        if inputs.held is not None:
-            _write_holdout(night, config, recipe, inputs.held, words)
-        return _write_rows(night, config, recipe, inputs, words, logs), True
+        with _kept(popularity.count_days(inputs.events)) as item_days:
+            words = _write_meanings(night, config, recipe, inputs, logs, known, item_days)
+            if inputs.held is not None:
+                _write_holdout(night, config, recipe, inputs.held, words)
+            return _write_rows(night, config, recipe, inputs, words, logs, item_days), True
     finally:
         for frame in inputs.persisted:
             frame.unpersist()
@@ -86,7 +87,13 @@ def _kept(frame: DataFrame) -> Iterator[DataFrame]:
 
 
 def _write_meanings(
-    night: Night, config: SampleConfig, recipe: Recipe, inputs: Inputs, logs: Logs, known: dict[str, Any]
+    night: Night,
+    config: SampleConfig,
+    recipe: Recipe,
+    inputs: Inputs,
+    logs: Logs,
+    known: dict[str, Any],
+    item_days: DataFrame,
 ) -> Words:
     """vocabularies and item_features."""
     user_side, item_side = encode.sides(config.features)
@@ -98,7 +105,7 @@ def _write_meanings(
     names += [side.label(f) for side in (user_side, item_side) for f in side.features if f.kind != "numeric"]
 
     previous = night.warehouse.read("vocabularies", night.yesterday) if night.yesterday else None
-    values = _values(config, inputs)
+    values = _values(config, inputs, item_days)
     with _kept(vocabulary.unseen_values(previous, values, encode.min_counts(config.features))) as unseen:
         grown, grown_sizes = vocabulary.append(previous, unseen)
         sizes = dict.fromkeys(names, vocabulary.FIRST) | grown_sizes | hashed
@@ -118,18 +125,18 @@ def _write_meanings(
     return words
 
 
-def _values(config: SampleConfig, inputs: Inputs) -> DataFrame:
+def _values(config: SampleConfig, inputs: Inputs, item_days: DataFrame) -> DataFrame:
     """Every value that may need an index: feature, value, count."""
     user_side, item_side = encode.sides(config.features)
 
-    def ids(frame: DataFrame, name: str, *by: str) -> DataFrame:
-        counted = frame.groupBy(*by, name).agg(F.count(F.lit(1)).alias("count"))
-        return counted.select(F.lit(name).alias("feature"), F.col(name).alias("value"), "count")
+    def ids(name: str, counted: DataFrame) -> DataFrame:
+        return counted.select(F.lit(name).alias("feature"), F.col(name).alias("value"), F.col("count").cast("long"))
 
-    frames = [inputs.events] if inputs.held is None else [inputs.events, inputs.held]
-    parts = [ids(frame, "item_id") for frame in (*frames, inputs.items)]
+    held = [] if inputs.held is None else [inputs.held]
+    parts = [ids("item_id", item_days)]
+    parts += [ids("item_id", frame.withColumn("count", F.lit(1))) for frame in (*held, inputs.items)]
     if config.features.ids.user.buckets is None:
-        parts += [ids(frame, "user_id", "user_key") for frame in frames]
+        parts += [ids("user_id", frame.groupBy(*histories.USER).count()) for frame in (inputs.events, *held)]
     found = [encode.values_of(item_side, inputs.items)]
     found += [encode.values_of(user_side, snapshot) for snapshot in inputs.users.values()]
     return reduce(DataFrame.unionByName, [*parts, *(part for part in found if part is not None)])
@@ -157,7 +164,13 @@ def _write_holdout(night: Night, config: SampleConfig, recipe: Recipe, held: Dat
 
 
 def _write_rows(
-    night: Night, config: SampleConfig, recipe: Recipe, inputs: Inputs, words: Words, logs: Logs
+    night: Night,
+    config: SampleConfig,
+    recipe: Recipe,
+    inputs: Inputs,
+    words: Words,
+    logs: Logs,
+    item_days: DataFrame,
 ) -> Manifest:
     """user_histories, positives and item_stats."""
     read = night.warehouse.read
@@ -167,20 +180,19 @@ def _write_rows(
 
     stats = read("item_stats", night.yesterday) if night.yesterday else None
     live = read("item_features", night.ds).select("item_index")
-    with _kept(popularity.count_days(indexed)) as today:
-        rolled = popularity.roll_counts(today, stats, night.ds, config.positives.window_days)
-        with _kept(rolled) as counts:
-            chances = words.small("item_id", positives.item_chances(ids, counts, live, config.positives))
-            flagged = positives.flag(inputs.events, chances, night.seed)
-            heaviest, over_cap = positives.heavy_days(flagged, config.positives)
-            heaviest |= positives.heaviest_item(today, ids)
-            rows = positives.choose(flagged, config.positives, night.seed, over_cap)
-            manifest = _write_positives(night, config, recipe, rows, inputs, words, logs, heaviest)
-            trained = read("positives", night.ds).where("split = 'train'")
-            item_stats = popularity.describe_items(
-                ids, counts, trained, live, config.positives.downsample, config.negatives.popularity_exponent
-            )
-            night.warehouse.write(item_stats, "item_stats", night.ds, recipe)
+    today = item_days.join(ids, on="item_id", how="inner")
+    with _kept(popularity.roll_counts(today, stats, night.ds, config.positives.window_days)) as counts:
+        chances = words.small("item_id", positives.item_chances(ids, counts, live, config.positives))
+        flagged = positives.flag(inputs.events, chances, night.seed)
+        heaviest, over_cap = positives.heavy_days(flagged, config.positives)
+        heaviest |= positives.heaviest_item(item_days)
+        rows = positives.choose(flagged, config.positives, night.seed, over_cap)
+        manifest = _write_positives(night, config, recipe, rows, inputs, words, logs, heaviest)
+        trained = read("positives", night.ds).where("split = 'train'")
+        item_stats = popularity.describe_items(
+            ids, counts, trained, live, config.positives.downsample, config.negatives.popularity_exponent
+        )
+        night.warehouse.write(item_stats, "item_stats", night.ds, recipe)
     return manifest
 
 
@@ -214,7 +226,6 @@ def _write_positives(
 
     def check(staged: DataFrame, _: str) -> dict[str, Any]:
         counts = inputs.counts | positives_checks.check_rows(staged, inputs.counts)
-        positives_checks.check_keys(staged)
         log.info("positives %s: %s", night.ds, ", ".join(f"{name} {value:,}" for name, value in counts.items()))
         return {
             "counts": counts,

@@ -23,8 +23,9 @@ ITEM_BITS, POSITION_BITS = 31, 18
 PACKED_BITS = ITEM_BITS + POSITION_BITS + 2
 ITEM = 2**ITEM_BITS - 1
 LAST_POSITION = 2**POSITION_BITS - 1  # also of items without one: later places are one place
-AT_ONCE = 500_000  # log rows that a task gathers at once
+AT_ONCE = 200_000  # log rows that a task gathers at once
 SCATTERED = 8  # rows of a request side by side, on average, below which they are sorted first
+DAY_MICROS = 86_400_000_000
 SEGMENTS = 2 ** (63 - PACKED_BITS)  # requests whose rows are sorted at once
 
 
@@ -50,8 +51,8 @@ def requests_of(logs: DataFrame, items: DataFrame) -> DataFrame:
         .select(
             key_of("user_id").alias("user_key"),
             key_of("request_id").alias("request_key"),
-            F.unix_date(F.to_date("event_time")).cast("long").alias("day"),
             packed.bitwiseOR(F.col("item_index").cast("long")).alias("packed"),
+            F.expr(f"unix_micros(event_time) div {DAY_MICROS}").alias("day"),  # to_date() takes ten times as long
         )
     )
     return rows.mapInArrow(_gather, CONTEXT)
@@ -74,9 +75,9 @@ def _by_request(batches: list[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     rows = np.stack([np.concatenate([batch.column(n).to_numpy() for batch in batches]) for n in range(4)])
     if len(_starts(rows)) * SCATTERED > rows.shape[1]:
         rows = rows[:, np.argsort(mix(rows[0].view(np.uint64), rows[1]))]
-    shown = rows[3] >> (PACKED_BITS - 2) == EXPOSED
+    shown = rows[2] >> (PACKED_BITS - 2) == EXPOSED
     for role, chosen in ((EXCLUDED, shown), (DROPPED, ~shown)):
-        user, request, day, packed = part = rows[:, chosen]
+        user, request, packed, day = part = rows[:, chosen]
         start = _starts(part)
         # A row for every CHUNK of a request.
         since = np.arange(len(user)) - np.repeat(start, np.diff(start, append=len(user)))
@@ -98,7 +99,8 @@ def _by_request(batches: list[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
 def _starts(rows: Ints) -> Ints:
     """Where a run of rows [4, n] of one user, request and day begins."""
     new = np.ones(rows.shape[1], bool)
-    new[1:] = (rows[:3, 1:] != rows[:3, :-1]).any(axis=0)
+    user, request, _, day = rows
+    new[1:] = (request[1:] != request[:-1]) | (user[1:] != user[:-1]) | (day[1:] != day[:-1])
     return np.flatnonzero(new)
 
 

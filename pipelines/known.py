@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pyspark.sql import DataFrame
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from pipelines.contexts import Setting
@@ -15,17 +15,19 @@ class Known:
     """The tables that tell it."""
 
     setting: Setting
+    known_items: int  # of a user that user_histories holds at most
     users: DataFrame  # user_key of those who have positives tonight, each once
     positives: DataFrame  # of tonight
     items: DataFrame  # item_key, item_index
     tonight: DataFrame  # user_histories
     before: DataFrame | None  # user_histories of the night before
-    seen: DataFrame  # interactions: user_id, item_id
+    seen: DataFrame  # interactions
+    positive: Column  # which of them are positives
     logs: DataFrame | None  # ranking_logs, as requests_of takes them
 
     def contexts(self) -> list[DataFrame]:
         """Stream rows (streams.CONTEXT) of these users."""
-        did = self.seen.select(key_of("user_id").alias("user_key"), key_of("item_id").alias("item_key"))
+        did = self._untold().select(key_of("user_id").alias("user_key"), key_of("item_id").alias("item_key"))
         did = did.join(self.users, on="user_key", how="left_semi").join(self.items, on="item_key", how="inner")
         did = did.groupBy("user_key").agg(F.collect_list(F.col("item_index").cast("long")).alias("items"))
         known = _of(self.tonight, self.users)
@@ -42,8 +44,16 @@ class Known:
             parts.append(context(_of(self.before, self.users), PAST, F.col("history_items"), until))
         return parts
 
+    def _untold(self) -> DataFrame:
+        """Interactions that known items do not tell of: those that are no positives, and those of users who have too many."""
+        others = self.seen.where(~self.positive)
+        full = self.tonight.where(F.size("known_items") >= self.known_items).select("user_id")
+        if full.isEmpty():
+            return others
+        return others.unionByName(self.seen.where(self.positive).join(full, on="user_id", how="left_semi"))
+
     def done(self, users: DataFrame) -> DataFrame:
-        """What some users (user_id, few) have, did or were shown: user_id, item, each once."""
+        """What some users (user_key, few) have, did or were shown: user_id, item, each once."""
         pairs = _few(self.tonight, users).select("user_id", F.explode("known_items").alias("item"))
         logs = [self.seen] if self.logs is None else [self.seen, self.logs.where("stage = 'exposed'")]
         for frame in logs:
@@ -53,7 +63,7 @@ class Known:
         return pairs.distinct()
 
     def first_done(self, users: DataFrame) -> DataFrame:
-        """When some users (user_id, few) first did what histories may hold: user_id, item, at (null: some night before)."""
+        """When some users (user_key, few) first did what histories may hold: user_id, item, at (null: some night before)."""
         did = _few(self.positives, users)
         did = did.select("user_id", F.col("item_index").alias("item"), F.col("event_time").alias("at"))
         if self.setting.others:
@@ -73,5 +83,5 @@ def _of(histories: DataFrame, users: DataFrame) -> DataFrame:
 
 
 def _few(rows: DataFrame, users: DataFrame) -> DataFrame:
-    """The rows of a few users (user_id)."""
-    return rows.join(F.broadcast(users), on="user_id", how="left_semi")
+    """The rows of a few users (user_key)."""
+    return rows.withColumn("user_key", key_of("user_id")).join(F.broadcast(users), on="user_key", how="left_semi")

@@ -28,18 +28,21 @@ from pipelines.draws import (
     draw_easy,
     draw_from_lists,
 )
+from pipelines.funnel import DAY_MICROS
 from pipelines.hashing import UInt64, mix
 from pipelines.streams import stream_of
 
-DAY_MICROS = 86_400_000_000
 WIDER_ATTEMPTS = 8  # draws from the user's other requests before an easy negative takes the place
+_INDICES = T.ArrayType(
+    T.IntegerType(), containsNull=False
+)  # asked of every element otherwise, four hundred million times
 MADE = T.StructType(
     [
-        T.StructField("history", T.ArrayType(T.IntegerType())),
+        T.StructField("history", _INDICES),
         T.StructField("history_until", T.TimestampType()),
-        T.StructField("negatives", T.ArrayType(T.IntegerType())),
-        T.StructField("negative_kinds", T.ArrayType(T.IntegerType())),
-        T.StructField("negative_log_q", T.ArrayType(T.FloatType())),
+        T.StructField("negatives", _INDICES),
+        T.StructField("negative_kinds", _INDICES),
+        T.StructField("negative_log_q", T.ArrayType(T.FloatType(), containsNull=False)),
     ]
 )
 

@@ -16,18 +16,18 @@ def day_ordinal(ds: str) -> int:
 
 
 def count_days(positives: DataFrame) -> DataFrame:
-    """Positives by item and day: item_index, day (ordinal), count. `positives`: item_index, ds."""
-    counted = positives.groupBy("item_index", "ds").agg(F.count(F.lit(1)).alias("count"))
-    return counted.select("item_index", F.datediff("ds", F.lit("1970-01-01")).alias("day"), "count")
+    """Positives by item and day: item_id, day (ordinal), count. `positives`: item_id, ds."""
+    counted = positives.groupBy("item_id", "ds").agg(F.count(F.lit(1)).alias("count"))
+    return counted.select("item_id", F.datediff("ds", F.lit("1970-01-01")).alias("day"), "count")
 
 
 def roll_counts(today: DataFrame, previous: DataFrame | None, ds: str, window_days: int) -> DataFrame:
     """Counts by item over the window that ends with ds: yesterday's, plus today's, less the days that fell out.
 
-    `today`: of count_days. `previous`: item_stats of the night before. Returns item_index, day_ordinals, day_counts,
-    window_count, first_seen, last_seen (dates).
+    `today`: of count_days, with item_index. `previous`: item_stats of the night before. Returns item_index, day_ordinals,
+    day_counts, window_count, first_seen, last_seen (dates).
     """
-    counts = today.withColumn("seen", F.col("day")).withColumn("first", F.col("day"))
+    counts = today.select("item_index", "day", "count", F.col("day").alias("seen"), F.col("day").alias("first"))
     if previous is not None:
         past = previous.select(
             "item_index",

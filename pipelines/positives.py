@@ -2,13 +2,14 @@
 
 from typing import Any
 
-from pyspark.sql import DataFrame, Window
+from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from pipelines.config import Positives
 from pipelines.hashing import hashed, unit
 from pipelines.histories import USER, WITHIN, user_key
 from pipelines.popularity import keep_probability
+from pipelines.streams import key_of
 
 COUNTS, REPEATED, DEDUPLICATED, UNREWARDED = range(4)  # why an interaction is a positive or not
 NOT_LIVE, DOWNSAMPLED, OVER_CAP = DROPPED = ("item_not_live", "downsampled", "over_cap")  # and why no training row
@@ -22,19 +23,32 @@ def reward_events(interactions: DataFrame, config: Positives) -> DataFrame:
 
     The row key is a hash of user, item, time, action and request: two rows with one key are one event told twice.
     """
-    actions = F.create_map(*[F.lit(part) for pair in config.actions.items() for part in pair])
     return interactions.where(F.col("action").isin(*config.actions)).select(
         "ds",
         user_key(),
         "user_id",
+        key_of("item_id").alias("item_key"),
         "item_id",
         "request_id",
         "event_time",
-        (actions[F.col("action")] * F.coalesce("reward", F.lit(1.0))).cast("float").alias("reward"),
+        _reward(config).alias("reward"),
         # A null takes no part in xxhash64, so "no request" must be something.
         F.xxhash64("user_id", "item_id", "event_time", "action", F.coalesce("request_id", F.lit(""))).alias("row_key"),
-        actions[F.col("action")].alias("worth"),
+        _worth(config).alias("worth"),
     )
+
+
+def is_positive(config: Positives) -> Column:
+    """Whether an interaction is a positive, or one told again: what a user's known items hold. Never null."""
+    return F.col("action").isin(*config.actions) & (_reward(config) > 0)
+
+
+def _worth(config: Positives) -> Column:
+    return F.create_map(*[F.lit(part) for pair in config.actions.items() for part in pair])[F.col("action")]
+
+
+def _reward(config: Positives) -> Column:
+    return (_worth(config) * F.coalesce("reward", F.lit(1.0))).cast("float")
 
 
 def select_events(events: DataFrame, config: Positives) -> DataFrame:
@@ -46,13 +60,15 @@ def select_events(events: DataFrame, config: Positives) -> DataFrame:
     this needs to move them.
     """
     worthless = F.col("reward") == 0
-    latest = Window.partitionBy(*USER, "item_id", "ds").orderBy(
+    # Hashes first, since nearly every comparison ends there; the ids behind them keep apart what they do not.
+    latest = Window.partitionBy("user_key", "item_key", "user_id", "item_id", "ds").orderBy(
         worthless, F.desc("event_time"), F.desc("worth"), "row_key", F.desc("reward")
     )
-    reason = F.when(worthless, UNREWARDED).when(F.col("row_key") == F.lag("row_key").over(latest), REPEATED)
+    later = F.lag("row_key").over(latest)
+    reason = F.when(worthless, UNREWARDED).when(F.col("row_key") == later, REPEATED)
     if config.deduplicate:
-        reason = reason.when(F.row_number().over(latest) > 1, DEDUPLICATED)
-    marked = events.repartition(*USER).withColumn("reason", reason.otherwise(COUNTS)).drop("worth")
+        reason = reason.when(later.isNotNull(), DEDUPLICATED)
+    marked = events.repartition(*USER).withColumn("reason", reason.otherwise(COUNTS)).drop("worth", "item_key")
     return marked.sortWithinPartitions(*USER, *WITHIN)
 
 
@@ -112,9 +128,9 @@ def heavy_days(flagged: DataFrame, config: Positives) -> tuple[dict[str, Any], i
     return {"user_id": row["heaviest"]["user_id"], "user_rows": int(row["heaviest"]["rows"])}, int(row["over"])
 
 
-def heaviest_item(today: DataFrame, items: DataFrame) -> dict[str, Any]:
-    """The item with most positives of the night: item_id and item_rows. `today`: of count_days; `items`: the vocabulary."""
-    by_item = today.groupBy("item_index").agg(F.sum("count").alias("rows")).join(items, on="item_index", how="inner")
+def heaviest_item(item_days: DataFrame) -> dict[str, Any]:
+    """The item with most positives of the night: item_id and item_rows. `item_days`: of popularity.count_days."""
+    by_item = item_days.groupBy("item_id").agg(F.sum("count").alias("rows"))
     row = by_item.agg(F.max(F.struct("rows", "item_id")).alias("heaviest")).first()
     assert row is not None
     return {"item_id": row["heaviest"]["item_id"], "item_rows": int(row["heaviest"]["rows"])}

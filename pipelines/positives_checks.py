@@ -55,14 +55,6 @@ def check_counts(counts: dict[str, int]) -> None:
         )
 
 
-def check_keys(staged: DataFrame) -> None:
-    """InputError where two staged rows have one row_key: every random choice of the night hangs on it."""
-    twice = staged.groupBy("row_key").agg(F.count(F.lit(1)).alias("rows")).where("rows > 1")
-    if example := twice.first():
-        rows = staged.where(F.col("row_key") == example["row_key"])
-        _refuse("column row_key", twice.count(), "keys are those of several rows", rows)
-
-
 def _refuse(place: str, number: int, what: str, rows: DataFrame) -> None:
     shown = [name for name in rows.columns if name in ("row_key", "user_id", "item_index", "item", "event_time")]
     example = rows.select(F.to_json(F.struct(*shown)).alias("row")).orderBy("row").first()

@@ -1,6 +1,7 @@
 """What the written samples must hold, checked on the staged table before it is moved into place."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,35 +10,43 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from pipelines.contexts import Setting
-from pipelines.draws import COARSE, FINE, KINDS, POPULARITY, UNIFORM
+from pipelines.draws import COARSE, KINDS, POPULARITY, UNIFORM
 from pipelines.errors import InputError
 from pipelines.known import Known
 from pipelines.night import SampleConfig
+from pipelines.streams import key_of
 
 CHECKED_ROWS = 2_000  # rows whose negatives and histories are looked up item by item, in the tables they come from
+CHECKED_GROUPS = "00032"  # of each split, whose negatives are compared with each other: about a million rows
 OWN, REPEATED, LOG_Q, LENGTH, LEAKED = "own", "repeated", "log_q", "length", "leaked"
 BROKEN = {
+    LEAKED: ("history_until", "rows have a history that reaches their own event or beyond it (leakage)"),
+    LENGTH: ("negatives", "rows do not have {total} negatives, kinds and log q each"),
     OWN: ("negatives", "negatives are the row's own positive"),
     REPEATED: ("negatives", "negatives stand twice in their row"),
     LOG_Q: ("negative_log_q", "negatives have a log q that does not go with their kind, or is not a number"),
-    LENGTH: ("negatives", "rows do not have {total} negatives, kinds and log q each"),
-    LEAKED: ("history_until", "rows have a history that reaches their own event or beyond it (leakage)"),
 }
-COUNTS = ["rows", "fell_back", *(f"kind_{name}" for name in KINDS.values()), *BROKEN]
+KIND_COUNTS = ["rows", "fell_back", *KINDS.values()]
+Batches = Iterable[pa.RecordBatch]
 
 
 def check_samples(staged: DataFrame, known: Known, setting: Setting, config: SampleConfig) -> dict[str, Any]:
     """Facts of the table: kinds, fallback share, what was looked up. InputError where a row breaks a promise or a tolerance.
 
-    Every row is checked for what it can tell by itself. Whether negatives and histories are what they must be is looked up
-    in the users' logs and the state, for some rows.
+    Kinds and leakage are counted on every row. Rows stand in an order of hashes, so the first of them are as good as any:
+    of a million the negatives are compared with each other, and for 2,000 all is looked up in the logs and the state.
     """
-    summed = _count(staged, setting)
+    leaked = staged.where(F.col("history_until") >= F.col("event_time"))
+    counted = _summed(staged.select("negative_kinds"), KIND_COUNTS, _kinds, setting)
+    first = staged.where(F.col("group") < CHECKED_GROUPS)
+    columns = ["row_key", "item_index", "negatives", "negative_kinds", "negative_log_q"]
+    broken = _summed(first.select(*columns), list(BROKEN), _broken, setting) | {LEAKED: leaked.count()}
     for name, (column, what) in BROKEN.items():
-        if summed[name]:
-            _refuse(column, summed[name], what.format(total=config.negatives.total), summed["example"])
-    kinds = {name: int(summed[f"kind_{name}"]) for name in KINDS.values()}
-    hard = (config.negatives.coarse + config.negatives.fine) * int(summed["rows"])
+        if broken[name]:
+            example = broken["example"] if name != LEAKED else f"row_key {leaked.agg(F.min('row_key')).first()[0]}"
+            _refuse(column, broken[name], what.format(total=config.negatives.total), example)
+    kinds = {name: int(counted[name]) for name in KINDS.values()}
+    hard = (config.negatives.coarse + config.negatives.fine) * int(counted["rows"])
     share = 1 - (kinds["coarse"] + kinds["fine"]) / hard if hard else 0.0
     if share > config.checks.fallback_share:
         raise InputError(
@@ -47,7 +56,7 @@ def check_samples(staged: DataFrame, known: Known, setting: Setting, config: Sam
             "request_id is that of interactions, or raise checks.fallback_share"
         )
     looked_up = look_up(staged, known)
-    return {"kinds": kinds, "rows_fell_back": int(summed["fell_back"]), "fallback_share": share} | looked_up
+    return {"kinds": kinds, "rows_fell_back": int(counted["fell_back"]), "fallback_share": share} | looked_up
 
 
 def look_up(staged: DataFrame, known: Known) -> dict[str, int]:
@@ -57,7 +66,7 @@ def look_up(staged: DataFrame, known: Known) -> dict[str, int]:
     first = staged.where("group = '00000'").select("row_key", *columns)
     looked_at = first.orderBy("row_key").limit(CHECKED_ROWS).persist()
     try:
-        users = looked_at.select("user_id").distinct()
+        users = looked_at.select(key_of("user_id").alias("user_key")).distinct()
         shown = F.to_json(F.struct("user_id", "item_index", "event_time", "item")).alias("example")
         items = looked_at.select(*columns[:3], F.explode("negatives").alias("item")).where("item != 0")
         done = known.done(users).withColumn("done", F.lit(True))
@@ -97,54 +106,58 @@ def _refuse(column: str, number: int, what: str, example: str) -> None:
     )
 
 
-def _count(staged: DataFrame, setting: Setting) -> Any:
-    """COUNTS over all rows, and an example of a row that breaks a promise."""
-    rows = staged.select(
-        "row_key",
-        "item_index",
-        F.coalesce(F.col("history_until") >= F.col("event_time"), F.lit(False)).alias("leaked"),
-        "negatives",
-        "negative_kinds",
-        "negative_log_q",
-    )
-    schema = ", ".join([*(f"`{name}` long" for name in COUNTS), "example string"])
-    total = setting.config.total
-    hard = setting.config.coarse + setting.config.fine
-    alone = setting.width <= 3  # a single item is drawn with certainty: its log q is 0
+def _summed(
+    rows: DataFrame,
+    names: list[str],
+    count: Callable[[pa.RecordBatch, Setting], tuple[dict[str, int], str | None]],
+    setting: Setting,
+) -> dict[str, Any]:
+    """The sums of `names` that `count` finds in batches of the rows, and the first example in order."""
+    shared = rows.sparkSession.sparkContext.broadcast(replace(setting, tables={}))
+    schema = ", ".join([*(f"`{name}` long" for name in names), "example string"])
 
-    def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    def run(batches: Batches) -> Iterator[pa.RecordBatch]:
         for batch in batches:
-            yield _inspect(batch, total, hard, alone)
+            counts, example = count(batch, shared.value)
+            columns = [pa.array([counts.get(name, 0)]) for name in names] + [pa.array([example], pa.string())]
+            yield pa.RecordBatch.from_arrays(columns, names=[*names, "example"])
 
     found = rows.mapInArrow(run, schema)
-    return found.agg(*(F.sum(name).alias(name) for name in COUNTS), F.min("example").alias("example")).first()
+    row = found.agg(*(F.sum(name).alias(name) for name in names), F.min("example").alias("example")).first()
+    assert row is not None
+    return {name: row[name] or 0 for name in names} | {"example": row["example"]}
 
 
-def _inspect(rows: pa.RecordBatch, total: int, hard: int, alone: bool) -> pa.RecordBatch:
-    """One row of counts of a batch."""
-    counts = dict.fromkeys(COUNTS, 0)
-    counts["rows"] = rows.num_rows
+def _kinds(rows: pa.RecordBatch, setting: Setting) -> tuple[dict[str, int], None]:
+    """Negatives by kind, rows, and those of them that have fewer hard negatives than places for them."""
+    kinds = rows.column("negative_kinds")
+    values = kinds.flatten().to_numpy()
+    hard = np.concatenate([[0], np.cumsum(values >= COARSE)])
+    edges = kinds.offsets.to_numpy() - kinds.offsets[0].as_py()
+    fell_back = np.diff(hard[edges]) < setting.config.coarse + setting.config.fine
+    by_kind = np.bincount(values, minlength=len(KINDS))
+    counts = {name: int(by_kind[kind]) for kind, name in KINDS.items()}
+    return counts | {"rows": rows.num_rows, "fell_back": int(fell_back.sum())}, None
+
+
+def _broken(rows: pa.RecordBatch, setting: Setting) -> tuple[dict[str, int], str | None]:
+    """How often each promise is broken that a row's negatives can tell by themselves, and an example."""
+    total = setting.config.total
     parts = [rows.column(name) for name in ("negatives", "negative_kinds", "negative_log_q")]
-    sizes = np.stack([np.diff(part.offsets.to_numpy()) for part in parts])
-    short = (sizes != total).any(axis=0)
-    leaked = rows.column("leaked").to_numpy(zero_copy_only=False)
-    broken = {LENGTH: short, LEAKED: leaked}
+    short = (np.stack([np.diff(part.offsets.to_numpy()) for part in parts]) != total).any(axis=0)
+    broken = {LENGTH: short}
     if not short.any():
         items, kinds, log_q = (part.flatten().to_numpy().reshape(-1, total) for part in parts)
-        drawn = (kinds == UNIFORM) | (kinds == POPULARITY)
         ordered = np.sort(items, axis=1)
         broken[REPEATED] = ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] > 0)).sum(axis=1)
         broken[OWN] = (items == rows.column("item_index").to_numpy()[:, None]).sum(axis=1)
-        probable = (log_q < 0) & (log_q > -np.inf) if not alone else log_q <= 0
+        # An item that is alone in the catalogue (0 and 1 are no items) is drawn with certainty.
+        probable = (log_q > -np.inf) & ((log_q < 0) if setting.width > 3 else (log_q <= 0))
+        drawn = (kinds == UNIFORM) | (kinds == POPULARITY)
         broken[LOG_Q] = np.where(drawn, ~probable, log_q != 0).sum(axis=1)
-        by_kind = np.bincount(kinds.ravel(), minlength=len(KINDS))
-        counts |= {f"kind_{name}": int(by_kind[kind]) for kind, name in KINDS.items()}
-        counts["fell_back"] = int((((kinds == COARSE) | (kinds == FINE)).sum(axis=1) < hard).sum())
     example = None
-    for name, wrong in broken.items():
-        counts[name] = int(wrong.sum())
-        if counts[name]:
-            place = int(np.argmax(wrong))
-            example = f"row_key {rows.column('row_key')[place].as_py()}, item_index {rows.column('item_index')[place].as_py()}"
-    columns = [pa.array([counts[name]]) for name in COUNTS] + [pa.array([example], pa.string())]
-    return pa.RecordBatch.from_arrays(columns, names=[*COUNTS, "example"])
+    for wrong in broken.values():
+        if wrong.any():
+            row = rows.slice(int(np.argmax(wrong)), 1).to_pylist()[0]
+            example = f"row_key {row['row_key']}, item_index {row['item_index']}, negatives {row['negatives']}"
+    return {name: int(wrong.sum()) for name, wrong in broken.items()}, example

@@ -7,6 +7,7 @@ any frame with row keys knows its groups without a shuffle.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
@@ -23,19 +24,16 @@ class Layout:
 
     seed: int
     groups: dict[str, int]  # split -> number of row groups
-    # (split, bucket) -> the group in which the bucket begins, and the hashes in it at which the next ones begin
-    bounds: DataFrame
+    # The stretches of places that belong to one group, cut at buckets: split, bucket, low, high, cell.
+    stretches: DataFrame
 
     def place(self, rows: DataFrame) -> DataFrame:
         """Rows (row_key, split, …) with `cell` (int): the group that each belongs to; null without a split."""
-        passed = F.size(F.filter("bounds", lambda bound: bound <= F.col("place")))
-        group = F.col("first_group") + passed
-        return (
-            _hashed(rows, self.seed)
-            .join(F.broadcast(self.bounds), on=["split", "bucket"], how="left")
-            .withColumn("cell", F.when(F.col("split") == "train", group).otherwise(-1 - group).cast("int"))
-            .drop("place", "bucket", "first_group", "bounds")
-        )
+        placed, stretches = _hashed(rows, self.seed).alias("row"), F.broadcast(self.stretches).alias("stretch")
+        within = (F.col("place") >= F.col("low")) & (F.col("place") <= F.col("high"))
+        same = (F.col("row.split") == F.col("stretch.split")) & (F.col("row.bucket") == F.col("stretch.bucket"))
+        joined = placed.join(stretches, on=same & within, how="left")
+        return joined.select(*[F.col(f"row.{name}") for name in rows.columns], "cell")
 
     def gather(self, rows: DataFrame) -> DataFrame:
         """Rows (row_key, cell, …) moved to the task that writes their group, in order; with `group` (00000…) and `split`."""
@@ -50,7 +48,7 @@ class Layout:
     def tasks(self) -> int:
         """Tasks that write: a few groups each, and no fewer than run at once."""
         groups = sum(self.groups.values())
-        cores = self.bounds.sparkSession.sparkContext.defaultParallelism
+        cores = self.stretches.sparkSession.sparkContext.defaultParallelism
         return max(-(-groups // GROUPS_A_TASK), min(groups, cores))
 
 
@@ -89,10 +87,13 @@ def layout_of(rows: DataFrame, seed: int, row_group_rows: int, trainers: int) ->
         .collect()
     )
     found = {(row["split"], row["bucket"]): row["bounds"] for row in bounds}
-    table = [(split, bucket, first, found.get((split, bucket), [])) for split, bucket, first, _ in wanted]
-    return Layout(
-        seed, groups, spark.createDataFrame(table, "split string, bucket int, first_group int, bounds array<long>")
-    )
+    table = []
+    for split, bucket, first, _ in wanted:
+        edges = [bucket << (63 - BITS), *found.get((split, bucket), []), (bucket + 1) << (63 - BITS)]
+        for group, (low, after) in enumerate(pairwise(edges), first):
+            table.append((split, bucket, low, after - 1, group if split == "train" else -1 - group))
+    schema = "split string, bucket int, low long, high long, cell int"
+    return Layout(seed, groups, spark.createDataFrame(table, schema))
 
 
 def _ranks_by_bucket(

@@ -123,18 +123,25 @@ def last_rows(batches: Iterable[pa.RecordBatch], length: int, known: int) -> Ite
 
 def _last(rows: Ints, group: Ints, number: int) -> tuple[Ints, Ints]:
     """The last `number` rows [3, n] of each group [n]; groups are ascending."""
-    ends = np.searchsorted(group, group, side="right")
+    ends = np.cumsum(np.bincount(group))[group]
     keep = ends - np.arange(len(group)) <= number
     return rows[:, keep], group[keep]
 
 
 def _last_touches(rows: Ints, group: Ints) -> tuple[Ints, Ints]:
-    """The last row of each item of each group, in the order of (time, hash of the pair)."""
-    by_item = np.lexsort((rows[1], rows[0], group))
-    item, owner = rows[0][by_item], group[by_item]
-    latest = by_item[np.concatenate([(item[1:] != item[:-1]) | (owner[1:] != owner[:-1]), [True]])]
-    order = latest[np.lexsort((rows[2][latest], rows[1][latest], group[latest]))]
-    return rows[:, order], group[order]
+    """Of rows [3, n] by group and time, the last one of each item of each group, in the order of (time, hash of the pair)."""
+    pair_of = group << 32 | rows[0]
+    by_pair = np.argsort(pair_of)
+    first = np.flatnonzero(np.diff(pair_of[by_pair], prepend=-1))
+    latest = np.sort(np.maximum.reduceat(by_pair, first)) if len(first) else first
+    rows, group = rows[:, latest], group[latest]
+    # Only what happened at one instant is out of order yet.
+    new = np.ones(len(group), bool)
+    new[1:] = (group[1:] != group[:-1]) | (rows[1, 1:] != rows[1, :-1])
+    instant = np.cumsum(new) - 1
+    tied = np.flatnonzero(np.bincount(instant)[instant] > 1) if len(group) else first
+    rows[:, tied] = rows[:, tied[np.lexsort((rows[2, tied], instant[tied]))]]
+    return rows, group
 
 
 def _user_rows(

@@ -10,8 +10,9 @@ from pipelines.storage import Manifest
 NUMBERS = ("counts", "kinds", "skew")  # groups of numbers among the facts of a manifest
 NOT_A_NAME = re.compile(r"[^A-Za-z0-9_\-. /]+")
 ALWAYS_ZERO = {
-    "positives": ("history at or after the event", "row_key twice", "null ids, features or weights"),
+    "positives": ("null ids or weights", "rows lost or counted twice"),
     "samples": (
+        "history at or after the event",
         "negatives that are known, done or shown",
         "the positive among its negatives",
         "a negative twice in a row",

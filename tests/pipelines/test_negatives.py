@@ -11,9 +11,19 @@ from pyspark.sql import functions as F
 from pipelines.config import Negatives
 from pipelines.contexts import Setting, with_contexts
 from pipelines.draws import COARSE, FINE, NONE, POPULARITY, UNIFORM, AliasTable
-from pipelines.funnel import ITEM, ITEM_BITS, LAST_POSITION, NOT_FINE, PACKED_BITS, RANKED, RERANKED, requests_of
-from pipelines.negatives import DAY_MICROS, make_samples
+from pipelines.funnel import (
+    DAY_MICROS,
+    ITEM,
+    ITEM_BITS,
+    LAST_POSITION,
+    NOT_FINE,
+    PACKED_BITS,
+    RANKED,
+    RERANKED,
+    requests_of,
+)
 from pipelines.negatives import _complete as complete
+from pipelines.negatives import make_samples
 from pipelines.streams import CHUNK, DROPPED, EXCLUDED, PAST, ROW, context, key_of
 
 ITEMS = 200

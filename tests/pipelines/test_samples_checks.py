@@ -13,6 +13,7 @@ from pipelines.contexts import Setting
 from pipelines.errors import InputError
 from pipelines.known import Known
 from pipelines.night import Night
+from pipelines.positives import is_positive
 from pipelines.samples_checks import check_samples
 from pipelines.storage import Warehouse, shift
 
@@ -23,12 +24,14 @@ def known_of(warehouse: Warehouse, setting: Setting) -> Known:
     read = warehouse.read
     return Known(
         setting,
+        CONFIG.positives.known_items,
         read("positives", SECOND).select(F.xxhash64("user_id").alias("user_key")).distinct(),
         read("positives", SECOND),
         read("item_stats", SECOND).select(F.xxhash64("item_id").alias("item_key"), "item_index"),
         read("user_histories", SECOND),
         read("user_histories", shift(SECOND, -1)),
         night.inputs.events("interactions", [SECOND], check=False),
+        is_positive(CONFIG.positives),
         night.inputs.events("ranking_logs", [SECOND], check=False).withColumn("own", F.lit(True)),
     )
 
