@@ -27,8 +27,8 @@ DEFAULTS = {
     "spark.sql.requireAllClusterKeysForCoPartition": "false",
     # A task keeps the files of its few row groups open instead of sorting its rows once more by their folders.
     "spark.sql.maxConcurrentOutputFileWriters": "32",
-    # Requests are gathered in memory, that many at a time in a task, before rows are sorted for it (default: 128).
-    "spark.sql.objectHashAggregate.sortBased.fallbackThreshold": "16384",
+    # What is kept for a few reads within one step is not worth packing.
+    "spark.sql.inMemoryColumnarStorage.compressed": "false",
     # Arrow batches cross to Python; a batch is held in memory once on each side.
     "spark.sql.execution.arrow.pyspark.enabled": "true",
     "spark.sql.execution.arrow.maxRecordsPerBatch": "20000",
