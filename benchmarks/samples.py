@@ -1,4 +1,4 @@
-"""How fast samples are made, on one machine: `python -m benchmarks.samples` (about 20 minutes on 2 cores).
+"""How fast samples are made, on one machine: `python -m benchmarks.samples` (about 32 minutes on 2 cores).
 
 Every figure is a ratio within one run, so that machines of different speed can be compared. The last line printed is JSON:
 
