@@ -8,6 +8,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from pipelines.hashing import hashed
+from pipelines.streams import key_of
 from pipelines.timelines import last_rows
 from pipelines.vocabulary import DEFAULT
 
@@ -19,7 +20,7 @@ WITHIN = ["event_time", "row_key"]
 
 def user_key() -> Column:
     """The number that stands ahead of user_id wherever rows are sorted or joined by user."""
-    return F.xxhash64("user_id").alias("user_key")
+    return key_of("user_id").alias("user_key")
 
 
 def last_of_users(events: DataFrame, length: int, known: int) -> DataFrame:
