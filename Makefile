@@ -1,5 +1,6 @@
 # Every target builds its virtual environment by itself where it is missing.
-#   make setup | demo | demo-grocery | test | bench | bench-samples | lint      SPARK=4 runs the same on pyspark 4.0
+#   make setup | demo | demo-grocery | test | lint | bench (or one: bench-samples | bench-loss | bench-frequency |
+#   bench-consistency | bench-links LINKS=folder of Wikispeedia)      SPARK=4 runs the same on pyspark 4.0
 PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3.10 python3))
 SPARK  ?= 3
 ifeq ($(SPARK),4)
@@ -12,7 +13,8 @@ endif
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.nightjar-installed
 
-.PHONY: setup demo demo-grocery test bench bench-samples lint clean
+BENCHES := bench-samples bench-loss bench-frequency bench-consistency
+.PHONY: setup demo demo-grocery test bench $(BENCHES) bench-links lint clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -43,10 +45,13 @@ lint: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest -q
 
-bench: bench-samples
+bench: $(BENCHES)
 
-bench-samples: $(STAMP)
-	$(BIN)/python -m benchmarks.samples
+$(BENCHES): bench-%: $(STAMP)
+	$(BIN)/python -m benchmarks.$*
+
+bench-links: $(STAMP)
+	$(BIN)/python -m benchmarks.links $(LINKS)
 
 clean:
 	rm -rf warehouse warehouse-* spark-warehouse .pytest_cache .mypy_cache .ruff_cache

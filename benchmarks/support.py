@@ -17,6 +17,8 @@ WORKER_GB = 1
 LOOK_EVERY = 0.2  # seconds between two looks at memory
 STARTED = time.monotonic()
 
+PLOTS = Path(__file__).resolve().parent.parent / "docs" / "plots"
+
 
 def say(text: str) -> None:
     """A progress line with the seconds since the start."""

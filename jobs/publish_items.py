@@ -16,6 +16,7 @@ from jobs.support.release import current_uri, folder_of
 from jobs.support.runner import Context, log, main, parser
 from jobs.support.tracking import Tracker
 from model.arrays import to_arrays
+from model.checkpoint import STATE
 from model.files import checksum, resolve
 from model.index import build_index, save_index
 from pipelines.storage import code_version
@@ -108,6 +109,8 @@ def _dim(context: Context) -> int:
 
 def _copy_files(context: Context, source: str, target: str) -> None:
     for uri in context.warehouse.data_files(source):
+        if uri.endswith(f"/{STATE}"):  # Of training; serving has no use for it.
+            continue
         context.warehouse.copy(uri, f"{target}/{uri.rsplit('/', 1)[-1]}")
 
 

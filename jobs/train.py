@@ -6,7 +6,7 @@ from jobs.support.nights import alone
 from jobs.support.plots import loss_curve
 from jobs.support.runner import Context, log, main, parser
 from jobs.support.tracking import Tracker
-from model.checkpoint import PARAMETERS
+from model.checkpoint import PARAMETERS, STATE
 from model.files import checksum
 from model.launch import launch
 from model.spec import TrainingSpec
@@ -74,13 +74,15 @@ def run(context: Context, tracker: Tracker) -> None:
                 "parameters": result.parameters,
                 "steps": result.steps,
                 "rows": result.rows,
+                "rows_without_negatives": result.rows_without_negatives,
+                "temperature": result.temperature,
                 "train_seconds": result.seconds,
             }
         )
         job.figure(loss_curve(points), "loss")
     loss = result.epochs[-1].loss
     facts = {
-        "content": checksum(f"{staging}/{PARAMETERS}"),
+        "content": [checksum(f"{staging}/{name}") for name in (PARAMETERS, STATE)],
         "loss": loss,
         "steps": result.steps,
         "rows": result.rows,

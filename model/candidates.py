@@ -1,13 +1,12 @@
 """The candidate set of a step: which items each row's positive is set against.
 
 In-batch positives and easy negatives of all ranks form one shared set; hard negatives belong to their row. An item that
-enters the shared set c times is held once with count c: adding log c to its logit is the same sum, on fewer columns.
+enters the shared set c times is held once with count c: weighing it c times is the same sum, on fewer columns.
 
 Shapes: G rows of the global batch (padded), B rows of this rank, K negatives a row, U shared candidates, L history
 length, E excluded places.
 """
 
-# ruff: noqa: N815  Shape suffixes are capitals.
 from dataclasses import dataclass
 
 import torch
@@ -35,8 +34,8 @@ class Candidates:
     items_U: Tensor  # Shared candidates, sorted, no padding.
     counts_U: Tensor  # How many times each has entered, float.
     positive_B: Tensor  # Place in U of each row's positive.
-    excluded_rows_E: Tensor  # Row and place in U of a candidate that is no negative of that row:
-    excluded_places_E: Tensor  # in its history, or another positive of its user. Never the row's positive.
+    excluded_rows_E: Tensor  # Row and place in U of a candidate that is no negative of that row: in its history,
+    excluded_places_E: Tensor  # or another positive of its user. The row's own positive is not listed.
     hard_BK: Tensor  # Hard negatives, 0 elsewhere.
     rows: int  # Rows of the global batch.
     uniform: int  # Easy negatives of the global batch, by kind.
@@ -44,15 +43,20 @@ class Candidates:
     hard_excluded: int  # Hard negatives of this rank that were masked.
 
 
-def collect_candidates(batch: Rows, local: Rows, history_BL: Tensor | None) -> Candidates:
+def collect_candidates(
+    batch: Rows, local: Rows, history_BL: Tensor | None, *, positives_once: bool = False
+) -> Candidates:
     """The candidates for this rank's rows, out of the global batch (which holds the local rows too).
 
-    Raises ValueError where a local positive is padding.
+    `positives_once`: an item that is the positive of several rows enters once for all of them, so that its expected
+    entries are its chance to be among the positives: what a streaming estimate knows. Raises ValueError where a local
+    positive is padding.
     """
     if bool((local.items == PADDING).any()):
         raise ValueError(f"{int((local.items == PADDING).sum())} rows have item 0 (padding) as their positive")
     easy_GK = (batch.kinds == UNIFORM) | (batch.kinds == POPULARITY)
-    entered = torch.cat([batch.items, batch.negatives[easy_GK]])
+    positives = batch.items.unique() if positives_once else batch.items
+    entered = torch.cat([positives, batch.negatives[easy_GK]])
     items_U, counts_U = torch.unique(entered[entered != PADDING], return_counts=True)
     positive_B = torch.searchsorted(items_U, local.items)
 

@@ -3,7 +3,6 @@
 Shapes: M indices of the item vocabulary (padding and default included), N items asked for, V values a feature.
 """
 
-# ruff: noqa: N815  Shape suffixes are capitals.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -66,7 +65,11 @@ class Catalogue:
 
 @dataclass(frozen=True)
 class SamplingProbabilities:
-    """How likely one draw of each source is item j, all [M] float32. 0 where the source never draws it."""
+    """How likely one draw of each source is item j, all [M] float32. 0 where the source never draws it.
+
+    In-batch: as `read`, nothing is 0. An item that no training row has (a validation positive, say) cannot be more
+    likely than the rarest that one has; taken as 0, its logit would be raised without bound.
+    """
 
     in_batch_M: Tensor
     uniform_M: Tensor
@@ -81,6 +84,9 @@ class SamplingProbabilities:
         tensors = [torch.zeros(schema.item_id.size) for _ in names]
         for name, tensor in zip(names, tensors, strict=True):
             tensor[to_tensor(rows["item_index"])] = to_tensor(rows[name])
+        in_batch_M = tensors[0]
+        seen = in_batch_M[in_batch_M > 0]
+        in_batch_M.clamp_(min=float(seen.min()) / 2 if len(seen) else 1 / schema.item_id.size)
         return cls(*tensors)
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: a folder of parameters (safetensors) and description (JSON). No pickles."""
+"""Checkpoints: a folder of parameters and what training goes on with (safetensors), and description (JSON). No pickles."""
 
 import json
 import uuid
@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow.fs as pafs
 import torch
 from safetensors.torch import load, save
+from torch import Tensor
 
 from model.config import ModelConfig
 from model.features import DEFAULT
@@ -15,7 +16,7 @@ from model.schema import Feature, FeatureSchema
 from model.spec import TrainingResult
 from model.towers import TwoTower
 
-PARAMETERS, DESCRIPTION = "model.safetensors", "model.json"
+PARAMETERS, STATE, DESCRIPTION = "model.safetensors", "training.safetensors", "model.json"
 VERSION = 1
 
 
@@ -23,8 +24,11 @@ class WarmStartError(ValueError):
     """Last night's model does not fit tonight's architecture or features."""
 
 
-def save_checkpoint(directory: str, model: TwoTower, result: TrainingResult) -> None:
-    """Write a checkpoint so that `directory` holds all of it or is as it was; an older one there is replaced."""
+def save_checkpoint(directory: str, model: TwoTower, state: dict[str, Tensor], result: TrainingResult) -> None:
+    """Write a checkpoint so that `directory` holds all of it or is as it was; an older one there is replaced.
+
+    `state`: what the next night's training goes on with, and serving does not need.
+    """
     filesystem, path = resolve(directory)
     description = {
         "version": VERSION,
@@ -38,6 +42,7 @@ def save_checkpoint(directory: str, model: TwoTower, result: TrainingResult) -> 
     filesystem.create_dir(target, recursive=True)
     for name, content in (
         (PARAMETERS, save({key: value.contiguous() for key, value in model.state_dict().items()})),
+        (STATE, save(state)),
         (DESCRIPTION, json.dumps(description, indent=1).encode()),
     ):
         with filesystem.open_output_stream(f"{target}/{name}") as file:
@@ -67,8 +72,13 @@ def read_description(directory: str) -> dict[str, Any]:
     return description
 
 
-def warm_start(model: TwoTower, directory: str) -> float:
-    """Give a new model last night's parameters; returns last night's temperature.
+def read_state(directory: str) -> dict[str, Tensor]:
+    """What training goes on with: the tensors by name that `save_checkpoint` was given."""
+    return load(_read(directory, STATE))
+
+
+def warm_start(model: TwoTower, directory: str) -> dict[str, Any]:
+    """Give a new model last night's parameters; returns last night's description.
 
     Embedding tables may have grown: new rows start from the default one, which stood for them until now.
     Raises WarmStartError naming every other difference.
@@ -87,7 +97,7 @@ def warm_start(model: TwoTower, directory: str) -> float:
             new[: len(old)] = old
             if len(new) > len(old):
                 new[len(old) :] = old[DEFAULT]
-    return float(description["result"]["temperature"])
+    return description
 
 
 def _read(directory: str, name: str) -> bytes:

@@ -33,14 +33,54 @@ class ModelConfig(Config):
     )
 
 
+class StreamingConfig(Config):
+    """The streaming frequency estimator (Yi et al., RecSys 2019)."""
+
+    alpha: float = Field(
+        0.01, gt=0, le=1, description="Weight of the newest gap: higher follows change faster and is noisier."
+    )
+    slots: PositiveInt = Field(
+        262_144, description="Slots of each hash function; at least as many as items, or items share counts."
+    )
+    hashes: PositiveInt = Field(2, description="Hash functions; an item is miscounted only where it shares all slots.")
+    initial_gap: float | None = Field(
+        None, ge=1, description="Steps between two hits of an item never hit; default: catalogue / batch size."
+    )
+    warm_up: bool = Field(
+        True, description="The first gaps of a slot count in full: with alpha alone 100 hits still leave a third of the "
+        "initial guess."
+    )  # fmt: skip
+
+
 class LossConfig(Config):
     """The training objective."""
 
-    kind: Literal["listwise"] = Field("listwise", description="Sampled softmax: the positive against all candidates.")
+    kind: Literal["listwise", "pointwise", "hinge", "logistic"] = Field(
+        "listwise",
+        description="listwise: sampled softmax, the positive against all candidates; pointwise: binary cross entropy; "
+        "hinge, logistic: pairwise, the positive against each candidate.",
+    )
     temperature: PositiveFloat = Field(0.07, description="Divides the cosines, which span only [-1, 1] otherwise.")
     learned_temperature: bool = Field(False, description="Train the temperature too, from the value above.")
-    correction: Literal["none", "classic"] = Field(
-        "classic", description="logQ correction: without it popular items are pushed down for being sampled often."
+    correction: Literal["none", "classic", "mns", "revisited"] = Field(
+        "classic",
+        description="logQ correction: without it popular items are pushed down for being sampled often. pointwise and "
+        "pairwise: any but none weighs each shared candidate by 1 / expected count.",
+    )
+    frequencies: Literal["exact", "streaming"] = Field(
+        "exact", description="Of the in-batch positives: counted in the written samples, or estimated as batches come."
+    )
+    streaming: StreamingConfig = StreamingConfig()
+    margin: PositiveFloat = Field(1.0, description="Of hinge, in logits: cosines may differ by margin x temperature.")
+    negatives_per_positive: PositiveFloat = Field(
+        3.0, description="Of pointwise: what all negatives of a row weigh together; its positive weighs 1."
+    )
+    hard_share: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Of pointwise and pairwise: what a row's hard negatives weigh in the mean over its negatives; the "
+        "shared ones have the rest, and all of it where the row has no hard ones. listwise counts each once.",
     )
 
 
@@ -66,6 +106,9 @@ class TrainingConfig(Config):
         # 18 against 46 ms a step at 100k rows and 129 against 94 ms at 1M. They cross at about 400k.
         400_000,
         description="Embedding tables of at least so many rows get sparse gradients: SparseAdam or Adagrad.",
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="Of the towers' matrix products (autocast); logits and losses stay in float32."
     )
     gradient_clip: PositiveFloat = Field(10.0, description="Largest gradient norm; above it the step is scaled down.")
     processes: PositiveInt = Field(1, description="Training processes; each reads its share of the row groups.")

@@ -59,5 +59,6 @@ class TrainingResult(Config):
     metrics: list[StepMetrics]
     epochs: list[EpochMetrics]
     masked: dict[str, int] = Field(description="Candidates masked, by where they were: shared or hard.")
+    rows_without_negatives: int = Field(description="Rows whose candidates were all masked: their loss is 0.")
     temperature: float
     seconds: float

@@ -1,24 +1,25 @@
 """One training step up to its loss: batch -> candidates -> vectors -> loss, the same on one rank and on many.
 
-Shapes: B rows of this rank, K negatives a row, U shared candidates, H distinct hard negatives, R ranks,
-d vector length.
+Shapes: G rows of the global batch (padded), B rows of this rank, K negatives a row, U shared candidates, H distinct hard
+negatives, R ranks, d vector length.
 """
 
-# ruff: noqa: N815  Shape suffixes are capitals.
 import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from model import correction
 from model.candidates import Candidates, Rows, collect_candidates
 from model.catalogue import Catalogue, SamplingProbabilities
 from model.collectives import gather_rows, gather_vectors, rank, world_size
 from model.config import LossConfig
+from model.correction import expected_counts
 from model.data import USER
 from model.features import PADDING, Batch
-from model.losses import listwise_losses, positive_ranks, weighted_mean
+from model.frequency import FrequencyEstimator
+from model.losses import weighted_mean
+from model.objective import positive_ranks, row_losses
 from model.towers import TwoTower
 
 TEMPERATURES = (0.005, 1.0)  # Where a learned one may go: below, one candidate takes all; above, nothing is told apart.
@@ -29,23 +30,33 @@ class StepOutput(NamedTuple):
 
     loss: Tensor  # Scalar to call backward() on. DDP averages gradients, so it is R times this rank's share.
     losses_B: Tensor  # Each row's loss, detached.
-    figures: Tensor  # [5] in the order of FIGURES.
+    figures: Tensor  # In the order of FIGURES.
     candidates: Candidates
     items_Ud: Tensor  # Vectors of the shared candidates, detached.
 
 
-FIGURES = ("loss", "rows", "hits", "masked_shared", "masked_hard")
+FIGURES = ("loss", "rows", "hits", "masked_shared", "masked_hard", "rows_without_negatives")
 
 
 class RetrievalStep(nn.Module):
     """The towers with everything that their loss needs. Wrap this one in DistributedDataParallel."""
 
     def __init__(
-        self, towers: TwoTower, catalogue: Catalogue, q: SamplingProbabilities, config: LossConfig, hits_at: int = 10
+        self,
+        towers: TwoTower,
+        catalogue: Catalogue,
+        q: SamplingProbabilities,
+        config: LossConfig,
+        frequency: FrequencyEstimator | None = None,
+        hits_at: int = 10,
     ) -> None:
-        """`hits_at`: a row is a hit where its positive is among so many best shared candidates."""
+        """`frequency`: of the in-batch positives; None: the exact ones of `q`. Of one that learns, this is the owner.
+
+        `hits_at`: in eval mode, a row is a hit where its positive is among so many best shared candidates.
+        """
         super().__init__()
         self.towers, self.catalogue, self.q, self.config, self.hits_at = towers, catalogue, q, config, hits_at
+        self.frequency = frequency
         self.log_temperature = nn.Parameter(
             torch.tensor(math.log(config.temperature)), requires_grad=config.learned_temperature
         )
@@ -67,20 +78,46 @@ class RetrievalStep(nn.Module):
         if history_BL is not None:
             batch = {**batch, **self.catalogue.history_columns(history_BL, self.towers.history_features)}
         local = self._rows(batch)
-        candidates = collect_candidates(self._gather(local, capacity), local, history_BL)
+        everyone = self._gather(local, capacity)
+        candidates = collect_candidates(everyone, local, history_BL, positives_once=self.frequency is not None)
+        expected_U = self._expected(candidates, everyone.items)
         items_Ud, hard_BKd = self._embed(candidates)
         users_Bd = self.towers.user_vectors(batch)
 
-        log_q_U = correction.classic(candidates, self.q) if self.config.correction == "classic" else None
-        losses_B = listwise_losses(users_Bd, items_Ud, hard_BKd, candidates, self.temperature, log_q_U)
+        losses_B, contrasted_B = row_losses(
+            users_Bd, items_Ud, hard_BKd, candidates, expected_U, self.temperature, self.config
+        )
         loss = weighted_mean(losses_B, batch["weight"], candidates.rows)
-        with torch.no_grad():
-            hits = (positive_ranks(users_Bd, items_Ud, candidates) < self.hits_at).sum()
+        hits = 0
+        if not self.training:
+            hits = int((positive_ranks(users_Bd, items_Ud, candidates) < self.hits_at).sum())
         figures = torch.tensor(
-            [float(loss.detach()), len(losses_B), hits, len(candidates.excluded_rows_E), candidates.hard_excluded],
+            [
+                float(loss.detach()),
+                len(losses_B),
+                hits,
+                len(candidates.excluded_rows_E),
+                candidates.hard_excluded,
+                int((~contrasted_B).sum()),
+            ],
             dtype=torch.float64,
         )
         return StepOutput(loss * world_size(), losses_B.detach(), figures, candidates, items_Ud.detach())
+
+    def _expected(self, candidates: Candidates, items_G: Tensor) -> Tensor | None:
+        """[U] expected entries of each candidate; None where the loss takes no correction.
+
+        An estimator is asked before it is told of this batch: an item that is here would otherwise look the more
+        frequent for being here. All ranks tell it the same.
+        """
+        if self.config.correction == "none":
+            return None
+        if self.frequency is None:
+            return expected_counts(candidates, candidates.rows * self.q.in_batch_M[candidates.items_U], self.q)
+        expected_U = expected_counts(candidates, self.frequency.probabilities(candidates.items_U), self.q)
+        if self.training:
+            self.frequency.update(items_G)
+        return expected_U
 
     def _rows(self, batch: Batch) -> Rows:
         items = batch[self.towers.schema.item_id.column]

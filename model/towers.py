@@ -33,7 +33,8 @@ class Dssm(nn.Sequential):
         super().__init__(*layers, nn.Linear(inputs, config.dim))
 
     def forward(self, inputs_BI: Tensor) -> Tensor:  # noqa: D102
-        return F.normalize(super().forward(inputs_BI), dim=1)
+        # In float32 under autocast too: components of bfloat16 would leave a length of 1 only to a percent.
+        return F.normalize(super().forward(inputs_BI).to(torch.float32), dim=1)
 
 
 class TwoTower(nn.Module):

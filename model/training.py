@@ -7,6 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +16,14 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from model.catalogue import Catalogue, SamplingProbabilities
-from model.checkpoint import save_checkpoint, warm_start
+from model.checkpoint import WarmStartError, read_state, save_checkpoint, warm_start
 from model.collectives import rank, sum_over_ranks, world_size
-from model.data import Samples, sample_columns
+from model.data import USER, Samples, sample_columns
+from model.features import Batch
+from model.frequency import FrequencyEstimator
 from model.metrics import Recorder
 from model.optimisation import build_optimizers, clip_gradients
+from model.schema import FeatureSchema
 from model.seeds import derive_seed
 from model.spec import EpochMetrics, TrainingResult, TrainingSpec
 from model.step import FIGURES, RetrievalStep, StepOutput
@@ -50,11 +54,12 @@ def train(spec: TrainingSpec) -> TrainingResult:
             metrics=recorder.points,
             epochs=epochs,
             masked={"shared": round(recorder.total("masked_shared")), "hard": round(recorder.total("masked_hard"))},
+            rows_without_negatives=round(recorder.total("rows_without_negatives")),
             temperature=float(torch.as_tensor(step.temperature).detach()),
             seconds=time.perf_counter() - started,
         )
         if rank() == 0:
-            save_checkpoint(spec.output, step.towers, result)
+            save_checkpoint(spec.output, step.towers, _state_of(step), result)
         return result
 
 
@@ -62,21 +67,64 @@ def build_step(spec: TrainingSpec) -> RetrievalStep:
     """The model to train, from nothing or from last night's, with the tables that its loss reads."""
     torch.manual_seed(derive_seed(spec.seed, "parameters"))
     towers = TwoTower(spec.features, spec.model, spec.training.embedding_rows_sparse)
-    temperature = warm_start(towers, spec.warm_start) if spec.warm_start else None
+    before = warm_start(towers, spec.warm_start) if spec.warm_start else None
     if spec.loss.correction == "none" and not spec.item_stats:
         q = SamplingProbabilities(*(torch.zeros(spec.features.item_id.size) for _ in range(3)))
     else:
         q = SamplingProbabilities.read(spec.features, spec.item_stats)
-    step = RetrievalStep(towers, Catalogue.read(spec.features, spec.item_features), q, spec.loss)
-    if temperature and spec.loss.learned_temperature:
-        step.log_temperature.data.fill_(math.log(temperature))
+    catalogue = Catalogue.read(spec.features, spec.item_features)
+    step = RetrievalStep(towers, catalogue, q, spec.loss, _frequency(spec, before))
+    if before and spec.loss.learned_temperature:
+        step.log_temperature.data.fill_(math.log(before["result"]["temperature"]))
     return step
+
+
+FREQUENCY = "frequency."  # Prefix of the estimator's arrays in the state of a checkpoint.
+
+
+def _frequency(spec: TrainingSpec, before: dict[str, Any] | None) -> FrequencyEstimator | None:
+    """The estimator of in-batch frequencies, going on from last night's where there is one; None: exact ones are used.
+
+    Raises WarmStartError where last night's arrays do not fit.
+    """
+    if spec.loss.correction == "none" or spec.loss.frequencies == "exact":
+        return None
+    items, rows = spec.features.item_id.size, spec.training.batch_size
+    frequency = FrequencyEstimator(spec.loss.streaming, items / rows, rows)
+    if before is None or spec.warm_start is None:
+        return frequency
+    state = {
+        name.removeprefix(FREQUENCY): values
+        for name, values in read_state(spec.warm_start).items()
+        if name.startswith(FREQUENCY)
+    }
+    if not state:
+        log.info("%s has no estimated frequencies: they are learned from here on", spec.warm_start)
+        return frequency
+    try:
+        frequency.resume(state, rows)
+    except ValueError as error:
+        raise WarmStartError(
+            f"cannot continue from {spec.warm_start}: {error}. Set the config back, or train a new model from the past "
+            "days with --bootstrap-days"
+        ) from None
+    known = FeatureSchema.model_validate(before["schema"]).item_id.size
+    frequency.introduce(torch.arange(known, items))
+    return frequency
+
+
+def _state_of(step: RetrievalStep) -> dict[str, Tensor]:
+    """What the next night goes on with, beside the parameters."""
+    if step.frequency is None:
+        return {}
+    return {f"{FREQUENCY}{name}": values for name, values in step.frequency.state_dict().items()}
 
 
 def _fit(step: RetrievalStep, samples: Samples, spec: TrainingSpec, recorder: Recorder) -> list[EpochMetrics]:
     # DDP averages gradients over ranks; the step has multiplied its loss by their number, so it is the whole's.
     module: nn.Module = DistributedDataParallel(step, broadcast_buffers=False) if world_size() > 1 else step
     optimizers = build_optimizers(step, spec.training)
+    half = torch.autocast("cpu", torch.bfloat16, enabled=spec.training.precision == "bfloat16")
     bar = tqdm(
         total=samples.plan.steps * spec.epochs, unit="step", disable=None if spec.progress and rank() == 0 else True
     )
@@ -87,14 +135,17 @@ def _fit(step: RetrievalStep, samples: Samples, spec: TrainingSpec, recorder: Re
         step.train()
         with samples.epoch(epoch) as batches:
             for waited, batch in _timed(batches):
-                output: StepOutput = module(batch, samples.plan.capacity)
+                with half:
+                    output: StepOutput = module(batch, samples.plan.capacity)
                 figures = sum_over_ranks(output.figures)
                 if not math.isfinite(float(figures[FIGURES.index("loss")])):
-                    raise DegenerateLossError(_describe(output, batch[spec.features.item_id.column], recorder.step + 1))
+                    raise DegenerateLossError(_describe(output, batch, spec.features, recorder.step + 1))
                 for optimizer in optimizers:
                     optimizer.zero_grad()
                 output.loss.backward()
                 norm = clip_gradients(step.parameters(), spec.training.gradient_clip)
+                if not math.isfinite(norm):
+                    raise DegenerateLossError(_describe(output, batch, spec.features, recorder.step + 1, norm))
                 for optimizer in optimizers:
                     optimizer.step()
                 recorder.add(figures, norm, waited, _learning_rate(optimizers))
@@ -154,7 +205,9 @@ def _learning_rate(optimizers: list[Optimizer]) -> float:
     return float(optimizers[0].param_groups[0]["lr"])
 
 
-def _describe(output: StepOutput, items_B: Tensor, step: int) -> str:
+def _describe(
+    output: StepOutput, batch: Batch, features: FeatureSchema, step: int, gradient_norm: float | None = None
+) -> str:
     """Where a loss went wrong: the candidates whose vectors are not finite, or else the rows."""
     where = f"Degenerate loss in step {step}: "
     broken = output.candidates.items_U[~output.items_Ud.isfinite().all(1)]
@@ -163,10 +216,21 @@ def _describe(output: StepOutput, items_B: Tensor, step: int) -> str:
             f"{where}the vectors of {len(broken)} of {len(output.items_Ud)} candidates are not finite, for instance of "
             f"items {broken[:5].tolist()}: look at their item_features, then at the learning rate"
         )
+    users_B, items_B = batch[USER], batch[features.item_id.column]
     rows = ~output.losses_B.isfinite()
+    if not bool(rows.any()) and gradient_norm is not None:
+        return (
+            f"{where}every loss is finite, but the norm of the gradient is {gradient_norm}. The batch has (user_index, "
+            f"item_index) {_pairs(users_B, items_B)}: look at the learning rate, then at training.precision"
+        )
     if not bool(rows.any()):
         return f"{where}rows of another process have a loss that is not finite; its message names them"
     return (
-        f"{where}{int(rows.sum())} of {len(rows)} rows have a loss that is not finite, for instance those with items "
-        f"{items_B[rows][:5].tolist()}: look at their user features and weights, then at the learning rate"
+        f"{where}{int(rows.sum())} of {len(rows)} rows have a loss that is not finite, for instance those with "
+        f"(user_index, item_index) {_pairs(users_B[rows], items_B[rows])}: look at their user features and weights in "
+        "samples, then at the learning rate"
     )
+
+
+def _pairs(users_B: Tensor, items_B: Tensor) -> str:
+    return ", ".join(f"({user}, {item})" for user, item in zip(users_B[:5].tolist(), items_B[:5].tolist(), strict=True))

@@ -149,8 +149,8 @@ class Lists:
     """Candidate lists end to end: a row's list is items[start:stop]."""
 
     items: Ints
-    start_N: Ints  # noqa: N815  shape suffixes are capitals
-    stop_N: Ints  # noqa: N815
+    start_N: Ints
+    stop_N: Ints
 
 
 def draw_easy(

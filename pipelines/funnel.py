@@ -108,9 +108,9 @@ def _starts(rows: Ints) -> Ints:
 class Candidates:
     """The hard candidates of some users, by kind: lists end to end, in the order of user, day and request."""
 
-    group_S: Ints  # [S] the user of each request, ascending  # noqa: N815
-    day_S: Ints  # [S] ascending within a user  # noqa: N815
-    request_S: Ints  # [S]  # noqa: N815
+    group_S: Ints  # [S] the user of each request, ascending
+    day_S: Ints  # [S] ascending within a user
+    request_S: Ints  # [S]
     items: dict[int, Ints]  # kind -> items
     starts: dict[int, Ints]  # kind -> [S + 1] where each request's list begins
 

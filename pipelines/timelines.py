@@ -20,9 +20,9 @@ Indices = npt.NDArray[np.int32]
 class Entries:
     """What users did: E entries end to end, by user (numbered from 0) and time."""
 
-    group_E: Ints  # noqa: N815  shape suffixes are capitals
-    time_E: Ints  # microseconds  # noqa: N815
-    item_E: Ints  # noqa: N815
+    group_E: Ints
+    time_E: Ints  # microseconds
+    item_E: Ints
 
     def then(self, later: "Entries") -> tuple["Entries", Ints]:
         """These and `later` ones, for each user in this order; and the places of the later ones in the whole."""

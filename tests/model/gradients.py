@@ -1,8 +1,9 @@
-"""One backward pass over a spec, gradients written by rank 0: `python -m tests.model.gradients SPEC.json OUT.pt`."""
+"""One backward pass over each spec, written by rank 0: `python -m tests.model.gradients OUT.pt SPEC.json ...`."""
 
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pyarrow  # noqa: F401
 import torch
@@ -15,24 +16,36 @@ from model.spec import TrainingSpec
 from model.training import build_step
 
 
-def main(spec_file: str, out: str) -> None:
-    spec = TrainingSpec.model_validate_json(Path(spec_file).read_text())
+def main(out: str, *spec_files: str) -> None:
     if "RANK" in os.environ:
         dist.init_process_group("gloo")
+    results = [one_pass(TrainingSpec.model_validate_json(Path(file).read_text())) for file in spec_files]
+    if rank() == 0:
+        torch.save(results, out)
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def one_pass(spec: TrainingSpec) -> dict[str, Any]:
+    """Two forward passes (the second finds what a streaming estimator has learned from the first), one backward."""
     step = build_step(spec)
     module = DistributedDataParallel(step) if world_size() > 1 else step
     samples = Samples(spec.train, sample_columns(spec.features), spec.training, spec.seed, rank(), world_size())
     with samples.epoch(0) as batches:
-        output = module(next(batches), samples.plan.capacity)
+        batch = next(batches)
+    with torch.no_grad():
+        module(batch, samples.plan.capacity)
+    output = module(batch, samples.plan.capacity)
     output.loss.backward()
     figures = sum_over_ranks(output.figures)
-    if rank() == 0:
-        gradients = {
-            name: parameter.grad.to_dense() for name, parameter in step.named_parameters() if parameter.grad is not None
-        }
-        torch.save({"loss": figures[0], "rows": figures[1], "gradients": gradients}, out)
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    gradients = {
+        name: parameter.grad.to_dense() for name, parameter in step.named_parameters() if parameter.grad is not None
+    }
+    state = step.frequency.state_dict() if step.frequency else {}
+    if world_size() > 1:
+        for name, values in state.items():
+            assert torch.equal(sum_over_ranks(values), world_size() * values), f"{name} differs between ranks"
+    return {"figures": figures, "gradients": gradients, "frequency": state}
 
 
 if __name__ == "__main__":

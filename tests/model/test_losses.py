@@ -1,21 +1,28 @@
-"""The listwise loss against a float64 oracle that lists every candidate, and what must hold whatever the numbers."""
+"""Every loss, correction and mask against a float64 oracle that lists every candidate, and what holds whatever the numbers."""
 
+import itertools
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from model import correction
+from model import losses
 from model.candidates import COARSE, FINE, POPULARITY, UNIFORM, Candidates, Rows, collect_candidates
 from model.catalogue import SamplingProbabilities
-from model.losses import MASKED, exclude, listwise_losses, positive_ranks, weighted_mean
+from model.config import LossConfig
+from model.correction import OtherDraws, expected_counts, logit_offsets, other_draws
+from model.losses import MASKED, Logits
+from model.objective import logits_of, mask_, positive_ranks, row_losses
 
 ROWS, K, LENGTH, ITEMS, DIM = 12, 5, 4, 20, 6
 SEEDS = range(5)
+KINDS = ("listwise", "pointwise", "hinge", "logistic")
+CORRECTIONS = ("none", "classic", "mns", "revisited")
+Case = dict[str, Any]
 
 
-def make(seed: int) -> dict[str, Any]:
+def make(seed: int) -> Case:
     """A random batch in which everything happens: repeats, history hits, unknown users, padding."""
     draw = np.random.default_rng(seed)
     items = draw.integers(2, ITEMS, ROWS)
@@ -28,149 +35,350 @@ def make(seed: int) -> dict[str, Any]:
     return {
         "users": draw.integers(1, 6, ROWS), "items": items, "history": history, "kinds": kinds, "negatives": negatives,
         "user_vectors": unit[ITEMS:], "item_vectors": unit[:ITEMS], "q": q / q.sum(1, keepdims=True),
-        "weights": draw.random(ROWS) * 2,
+        "chance": draw.random(ITEMS) * 0.9 + 0.1, "weights": draw.random(ROWS) * 2,
     }  # fmt: skip
 
 
-def rows_of(case: dict[str, Any]) -> Rows:
+def rows_of(case: Case) -> Rows:
     return Rows(*(torch.from_numpy(case[name]) for name in ("users", "items", "negatives", "kinds")))
 
 
-def losses(case: dict[str, Any], temperature: float, corrected: bool) -> tuple[torch.Tensor, Candidates]:
+def candidates_of(case: Case, once: bool = False) -> Candidates:
     rows = rows_of(case)
-    candidates = collect_candidates(rows, rows, torch.from_numpy(case["history"]))
-    vectors = torch.from_numpy(case["item_vectors"]).float()
-    q = SamplingProbabilities(*torch.from_numpy(case["q"]).float())
-    log_q_U = correction.classic(candidates, q) if corrected else None
-    users_Bd = torch.from_numpy(case["user_vectors"]).float()
-    result = listwise_losses(
-        users_Bd, vectors[candidates.items_U], vectors[candidates.hard_BK], candidates, temperature, log_q_U
-    )
-    return result, candidates
+    return collect_candidates(rows, rows, torch.from_numpy(case["history"]), positives_once=once)
 
 
-def oracle(case: dict[str, Any], temperature: float, corrected: bool) -> np.ndarray:
-    """Row by row, candidate by candidate, repeats and all."""
+def expected_of(case: Case, candidates: Candidates, once: bool = False) -> torch.Tensor:
+    q = SamplingProbabilities(*torch.from_numpy(case["q"]))
+    exact_U = ROWS * q.in_batch_M[candidates.items_U]
+    return expected_counts(candidates, torch.from_numpy(case["chance"])[candidates.items_U] if once else exact_U, q)
+
+
+def found(case: Case, config: LossConfig, dtype: torch.dtype = torch.float64, once: bool = False) -> torch.Tensor:
+    candidates = candidates_of(case, once)
+    items_Md = torch.from_numpy(case["item_vectors"]).to(dtype)
+    expected_U = None if config.correction == "none" else expected_of(case, candidates, once)
+    return row_losses(
+        torch.from_numpy(case["user_vectors"]).to(dtype), items_Md[candidates.items_U], items_Md[candidates.hard_BK],
+        candidates, expected_U, config.temperature, config,
+    ).losses_B  # fmt: skip
+
+
+def oracle(case: Case, config: LossConfig, once: bool = False) -> np.ndarray:
+    """Row by row and candidate by candidate, each as often as it has entered, straight from the formulas."""
     easy = (case["kinds"] == UNIFORM) | (case["kinds"] == POPULARITY)
-    pool = [*case["items"], *case["negatives"][easy]]
-    expected = (
-        ROWS * case["q"][0]
-        + (case["kinds"] == UNIFORM).sum() * case["q"][1]
-        + (case["kinds"] == POPULARITY).sum() * case["q"][2]
-    )
+    positives = sorted(set(case["items"])) if once else list(case["items"])
+    entered = [*positives, *case["negatives"][easy]]
+    uniform, popularity = (case["kinds"] == UNIFORM).sum(), (case["kinds"] == POPULARITY).sum()
+    in_batch = case["chance"] if once else ROWS * case["q"][0]
+    expected = in_batch + uniform * case["q"][1] + popularity * case["q"][2]
     result = []
     for row in range(ROWS):
         user, positive = case["users"][row], case["items"][row]
         banned = {positive, *case["history"][row]}
         if user > 1:
             banned |= set(case["items"][case["users"] == user])
-
-        def logit(item: int, correct: bool, row: int = row) -> float:
-            score = case["user_vectors"][row] @ case["item_vectors"][item] / temperature
-            return score - np.log(expected[item]) if correct else score
-
-        terms = [logit(positive, corrected)]
-        terms += [logit(item, corrected) for item in pool if item not in banned]
-        hard = case["negatives"][row][(case["kinds"][row] == COARSE) | (case["kinds"][row] == FINE)]
-        terms += [logit(item, False) for item in hard if item != positive and item not in case["history"][row]]
-        result.append(np.logaddexp.reduce(terms) - terms[0])
+        score = case["item_vectors"] @ case["user_vectors"][row] / config.temperature
+        shared = [item for item in entered if item not in banned]
+        own = case["negatives"][row][(case["kinds"][row] == COARSE) | (case["kinds"][row] == FINE)]
+        hard = [item for item in own if item != positive and item not in case["history"][row]]
+        if not shared and not hard:
+            result.append(0.0)
+        elif config.kind == "listwise":
+            result.append(softmax_loss(config.correction, score, positive, shared, hard, entered, expected))
+        else:
+            result.append(mean_loss(config, score, positive, shared, hard, expected))
     return np.array(result)
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("corrected", [False, True])
-@pytest.mark.parametrize("temperature", [1.0, 0.07])
-def test_equals_the_oracle(seed: int, corrected: bool, temperature: float) -> None:
-    case = make(seed)
-    found, _ = losses(case, temperature, corrected)
-    np.testing.assert_allclose(found, oracle(case, temperature, corrected), rtol=2e-5, atol=2e-5)
+def softmax_loss(
+    correction: str, score: np.ndarray, p: int, shared: list[int], hard: list[int], entered: list[int], expected: np.ndarray
+) -> float:  # fmt: skip
+    if correction == "revisited":
+        n = sum(item != p for item in entered)
+        q = {d: expected[d] / (len(entered) - expected[p]) for d in shared}
+        partition = np.exp(score[p]) + sum(np.exp(score[d]) / q[d] / n for d in shared) + np.exp(score[hard]).sum()
+        denominator = sum(np.exp(score[d]) / q[d] for d in shared) + n * np.exp(score[hard]).sum()
+        return -(1 - np.exp(score[p]) / partition) * np.log(np.exp(score[p]) / denominator)
+    weight = {d: 1.0 if correction == "none" else 1 / expected[d] for d in {p, *shared}}
+    numerator = np.exp(score[p]) * (weight[p] if correction == "classic" else 1.0)
+    denominator = numerator + sum(weight[d] * np.exp(score[d]) for d in shared) + np.exp(score[hard]).sum()
+    return -np.log(numerator / denominator)
 
 
-def test_a_case_by_hand() -> None:
-    """Two rows, scores 1 and 0, one uniform negative each, tau 1, all expected counts 2 x 1/4 + 2 x 1/4 = 1."""
+def mean_loss(
+    config: LossConfig, score: np.ndarray, p: int, shared: list[int], hard: list[int], expected: np.ndarray
+) -> float:
+    def penalty(d: int) -> float:
+        if config.kind == "pointwise":
+            return -np.log(1 - 1 / (1 + np.exp(-score[d])))
+        if config.kind == "hinge":
+            return max(0.0, score[d] + config.margin - score[p])
+        return np.log(1 + np.exp(score[d] - score[p]))
+
+    parts = []
+    if shared:
+        weights = [1.0 if config.correction == "none" else 1 / expected[d] for d in shared]
+        parts.append((1 - config.hard_share, np.average([penalty(d) for d in shared], weights=weights)))
+    if hard:
+        parts.append((config.hard_share, np.mean([penalty(d) for d in hard])))
+    mean = sum(share * value for share, value in parts) / sum(share for share, _ in parts)
+    if config.kind == "pointwise":
+        return -np.log(1 / (1 + np.exp(-score[p]))) + config.negatives_per_positive * mean
+    return mean
+
+
+@pytest.mark.parametrize("once", [False, True])
+@pytest.mark.parametrize(("kind", "correction"), itertools.product(KINDS, CORRECTIONS))
+def test_equals_the_oracle(kind: Any, correction: Any, once: bool) -> None:
+    for seed, temperature in itertools.product(SEEDS, (1.0, 0.2)):
+        case = make(seed)
+        config = LossConfig(kind=kind, correction=correction, temperature=temperature, hard_share=0.3, margin=0.7)
+        expected = oracle(case, config, once)
+        assert len(set(expected.round(6))) > ROWS / 2
+        np.testing.assert_allclose(found(case, config, once=once), expected, rtol=1e-6)
+        np.testing.assert_allclose(found(case, config, torch.float32, once), expected, rtol=1e-4, atol=1e-5)
+
+
+def two_rows() -> tuple[Candidates, SamplingProbabilities]:
+    """Items 2 and 3 are the positives, 4 and 4 uniform negatives; each of four items is drawn with chance 1/4."""
     rows = Rows(torch.tensor([2, 3]), torch.tensor([2, 3]), torch.tensor([[4], [4]]), torch.tensor([[1], [1]]))
-    candidates = collect_candidates(rows, rows, None)
+    quarter = torch.full((6,), 0.25)
+    return collect_candidates(rows, rows, None), SamplingProbabilities(quarter, quarter, quarter)
+
+
+def hand_made() -> Logits:
+    """Scores 1 for the positive, 0 for the other shared candidates, and a hard negative of 1 in the first row."""
+    return Logits(torch.ones(2), torch.tensor([[MASKED, 0, 0], [0, MASKED, 0]]), torch.tensor([[1.0], [MASKED]]))
+
+
+def test_expected_counts_by_hand() -> None:
+    candidates, q = two_rows()
     assert candidates.items_U.tolist() == [2, 3, 4]
     assert candidates.counts_U.tolist() == [1, 1, 2]
-    quarter = torch.full((6,), 0.25)
-    log_q_U = correction.classic(candidates, SamplingProbabilities(quarter, quarter, quarter))
-    assert log_q_U.tolist() == [0, 0, 0]
-    axes = torch.eye(3)
-    found = listwise_losses(axes[:2], axes, torch.zeros(2, 1, 3), candidates, 1.0, log_q_U)
-    # exp(1) for the positive, 1 for the other row's, 1 twice for item 4 that entered twice.
-    np.testing.assert_allclose(found, np.log((np.e + 3) / np.e), rtol=1e-6)
-    np.testing.assert_allclose(
-        weighted_mean(found, torch.tensor([1.0, 3.0]), 2), 2 * np.log((np.e + 3) / np.e), rtol=1e-6
-    )
+    expected_U = expected_counts(candidates, 2 * q.in_batch_M[candidates.items_U], q)
+    assert expected_U.tolist() == [1, 1, 1]  # 2 x 1/4 as positives, 2 x 1/4 as uniform negatives
+    assert [draws.tolist() for draws in other_draws(candidates, expected_U)] == [[3, 3], [3, 3]]
+    double = 2 * expected_U
+    for correction, positive in (("none", 0.0), ("classic", -np.log(2)), ("mns", 0.0), ("revisited", 0.0)):
+        offsets = logit_offsets(correction, candidates, None if correction == "none" else double)
+        shift = 0.0 if correction == "none" else np.log(2)
+        np.testing.assert_allclose(offsets.shared_U, [-shift, -shift, np.log(2) - shift], atol=1e-6)
+        np.testing.assert_allclose(offsets.positive_B, [positive] * 2, rtol=1e-6)
 
 
-def test_an_in_batch_expected_count_is_batch_size_times_q() -> None:
-    rows = Rows(torch.tensor([2, 3]), torch.tensor([2, 3]), torch.zeros(2, 1).long(), torch.zeros(2, 1).long())
-    candidates = collect_candidates(rows, rows, None)
-    q = torch.tensor([0, 0, 0.75, 0.25])
-    np.testing.assert_allclose(correction.expected_counts(candidates, SamplingProbabilities(q, q, q)), [1.5, 0.5])
+def test_listwise_by_hand() -> None:
+    # Row 0: e for the positive, 1 and 1 shared, e hard. Row 1: e, 1 and 1.
+    np.testing.assert_allclose(losses.listwise(hand_made()), [np.log(2 + 2 / np.e), np.log(1 + 2 / np.e)], rtol=1e-6)
+
+
+def test_revisited_by_hand() -> None:
+    """Two draws that are no positive, two expected: q' = expected / 2, f - log q' = log 2 for each."""
+    two = torch.tensor([2.0, 2.0])
+    found = losses.listwise_revisited(hand_made(), OtherDraws(two, two))
+    denominator = np.array([4 + 2 * np.e, 4])
+    weight = 1 - np.e / (np.e + denominator / 2)
+    np.testing.assert_allclose(found, weight * (np.log(denominator) - 1), rtol=1e-6)
+
+
+def test_pointwise_by_hand() -> None:
+    # Row 0: half of log 2 and half of log(1 + e); row 1: log 2 alone; three times.
+    positive, even = np.log(1 + np.exp(-1)), np.log(2)
+    mean = np.array([(even + np.log(1 + np.e)) / 2, even])
+    found = losses.pointwise(hand_made(), torch.tensor([1.0, 1.0, 2.0]), negatives=3, hard_share=0.5)
+    np.testing.assert_allclose(found, positive + 3 * mean, rtol=1e-6)
+
+
+def test_pairwise_by_hand() -> None:
+    weights_U = torch.tensor([1.0, 1.0, 2.0])
+    # The shared ones are 1 below, the hard one is level: a margin of 1.5 is missed by 0.5 and by 1.5.
+    np.testing.assert_allclose(losses.pairwise_hinge(hand_made(), weights_U, 1.5, 0.5), [1.0, 0.5])
+    below, level = np.log(1 + np.exp(-1)), np.log(2)
+    found = losses.pairwise_logistic(hand_made(), weights_U, 0.25)
+    np.testing.assert_allclose(found, [0.75 * below + 0.25 * level, below], rtol=1e-6)
+
+
+def test_rewards_by_hand() -> None:
+    assert losses.weighted_mean(torch.tensor([2.0, 3.0]), torch.tensor([1.0, 0.5]), rows=4) == 3.5 / 4
+
+
+@pytest.mark.parametrize(("kind", "correction"), [*itertools.product(KINDS, ("none", "mns")), ("listwise", "classic")])
+def test_gradients(kind: Any, correction: Any) -> None:
+    """gradcheck of users, items, hard negatives and the temperature. (revisited stops a gradient: see the next test.)"""
+    case = make(1)
+    candidates = candidates_of(case)
+    expected_U = None if correction == "none" else expected_of(case, candidates)
+    config = LossConfig(kind=kind, correction=correction, margin=0.3)
+    items_Md = torch.from_numpy(case["item_vectors"])
+    inputs = [
+        torch.from_numpy(case["user_vectors"]),
+        items_Md[candidates.items_U],
+        items_Md[candidates.hard_BK],
+        torch.tensor(0.5, dtype=torch.float64),
+    ]
+
+    def losses_of(
+        users: torch.Tensor, items: torch.Tensor, hard: torch.Tensor, temperature: torch.Tensor
+    ) -> torch.Tensor:
+        return row_losses(users, items, hard, candidates, expected_U, temperature, config).losses_B
+
+    assert torch.autograd.gradcheck(losses_of, [tensor.requires_grad_() for tensor in inputs])
+
+
+def test_the_gradient_of_revisited_is_that_of_its_log_times_a_constant() -> None:
+    case = make(2)
+    candidates = candidates_of(case)
+    users_Bd = torch.from_numpy(case["user_vectors"]).requires_grad_()
+    items_Md = torch.from_numpy(case["item_vectors"])
+    expected_U = expected_of(case, candidates)
+    offsets, draws = logit_offsets("revisited", candidates, expected_U), other_draws(candidates, expected_U)
+
+    def logits() -> Logits:
+        return logits_of(
+            users_Bd / 0.3, items_Md[candidates.items_U], items_Md[candidates.hard_BK], candidates, offsets
+        )
+
+    given = logits()
+    n_B = draws.actual_B
+    others_B = given.shared_BU.exp().sum(1) * draws.expected_B + n_B * given.hard_BK.exp().sum(1)
+    log_ratio_B = others_B.log() - given.positive_B
+    weight_B = (1 / (1 + n_B * given.positive_B.exp() / others_B)).detach()
+    (wanted,) = torch.autograd.grad((weight_B * log_ratio_B).sum(), users_Bd)
+    (gradient,) = torch.autograd.grad(losses.listwise_revisited(logits(), draws).sum(), users_Bd)
+    torch.testing.assert_close(gradient, wanted)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_the_positive_is_never_masked(seed: int) -> None:
+def test_the_positive_is_never_masked_and_what_is_known_always_is(seed: int) -> None:
     case = make(seed)
     case["history"][:, 0] = case["items"]  # Even where a history holds it.
-    _, candidates = losses(case, 0.07, True)
-    kept = exclude(torch.zeros(ROWS, len(candidates.items_U)), candidates)
-    assert (kept.gather(1, candidates.positive_B[:, None]) == 0).all()
+    candidates = candidates_of(case)
     assert (candidates.items_U[candidates.positive_B] == torch.from_numpy(case["items"])).all()
-    known = [set(row) - {case["items"][place], 0} for place, row in enumerate(case["history"])]
-    for row, items in enumerate(known):
-        places = [place for place, item in enumerate(candidates.items_U.tolist()) if item in items]
-        assert (kept[row, places] == MASKED).all()
+    logits_BU = torch.zeros(ROWS, len(candidates.items_U))
+    mask_(logits_BU, candidates)
+    items_Md = torch.from_numpy(case["item_vectors"])
+    logits = logits_of(
+        torch.from_numpy(case["user_vectors"]),
+        items_Md[candidates.items_U],
+        items_Md[candidates.hard_BK],
+        candidates,
+        None,
+    )
+    positive = (case["user_vectors"] * case["item_vectors"][case["items"]]).sum(1)
+    np.testing.assert_allclose(logits.positive_B, positive)
+    for row in range(ROWS):
+        known = {case["items"][row], *case["history"][row]}
+        if case["users"][row] > 1:
+            known |= set(case["items"][case["users"] == case["users"][row]])
+        masked = {item for item, value in zip(candidates.items_U.tolist(), logits_BU[row]) if value == MASKED}
+        assert masked == known & set(candidates.items_U.tolist()), "nothing less and nothing more"
+        there = candidates.hard_BK[row][logits.hard_BK[row] > MASKED].tolist()
+        assert not {case["items"][row], *case["history"][row]} & set(there)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_the_order_of_negatives_and_rows_changes_nothing(seed: int) -> None:
+@pytest.mark.parametrize(("kind", "correction"), itertools.product(KINDS, ("none", "revisited")))
+def test_the_order_of_candidates_and_rows_changes_nothing(seed: int, kind: Any, correction: Any) -> None:
     case, draw = make(seed), np.random.default_rng(100 + seed)
-    found, _ = losses(case, 0.07, True)
+    config = LossConfig(kind=kind, correction=correction)
+    before = found(case, config)
     columns, order = draw.permutation(K), draw.permutation(ROWS)
     shuffled = {**case, "negatives": case["negatives"][:, columns], "kinds": case["kinds"][:, columns]}
-    np.testing.assert_allclose(losses(shuffled, 0.07, True)[0], found, rtol=1e-5)
+    np.testing.assert_allclose(found(shuffled, config), before, rtol=1e-9)
     for name in ("users", "items", "history", "kinds", "negatives", "user_vectors"):
         shuffled[name] = shuffled[name][order]
-    np.testing.assert_allclose(losses(shuffled, 0.07, True)[0], found[torch.from_numpy(order)], rtol=1e-5)
+    np.testing.assert_allclose(found(shuffled, config), before[torch.from_numpy(order)], rtol=1e-9)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_a_temperature_of_one_hundredth_stays_finite_with_finite_gradients(seed: int) -> None:
+def test_the_scale_of_exact_counts_cancels_in_classic_and_not_in_mns(seed: int) -> None:
+    """Without hard negatives, whose weight is an absolute one."""
     case = make(seed)
-    case["item_vectors"][case["items"]] = -case["user_vectors"]  # The worst: every positive opposite to its user.
-    users_Bd = torch.from_numpy(case["user_vectors"]).float().requires_grad_()
-    rows = rows_of(case)
-    candidates = collect_candidates(rows, rows, torch.from_numpy(case["history"]))
-    vectors = torch.from_numpy(case["item_vectors"]).float().requires_grad_()
-    found = listwise_losses(users_Bd, vectors[candidates.items_U], vectors[candidates.hard_BK], candidates, 0.01, None)
-    found.sum().backward()
-    assert found.isfinite().all()
+    case["kinds"] = np.where(case["kinds"] > POPULARITY, UNIFORM, case["kinds"])
+    candidates = candidates_of(case)
+    items_Md, users_Bd = torch.from_numpy(case["item_vectors"]), torch.from_numpy(case["user_vectors"])
+    expected_U = expected_of(case, candidates)
+
+    def scaled(correction: Any, scale: float) -> torch.Tensor:
+        config = LossConfig(correction=correction)
+        hard_BKd = items_Md[candidates.hard_BK]
+        items_Ud = items_Md[candidates.items_U]
+        return row_losses(users_Bd, items_Ud, hard_BKd, candidates, scale * expected_U, 0.07, config).losses_B
+
+    torch.testing.assert_close(scaled("classic", 7.0), scaled("classic", 1.0), rtol=1e-9, atol=1e-12)
+    assert (scaled("mns", 7.0) - scaled("mns", 1.0)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(("kind", "correction"), itertools.product(KINDS, CORRECTIONS))
+def test_a_row_without_negatives_contributes_nothing_and_is_counted(kind: Any, correction: Any) -> None:
+    """Three rows of one user, whose positives are all there is, and a stranger."""
+    users, items = torch.tensor([7, 7, 7, 8]), torch.tensor([2, 3, 2, 4])
+    rows = Rows(users, items, torch.zeros(4, 1).long(), torch.zeros(4, 1).long())
+    history_BL = torch.tensor([[4], [4], [4], [0]])
+    candidates = collect_candidates(rows, rows, history_BL)
+    draw = torch.Generator().manual_seed(0)
+    users_Bd, items_Ud = torch.randn(4, DIM, generator=draw), torch.randn(3, DIM, generator=draw)
+    users_Bd.requires_grad_()
+    expected_U = None if correction == "none" else torch.ones(3)
+    config = LossConfig(kind=kind, correction=correction)
+    losses_B, contrasted_B = row_losses(
+        users_Bd, items_Ud, torch.zeros(4, 1, DIM), candidates, expected_U, 0.07, config
+    )
+    assert contrasted_B.tolist() == [False, False, False, True]
+    assert losses_B[:3].tolist() == [0, 0, 0]
+    assert losses_B[3] != 0
+    losses_B.sum().backward()
     assert users_Bd.grad is not None
+    assert (users_Bd.grad[:3] == 0).all()
     assert users_Bd.grad.isfinite().all()
-    assert vectors.grad is not None
-    assert vectors.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_masked_candidates_get_no_gradient(seed: int) -> None:
-    case = make(seed)
-    rows = rows_of(case)
-    candidates = collect_candidates(rows, rows, torch.from_numpy(case["history"]))
-    vectors = torch.from_numpy(case["item_vectors"]).float().requires_grad_()
-    users_Bd = torch.from_numpy(case["user_vectors"]).float()
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize(("kind", "correction"), itertools.product(KINDS, CORRECTIONS))
+def test_a_temperature_of_one_hundredth_stays_finite(kind: Any, correction: Any, half: bool) -> None:
+    """In float32 and from bfloat16 vectors under autocast, with every positive opposite to its user: the worst there is."""
+    for seed in SEEDS:
+        case = make(seed)
+        case["item_vectors"][case["items"]] = -case["user_vectors"]
+        candidates = candidates_of(case)
+        dtype = torch.bfloat16 if half else torch.float32
+        users_Bd = torch.from_numpy(case["user_vectors"]).to(dtype).requires_grad_()
+        items_Md = torch.from_numpy(case["item_vectors"]).to(dtype).requires_grad_()
+        expected_U = None if correction == "none" else expected_of(case, candidates).float()
+        config = LossConfig(kind=kind, correction=correction, temperature=0.01)
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            losses_B, _ = row_losses(
+                users_Bd,
+                items_Md[candidates.items_U],
+                items_Md[candidates.hard_BK],
+                candidates,
+                expected_U,
+                0.01,
+                config,
+            )
+        assert losses_B.dtype == torch.float32
+        assert losses_B.isfinite().all()
+        losses_B.sum().backward()
+        for tensor in (users_Bd, items_Md):
+            assert tensor.grad is not None
+            assert tensor.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_masked_candidates_get_no_gradient(kind: Any) -> None:
+    case = make(3)
+    candidates = candidates_of(case)
+    users_Bd = torch.from_numpy(case["user_vectors"])
     for row in range(ROWS):
-        vectors.grad = None
-        listwise_losses(users_Bd, vectors[candidates.items_U], vectors[candidates.hard_BK], candidates, 0.07, None)[
-            row
-        ].backward()
-        masked = candidates.items_U[candidates.excluded_places_E[candidates.excluded_rows_E == row]]
-        own_hard = set(candidates.hard_BK[row].tolist())
-        assert vectors.grad is not None
-        for item in masked.tolist():
-            assert item in own_hard or (vectors.grad[item] == 0).all()
+        items_Ud = torch.from_numpy(case["item_vectors"])[candidates.items_U].requires_grad_()
+        hard_BKd = torch.from_numpy(case["item_vectors"])[candidates.hard_BK]
+        config = LossConfig(kind=kind, correction="none", temperature=0.5, margin=20.0)
+        row_losses(users_Bd, items_Ud, hard_BKd, candidates, None, 0.5, config).losses_B[row].backward()
+        masked = candidates.excluded_places_E[candidates.excluded_rows_E == row]
+        assert items_Ud.grad is not None
+        assert (items_Ud.grad[masked] == 0).all()
+        open_ = set(range(len(items_Ud))) - set(masked.tolist())
+        assert all((items_Ud.grad[place] != 0).any() for place in open_), "all others do"
 
 
 def test_ranks_count_better_candidates_only() -> None:

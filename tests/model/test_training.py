@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from model.catalogue import Catalogue
-from model.checkpoint import WarmStartError, load_checkpoint, read_description
+from model.checkpoint import WarmStartError, load_checkpoint, read_description, read_state
+from model.config import LossConfig
 from model.launch import ROOT, LaunchError, launch
 from model.retrieval import embed_items, embed_users
 from model.training import DegenerateLossError, build_step, train
@@ -54,40 +55,53 @@ def test_one_seed_gives_the_same_parameters_bit_for_bit(tmp_path: Path, optimize
     assert not all(torch.equal(states[0][name], states[2][name]) for name in states[0])
 
 
-def run_gradients(spec: Any, folder: Path, processes: int) -> dict[str, Any]:
-    spec_file, out = folder / "spec.json", folder / f"gradients{processes}.pt"
-    spec_file.write_text(spec.model_dump_json())
+def run_gradients(specs: list[Any], folder: Path, processes: int) -> list[dict[str, Any]]:
+    """What one backward pass gives, on one process (this one) or on several: for all specs at once."""
+    out, files = folder / f"gradients{processes}.pt", []
+    for number, spec in enumerate(specs):
+        files.append(folder / f"spec{number}.json")
+        files[-1].write_text(spec.model_dump_json())
     if processes == 1:
-        gradients.main(str(spec_file), str(out))
+        gradients.main(str(out), *map(str, files))
     else:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        subprocess.run(
-            [*command, "-m", "tests.model.gradients", str(spec_file), str(out)],
-            check=True,
-            env=environment,
-            timeout=120,
-        )
+        command += ["-m", "tests.model.gradients", str(out), *map(str, files)]
+        subprocess.run(command, check=True, env=environment, timeout=300)
     return torch.load(out, weights_only=True)
 
 
-@pytest.mark.parametrize("sparse_rows", [10**9, 20])
-def test_two_ranks_on_half_batches_equal_one_rank_on_the_whole(tmp_path: Path, sparse_rows: int) -> None:
+def test_two_ranks_on_half_batches_equal_one_rank_on_the_whole(tmp_path: Path) -> None:
     """Loss to 1e-6 and gradients to 1e-5 of the largest (float32 sums in another order), rows unequal by one a rank."""
-    spec = toy.make_spec(
+    losses = [{"kind": kind, "correction": "none"} for kind in ("listwise", "pointwise", "hinge", "logistic")]
+    losses += [{"correction": correction} for correction in ("classic", "mns", "revisited")]
+    losses += [{"correction": correction, "frequencies": "streaming"} for correction in ("classic", "revisited")]
+    whole = toy.make_spec(
         tmp_path, [21, 20, 20, 20], model={"id_dropout": 0.0, "history_features": ["category"]},
-        loss={"learned_temperature": True}, training={"batch_size": 100, "embedding_rows_sparse": sparse_rows},
+        training={"batch_size": 100},
     )  # fmt: skip
-    one, two = run_gradients(spec, tmp_path, 1), run_gradients(spec, tmp_path, 2)
-    assert one["rows"] == two["rows"] == 81
-    torch.testing.assert_close(one["loss"], two["loss"], rtol=1e-6, atol=0)
-    assert one["gradients"].keys() == two["gradients"].keys()
-    assert {"log_temperature", "towers.tables.item_id.weight", "towers.tables.user/age.weight"} <= one[
-        "gradients"
-    ].keys()
-    largest = max(float(gradient.abs().max()) for gradient in one["gradients"].values())
-    for name, gradient in one["gradients"].items():
-        torch.testing.assert_close(gradient, two["gradients"][name], rtol=1e-4, atol=1e-5 * largest, msg=name)
+    sparse = whole.training.model_copy(update={"embedding_rows_sparse": 20})
+    specs = [
+        whole.model_copy(update={"loss": LossConfig(learned_temperature=True, **loss), "training": training})
+        for training in (whole.training, sparse)
+        for loss in (losses if training is whole.training else losses[-1:])
+    ]
+    pairs = zip(run_gradients(specs, tmp_path, 1), run_gradients(specs, tmp_path, 2), strict=True)
+    seen = set()
+    for spec, (one, two) in zip(specs, pairs, strict=True):
+        torch.testing.assert_close(one["figures"], two["figures"], rtol=1e-6, atol=0, msg=str(spec.loss))
+        assert float(one["figures"][1]) == 81
+        seen.add(float(one["figures"][0]))
+        assert one["gradients"].keys() == two["gradients"].keys()
+        needed = {"log_temperature", "towers.tables.item_id.weight", "towers.tables.user/age.weight"}
+        assert needed <= one["gradients"].keys()
+        largest = max(float(gradient.abs().max()) for gradient in one["gradients"].values())
+        for name, gradient in one["gradients"].items():
+            message = f"{name} of {spec.loss}"
+            torch.testing.assert_close(gradient, two["gradients"][name], rtol=1e-4, atol=1e-5 * largest, msg=message)
+        assert one["frequency"].keys() == two["frequency"].keys()
+        assert all(torch.equal(values, two["frequency"][name]) for name, values in one["frequency"].items())
+    assert len(seen) == len(losses), "every loss is another one"
 
 
 def test_two_processes_train_like_one(tmp_path: Path) -> None:
@@ -127,13 +141,44 @@ def test_a_loss_that_is_no_number_stops_training_by_name(tmp_path: Path) -> None
     rows = toy.sample_rows(50)
     rows["user_income"][3] = np.nan
     pq.write_table(toy.table(rows), spec.train[0].url.removeprefix("file://"))
-    with pytest.raises(DegenerateLossError, match=rf"step \d: 1 of \d+ rows .* items \[{rows['item_index'][3]}\]"):
+    with pytest.raises(
+        DegenerateLossError,
+        match=rf"step \d: 1 of \d+ rows .*_index\) \({rows['user_index'][3]}, {rows['item_index'][3]}\)",
+    ):
         train(spec)
     assert not Path(spec.output).exists()
 
     spec = toy.make_spec(tmp_path, [50, 50], loss={"temperature": 1e-40})
     with pytest.raises(DegenerateLossError, match="Degenerate loss in step 1"):
         train(spec)
+
+
+def test_a_gradient_that_is_no_number_stops_training_by_name(tmp_path: Path) -> None:
+    """A weight near the end of float32: the loss is a number still, its gradient over a temperature is none."""
+    spec = toy.make_spec(tmp_path, [50], loss={"temperature": 0.01})
+    rows = toy.sample_rows(50)
+    rows["weight"][3] = 1e37
+    pq.write_table(toy.table(rows), spec.train[0].url.removeprefix("file://"))
+    with pytest.raises(
+        DegenerateLossError, match=r"norm of the gradient is inf.*\(user_index, item_index\) \(\d+, \d+\)"
+    ):
+        train(spec)
+    assert not Path(spec.output).exists()
+
+
+@pytest.mark.parametrize(("kind", "correction"), [("listwise", "mns"), ("pointwise", "none"), ("hinge", "classic")])
+def test_bfloat16_trains_to_about_the_same_loss(tmp_path: Path, kind: str, correction: str) -> None:
+    losses = []
+    for precision in ("float32", "bfloat16"):
+        loss = {"temperature": 0.05, "kind": kind, "correction": correction}
+        spec = toy.make_spec(tmp_path, [300], loss=loss, training={"precision": precision}, epochs=2)
+        result = train(spec)
+        assert result.epochs[-1].loss < result.epochs[0].loss
+        losses.append(result.epochs[-1].loss)
+        vectors = embed_users(load_checkpoint(spec.output), toy.sample_rows(10))
+        np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
 
 
 def test_sparse_tables_train(tmp_path: Path) -> None:
@@ -149,7 +194,9 @@ def test_a_checkpoint_gives_the_same_vectors_and_says_what_it_is(tmp_path: Path)
     spec = toy.make_spec(tmp_path, [50], loss={"learned_temperature": True}, output=f"file://{tmp_path}/night/model")
     result = train(spec)
     model = load_checkpoint(spec.output)
-    assert sorted(path.name for path in (tmp_path / "night").rglob("*")) == ["model", "model.json", "model.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "night").rglob("*")) == [
+        "model", "model.json", "model.safetensors", "training.safetensors"
+    ]  # fmt: skip
     description = read_description(spec.output)
     assert description["result"] == result.model_dump(mode="json")
     assert result.temperature != spec.loss.temperature
@@ -159,6 +206,36 @@ def test_a_checkpoint_gives_the_same_vectors_and_says_what_it_is(tmp_path: Path)
     np.testing.assert_array_equal(embed_users(model, rows), embed_users(again.towers, rows))
     assert float(torch.as_tensor(again.temperature).detach()) == pytest.approx(result.temperature)
     train(spec)  # Over the old one.
+
+
+def test_estimated_frequencies_go_on_from_night_to_night(tmp_path: Path) -> None:
+    streaming = {"correction": "mns", "frequencies": "streaming", "streaming": {"slots": 1000}}
+    spec = toy.make_spec(tmp_path, [64, 64], loss=streaming, training={"batch_size": 32})
+    train(spec)
+    first = read_state(spec.output)
+    assert int(first["frequency.step"]) == 4
+    tomorrow = spec.model_copy(update={"warm_start": spec.output, "output": str(tmp_path / "tomorrow")})
+    state = build_step(tomorrow).frequency.state_dict()  # type: ignore[union-attr]
+    assert all(torch.equal(values, first[f"frequency.{name}"]) for name, values in state.items())
+    train(tomorrow)
+    second = read_state(tomorrow.output)
+    assert int(second["frequency.step"]) == 8
+    assert int(second["frequency.hits_mH"].sum()) == 2 * int(first["frequency.hits_mH"].sum())
+
+    grown = toy.grown_items(5)
+    step = build_step(tomorrow.model_copy(update={"features": grown}))
+    assert step.frequency is not None
+    new = torch.arange(toy.ITEMS + 2, toy.ITEMS + 7)
+    slots = step.frequency._slots(new)
+    assert (step.frequency.last_mH.gather(1, slots) == 4).all(), "the wait for a new item begins tonight"
+
+    fewer = {**streaming, "streaming": {"slots": 500}}
+    with pytest.raises(WarmStartError, match=r"had 2 hashes of 1000 slots, has 2 of 500.*--bootstrap-days"):
+        train(tomorrow.model_copy(update={"loss": LossConfig.model_validate(fewer)}))
+
+    train(toy.make_spec(tmp_path, [64, 64]))  # A night with exact frequencies leaves none behind:
+    assert read_state(spec.output) == {}
+    assert int(build_step(tomorrow).frequency.step) == 0  # type: ignore[union-attr]
 
 
 def test_warm_start_grows_tables_from_the_default_row(tmp_path: Path) -> None:

@@ -57,6 +57,13 @@ def schema(**changes: Any) -> FeatureSchema:
     return FeatureSchema.model_validate({**SCHEMA, **changes})
 
 
+def grown_items(more: int) -> FeatureSchema:
+    """The schema of a night that has met so many new items."""
+    size = ITEMS + 2 + more
+    item = [{**SCHEMA["item"][0], "size": size}, *SCHEMA["item"][1:]]
+    return schema(item=item, history={**SCHEMA["history"], "size": size})
+
+
 def item_rows() -> dict[str, np.ndarray]:
     """All real items but the last one, which has left the catalogue."""
     draw = np.random.default_rng(5)

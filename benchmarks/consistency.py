@@ -1,0 +1,168 @@
+"""Does sampled softmax learn what full softmax learns? A small catalogue whose softmax is known, under skewed samplers.
+
+    python -m benchmarks.consistency            # prints a table, last line JSON; draws docs/plots/consistency.png
+
+200 items, 16 kinds of users, p(item | kind) a known softmax. The model is a free table of logits, so it can hold the
+truth exactly. Positives are drawn from the truth; the candidates of a batch are its positives, a uniform pool and a pool
+drawn from Zipf's law over items in an order that has nothing to do with the truth. What is learned is measured as
+KL(truth || learned), and as the mean over kinds of log learned - log truth by how often an item was sampled.
+
+Shapes: R kinds of users, M items, B rows.
+"""
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmarks.support import PLOTS, say
+from model.candidates import POPULARITY, UNIFORM, Rows, collect_candidates
+from model.catalogue import SamplingProbabilities
+from model.config import LossConfig, StreamingConfig
+from model.correction import expected_counts
+from model.features import DEFAULT
+from model.frequency import FrequencyEstimator
+from model.objective import row_losses
+
+ITEMS, KINDS = 200, 16
+BATCH, UNIFORM_DRAWS, POPULARITY_DRAWS = 256, 64, 192
+FULL = "full softmax"
+CORRECTIONS = ("none", "classic", "mns", "revisited")
+FIRST = 2  # index of the first item: 0 is padding, 1 is default
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The truth and the samplers."""
+
+    log_truth_RM: Tensor
+    q: SamplingProbabilities
+
+    @classmethod
+    def make(cls, seed: int) -> "Problem":
+        """A popularity that all kinds of users share, and tastes of their own."""
+        draw = np.random.default_rng(seed)
+        logits_RM = draw.normal(0, 0.7, ITEMS) + draw.normal(0, 0.7, (KINDS, ITEMS))
+        log_truth_RM = torch.from_numpy(logits_RM).float().log_softmax(1)
+        zipf_M = 1 / draw.permutation(np.arange(1, ITEMS + 1))
+        nothing = torch.zeros(FIRST)
+        return cls(
+            log_truth_RM,
+            SamplingProbabilities(
+                torch.cat([nothing, log_truth_RM.exp().mean(0)]),
+                torch.cat([nothing, torch.full((ITEMS,), 1 / ITEMS)]),
+                torch.cat([nothing, torch.from_numpy(zipf_M / zipf_M.sum()).float()]),
+            ),
+        )
+
+    def expected(self) -> Tensor:
+        """[M] expected entries of each item in the candidates of a batch."""
+        q = self.q
+        return (BATCH * q.in_batch_M + UNIFORM_DRAWS * q.uniform_M + POPULARITY_DRAWS * q.popularity_M)[FIRST:]
+
+
+def learn(problem: Problem, name: str, steps: int, seed: int, frequencies: str = "exact") -> Tensor:
+    """[R, M] log probabilities that a loss teaches the table: by FULL, or by a sampled softmax with a correction."""
+    draw = torch.Generator().manual_seed(seed)
+    table_MR = nn.Parameter(torch.zeros(ITEMS + FIRST, KINDS))
+    optimizer = torch.optim.Adam([table_MR], lr=0.05)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
+    config = LossConfig(temperature=1.0, correction="none" if name == FULL else name)  # type: ignore[arg-type]
+    frequency = (
+        FrequencyEstimator(StreamingConfig(hashes=3), ITEMS / BATCH, BATCH) if frequencies == "streaming" else None
+    )
+    truth_RM = problem.log_truth_RM.exp()
+    for _ in range(steps):
+        kinds_B = torch.randint(KINDS, (BATCH,), generator=draw)
+        items_B = FIRST + torch.multinomial(truth_RM[kinds_B], 1, generator=draw).squeeze(1)
+        users_BR = F.one_hot(kinds_B, KINDS).float()
+        if name == FULL:
+            loss = F.cross_entropy(users_BR @ table_MR[FIRST:].T, items_B - FIRST)
+        else:
+            rows = _rows(problem, items_B, draw)
+            candidates = collect_candidates(rows, rows, None, positives_once=frequency is not None)
+            expected_U = None
+            if config.correction != "none":
+                exact_U = BATCH * problem.q.in_batch_M[candidates.items_U]
+                in_batch_U = frequency.probabilities(candidates.items_U) if frequency else exact_U
+                expected_U = expected_counts(candidates, in_batch_U, problem.q)
+            if frequency:
+                frequency.update(items_B)
+            hard_BKR = table_MR[candidates.hard_BK]
+            losses_B, _ = row_losses(
+                users_BR, table_MR[candidates.items_U], hard_BKR, candidates, expected_U, 1.0, config
+            )
+            loss = losses_B.mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return table_MR.detach()[FIRST:].T.log_softmax(1)
+
+
+def _rows(problem: Problem, items_B: Tensor, draw: torch.Generator) -> Rows:
+    """A batch of users that nobody knows (no masks but of accidental hits), with the pools spread over its rows."""
+    uniform = torch.multinomial(problem.q.uniform_M, UNIFORM_DRAWS, replacement=True, generator=draw)
+    popularity = torch.multinomial(problem.q.popularity_M, POPULARITY_DRAWS, replacement=True, generator=draw)
+    negatives = torch.cat([uniform, popularity]).reshape(BATCH, -1)
+    kinds = torch.tensor([UNIFORM] * UNIFORM_DRAWS + [POPULARITY] * POPULARITY_DRAWS).reshape(BATCH, -1)
+    return Rows(torch.full_like(items_B, DEFAULT), items_B, negatives, kinds)
+
+
+def divergence(problem: Problem, learned_RM: Tensor) -> float:
+    """Mean over kinds of KL(truth || learned), in nats."""
+    truth_RM = problem.log_truth_RM
+    return float((truth_RM.exp() * (truth_RM - learned_RM)).sum(1).mean())
+
+
+def tilt(problem: Problem, learned_RM: Tensor) -> float:
+    """Slope of log learned - log truth over log expected entries: -1 where sampling is taken for dislike, 0 where not."""
+    error_M = (learned_RM - problem.log_truth_RM).mean(0).numpy()
+    return float(np.polyfit(problem.expected().log().numpy(), error_M, 1)[0])
+
+
+def plot(problem: Problem, learned: dict[str, Tensor], path: Path) -> None:
+    """Error of the learned log probability by how often an item is sampled, one panel a loss."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, panels = plt.subplots(1, len(learned), figsize=(3 * len(learned), 3.2), sharey=True)
+    for panel, (name, log_RM) in zip(panels, learned.items(), strict=True):
+        panel.axhline(0, color="grey", linewidth=0.8)
+        panel.scatter(problem.expected(), (log_RM - problem.log_truth_RM).mean(0), s=8)
+        panel.set(
+            title=f"{name}\nKL {divergence(problem, log_RM):.4f}", xscale="log", xlabel="expected entries a batch"
+        )
+    panels[0].set_ylabel("log learned - log truth")
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Learn by every loss, print and draw."""
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("--steps", type=int, default=6000)
+    flags.add_argument("--seed", type=int, default=1)
+    options = flags.parse_args()
+    problem = Problem.make(options.seed)
+    learned, figures = {}, {}
+    runs = [(name, name, "exact") for name in (FULL, *CORRECTIONS)] + [("mns, streaming", "mns", "streaming")]
+    for title, name, frequencies in runs:
+        log_RM = learned[title] = learn(problem, name, options.steps, options.seed, frequencies)
+        figures[title] = {"kl": divergence(problem, log_RM), "tilt": tilt(problem, log_RM)}
+        say(f"{title:15} KL {figures[title]['kl']:.4f}, tilt {figures[title]['tilt']:+.3f}")
+    plot(problem, learned, PLOTS / "consistency.png")
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()

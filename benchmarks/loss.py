@@ -1,0 +1,162 @@
+"""What masks, correction and frequency estimation cost: a whole training step with them over one with a bare softmax.
+
+    python -m benchmarks.loss            # last line JSON: full_over_bare, and by correction
+
+Both steps run the same towers on the same batches of 4096 rows (ids, a category, tags, a history of 50; a million items and
+a hundred thousand users with sparse gradients), backward pass and optimiser included. `bare` is in-batch sampled softmax as
+it is usually written: cross entropy of u v' / tau against the diagonal, no mask, no correction. `full` is the step of a
+night with the streaming estimator, correction and every mask. Steps alternate; each figure is a ratio of medians.
+
+Positives follow Zipf's law (`zipf`), or are 4096 different items (`distinct`), where embedding each candidate once saves
+nothing. `full_over_bare` is the worst of both and of all corrections.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from benchmarks.support import say
+from model.catalogue import Catalogue, SamplingProbabilities
+from model.config import LossConfig, ModelConfig, StreamingConfig, TrainingConfig
+from model.features import Batch
+from model.frequency import FrequencyEstimator
+from model.optimisation import build_optimizers, clip_gradients
+from model.schema import FeatureSchema
+from model.step import RetrievalStep
+from model.towers import TwoTower
+
+BATCH, HISTORY, TAGS = 4096, 50, 4
+ITEMS, USERS = 1_000_000, 100_000
+TAU = 0.07
+SCHEMA = {
+    "version": 1,
+    "user": [
+        {"name": "user_id", "kind": "id", "column": "user_index", "vocabulary": "user_id", "size": USERS},
+        {"name": "age", "kind": "categorical", "column": "user_age", "vocabulary": "user.age", "size": 10},
+    ],
+    "item": [
+        {"name": "item_id", "kind": "id", "column": "item_index", "vocabulary": "item_id", "size": ITEMS},
+        {"name": "category", "kind": "categorical", "column": "item_category", "vocabulary": "category", "size": 500},
+        {
+            "name": "tags", "kind": "multi_categorical", "column": "item_tags", "vocabulary": "tags", "size": 5000,
+            "length": TAGS,
+        },
+    ],
+    "history": {
+        "name": "history", "kind": "history", "column": "history", "vocabulary": "item_id", "size": ITEMS,
+        "length": HISTORY,
+    },
+}  # fmt: skip
+
+
+def batches(count: int, seed: int, distinct: bool) -> list[Batch]:
+    """Batches whose items follow Zipf's law, in positives and histories alike; or whose positives are all different."""
+    draw = np.random.default_rng(seed)
+    found = []
+    for _ in range(count):
+        items = np.minimum(ITEMS - 3, (ITEMS ** draw.random((BATCH, 1 + HISTORY))).astype(np.int64)) + 2
+        if distinct:
+            items[:, 0] = draw.choice(np.arange(2, ITEMS), BATCH, replace=False)
+        found.append(
+            {
+                "user_index": torch.from_numpy(draw.integers(2, USERS, BATCH)),
+                "user_age": torch.from_numpy(draw.integers(2, 10, BATCH)),
+                "item_index": torch.from_numpy(items[:, 0].copy()),
+                "history": torch.from_numpy(items[:, 1:].copy()),
+                "weight": torch.ones(BATCH),
+                "negatives": torch.zeros(BATCH, 1, dtype=torch.int64),
+                "negative_kinds": torch.zeros(BATCH, 1, dtype=torch.int64),
+            }
+        )
+    return found
+
+
+def make_step(loss: LossConfig) -> RetrievalStep:
+    """A model of its own, so that no step profits from what another has touched."""
+    torch.manual_seed(0)
+    schema = FeatureSchema.model_validate(SCHEMA)
+    draw = np.random.default_rng(1)
+    index = np.arange(2, ITEMS)
+    catalogue = Catalogue(
+        schema,
+        {
+            "item_index": index,
+            "item_category": draw.integers(2, 500, len(index)),
+            "item_tags": draw.integers(2, 5000, (len(index), TAGS)),
+        },
+    )
+    towers = TwoTower(schema, ModelConfig(hidden=[128], dim=64), sparse_rows=50_000)
+    q = SamplingProbabilities(*(torch.full((ITEMS,), 1 / ITEMS) for _ in range(3)))
+    streaming = loss.frequencies == "streaming" and loss.correction != "none"
+    frequency = FrequencyEstimator(StreamingConfig(slots=2 * ITEMS), ITEMS / BATCH, BATCH) if streaming else None
+    return RetrievalStep(towers, catalogue, q, loss, frequency)
+
+
+def bare_loss(step: RetrievalStep, batch: Batch) -> Tensor:
+    """In-batch softmax without anything."""
+    items_Bd = step.towers.item_vectors(step.catalogue.gather(batch["item_index"]))
+    logits_BB = step.towers.user_vectors(batch) @ items_Bd.T / TAU
+    return F.cross_entropy(logits_BB, torch.arange(BATCH))
+
+
+def full_loss(step: RetrievalStep, batch: Batch) -> Tensor:
+    """The loss of a night."""
+    return step(batch, BATCH).loss
+
+
+def measure(losses: dict[str, LossConfig | None], steps: int, distinct: bool) -> dict[str, list[float]]:
+    """Seconds of each step by name; None is the bare one. Names take turns, batch by batch."""
+    models = {name: make_step(loss or LossConfig(correction="none", temperature=TAU)) for name, loss in losses.items()}
+    optimizers = {
+        name: build_optimizers(step, TrainingConfig(embedding_rows_sparse=50_000)) for name, step in models.items()
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in losses}
+    for number, batch in enumerate(batches(steps + 2, seed=2, distinct=distinct)):
+        for name, step in models.items():
+            loss_of: Callable[[RetrievalStep, Batch], Tensor] = full_loss if losses[name] else bare_loss
+            started = time.perf_counter()
+            loss = loss_of(step, batch)
+            for optimizer in optimizers[name]:
+                optimizer.zero_grad()
+            loss.backward()
+            clip_gradients(step.parameters(), 10.0)
+            for optimizer in optimizers[name]:
+                optimizer.step()
+            if number >= 2:  # The first ones fill caches.
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def main() -> None:
+    """Measure and print."""
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("--steps", type=int, default=15)
+    options = flags.parse_args()
+    losses: dict[str, LossConfig | None] = {"bare": None}
+    losses |= {
+        name: LossConfig(temperature=TAU, correction=name, frequencies="streaming")  # type: ignore[arg-type]
+        for name in ("classic", "mns", "revisited")
+    }
+    losses["classic, exact"] = LossConfig(temperature=TAU, correction="classic")
+    ratios: dict[str, dict[str, float]] = {}
+    for positives in ("zipf", "distinct"):
+        seconds = measure(losses, options.steps, distinct=positives == "distinct")
+        medians = {name: statistics.median(values) for name, values in seconds.items()}
+        for name, value in medians.items():
+            say(f"{positives:8} {name:15} {1000 * value:6.1f} ms a step, {value / medians['bare']:.2f} of bare")
+        ratios[positives] = {
+            name: round(value / medians["bare"], 3) for name, value in medians.items() if name != "bare"
+        }
+    full = max(ratios[positives][name] for positives in ratios for name in ("classic", "mns", "revisited"))
+    print(json.dumps({"full_over_bare": full, **ratios}))
+
+
+if __name__ == "__main__":
+    main()
