@@ -167,7 +167,7 @@ class _ArrowFilesystem(PetastormFilesystem):
 def _open_reader(
     files: Sequence[SampleFile], columns: Sequence[str], rank: int, world_size: int, threads: int
 ) -> Reader:
-    _silence_pyarrow_deprecations()
+    _silence_petastorm()
     resolved = [resolve(file.url) for file in files]
     return Reader(
         _ArrowFilesystem(resolved[0][0]),
@@ -182,7 +182,11 @@ def _open_reader(
     )
 
 
-def _silence_pyarrow_deprecations() -> None:
-    """Petastorm calls what pyarrow 14 deprecates, and the dependency windows pin that: nothing to be told of."""
+def _silence_petastorm() -> None:
+    """Petastorm calls what pyarrow 14 deprecates, and the dependency windows pin that: nothing to be told of.
+
+    Nor of its patterns no longer matching the beginning of a name (`history` and history_until): ours are whole names.
+    """
     message = ".*(ParquetDataset|use_legacy_dataset|metadata_nthreads)"
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"petastorm\.", message=message)
+    warnings.filterwarnings("ignore", module=r"petastorm\.", message="schema_fields behavior has changed")

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from pyspark.sql import SparkSession
 
-from benchmarks import logs, samples
+from benchmarks import frequency, links, logs, samples
 from benchmarks.logs import Day
 from benchmarks.product import CONFIG, KNOWN, Product
+from model.config import StreamingConfig
 
 RATIOS = {
     "negatives_over_copy",
@@ -84,3 +85,27 @@ def test_a_tiny_run_prints_every_ratio_last(
     )
     assert {tuple(row) for row in looked_back.select("history", "times").distinct().collect()} == {(50, 50)}
     assert looked_back.agg({"known": "min"}).first()[0] >= KNOWN
+
+
+def test_the_frequency_simulation_settles_sooner_with_a_warm_up() -> None:
+    errors = {
+        warm_up: frequency.simulate(StreamingConfig(alpha=0.01, hashes=1, slots=5000, warm_up=warm_up), 0, 500)
+        for warm_up in (False, True)
+    }
+    assert errors[True][-1] < 0.15 < 0.35 < errors[False][-1]
+    assert errors[True][-1] < errors[True][0]
+
+
+def test_links_are_held_out_once_and_known_ones_never_ranked(tmp_path: Path) -> None:
+    """Two rings of articles, each linking to the next ten of its ring: a model ranks those of the ring first."""
+    names = [f"a{number:03d}" for number in range(80)]
+    pairs = [(i, (i + 2 * step) % 80) for i in range(80) for step in range(1, 11)]
+    (tmp_path / "links.tsv").write_text("# comment\n" + "".join(f"{names[a]}\t{names[b]}\n" for a, b in pairs))
+    (tmp_path / "categories.tsv").write_text("".join(f"{name}\tring{i % 2}\n" for i, name in enumerate(names)))
+    graph = links.Graph.read(tmp_path, seed=1)
+    assert graph.articles == 80
+    assert 0.06 < graph.held_out.mean() < 0.14
+    assert (links.Graph.read(tmp_path, seed=2).held_out != graph.held_out).any()
+    at_10, at_50, _ = links.run(str(tmp_path), "classic", 0.1, seed=1, epochs=60)
+    assert at_10 > 0.3, "of 30 articles of a ring that are not known, 10 by chance would find a third at best"
+    assert at_50 > 0.9
