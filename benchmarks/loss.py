@@ -30,7 +30,7 @@ from model.frequency import FrequencyEstimator
 from model.optimisation import build_optimizers, clip_gradients
 from model.schema import FeatureSchema
 from model.step import RetrievalStep
-from model.towers import TwoTower
+from model.two_tower import TwoTower
 
 BATCH, HISTORY, TAGS = 4096, 50, 4
 ITEMS, USERS = 1_000_000, 100_000

@@ -2,6 +2,7 @@
 
 import json
 import uuid
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow.fs as pafs
@@ -14,7 +15,7 @@ from model.features import DEFAULT
 from model.files import resolve
 from model.schema import Feature, FeatureSchema
 from model.spec import TrainingResult
-from model.towers import TwoTower
+from model.two_tower import TwoTower
 
 PARAMETERS, STATE, DESCRIPTION = "model.safetensors", "training.safetensors", "model.json"
 VERSION = 1
@@ -41,7 +42,7 @@ def save_checkpoint(directory: str, model: TwoTower, state: dict[str, Tensor], r
     target = f"{path.rstrip('/')}.writing-{uuid.uuid4().hex[:8]}" if movable else path
     filesystem.create_dir(target, recursive=True)
     for name, content in (
-        (PARAMETERS, save({key: value.contiguous() for key, value in model.state_dict().items()})),
+        (PARAMETERS, save(_apart(model.state_dict()))),
         (STATE, save(state)),
         (DESCRIPTION, json.dumps(description, indent=1).encode()),
     ):
@@ -98,6 +99,15 @@ def warm_start(model: TwoTower, directory: str) -> dict[str, Any]:
             if len(new) > len(old):
                 new[len(old) :] = old[DEFAULT]
     return description
+
+
+def _apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors that share no memory, as the format wants them: what both towers share is written under both names."""
+    found: dict[int, Tensor] = {}
+    return {
+        name: value.clone() if found.setdefault(value.data_ptr(), value) is not value else value.contiguous()
+        for name, value in state.items()
+    }
 
 
 def _read(directory: str, name: str) -> bytes:

@@ -1,8 +1,8 @@
 """What a modeller can set: the shape of the towers, the loss, and how training runs."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 
 class Config(BaseModel):
@@ -14,13 +14,29 @@ class Config(BaseModel):
 class ModelConfig(Config):
     """The architecture. A checkpoint can only be continued with the same one."""
 
-    tower: Literal["dssm"] = Field("dssm", description="Tower of both sides: concatenated embeddings, then an MLP.")
+    tower: str = Field(
+        "dssm",
+        description="A file of model/towers: dssm, senet, parallel (channels), youtube_dnn (items are ids alone).",
+    )
+    settings: dict[str, Any] = Field(
+        {}, description="What the tower's own file lets you set, e.g. {channels: [dnn, fm]}."
+    )
+    early_fusion: bool = Field(
+        False,
+        description="Not offered: features of users and items meet in the dot product alone, or none could be searched.",
+    )
     dim: PositiveInt = Field(64, description="Length of user and item vectors; the index grows with it.")
     hidden: list[PositiveInt] = Field([128], description="Hidden widths of each MLP; one layer suffices for ids.")
     embedding_dim: PositiveInt = Field(32, description="Length of embeddings of ids (users, items, history).")
     small_embedding_dim: PositiveInt = Field(16, description="Length of embeddings of categories and buckets.")
     share_history: bool = Field(
         True, description="History reads the item side's id table: half the parameters, and every item trains both."
+    )
+    history_pooling: Literal["mean", "decay", "attention"] = Field(
+        "mean", description="mean: all items alike; decay: older positions weigh less; attention: learned weights."
+    )
+    history_decay: float = Field(
+        0.9, gt=0, le=1, description="Of decay: what an item weighs against the next newer one."
     )
     history_features: list[str] = Field(
         [], description="Item categorical features also pooled over the history, e.g. its categories."
@@ -31,6 +47,19 @@ class ModelConfig(Config):
         lt=1,
         description="Chance to hide an id in training, so that index 1 learns to serve new ones.",
     )
+
+    @model_validator(mode="after")
+    def _tower(self) -> "ModelConfig":
+        if self.early_fusion:
+            raise ValueError(
+                "early_fusion is not offered: a model in which features of user and item meet before the dot product has no "
+                "item vectors that could be searched. For products of features within a side take tower: parallel"
+            )
+        if self.tower != "dssm" or self.settings:
+            from model.towers import settings_of  # Imports torch, which jobs that only build tables do without.
+
+            settings_of(self.tower, self.settings)
+        return self
 
 
 class StreamingConfig(Config):

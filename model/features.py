@@ -96,6 +96,44 @@ def mean_of_values(table: nn.Module, values_BV: Tensor, weights_BV: Tensor | Non
     return torch.einsum("bv,bve->be", shares_BV, table(values_BV))
 
 
+class HistoryPooling(nn.Module):
+    """[B, L] items of a history, newest last, to one vector [B, e]; zero where it is empty.
+
+    mean: every item alike. decay: the newest weighs 1, each one before it `history_decay` times the next (position, not
+    time). attention: softmax over the items of v tanh(W h + p), h the item, p its position (Bahdanau et al., ICLR 2015, with
+    a query v that is learned: what is recalled is not known yet).
+    """
+
+    def __init__(self, length: int, config: ModelConfig) -> None:
+        super().__init__()
+        self.kind = config.history_pooling
+        if self.kind == "decay":
+            steps_L = torch.arange(length - 1, -1, -1)
+            self.register_buffer("decay_L", config.history_decay ** steps_L.float(), persistent=False)
+        elif self.kind == "attention":
+            self.position_Le = nn.Parameter(torch.zeros(length, config.embedding_dim))
+            self.mix = nn.Linear(config.embedding_dim, config.embedding_dim)
+            self.query = nn.Linear(config.embedding_dim, 1, bias=False)
+
+    def forward(self, table: nn.Module, history_BL: Tensor) -> Tensor:  # noqa: D102
+        if self.kind != "attention":
+            return mean_of_values(table, history_BL, self.fixed_weights(history_BL))
+        items_BLe = table(history_BL)
+        scores_BL = self.query(torch.tanh(self.mix(items_BLe) + self.position_Le)).squeeze(2)
+        absent_BL = history_BL == PADDING
+        # A row without history: equal weights of zero vectors.
+        weights_BL = scores_BL.float().masked_fill(absent_BL, -1e30).softmax(1)
+        return torch.einsum("bl,ble->be", weights_BL.to(items_BLe.dtype), items_BLe)
+
+    def fixed_weights(self, values: Tensor) -> Tensor | None:
+        """[B, L * V] weights of values [B, L] or [B, L, V] by position alone; None: all alike."""
+        if self.kind != "decay":
+            return None
+        decay_L: Tensor = self.decay_L  # type: ignore[assignment]
+        shape = (1, len(decay_L)) + (1,) * (values.dim() - 2)
+        return decay_L.reshape(shape).expand(values.shape).flatten(1)
+
+
 def embedded_length(features: Sequence[Feature], config: ModelConfig) -> int:
     """Length of the concatenated vectors of some features."""
     lengths = {"numeric": 1, "id": config.embedding_dim}

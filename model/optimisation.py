@@ -18,7 +18,7 @@ def build_optimizers(step: RetrievalStep, config: TrainingConfig) -> list[Optimi
     tables = [table for table in step.towers.tables.values() if isinstance(table, nn.Embedding)]
     sparse = [table.weight for table in tables if table.sparse]
     embeddings = [table.weight for table in tables if not table.sparse]
-    mlps = [*step.towers.user_tower.parameters(), *step.towers.item_tower.parameters()]
+    mlps = list(step.towers.dense_parameters())
     groups = [
         {"params": mlps, "lr": config.learning_rate, "weight_decay": config.weight_decay},
         {"params": embeddings, "lr": config.embedding_learning_rate, "weight_decay": 0.0},

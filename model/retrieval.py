@@ -14,7 +14,7 @@ from model.arrays import to_arrays
 from model.batching import to_tensor
 from model.catalogue import Catalogue
 from model.features import Batch, history_column
-from model.towers import TwoTower
+from model.two_tower import TwoTower
 
 _ROWS = 8192  # At a time: bounds memory, and larger is not faster.
 

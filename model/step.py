@@ -20,7 +20,7 @@ from model.features import PADDING, Batch
 from model.frequency import FrequencyEstimator
 from model.losses import weighted_mean
 from model.objective import positive_ranks, row_losses
-from model.towers import TwoTower
+from model.two_tower import TwoTower
 
 TEMPERATURES = (0.005, 1.0)  # Where a learned one may go: below, one candidate takes all; above, nothing is told apart.
 

@@ -27,7 +27,7 @@ from model.schema import FeatureSchema
 from model.seeds import derive_seed
 from model.spec import EpochMetrics, TrainingResult, TrainingSpec
 from model.step import FIGURES, RetrievalStep, StepOutput
-from model.towers import TwoTower
+from model.two_tower import TwoTower
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from model.catalogue import Catalogue
 from model.checkpoint import load_checkpoint
 from model.retrieval import batch_columns, embed_items, embed_users
 from model.schema import FeatureSchema
-from model.towers import TwoTower
+from model.two_tower import TwoTower
 from pipelines.errors import InputError
 from pipelines.storage import Manifest, Recipe, digest
 from pipelines.vocabulary import DEFAULT

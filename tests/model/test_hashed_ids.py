@@ -9,7 +9,7 @@ from model.catalogue import Catalogue
 from model.config import ModelConfig
 from model.retrieval import embed_items, embed_users
 from model.schema import FeatureSchema
-from model.towers import TwoTower
+from model.two_tower import TwoTower
 from tests.model import toy
 
 BUCKETS = 5

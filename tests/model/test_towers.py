@@ -6,10 +6,10 @@ import torch
 
 from model.catalogue import Catalogue
 from model.config import ModelConfig
-from model.features import PADDING, Batch
+from model.features import PADDING, Batch, HistoryPooling
 from model.retrieval import batch_columns, embed_items, embed_users
 from model.schema import FeatureSchema
-from model.towers import TwoTower
+from model.two_tower import TwoTower
 from tests.model import toy
 
 
@@ -101,3 +101,61 @@ def test_a_schema_of_two_nights_is_refused() -> None:
         FeatureSchema.model_validate({**toy.SCHEMA, "history": history})
     with pytest.raises(ValueError, match=r"'item_category' holds indices from 2 to 7, the schema has 6"):
         Catalogue(toy.schema(), toy.item_rows() | {"item_category": np.arange(toy.ITEMS - 1) % 6 + 2})
+
+
+def test_pooling_by_position_by_hand() -> None:
+    table = torch.nn.Embedding.from_pretrained(torch.tensor([[0.0], [9.0], [1.0], [2.0], [4.0]]), padding_idx=0)
+    history = torch.tensor([[0, 2, 3, 4], [0, 0, 0, 0]])
+    mean = HistoryPooling(4, ModelConfig(embedding_dim=1))
+    assert mean(table, history).squeeze(1).tolist() == pytest.approx([7 / 3, 0])
+    decay = HistoryPooling(4, ModelConfig(embedding_dim=1, history_pooling="decay", history_decay=0.5))
+    assert decay(table, history).squeeze(1).tolist() == pytest.approx([(4 + 2 / 2 + 1 / 4) / 1.75, 0])
+    of_values = decay.fixed_weights(history[:, :, None].expand(2, 4, 3))
+    assert of_values is not None
+    assert of_values[0].tolist() == [0.125] * 3 + [0.25] * 3 + [0.5] * 3 + [1.0] * 3
+    attention = HistoryPooling(4, ModelConfig(embedding_dim=1, history_pooling="attention"))
+    with torch.no_grad():
+        attention.query.weight.fill_(0)
+    assert attention(table, history).squeeze(1).tolist() == pytest.approx([7 / 3, 0]), "no preference: the mean"
+    with torch.no_grad():
+        attention.query.weight.fill_(1)
+        attention.mix.weight.fill_(0)
+        attention.mix.bias.fill_(0)
+        attention.position_Le[3] = 50
+    e = np.exp(1)
+    assert attention(table, history)[0].item() == pytest.approx((4 * e + 1 + 2) / (e + 2)), (
+        "tanh is 1 at the last place"
+    )
+
+
+def test_decay_looks_at_positions() -> None:
+    model, rows = build(history_pooling="decay").eval(), batch(6)
+    turned = {**rows, "history": rows["history"].flip(1)}
+    assert (model.user_vectors(rows) - model.user_vectors(turned)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"tower": "dnn"}, "there is no 'dnn'; the towers are dssm, parallel, senet, youtube_dnn"),
+        ({"tower": "senet", "settings": {"reduction": 0}}, "reduction"),
+        ({"tower": "parallel", "settings": {"channels": ["dnn", "dnn"]}}, "a channel is listed twice"),
+        ({"settings": {"depth": 3}}, "depth"),
+        ({"early_fusion": True}, "no item vectors that could be searched"),
+    ],
+)
+def test_a_config_that_no_tower_can_be_made_of_is_refused(config: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ModelConfig.model_validate(config)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"tower": "parallel", "dim": 8}, "dim is 8, which 3 channels cannot share"),
+        ({"tower": "youtube_dnn", "dim": 8}, "dim is 8 and model.embedding_dim 32.*same length"),
+    ],
+)
+def test_a_tower_that_does_not_fit_the_fields_is_refused(config: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(**config)

@@ -1,4 +1,4 @@
-"""A small night: users and items in two blocks, each user's positives from the block that its features name."""
+"""A small night: users and items in blocks, each user's positives from the block of its index."""
 
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from model.schema import FeatureSchema
 from model.spec import TrainingSpec
 
 USERS, ITEMS, HISTORY, NEGATIVES = 60, 40, 5, 4
+BLOCKS = 4
 
 SCHEMA: dict[str, Any] = {
     "version": 1,
@@ -77,17 +78,17 @@ def item_rows() -> dict[str, np.ndarray]:
 
 
 def sample_rows(rows: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Row i has row_key i. Even users like even items, with a tilt to the first ones of each block."""
+    """Row i has row_key i. Users like the items of their block, with a tilt to the first ones of it."""
     draw = np.random.default_rng(seed)
     user = draw.integers(2, USERS + 2, rows)
-    place = np.minimum(draw.geometric(0.08, (rows, HISTORY + 1)) - 1, ITEMS // 2 - 1)
-    items = 2 + 2 * place + (user % 2)[:, None]
+    place = np.minimum(draw.geometric(0.15, (rows, HISTORY + 1)) - 1, ITEMS // BLOCKS - 1)
+    items = 2 + BLOCKS * place + ((user - 2) % BLOCKS)[:, None]
     kinds = np.tile(np.array([1, 2, 3, 4], np.int32), (rows, 1))
     kinds[draw.random((rows, NEGATIVES)) < 0.1] = 0
     negatives = draw.integers(2, ITEMS + 2, (rows, NEGATIVES))
     history = items[:, 1:].copy()
     history[:, :2] = 0
-    negatives[(negatives == items[:, :1]) | (negatives % 2 == (user % 2)[:, None]) & (kinds > 2)] = 0
+    negatives[(negatives == items[:, :1]) | ((negatives - user[:, None]) % BLOCKS == 0) & (kinds > 2)] = 0
     return {
         "row_key": np.arange(rows),
         "user_index": user.astype(np.int32),

@@ -1,0 +1,88 @@
+"""Every tower with every loss learns the blocks of the toy, and what is published is what is scored."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from model.catalogue import Catalogue
+from model.checkpoint import load_checkpoint
+from model.objective import logits_of
+from model.retrieval import embed_items, embed_users
+from model.training import build_step, train
+from tests.model import toy
+
+TOWERS: dict[str, dict[str, Any]] = {
+    "dssm": {},
+    "senet": {"history_pooling": "decay", "history_features": ["category"]},
+    "parallel": {"dim": 18, "history_pooling": "attention"},
+    "youtube_dnn": {},
+}
+LOSSES = ("listwise", "pointwise", "hinge", "logistic")
+K = 10
+
+
+def model_of(tower: str) -> dict[str, Any]:
+    return {"tower": tower, "id_dropout": 0.02, **TOWERS[tower]}
+
+
+@pytest.mark.parametrize(("tower", "loss"), itertools.product(TOWERS, LOSSES))
+def test_finds_twice_as_much_as_popularity(tmp_path: Path, tower: str, loss: str) -> None:
+    rates = {"learning_rate": 5e-3, "embedding_learning_rate": 2e-2}
+    spec = toy.make_spec(
+        tmp_path, [400] * 4, model=model_of(tower), loss={"kind": loss, "temperature": 0.1}, training=rates, epochs=3
+    )
+    train(spec)
+    model, rows = load_checkpoint(spec.output), toy.sample_rows(400, seed=9)
+    catalogue = Catalogue(spec.features, toy.item_rows())
+    items = {name: values.numpy() for name, values in catalogue.gather(torch.arange(2, toy.ITEMS + 2)).items()}
+    scores = embed_users(model, rows, catalogue) @ embed_items(model, items).T
+    counts = np.bincount(toy.sample_rows(1600)["item_index"] - 2, minlength=toy.ITEMS)
+    recall, popular = (
+        float((np.argsort(-table, axis=1)[:, :K] == rows["item_index"][:, None] - 2).any(1).mean())
+        for table in (scores, np.broadcast_to(counts, scores.shape))
+    )
+    assert recall > 2 * popular, f"recall@{K} {recall:.3f}, popularity {popular:.3f}"
+
+
+@pytest.mark.parametrize("tower", TOWERS)
+def test_the_score_of_training_is_the_product_of_published_vectors(tmp_path: Path, tower: str) -> None:
+    """To 1e-5: the vectors of a saved and loaded model against what the loss is given, for every candidate of a batch."""
+    spec = toy.make_spec(tmp_path, [100], model=model_of(tower))
+    train(spec)
+    step = build_step(spec.model_copy(update={"warm_start": spec.output})).eval()
+    rows = toy.sample_rows(50, seed=3)
+    rows["example_age"][:] = 0  # As when serving.
+    batch = {name: torch.from_numpy(values) for name, values in rows.items()}
+    batch |= step.catalogue.history_columns(batch["history"], step.towers.history_features)
+    with torch.no_grad():
+        output = step({name: torch.from_numpy(values).long() if values.dtype.kind == "i" else torch.from_numpy(values)
+                       for name, values in rows.items()}, 50)  # fmt: skip
+        candidates = output.candidates
+        logits = logits_of(
+            step.towers.user_vectors(batch), output.items_Ud, output.items_Ud[:0].new_zeros(50, 4, spec.model.dim),
+            candidates, None,
+        )  # fmt: skip
+    model, catalogue = load_checkpoint(spec.output), step.catalogue
+    items = {name: values.numpy() for name, values in catalogue.gather(candidates.items_U).items()}
+    published = embed_users(model, rows, catalogue) @ embed_items(model, items).T
+    open_BU = logits.shared_BU > -1e29
+    assert open_BU.float().mean() > 0.5
+    np.testing.assert_allclose(logits.shared_BU[open_BU], published[open_BU.numpy()], atol=1e-5)
+    np.testing.assert_allclose(logits.positive_B, published[np.arange(50), candidates.positive_B.numpy()], atol=1e-5)
+
+
+def test_channels_weigh_at_least_nothing_and_together_one(tmp_path: Path) -> None:
+    spec = toy.make_spec(tmp_path, [200], model=model_of("parallel"), training={"learning_rate": 0.05}, epochs=3)
+    train(spec)
+    model = load_checkpoint(spec.output)
+    weights = model.user_tower.weights()  # type: ignore[operator, union-attr]
+    assert float(weights.sum()) == pytest.approx(1)
+    assert (weights >= 0).all()
+    assert weights.max() - weights.min() > 0.01, "they are learned"
+    assert model.user_tower.weights is model.item_tower.weights
+    vectors = embed_users(model, toy.sample_rows(9)).reshape(9, 3, 6)
+    np.testing.assert_allclose((vectors**2).sum(2), np.tile(weights, (9, 1)), rtol=1e-4)
