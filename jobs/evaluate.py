@@ -144,6 +144,7 @@ def _exam(context: Context, embeddings: Manifest) -> Exam:
         neighbours=_neighbours(context),
         truth=truth,
         first_popular_day=day_ordinal(ds) - config.popularity_days + 1,
+        first_new_day=day_ordinal(ds) - config.new_item_days + 1,
         ks=tuple(sorted(config.ks)),
     )
 

@@ -2,6 +2,7 @@
 
 import sys
 
+from jobs.support.feature_information import item_relations
 from jobs.support.nights import alone
 from jobs.support.plots import loss_curve
 from jobs.support.runner import Context, log, main, parser
@@ -43,27 +44,30 @@ def run(context: Context, tracker: Tracker) -> None:
     training = config.training.model_copy(
         update={name: getattr(config.training, name) * scale for name in ("learning_rate", "embedding_learning_rate")}
     )
-    spec = TrainingSpec(
-        features=made["samples"].facts["schema"],
-        train=_files(context, made["samples"], "train"),
-        valid=_files(context, made["samples"], "valid"),
-        item_features=warehouse.data_files(warehouse.path("item_features", ds)),
-        item_stats=warehouse.data_files(warehouse.path("item_stats", ds)),
-        negatives=made["samples"].facts["negatives"],
-        model=config.model,
-        loss=config.loss,
-        training=training,
-        seed=config.seed,
-        epochs=epochs,
-        warm_start=warehouse.path("models", before.ds) if before else None,
-        output=staging,
-        progress=sys.stderr.isatty(),
-    )
     with tracker.job("train") as job:
         job.inputs(warehouse.root, inputs)
         for name in ("model", "loss", "training"):
             job.params({name: getattr(config, name).model_dump()})
         job.params({"epochs": epochs, "warm_start": before.ds if before else "none"})
+        schema = made["samples"].facts["schema"]
+        relations = item_relations(context, schema["item"], job) if config.loss.self_supervision else None
+        spec = TrainingSpec(
+            features=schema,
+            train=_files(context, made["samples"], "train"),
+            valid=_files(context, made["samples"], "valid"),
+            item_features=warehouse.data_files(warehouse.path("item_features", ds)),
+            item_stats=warehouse.data_files(warehouse.path("item_stats", ds)),
+            item_relations=relations,
+            negatives=made["samples"].facts["negatives"],
+            model=config.model,
+            loss=config.loss,
+            training=training,
+            seed=config.seed,
+            epochs=epochs,
+            warm_start=warehouse.path("models", before.ds) if before else None,
+            output=staging,
+            progress=sys.stderr.isatty(),
+        )
         result = launch(spec)
         points = [point.model_dump() for point in result.metrics]
         job.series(points, "step")

@@ -29,7 +29,7 @@ class Catalogue:
         self.size = schema.item_id.size
         index = rows[schema.item_id.column]
         _check_indices(index, self.size, schema.item_id.column)
-        places = to_tensor(index)
+        places = self.present = to_tensor(index)  # Indices that have a row, in no order.
         self.columns: Batch = {}
         for feature in schema.item:
             for column, default in _defaults(feature, self.size).items():
@@ -51,6 +51,10 @@ class Catalogue:
     def gather(self, indices: Tensor) -> Batch:
         """The item tower's batch for indices of any shape: every column [*shape] or [*shape, V]."""
         return {self.schema.item_id.column: indices, **{name: tensor[indices] for name, tensor in self.columns.items()}}
+
+    def defaults(self) -> Batch:
+        """The item tower's batch of one item of which nothing is known: index 1, default features."""
+        return self.gather(torch.tensor([DEFAULT]))
 
     def history_columns(self, history_BL: Tensor, features: Sequence[Feature]) -> Batch:
         """Columns `history_COLUMN` of some item features for every item in the histories; padding stays padding."""

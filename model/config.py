@@ -81,6 +81,21 @@ class StreamingConfig(Config):
     )  # fmt: skip
 
 
+class SelfSupervisionConfig(Config):
+    """A second loss on the item tower alone: two views of an item meet (Yao et al., 2021)."""
+
+    weight: PositiveFloat = Field(0.1, description="a in L_main + a L_self.")
+    mask: Literal["random", "dropout", "complementary", "correlated"] = Field(
+        "correlated",
+        description="What a view lacks. random: any fields; dropout: half of the values of multi-valued features; "
+        "complementary: one half of the fields here, the other there; correlated: halves of fields that tell of each other.",
+    )
+    items: PositiveInt = Field(
+        512, ge=2, description="Items a step over all processes, drawn uniformly from the catalogue."
+    )
+    temperature: PositiveFloat = Field(0.1, description="Divides the cosines of the views.")
+
+
 class LossConfig(Config):
     """The training objective."""
 
@@ -110,6 +125,9 @@ class LossConfig(Config):
         le=1,
         description="Of pointwise and pairwise: what a row's hard negatives weigh in the mean over its negatives; the "
         "shared ones have the rest, and all of it where the row has no hard ones. listwise counts each once.",
+    )
+    self_supervision: SelfSupervisionConfig | None = Field(
+        None, description="A second loss on item features, for items that few have clicked; null: none."
     )
 
 

@@ -15,6 +15,10 @@ class TrainingSpec(Config):
     valid: list[SampleFile] = Field([], description="Facts `splits.valid.groups`; empty: no validation.")
     item_features: list[str] = Field(description="Parquet files of `item_features`.")
     item_stats: list[str] = Field([], description="Parquet files of `item_stats`; needed for a logQ correction.")
+    item_relations: list[list[float]] | None = Field(
+        None,
+        description="Mutual information of the item features, in their order; for self_supervision.mask correlated.",
+    )
     negatives: int = Field(ge=0, description="Facts `negatives`: K of a row.")
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()
@@ -33,6 +37,7 @@ class StepMetrics(Config):
 
     step: int
     loss: float
+    self_loss: float = Field(description="Of self-supervision, before its weight; 0 without it.")
     learning_rate: float
     gradient_norm: float
     rows_per_second: float

@@ -20,6 +20,7 @@ from model.features import PADDING, Batch
 from model.frequency import FrequencyEstimator
 from model.losses import weighted_mean
 from model.objective import positive_ranks, row_losses
+from model.self_supervision import SelfSupervision
 from model.two_tower import TwoTower
 
 TEMPERATURES = (0.005, 1.0)  # Where a learned one may go: below, one candidate takes all; above, nothing is told apart.
@@ -35,7 +36,7 @@ class StepOutput(NamedTuple):
     items_Ud: Tensor  # Vectors of the shared candidates, detached.
 
 
-FIGURES = ("loss", "rows", "hits", "masked_shared", "masked_hard", "rows_without_negatives")
+FIGURES = ("loss", "self_loss", "rows", "hits", "masked_shared", "masked_hard", "rows_without_negatives")
 
 
 class RetrievalStep(nn.Module):
@@ -48,15 +49,18 @@ class RetrievalStep(nn.Module):
         q: SamplingProbabilities,
         config: LossConfig,
         frequency: FrequencyEstimator | None = None,
+        self_supervision: SelfSupervision | None = None,
         hits_at: int = 10,
     ) -> None:
         """`frequency`: of the in-batch positives; None: the exact ones of `q`. Of one that learns, this is the owner.
+
+        `self_supervision`: a second loss, in training only.
 
         `hits_at`: in eval mode, a row is a hit where its positive is among so many best shared candidates.
         """
         super().__init__()
         self.towers, self.catalogue, self.q, self.config, self.hits_at = towers, catalogue, q, config, hits_at
-        self.frequency = frequency
+        self.frequency, self.self_supervision = frequency, self_supervision
         self.log_temperature = nn.Parameter(
             torch.tensor(math.log(config.temperature)), requires_grad=config.learned_temperature
         )
@@ -88,12 +92,16 @@ class RetrievalStep(nn.Module):
             users_Bd, items_Ud, hard_BKd, candidates, expected_U, self.temperature, self.config
         )
         loss = weighted_mean(losses_B, batch["weight"], candidates.rows)
+        self_loss = loss.new_zeros(())
+        if self.self_supervision is not None and self.training:
+            self_loss = self.self_supervision.loss(self.towers)
         hits = 0
         if not self.training:
             hits = int((positive_ranks(users_Bd, items_Ud, candidates) < self.hits_at).sum())
         figures = torch.tensor(
             [
                 float(loss.detach()),
+                float(self_loss.detach()),
                 len(losses_B),
                 hits,
                 len(candidates.excluded_rows_E),
@@ -102,6 +110,8 @@ class RetrievalStep(nn.Module):
             ],
             dtype=torch.float64,
         )
+        if self.self_supervision is not None:
+            loss = loss + self.self_supervision.config.weight * self_loss
         return StepOutput(loss * world_size(), losses_B.detach(), figures, candidates, items_Ud.detach())
 
     def _expected(self, candidates: Candidates, items_G: Tensor) -> Tensor | None:

@@ -25,6 +25,7 @@ from model.metrics import Recorder
 from model.optimisation import build_optimizers, clip_gradients
 from model.schema import FeatureSchema
 from model.seeds import derive_seed
+from model.self_supervision import SelfSupervision
 from model.spec import EpochMetrics, TrainingResult, TrainingSpec
 from model.step import FIGURES, RetrievalStep, StepOutput
 from model.two_tower import TwoTower
@@ -73,10 +74,15 @@ def build_step(spec: TrainingSpec) -> RetrievalStep:
     else:
         q = SamplingProbabilities.read(spec.features, spec.item_stats)
     catalogue = Catalogue.read(spec.features, spec.item_features)
-    step = RetrievalStep(towers, catalogue, q, spec.loss, _frequency(spec, before))
+    step = RetrievalStep(towers, catalogue, q, spec.loss, _frequency(spec, before), _self_supervision(spec, catalogue))
     if before and spec.loss.learned_temperature:
         step.log_temperature.data.fill_(math.log(before["result"]["temperature"]))
     return step
+
+
+def _self_supervision(spec: TrainingSpec, catalogue: Catalogue) -> SelfSupervision | None:
+    config = spec.loss.self_supervision
+    return SelfSupervision(config, catalogue, spec.seed, spec.item_relations) if config else None
 
 
 FREQUENCY = "frequency."  # Prefix of the estimator's arrays in the state of a checkpoint.
@@ -138,7 +144,7 @@ def _fit(step: RetrievalStep, samples: Samples, spec: TrainingSpec, recorder: Re
                 with half:
                     output: StepOutput = module(batch, samples.plan.capacity)
                 figures = sum_over_ranks(output.figures)
-                if not math.isfinite(float(figures[FIGURES.index("loss")])):
+                if not math.isfinite(float(figures[FIGURES.index("loss")] + figures[FIGURES.index("self_loss")])):
                     raise DegenerateLossError(_describe(output, batch, spec.features, recorder.step + 1))
                 for optimizer in optimizers:
                     optimizer.zero_grad()

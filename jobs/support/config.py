@@ -28,6 +28,7 @@ class Evaluation(Section):
     ks: list[int] = Field([10, 50, 100], min_length=1, description="cut-offs of recall, NDCG and hit rate")
     max_users: int = Field(20_000, ge=1, description="users evaluated, chosen by hash: enough for a tight interval")
     popularity_days: int = Field(7, ge=1, description="window of the popularity baseline")
+    new_item_days: int = Field(7, ge=1, description="an item counts as new for so many days after its publish_time")
     item_cf_neighbours: int = Field(100, ge=1, description="neighbours an item keeps in the item-item baseline")
     item_cf_items: int = Field(100, ge=2, description="latest known items a user brings to the item-item baseline")
     simulated_truth: bool = Field(False, description="compare with the best reachable ranking (simulated logs only)")

@@ -12,10 +12,27 @@ from matplotlib.figure import Figure
 
 
 def loss_curve(points: list[dict[str, float]]) -> Figure:
-    """Loss by step."""
+    """Loss by step, and that of self-supervision where there is one."""
     figure, axes = plt.subplots(figsize=(7, 4))
-    axes.plot([p["step"] for p in points], [p["loss"] for p in points])
+    for name in ("loss", "self_loss"):
+        if any(point[name] for point in points):
+            axes.plot([p["step"] for p in points], [p[name] for p in points], label=name)
+    axes.legend()
     axes.set(xlabel="step", ylabel="loss", title="Training loss")
+    return _done(figure)
+
+
+def heat_map(values: np.ndarray, names: list[str], title: str) -> Figure:
+    """A square table with its numbers written in; colour by the largest of each row, as rows have scales of their own."""
+    size = 2.5 + 0.7 * len(names)
+    figure, axes = plt.subplots(figsize=(size, size * 0.85))
+    off_diagonal = np.where(np.eye(len(names), dtype=bool), 0, values)
+    axes.imshow(off_diagonal / np.maximum(off_diagonal.max(axis=1, keepdims=True), 1e-9), cmap="Blues")
+    for row, column in np.ndindex(values.shape):
+        axes.text(column, row, f"{values[row, column]:.2f}", ha="center", va="center", fontsize=8)
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    axes.set_yticks(range(len(names)), names)
+    axes.set_title(title)
     return _done(figure)
 
 

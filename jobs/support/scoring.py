@@ -14,7 +14,7 @@ from pyarrow import parquet as pq
 from pyspark.sql import DataFrame
 
 from jobs.support.embeddings import user_vectors
-from model.evaluation import METRICS, SLICES, popularity_thirds, ranking_metrics, top_k
+from model.evaluation import METRICS, SLICES, THIRDS, popularity_thirds, ranking_metrics, top_k
 from model.files import read_columns, resolve
 from pipelines.simulation_truth import true_utility
 
@@ -33,6 +33,7 @@ class Exam:
     neighbours: tuple[str, ...]  # files of item_neighbours
     truth: tuple[str, ...]  # files of the simulator's true items; empty for real data
     first_popular_day: int  # ordinal of the first day that the popularity baseline counts
+    first_new_day: int  # ordinal of the first day on which an item that counts as new was published
     ks: tuple[int, ...]
 
 
@@ -45,6 +46,7 @@ class Corpus:
     vectors: np.ndarray  # [M, d]
     recent: np.ndarray  # [M] clicks of the last days
     thirds: np.ndarray  # [M] head, mid, tail
+    new: np.ndarray  # [M] published (or where that is not known, first clicked) in the last days
     similar: sp.csr_matrix  # [V, M] item-item similarities
     true_taste: np.ndarray | None  # [M, taste]
     attractiveness: np.ndarray | None  # [M]
@@ -57,7 +59,7 @@ def load_corpus(exam: Exam) -> Corpus:
     order = np.argsort(found["item_index"])
     item_index, vectors = found["item_index"][order].astype(np.int64), found["embedding"][order]
     size = int(item_index.max()) + 1
-    stats = _read_lists(exam.item_stats, ["item_index", "day_ordinals", "day_counts", "window_count"])
+    stats = _read_lists(exam.item_stats, ["item_index", "day_ordinals", "day_counts", "window_count", "first_seen"])
     size = max(size, int(stats["item_index"].to_numpy().max()) + 1)
     position = np.full(size, -1, np.int64)
     position[item_index] = np.arange(len(item_index))
@@ -69,6 +71,11 @@ def load_corpus(exam: Exam) -> Corpus:
     days, by_day = stats["day_ordinals"].flatten().to_numpy(), stats["day_counts"].flatten().to_numpy()
     late = days >= exam.first_popular_day
     np.add.at(recent, owner[late], by_day[late])
+
+    born = np.full(size, np.iinfo(np.int64).min)
+    _set_days(born, stats["item_index"], stats["first_seen"])
+    known = _read_lists(exam.item_features, ["item_index", "publish_time"])
+    _set_days(born, known["item_index"], known["publish_time"])
 
     near = _read_lists(exam.neighbours, ["item_index", "neighbours", "similarities"])
     rows = np.repeat(near["item_index"].to_numpy(), np.diff(near["neighbours"].offsets.to_numpy()))
@@ -83,6 +90,7 @@ def load_corpus(exam: Exam) -> Corpus:
         vectors,
         recent[item_index],
         popularity_thirds(counts[item_index]),
+        born[item_index] >= exam.first_new_day,
         similar,
         taste,
         attractiveness,
@@ -113,12 +121,10 @@ def _examine(batch: pa.RecordBatch, exam: Exam, corpus: Corpus) -> Iterator[pa.R
     rows, items = _flat(batch.column("excluded"))
     places = corpus.position[items]
     excluded = (rows[places >= 0], places[places >= 0])
+    parts = _parts(batch, targets, corpus)
     for name, scores in _scorers(batch, exam, corpus):
         top = top_k(scores, max(exam.ks), excluded)
-        for part in ("all", *SLICES):
-            chosen = np.ones(len(targets[0]), bool)
-            if part != "all":
-                chosen = corpus.thirds[targets[1]] == SLICES.index(part)
+        for part, chosen in parts.items():
             metrics = ranking_metrics(top, (targets[0][chosen], targets[1][chosen]), len(corpus.item_index), exam.ks)
             has = ~np.isnan(metrics["recall"][:, 0])
             users = batch.column("user_id").filter(pa.array(has))
@@ -127,6 +133,24 @@ def _examine(batch: pa.RecordBatch, exam: Exam, corpus: Corpus) -> Iterator[pa.R
                 columns = [users, pa.array([name] * size), pa.array([part] * size), pa.array([k] * size, pa.int32())]
                 columns += [pa.array(metrics[metric][has, place]) for metric in METRICS]
                 yield pa.RecordBatch.from_arrays(columns, names=["user_id", "model", "slice", "k", *METRICS])
+
+
+def _parts(batch: pa.RecordBatch, targets: tuple[np.ndarray, np.ndarray], corpus: Corpus) -> dict[str, np.ndarray]:
+    """Which targets belong to each of SLICES."""
+    rows, places = targets
+    known = np.diff(batch.column("known_items").offsets.to_numpy())[rows] > 0
+    thirds = corpus.thirds[places]
+    parts = {"all": np.ones(len(rows), bool), "new_items": corpus.new[places]}
+    parts |= {"known_users": known, "new_users": ~known}
+    parts |= {part: thirds == number for number, part in enumerate(THIRDS)}
+    return {part: parts[part] for part in SLICES}
+
+
+def _set_days(days: np.ndarray, index: pa.Array, moments: pa.Array) -> None:
+    """days[index] = days since 1970 of dates or times, where there is one."""
+    there = moments.is_valid().to_numpy(zero_copy_only=False)
+    ordinals = moments.filter(pa.array(there)).cast(pa.date32()).cast(pa.int32()).to_numpy()
+    days[index.to_numpy()[there]] = ordinals
 
 
 def _scorers(batch: pa.RecordBatch, exam: Exam, corpus: Corpus) -> Iterator[tuple[str, np.ndarray]]:
