@@ -4,7 +4,7 @@
 
 1,000 items; 128 different ones a step, drawn in proportion to q ~ i^2 and, from step 10,000 on, to q ~ (999 - i)^2. The error
 of a step is sum |estimate - 128 q| / (2 x 128). Arrays begin at A = 0, B = 100. A plateau is the mean error of the last
-2,000 steps before the change (or before the end), over several draws of steps and hashed ids.
+2,000 steps before the change (or before the end), over several draws of steps and ids.
 
 `paper` is read off the paper's figures 4 and 5 (the second for alpha 0.05, which the figure does not say and which fits
 best); `rerun` is an independent program's. `warm_up` is what Nightjar adds: the first gaps of a slot count in full.
@@ -38,7 +38,7 @@ HASHES_ALPHA = 0.05
 def simulate(config: StreamingConfig, seed: int, steps: int = STEPS, change: int = CHANGE) -> np.ndarray:
     """[steps / LOOK_EVERY] errors of an estimator over one run."""
     draw = np.random.default_rng(seed)
-    ids = torch.from_numpy(2 + draw.choice(2**31, ITEMS, replace=False))  # What is hashed: any numbers will do.
+    ids = int(draw.integers(2, 2**30)) + torch.arange(ITEMS)  # Dense, as indices of a vocabulary are.
     estimator = FrequencyEstimator(config, INITIAL_GAP, BATCH)
     weights = np.arange(ITEMS) ** 2.0
     with np.errstate(divide="ignore"):

@@ -67,7 +67,7 @@ def collect_candidates(
     keep = places != positive_B[rows]
 
     hard_BK = local.negatives.masked_fill((local.kinds != COARSE) & (local.kinds != FINE), PADDING)
-    excluded_BK = hard_BK == local.items[:, None]
+    excluded_BK = (hard_BK == local.items[:, None]) | _among_positives(batch, local.users, hard_BK)
     if history_BL is not None:
         excluded_BK |= (hard_BK[:, :, None] == history_BL[:, None, :]).any(2)  # K is small: no search needed.
     excluded_BK &= hard_BK != PADDING
@@ -90,6 +90,18 @@ def _places_of(items_BL: Tensor, items_U: Tensor) -> tuple[Tensor, Tensor]:
     places_BL = torch.searchsorted(items_U, items_BL).clamp(max=len(items_U) - 1)
     found_BL = (items_U[places_BL] == items_BL) & (items_BL != PADDING)
     return found_BL.nonzero(as_tuple=True)[0], places_BL[found_BL]
+
+
+def _among_positives(batch: Rows, users_B: Tensor, items_BK: Tensor) -> Tensor:
+    """[B, K]: is an item a positive of the row's user anywhere in the global batch? By search in user-item pairs."""
+    known_G = (batch.users > DEFAULT) & (batch.items != PADDING)
+    if not bool(known_G.any()):
+        return torch.zeros_like(items_BK, dtype=torch.bool)
+    size = int(torch.maximum(batch.items.max(), items_BK.max() if items_BK.numel() else batch.items.max())) + 1
+    pairs_S = torch.sort(batch.users[known_G] * size + batch.items[known_G]).values
+    asked_BK = users_B[:, None] * size + items_BK
+    places_BK = torch.searchsorted(pairs_S, asked_BK).clamp(max=len(pairs_S) - 1)
+    return (pairs_S[places_BK] == asked_BK) & (users_B[:, None] > DEFAULT)
 
 
 def _other_positives(batch: Rows, local: Rows, items_U: Tensor) -> tuple[Tensor, Tensor]:

@@ -130,6 +130,10 @@ def _differences(description: dict[str, Any], model: TwoTower) -> list[str]:
     for name in ("history", "example_age"):
         if (getattr(old, name) is None) != (getattr(new, name) is None):
             found.append(f"{name} was {'off' if getattr(old, name) is None else 'on'}, no longer is")
+    if model.config.history_pooling == "attention" and old.history and new.history:
+        was, length = old.history.length, new.history.length
+        if was != length:
+            found.append(f"the history had length {was}, has {length}: attention knows positions by number")
     return found
 
 

@@ -49,10 +49,15 @@ def table_name(feature: Feature) -> str:
 class EmbeddingTables(nn.ModuleDict):
     """All tables of a model, by name. Row 0 is padding and stays zero; row 1 is the default."""
 
-    def __init__(self, schema: FeatureSchema, config: ModelConfig, sparse_rows: int | None) -> None:
-        """`sparse_rows`: tables with at least so many rows get sparse gradients; None: none do."""
+    def __init__(
+        self, features: Sequence[Feature], schema: FeatureSchema, config: ModelConfig, sparse_rows: int | None
+    ) -> None:
+        """Of the features that are embedded, and of the history where it has a table of its own.
+
+        `sparse_rows`: tables with at least so many rows get sparse gradients; None: none do.
+        """
         super().__init__()
-        for feature in [*schema.user, *schema.item]:
+        for feature in features:
             if not isinstance(feature, NumericFeature):
                 dim = config.embedding_dim if isinstance(feature, IdFeature) else config.small_embedding_dim
                 self._add(table_name(feature), rows_of(feature), dim, sparse_rows, feature.name)

@@ -31,7 +31,7 @@ class FrequencyEstimator(nn.Module):
     def __init__(self, config: StreamingConfig, initial_gap: float, rows_per_step: int) -> None:
         """`initial_gap`: steps that an item is taken to stay away before its first hit (config.initial_gap goes first).
 
-        `rows_per_step`: the global batch size, for a later night that takes another one.
+        `rows_per_step`: usual rows of a global batch, for batches and nights of other sizes.
         """
         super().__init__()
         self.config = config
@@ -47,12 +47,16 @@ class FrequencyEstimator(nn.Module):
             for part in ("factor", "shift")
         )
 
-    def probabilities(self, items_N: Tensor) -> Tensor:
+    def probabilities(self, items_N: Tensor, rows: int | None = None) -> Tensor:
         """[N] float32: the chance that an item is among the positives of the next batch, above 0 and at most 1.
 
+        `rows`: of that batch, where it is not the usual one: 1 - (1 - p)^(rows / rows_per_step) for independent rows.
         With several hash functions the longest gap: others that share a slot can only make it look shorter.
         """
-        return 1 / self.gap_mH.gather(1, self._slots(items_N)).amax(0).clamp(min=1.0)
+        usual_N = 1 / self.gap_mH.gather(1, self._slots(items_N)).amax(0).clamp(min=1.0)
+        if rows is None or rows == int(self.rows_per_step):
+            return usual_N
+        return -torch.expm1(torch.log1p(-usual_N) * (rows / int(self.rows_per_step)))
 
     @torch.no_grad()
     def update(self, items_N: Tensor) -> None:
@@ -94,6 +98,10 @@ class FrequencyEstimator(nn.Module):
         self.last_mH.scatter_(1, slots_mN, torch.where(hits_mN == 0, self.step, last_mN))
 
     def _slots(self, items_N: Tensor) -> Tensor:
-        """[m, N]: multiply-add-shift hashing (Dietzfelbinger, 1996): the high bits of a x + b in 64 bits, then mod H."""
+        """[m, N]: multiply, fold, multiply in 64 bits; the high half, mod H.
+
+        Indices are dense, and one multiplication alone lays them out in a lattice that some H meets badly.
+        """
         mixed_mN = self._factors_m1 * items_N + self._shifts_m1
+        mixed_mN = (mixed_mN ^ ((mixed_mN >> 32) & 0xFFFFFFFF)) * self._factors_m1
         return ((mixed_mN >> 32) & 0x7FFFFFFF) % self.config.slots

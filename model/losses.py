@@ -29,8 +29,8 @@ class Logits(NamedTuple):
 
 
 def has_negatives(logits: Logits) -> Tensor:
-    """[B] bool: does a row have anything to be set against?"""
-    return (logits.shared_BU.amax(1) > MASKED / 2) | (logits.hard_BK > MASKED / 2).any(1)
+    """[B] bool: does a row have anything to be set against? (What is no number is something: it must not pass for 0.)"""
+    return ~((logits.shared_BU.amax(1) <= MASKED / 2) & (logits.hard_BK <= MASKED / 2).all(1))
 
 
 def listwise(logits: Logits) -> Tensor:
@@ -56,7 +56,7 @@ def listwise_revisited(logits: Logits, draws: OtherDraws) -> Tensor:
     drawn_B = _logsumexp(logits.shared_BU) + draws.expected_B.log()
     others_B = torch.logaddexp(drawn_B, _log_sum(logits.hard_BK) + log_n_B)
     weight_B = torch.sigmoid(others_B - log_n_B - logits.positive_B).detach()  # 1 - P_i
-    return torch.where(others_B > MASKED / 2, weight_B * (others_B - logits.positive_B), 0.0)
+    return torch.where(others_B <= MASKED / 2, 0.0, weight_B * (others_B - logits.positive_B))
 
 
 def pointwise(logits: Logits, weights_U: Tensor, negatives: float, hard_share: float) -> Tensor:

@@ -63,7 +63,9 @@ class TrainingResult(Config):
     rows: int
     metrics: list[StepMetrics]
     epochs: list[EpochMetrics]
-    masked: dict[str, int] = Field(description="Candidates masked, by where they were: shared or hard.")
+    masked: dict[str, int] = Field(
+        description="Candidates masked, by where they were: shared (one in history twice counts twice) or hard."
+    )
     rows_without_negatives: int = Field(description="Rows whose candidates were all masked: their loss is 0.")
     temperature: float
     seconds: float

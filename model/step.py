@@ -65,12 +65,21 @@ class RetrievalStep(nn.Module):
             torch.tensor(math.log(config.temperature)), requires_grad=config.learned_temperature
         )
 
+        self.limit_temperature()
+
     @property
     def temperature(self) -> Tensor | float:
-        """The divisor of all logits: fixed, or learned and clamped to TEMPERATURES."""
-        if not self.config.learned_temperature:
-            return self.config.temperature
-        return self.log_temperature.clamp(*(math.log(limit) for limit in TEMPERATURES)).exp()
+        """The divisor of all logits, fixed or learned."""
+        return self.log_temperature.exp() if self.config.learned_temperature else self.config.temperature
+
+    @torch.no_grad()
+    def limit_temperature(self) -> None:
+        """Bring a learned temperature back to TEMPERATURES; to be called after each step of the optimiser.
+
+        Not a clamp in the forward pass: beyond a limit that has no gradient, and what is there stays there.
+        """
+        if self.config.learned_temperature:
+            self.log_temperature.clamp_(*(math.log(limit) for limit in TEMPERATURES))
 
     def forward(self, batch: Batch, capacity: int) -> StepOutput:
         """Loss of this rank's rows against candidates of all ranks.
@@ -124,7 +133,9 @@ class RetrievalStep(nn.Module):
             return None
         if self.frequency is None:
             return expected_counts(candidates, candidates.rows * self.q.in_batch_M[candidates.items_U], self.q)
-        expected_U = expected_counts(candidates, self.frequency.probabilities(candidates.items_U), self.q)
+        expected_U = expected_counts(
+            candidates, self.frequency.probabilities(candidates.items_U, candidates.rows), self.q
+        )
         if self.training:
             self.frequency.update(items_G)
         return expected_U

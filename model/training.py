@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from tqdm import tqdm
 
+from model.batching import plan_epoch
 from model.catalogue import Catalogue, SamplingProbabilities
 from model.checkpoint import WarmStartError, read_state, save_checkpoint, warm_start
 from model.collectives import rank, sum_over_ranks, world_size
@@ -74,15 +75,25 @@ def build_step(spec: TrainingSpec) -> RetrievalStep:
     else:
         q = SamplingProbabilities.read(spec.features, spec.item_stats)
     catalogue = Catalogue.read(spec.features, spec.item_features)
-    step = RetrievalStep(towers, catalogue, q, spec.loss, _frequency(spec, before), _self_supervision(spec, catalogue))
+    supervision = _self_supervision(spec, towers, catalogue)
+    step = RetrievalStep(towers, catalogue, q, spec.loss, _frequency(spec, before), supervision)
     if before and spec.loss.learned_temperature:
         step.log_temperature.data.fill_(math.log(before["result"]["temperature"]))
+        step.limit_temperature()
     return step
 
 
-def _self_supervision(spec: TrainingSpec, catalogue: Catalogue) -> SelfSupervision | None:
+def _self_supervision(spec: TrainingSpec, towers: TwoTower, catalogue: Catalogue) -> SelfSupervision | None:
+    """The second loss, where the config has one. Raises ValueError where the item tower has no two views of an item."""
     config = spec.loss.self_supervision
-    return SelfSupervision(config, catalogue, spec.seed, spec.item_relations) if config else None
+    if config is None:
+        return None
+    if len(towers.item_features) < len(spec.features.item):
+        raise ValueError(
+            f"loss.self_supervision hides features of items, and tower {spec.model.tower} does not read them: take another "
+            "tower, or leave it out"
+        )
+    return SelfSupervision(config, catalogue, spec.seed, spec.item_relations)
 
 
 FREQUENCY = "frequency."  # Prefix of the estimator's arrays in the state of a checkpoint.
@@ -95,7 +106,8 @@ def _frequency(spec: TrainingSpec, before: dict[str, Any] | None) -> FrequencyEs
     """
     if spec.loss.correction == "none" or spec.loss.frequencies == "exact":
         return None
-    items, rows = spec.features.item_id.size, spec.training.batch_size
+    plan = plan_epoch([file.rows for file in spec.train], world_size(), spec.training.batch_size)
+    items, rows = spec.features.item_id.size, round(sum(plan.rank_rows) / plan.steps)
     frequency = FrequencyEstimator(spec.loss.streaming, items / rows, rows)
     if before is None or spec.warm_start is None:
         return frequency
@@ -154,6 +166,7 @@ def _fit(step: RetrievalStep, samples: Samples, spec: TrainingSpec, recorder: Re
                     raise DegenerateLossError(_describe(output, batch, spec.features, recorder.step + 1, norm))
                 for optimizer in optimizers:
                     optimizer.step()
+                step.limit_temperature()
                 recorder.add(figures, norm, waited, _learning_rate(optimizers))
                 bar.update()
         loss = (recorder.total("loss") - before) / samples.plan.steps
@@ -223,7 +236,7 @@ def _describe(
             f"items {broken[:5].tolist()}: look at their item_features, then at the learning rate"
         )
     users_B, items_B = batch[USER], batch[features.item_id.column]
-    rows = ~output.losses_B.isfinite()
+    rows = ~(output.losses_B * batch["weight"]).isfinite()
     if not bool(rows.any()) and gradient_norm is not None:
         return (
             f"{where}every loss is finite, but the norm of the gradient is {gradient_norm}. The batch has (user_index, "

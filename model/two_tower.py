@@ -21,7 +21,7 @@ from model.features import (
     table_name,
 )
 from model.schema import CategoricalFeature, Feature, FeatureSchema, IdFeature, MultiCategoricalFeature
-from model.towers import Field, build_towers
+from model.towers import Field, build_towers, fields_read
 
 
 class TwoTower(nn.Module):
@@ -32,9 +32,12 @@ class TwoTower(nn.Module):
         super().__init__()
         self.schema, self.config = schema, config
         self.history_features = _history_features(schema, config)
-        self.tables = EmbeddingTables(schema, config, sparse_rows)
-        self.pooling = HistoryPooling(schema.history.length, config) if schema.history else None
         self.user_tower, self.item_tower = build_towers(self.user_fields(), self.item_fields(), config)
+        read = fields_read(self.item_tower, self.item_fields())
+        self.item_features = [feature for feature in schema.item if feature.name in read]
+        embedded = [*schema.user, *self.item_features, *self.history_features]
+        self.tables = EmbeddingTables(embedded, schema, config, sparse_rows)
+        self.pooling = HistoryPooling(schema.history.length, config) if schema.history else None
 
     def user_fields(self) -> list[Field]:
         """What the user tower gets: its features, the pooled history and what is pooled over it, example age."""
@@ -72,8 +75,11 @@ class TwoTower(nn.Module):
         return inputs
 
     def item_inputs(self, batch: Batch) -> list[Tensor]:
-        """[N, e] of each of `item_fields`, from the schema's item columns. Raises KeyError naming a missing column."""
-        return [self._embed(feature, batch) for feature in self.schema.item]
+        """[N, e] of each field that the item tower reads, from the schema's item columns.
+
+        Raises KeyError naming a missing column.
+        """
+        return [self._embed(feature, batch) for feature in self.item_features]
 
     def user_vectors(self, batch: Batch) -> Tensor:
         """[B, d] from the columns of `user_inputs`."""

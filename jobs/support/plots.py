@@ -27,9 +27,11 @@ def heat_map(values: np.ndarray, names: list[str], title: str) -> Figure:
     size = 2.5 + 0.7 * len(names)
     figure, axes = plt.subplots(figsize=(size, size * 0.85))
     off_diagonal = np.where(np.eye(len(names), dtype=bool), 0, values)
-    axes.imshow(off_diagonal / np.maximum(off_diagonal.max(axis=1, keepdims=True), 1e-9), cmap="Blues")
+    shade = off_diagonal / np.maximum(off_diagonal.max(axis=1, keepdims=True), 1e-9)
+    axes.imshow(shade, cmap="Blues")
     for row, column in np.ndindex(values.shape):
-        axes.text(column, row, f"{values[row, column]:.2f}", ha="center", va="center", fontsize=8)
+        colour = "white" if shade[row, column] > 0.6 else "black"
+        axes.text(column, row, f"{values[row, column]:.2f}", ha="center", va="center", fontsize=8, color=colour)
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
     axes.set_yticks(range(len(names)), names)
     axes.set_title(title)

@@ -5,7 +5,8 @@ A side's fields are its features as vectors: [B, e] each, of lengths of their ow
 
 - `Settings`: a Config with what can be set under `model.settings`, each with a default;
 - `build(user, item, dim, hidden, settings)`: the modules of both sides, from their fields. Each maps its tensors, in the
-  order of the fields, to vectors [B, dim] of unit length. They come as a pair because some share parameters.
+  order of the fields, to vectors [B, dim] of unit length. They come as a pair because some share parameters. A module that
+  reads some fields only names them in an attribute `reads`, and is given those alone.
 
 A module sees its own side only, so items can be embedded once and searched: user and item meet in the dot product alone.
 """
@@ -60,6 +61,12 @@ def build_towers(user: Sequence[Field], item: Sequence[Field], config: ModelConf
         user, item, config.dim, config.hidden, settings
     )
     return towers
+
+
+def fields_read(tower: nn.Module, fields: Sequence[Field]) -> list[str]:
+    """Names of the fields that a tower is given, in their order: all, or those in its `reads`."""
+    reads = getattr(tower, "reads", None)
+    return [field.name for field in fields if reads is None or field.name in reads]
 
 
 def total_length(fields: Sequence[Field]) -> int:

@@ -17,14 +17,14 @@ class Settings(Config):
 
 
 class ItemEmbedding(nn.Module):
-    """The vector of the id, of unit length; the other fields are left out."""
+    """The vector of the id, of unit length; no other field has a part in it."""
 
     def __init__(self, fields: Sequence[Field]) -> None:
         super().__init__()
-        self.place = [field.kind for field in fields].index("id")
+        self.reads = [field.name for field in fields if field.kind == "id"]
 
     def forward(self, fields: list[Tensor]) -> Tensor:  # noqa: D102
-        return unit(fields[self.place])
+        return unit(fields[0])
 
 
 def build(

@@ -29,7 +29,7 @@ def main(out: str, *spec_files: str) -> None:
 def one_pass(spec: TrainingSpec) -> dict[str, Any]:
     """Two forward passes (the second finds what a streaming estimator has learned from the first), one backward."""
     step = build_step(spec)
-    module = DistributedDataParallel(step) if world_size() > 1 else step
+    module = DistributedDataParallel(step, broadcast_buffers=False) if world_size() > 1 else step
     samples = Samples(spec.train, sample_columns(spec.features), spec.training, spec.seed, rank(), world_size())
     with samples.epoch(0) as batches:
         batch = next(batches)

@@ -121,6 +121,31 @@ def test_more_hash_functions_tell_items_of_one_slot_apart() -> None:
     assert errors[1] < 0.7 * errors[0]
 
 
+def test_dense_indices_fill_the_slots_like_random_ones() -> None:
+    """An item meets items / slots others in its slot; and a pair of items shares all its slots by chance only."""
+    for items, slots in ((262_144, 262_144), (100_000, 131_072), (100_000, 1_000_000), (30_000, 10_007)):
+        estimator = make(slots=slots, hashes=2)
+        found = estimator._slots(torch.arange(2, items + 2))
+        for row in found:
+            load = row.bincount(minlength=slots).double()
+            assert float((load * load).sum() / items) == pytest.approx(1 + items / slots, rel=0.05)
+        pairs = (found[0] * slots + found[1]).unique(return_counts=True)[1]
+        shared = float((pairs * (pairs - 1)).sum()) / items
+        assert shared < 3 * items / slots**2 + 1e-3
+
+
+def test_a_batch_of_another_size_has_another_chance() -> None:
+    """Four times the rows of chance p: 1 - (1 - p)^4; none of them changes what is always or hardly there."""
+    estimator = make(slots=1000, alpha=0.5, initial_gap=1e7)
+    for step in range(40):
+        estimator.update(torch.tensor([2, 3] if step % 4 == 0 else [3]))
+    items = torch.tensor([2, 3, 4])
+    usual = estimator.probabilities(items).double()
+    assert estimator.probabilities(items, 8).tolist() == estimator.probabilities(items).tolist()
+    np.testing.assert_allclose(estimator.probabilities(items, 32), 1 - (1 - usual) ** 4, rtol=1e-4)
+    np.testing.assert_allclose(estimator.probabilities(items, 2), 1 - (1 - usual) ** 0.25, rtol=1e-4)
+
+
 def test_another_batch_size_scales_what_is_known() -> None:
     before, after = make(rows=8, alpha=0.1), make(rows=16, alpha=0.1)
     for batch in stream(2):

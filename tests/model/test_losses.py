@@ -81,7 +81,7 @@ def oracle(case: Case, config: LossConfig, once: bool = False) -> np.ndarray:
         score = case["item_vectors"] @ case["user_vectors"][row] / config.temperature
         shared = [item for item in entered if item not in banned]
         own = case["negatives"][row][(case["kinds"][row] == COARSE) | (case["kinds"][row] == FINE)]
-        hard = [item for item in own if item != positive and item not in case["history"][row]]
+        hard = [item for item in own if item not in banned]
         if not shared and not hard:
             result.append(0.0)
         elif config.kind == "listwise":
@@ -273,7 +273,7 @@ def test_the_positive_is_never_masked_and_what_is_known_always_is(seed: int) -> 
         masked = {item for item, value in zip(candidates.items_U.tolist(), logits_BU[row]) if value == MASKED}
         assert masked == known & set(candidates.items_U.tolist()), "nothing less and nothing more"
         there = candidates.hard_BK[row][logits.hard_BK[row] > MASKED].tolist()
-        assert not {case["items"][row], *case["history"][row]} & set(there)
+        assert not known & set(there)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -331,6 +331,15 @@ def test_a_row_without_negatives_contributes_nothing_and_is_counted(kind: Any, c
     assert users_Bd.grad is not None
     assert (users_Bd.grad[:3] == 0).all()
     assert users_Bd.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(("kind", "correction"), itertools.product(KINDS, CORRECTIONS))
+def test_what_is_no_number_does_not_pass_for_a_row_without_negatives(kind: Any, correction: Any) -> None:
+    case = make(0)
+    case["user_vectors"][4] = np.nan
+    assert found(case, LossConfig(kind=kind, correction=correction)).isnan().tolist() == [
+        row == 4 for row in range(ROWS)
+    ]
 
 
 @pytest.mark.parametrize("half", [False, True])

@@ -66,6 +66,13 @@ def test_related_fields_are_hidden_together() -> None:
         SelfSupervision(SelfSupervisionConfig(), Catalogue(alone, toy.item_rows()), 0, RELATIONS)
 
 
+def test_a_tower_of_ids_alone_has_no_views(tmp_path: Path) -> None:
+    supervision = {"self_supervision": {"mask": "random"}}
+    spec = toy.make_spec(tmp_path, [50], model={"tower": "youtube_dnn", "dim": 16}, loss=supervision)
+    with pytest.raises(ValueError, match="tower youtube_dnn does not read them"):
+        train(spec)
+
+
 def test_what_is_hidden_is_the_default() -> None:
     fields = [torch.ones(2, 3), 2 * torch.ones(2, 1)]
     defaults = [torch.full((1, 3), -1.0), torch.full((1, 1), -2.0)]

@@ -13,9 +13,10 @@ import torch
 
 from model.checkpoint import WarmStartError, load_checkpoint, read_description, read_state
 from model.config import LossConfig
+from model.data import Samples, sample_columns
 from model.launch import ROOT, LaunchError, launch
 from model.retrieval import embed_users
-from model.step import FIGURES
+from model.step import FIGURES, TEMPERATURES
 from model.training import DegenerateLossError, build_step, train
 from tests.model import gradients, toy
 
@@ -78,6 +79,8 @@ def test_two_ranks_on_half_batches_equal_one_rank_on_the_whole(tmp_path: Path) -
         for training in (whole.training, sparse)
         for loss in (losses if training is whole.training else losses[-2:-1])
     ]
+    only_ids = whole.model.model_copy(update={"tower": "youtube_dnn", "embedding_dim": whole.model.dim})
+    specs.append(whole.model_copy(update={"model": only_ids}))
     pairs = zip(run_gradients(specs, tmp_path, 1), run_gradients(specs, tmp_path, 2), strict=True)
     seen = set()
     for spec, (one, two) in zip(specs, pairs, strict=True):
@@ -86,7 +89,8 @@ def test_two_ranks_on_half_batches_equal_one_rank_on_the_whole(tmp_path: Path) -
         assert figures["rows"] == 81
         seen.add(figures["loss"] + figures["self_loss"])
         assert one["gradients"].keys() == two["gradients"].keys()
-        needed = {"log_temperature", "towers.tables.item_id.weight", "towers.tables.user/age.weight"}
+        needed = {"towers.tables.item_id.weight", "towers.tables.user/age.weight"}
+        needed |= {"log_temperature"} if spec.loss.learned_temperature else set()
         assert needed <= one["gradients"].keys()
         largest = max(float(gradient.abs().max()) for gradient in one["gradients"].values())
         for name, gradient in one["gradients"].items():
@@ -94,7 +98,7 @@ def test_two_ranks_on_half_batches_equal_one_rank_on_the_whole(tmp_path: Path) -
             torch.testing.assert_close(gradient, two["gradients"][name], rtol=1e-4, atol=1e-5 * largest, msg=message)
         assert one["frequency"].keys() == two["frequency"].keys()
         assert all(torch.equal(values, two["frequency"][name]) for name, values in one["frequency"].items())
-    assert len(seen) == len(losses), "every loss is another one"
+    assert len(seen) == len(losses) + 1, "every loss is another one, and so is that of another tower"
 
 
 def test_two_processes_train_like_one(tmp_path: Path) -> None:
@@ -144,6 +148,31 @@ def test_a_loss_that_is_no_number_stops_training_by_name(tmp_path: Path) -> None
     spec = toy.make_spec(tmp_path, [50, 50], loss={"temperature": 1e-40})
     with pytest.raises(DegenerateLossError, match="Degenerate loss in step 1"):
         train(spec)
+
+
+@pytest.mark.parametrize(("column", "value"), [("weight", np.nan), ("weight", np.inf), ("user_income", np.nan)])
+@pytest.mark.parametrize("loss", [{"kind": "pointwise"}, {"correction": "revisited"}, {"kind": "hinge"}])
+def test_a_row_that_is_no_number_is_named_whatever_the_loss(
+    tmp_path: Path, column: str, value: float, loss: dict
+) -> None:
+    spec = toy.make_spec(tmp_path, [50], loss=loss)
+    rows = toy.sample_rows(50)
+    rows[column][3] = value
+    pq.write_table(toy.table(rows), spec.train[0].url.removeprefix("file://"))
+    pair = rf"\({rows['user_index'][3]}, {rows['item_index'][3]}\)"
+    with pytest.raises(DegenerateLossError, match=rf"1 of 50 rows have a loss that is not finite, .*_index\) {pair}"):
+        train(spec)
+
+
+def test_a_learned_temperature_stays_within_its_limits_and_comes_back(tmp_path: Path) -> None:
+    for start, limit in ((5.0, TEMPERATURES[1]), (0.001, TEMPERATURES[0])):
+        loss = {"learned_temperature": True, "temperature": start}
+        spec = toy.make_spec(tmp_path, [400], loss=loss, training={"learning_rate": 0.02}, epochs=2)
+        step = build_step(spec)
+        assert float(torch.as_tensor(step.temperature).detach()) == pytest.approx(limit)
+        found = train(spec).temperature
+        assert TEMPERATURES[0] <= found <= TEMPERATURES[1]
+        assert found != pytest.approx(limit, rel=0.01), "it is not stuck there"
 
 
 def test_a_gradient_that_is_no_number_stops_training_by_name(tmp_path: Path) -> None:
@@ -207,6 +236,7 @@ def test_estimated_frequencies_go_on_from_night_to_night(tmp_path: Path) -> None
     train(spec)
     first = read_state(spec.output)
     assert int(first["frequency.step"]) == 4
+    assert int(first["frequency.rows_per_step"]) == 32
     tomorrow = spec.model_copy(update={"warm_start": spec.output, "output": str(tmp_path / "tomorrow")})
     state = build_step(tomorrow).frequency.state_dict()  # type: ignore[union-attr]
     assert all(torch.equal(values, first[f"frequency.{name}"]) for name, values in state.items())
@@ -231,6 +261,30 @@ def test_estimated_frequencies_go_on_from_night_to_night(tmp_path: Path) -> None
     assert int(build_step(tomorrow).frequency.step) == 0  # type: ignore[union-attr]
 
 
+def test_a_batch_does_not_tell_of_itself(tmp_path: Path) -> None:
+    """The estimator is asked before it is told, and in training only is it told."""
+    streaming = {"correction": "mns", "frequencies": "streaming"}
+    spec = toy.make_spec(tmp_path, [64], loss=streaming, training={"batch_size": 64})
+    step = build_step(spec)
+    assert step.frequency is not None
+    with Samples(spec.train, sample_columns(spec.features), spec.training, 0, 0, 1).epoch(0) as batches:
+        batch = next(batches)
+    items = batch["item_index"].unique()
+    told: list[int] = []
+    ask = step.frequency.probabilities
+
+    def listen(asked: torch.Tensor, rows: int | None = None) -> torch.Tensor:
+        told.append(int(step.frequency.hits_mH.sum()))  # type: ignore[union-attr]
+        return ask(asked, rows)
+
+    step.frequency.probabilities = listen  # type: ignore[method-assign]
+    for _ in range(2):
+        step(batch, 64)
+    assert told == [0, 2 * len(items)]
+    step.eval()(batch, 64)
+    assert int(step.frequency.step) == 2
+
+
 def test_warm_start_grows_tables_from_the_default_row(tmp_path: Path) -> None:
     spec = toy.make_spec(tmp_path, [50])
     train(spec)
@@ -242,6 +296,14 @@ def test_warm_start_grows_tables_from_the_default_row(tmp_path: Path) -> None:
     assert torch.equal(after[: len(before)], before)
     assert (after[len(before) :] == before[1]).all()
     assert len(after) == len(before) + 3
+
+
+def test_attention_refuses_another_length_of_the_history(tmp_path: Path) -> None:
+    spec = toy.make_spec(tmp_path, [50], model={"history_pooling": "attention"})
+    train(spec)
+    longer = toy.schema(history={**toy.SCHEMA["history"], "length": 8})
+    with pytest.raises(WarmStartError, match="the history had length 5, has 8"):
+        build_step(spec.model_copy(update={"features": longer, "warm_start": spec.output}))
 
 
 @pytest.mark.parametrize(
