@@ -16,7 +16,8 @@ from jobs.support.release import current_uri, folder_of
 from jobs.support.runner import Context, log, main, parser
 from jobs.support.tracking import Tracker
 from model.arrays import to_arrays
-from model.checkpoint import STATE
+from model.checkpoint import STATE, load_checkpoint
+from model.export import export_towers
 from model.files import checksum, resolve
 from model.index import build_index, save_index
 from pipelines.storage import code_version
@@ -52,6 +53,7 @@ def _write_release(context: Context, release_id: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="nightjar-index-") as local:
         index = build_index(_vectors(context), _dim(context))
         save_index(index, Path(local, "index.faiss"))
+        export_towers(load_checkpoint(warehouse.path("models", ds)), Path(local, "towers"))
         warehouse.upload(Path(local), staging)
     for table, name in (("item_embeddings", "embeddings"), ("models", "model"), ("vocabularies", "vocabularies")):
         _copy_files(context, warehouse.path(table, ds), f"{staging}/{name}")

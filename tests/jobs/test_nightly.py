@@ -98,7 +98,9 @@ def test_a_night_ends_in_a_release_that_readers_follow(house: House) -> None:
 def test_every_file_of_a_release_has_its_checksum(house: House) -> None:
     release = house.warehouse / "releases" / house.current()
     files = json.loads((release / "manifest.json").read_text())["files"]
-    assert {"index.faiss", "model/model.safetensors", "model/model.json"} <= files.keys()
+    towers = {f"towers/{name}" for name in ("user.pt2", "item.pt2", "signature.json")}
+    assert {"index.faiss", "model/model.safetensors", "model/model.json"} | towers <= files.keys()
+    assert "model/training.safetensors" not in files, "serving has no use for it"
     for name, digest in files.items():
         assert hashlib.sha256((release / name).read_bytes()).hexdigest() == digest
 
