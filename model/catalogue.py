@@ -12,6 +12,7 @@ from torch import Tensor
 
 from model.arrays import ColumnError
 from model.batching import to_tensor
+from model.columns import Column, MappedFiles, Several, Single, bytes_of
 from model.features import DEFAULT, PADDING, Batch, history_column, lookup_column, rows_of
 from model.files import read_columns
 from model.schema import Feature, FeatureSchema, IdFeature, MultiCategoricalFeature, NumericFeature
@@ -23,34 +24,33 @@ class Catalogue:
     An index without a row (an item that has left, or the default one) has default features: index 1, or the mean.
     """
 
-    def __init__(self, schema: FeatureSchema, rows: dict[str, np.ndarray]) -> None:
-        """`rows`: the schema's item columns of `item_features`. Raises ColumnError for an index that does not fit."""
+    def __init__(self, schema: FeatureSchema, rows: dict[str, np.ndarray], memory_mb: int | None = None) -> None:
+        """`rows`: the schema's item columns of `item_features`. `memory_mb`: more is mapped from files; None: nothing is.
+
+        Raises ColumnError for an index that does not fit.
+        """
         self.schema = schema
         self.size = schema.item_id.size
         index = rows[schema.item_id.column]
         _check_indices(index, self.size, schema.item_id.column)
-        places = self.present = to_tensor(index)  # Indices that have a row, in no order.
-        self.columns: Batch = {}
+        self.present = to_tensor(index)  # Indices that have a row, in no order.
+        self.columns: dict[str, Column] = {}
         for feature in schema.item:
-            for column, default in _defaults(feature, self.size).items():
-                values = rows[column]
-                if values.shape[1:] != default.shape[1:]:
-                    raise ColumnError(
-                        f"column {column!r} has shape {values.shape}, the schema says {default.shape[1:]} a row"
-                    )
-                if not default.is_floating_point() and not isinstance(feature, NumericFeature):
-                    _check_indices(values, rows_of(feature), column)
-                default[places] = to_tensor(values)
-                self.columns[column] = default
+            self.columns |= _columns(feature, rows, self.size, self.present)
+        self.mapped = memory_mb is not None and bytes_of(self.columns) > memory_mb * 2**20
+        if self.mapped:
+            self._files = MappedFiles()
+            self.columns = {name: self._files.move(name, column) for name, column in self.columns.items()}
 
     @classmethod
-    def read(cls, schema: FeatureSchema, urls: Sequence[str]) -> "Catalogue":
+    def read(cls, schema: FeatureSchema, urls: Sequence[str], memory_mb: int | None = None) -> "Catalogue":
         """From the Parquet files of one partition of `item_features`."""
-        return cls(schema, read_columns(urls, schema.item_columns))
+        return cls(schema, read_columns(urls, schema.item_columns), memory_mb)
 
     def gather(self, indices: Tensor) -> Batch:
         """The item tower's batch for indices of any shape: every column [*shape] or [*shape, V]."""
-        return {self.schema.item_id.column: indices, **{name: tensor[indices] for name, tensor in self.columns.items()}}
+        found = {name: column.gather(indices) for name, column in self.columns.items()}
+        return {self.schema.item_id.column: indices, **found}
 
     def defaults(self) -> Batch:
         """The item tower's batch of one item of which nothing is known: index 1, default features."""
@@ -61,7 +61,7 @@ class Catalogue:
         columns = {}
         for feature in features:
             column = lookup_column(feature)
-            values = self.columns[column][history_BL]
+            values = self.columns[column].gather(history_BL)
             padding = (history_BL == PADDING).reshape(history_BL.shape + (1,) * (values.dim() - history_BL.dim()))
             columns[history_column(column)] = values.masked_fill(padding, PADDING)
         return columns
@@ -94,19 +94,27 @@ class SamplingProbabilities:
         return cls(*tensors)
 
 
-def _defaults(feature: Feature, size: int) -> Batch:
-    """The columns of one feature with the default in every row; none of an id, unless it is hashed."""
+def _columns(feature: Feature, rows: dict[str, np.ndarray], size: int, places: Tensor) -> dict[str, Column]:
+    """The columns of one feature, with the default where there is no row; none of an id, unless it is hashed."""
     if isinstance(feature, IdFeature):
-        return {feature.hashed.column: torch.full((size,), DEFAULT)} if feature.hashed else {}
-    if isinstance(feature, NumericFeature):
-        return {feature.column: torch.full((size,), feature.mean)}
+        if feature.hashed is None:
+            return {}
+        column, default = feature.hashed.column, float(DEFAULT)
+    else:
+        column, default = feature.column, feature.mean if isinstance(feature, NumericFeature) else float(DEFAULT)
+    values = rows[column]
+    shape = (feature.length,) if isinstance(feature, MultiCategoricalFeature) else ()
+    if values.shape[1:] != shape:
+        raise ColumnError(f"column {column!r} has shape {values.shape}, the schema says {shape} a row")
+    if not isinstance(feature, NumericFeature):
+        _check_indices(values, rows_of(feature), column)
     if not isinstance(feature, MultiCategoricalFeature):
-        return {feature.column: torch.full((size,), DEFAULT)}
-    values = torch.full((size, feature.length), PADDING)
-    values[:, 0] = DEFAULT
-    columns = {feature.column: values}
+        return {column: Single.fill(size, places, values, default)}
+    counts = (values != PADDING).sum(1)
+    columns: dict[str, Column] = {column: Several.fill(size, places, values, counts, default)}
     if feature.weights_column:
-        columns[feature.weights_column] = (values == DEFAULT).float()
+        weights = rows[feature.weights_column].astype(np.float32)
+        columns[feature.weights_column] = Several.fill(size, places, weights, counts, 1.0)
     return columns
 
 

@@ -165,4 +165,7 @@ class TrainingConfig(Config):
     )
     timeout_seconds: PositiveInt = Field(1800, description="How long a collective waits for the slowest process.")
     shuffle_window: PositiveInt = Field(65_536, description="Rows shuffled together; files are shuffled already.")
+    catalogue_memory_mb: PositiveInt = Field(
+        4096, description="Item features that take more are mapped from files in each process, not held in its memory."
+    )
     reader_threads: PositiveInt = Field(2, description="Threads decoding Parquet in each process.")

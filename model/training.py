@@ -74,7 +74,7 @@ def build_step(spec: TrainingSpec) -> RetrievalStep:
         q = SamplingProbabilities(*(torch.zeros(spec.features.item_id.size) for _ in range(3)))
     else:
         q = SamplingProbabilities.read(spec.features, spec.item_stats)
-    catalogue = Catalogue.read(spec.features, spec.item_features)
+    catalogue = Catalogue.read(spec.features, spec.item_features, spec.training.catalogue_memory_mb)
     supervision = _self_supervision(spec, towers, catalogue)
     step = RetrievalStep(towers, catalogue, q, spec.loss, _frequency(spec, before), supervision)
     if before and spec.loss.learned_temperature:

@@ -1,0 +1,96 @@
+"""Columns of item features by index: one number, or several, for each of millions of items.
+
+Kept as 32-bit numbers; several values as values and offsets, so that room goes to values and not to padding.
+
+Shapes: M indices, T values of all of them, V values at most, S any shape of what is asked for.
+"""
+
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Single:
+    """A number for each index."""
+
+    values_M: Tensor  # int32 or float32
+
+    @classmethod
+    def fill(cls, size: int, places: Tensor, values: np.ndarray, default: float) -> "Single":
+        """`values` at `places`, the default elsewhere."""
+        kind = torch.int32 if values.dtype.kind in "iub" else torch.float32
+        values_M = torch.full((size,), default, dtype=kind)
+        values_M[places] = torch.from_numpy(values).to(kind)
+        return cls(values_M)
+
+    def gather(self, indices_S: Tensor) -> Tensor:
+        """[*S] int64 or float32."""
+        return _widened(self.values_M[indices_S])
+
+
+@dataclass(frozen=True)
+class Several:
+    """Up to `length` numbers for each index, end to end."""
+
+    values_T: Tensor  # int32 or float32
+    first_M: Tensor  # [M + 1] int64: where each index's values begin, and the last ones end
+    length: int  # V
+
+    @classmethod
+    def fill(cls, size: int, places: Tensor, values: np.ndarray, counts: np.ndarray, default: float) -> "Several":
+        """The first `counts` [n] of `values` [n, V] at `places` [n]; the one default value elsewhere."""
+        lengths_M = torch.ones(size, dtype=torch.int64)
+        lengths_M[places] = torch.from_numpy(counts.astype(np.int64))
+        first_M = torch.cat([torch.zeros(1, dtype=torch.int64), lengths_M.cumsum(0)])
+        kind = torch.int32 if values.dtype.kind in "iub" else torch.float32
+        values_T = torch.full((int(first_M[-1]),), default, dtype=kind)
+        steps = torch.arange(values.shape[1])
+        there = steps < lengths_M[places][:, None]
+        values_T[(first_M[places][:, None] + steps)[there]] = torch.from_numpy(values).to(kind)[there]
+        return cls(values_T, first_M, values.shape[1])
+
+    def gather(self, indices_S: Tensor) -> Tensor:
+        """[*S, V] int64 or float32, with 0 behind the values."""
+        places_SV = self.first_M[indices_S][..., None] + torch.arange(self.length)
+        found_SV = self.values_T[places_SV.clamp(max=max(len(self.values_T) - 1, 0))]
+        return _widened(found_SV).masked_fill(places_SV >= self.first_M[indices_S + 1][..., None], 0)
+
+
+Column = Single | Several
+
+
+def bytes_of(columns: dict[str, Column]) -> int:
+    """What the columns take."""
+    return sum(
+        tensor.nbytes for column in columns.values() for tensor in vars(column).values() if torch.is_tensor(tensor)
+    )
+
+
+class MappedFiles:
+    """A folder of files that tensors are mapped from; it goes when this object does."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="nightjar-catalogue-")
+
+    def move(self, name: str, column: Column) -> Column:
+        """The same column on mapped memory: the operating system keeps of it what is read, and no more."""
+        fields = {
+            field: self._mapped(f"{name}.{field}", value) if torch.is_tensor(value) else value
+            for field, value in vars(column).items()
+        }
+        return replace(column, **fields)
+
+    def _mapped(self, name: str, tensor: Tensor) -> Tensor:
+        path = Path(self._folder.name, name)
+        tensor.numpy().tofile(path)
+        return torch.from_file(str(path), shared=True, size=tensor.numel(), dtype=tensor.dtype)
+
+
+def _widened(values: Tensor) -> Tensor:
+    """As towers read numbers: int64 or float32."""
+    return values.long() if values.dtype == torch.int32 else values
