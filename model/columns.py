@@ -6,7 +6,7 @@ Shapes: M indices, T values of all of them, V values at most, S any shape of wha
 """
 
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -79,11 +79,13 @@ class MappedFiles:
 
     def move(self, name: str, column: Column) -> Column:
         """The same column on mapped memory: the operating system keeps of it what is read, and no more."""
-        fields = {
-            field: self._mapped(f"{name}.{field}", value) if torch.is_tensor(value) else value
-            for field, value in vars(column).items()
-        }
-        return replace(column, **fields)
+        if isinstance(column, Single):
+            return Single(self._mapped(f"{name}.values", column.values_M))
+        values_T, first_M = (
+            self._mapped(f"{name}.values", column.values_T),
+            self._mapped(f"{name}.first", column.first_M),
+        )
+        return Several(values_T, first_M, column.length)
 
     def _mapped(self, name: str, tensor: Tensor) -> Tensor:
         path = Path(self._folder.name, name)
