@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.support import PLOTS, say
+from benchmarks.support import PLOTS, panels, save, say
 from model.candidates import POPULARITY, UNIFORM, Rows, collect_candidates
 from model.catalogue import SamplingProbabilities
 from model.config import LossConfig, StreamingConfig
@@ -128,23 +128,15 @@ def tilt(problem: Problem, learned_RM: Tensor) -> float:
 
 def plot(problem: Problem, learned: dict[str, Tensor], path: Path) -> None:
     """Error of the learned log probability by how often an item is sampled, one panel a loss."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, panels = plt.subplots(1, len(learned), figsize=(3 * len(learned), 3.2), sharey=True)
-    for panel, (name, log_RM) in zip(panels, learned.items(), strict=True):
+    figure, axes = panels(len(learned), (3 * len(learned), 3.2))
+    for panel, (name, log_RM) in zip(axes, learned.items(), strict=True):
         panel.axhline(0, color="grey", linewidth=0.8)
         panel.scatter(problem.expected(), (log_RM - problem.log_truth_RM).mean(0), s=8)
         panel.set(
             title=f"{name}\nKL {divergence(problem, log_RM):.4f}", xscale="log", xlabel="expected entries a batch"
         )
-    panels[0].set_ylabel("log learned - log truth")
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    axes[0].set_ylabel("log learned - log truth")
+    save(figure, path)
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.support import PLOTS, say
+from benchmarks.support import PLOTS, panels, save, say
 from model.config import StreamingConfig
 from model.frequency import FrequencyEstimator
 
@@ -70,24 +70,16 @@ def _mean_curve(name: str, config: dict[str, Any], seeds: int) -> np.ndarray:
 
 
 def _plot(alphas: dict[str, np.ndarray], hashes: dict[str, np.ndarray], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, panels = plt.subplots(1, 2, figsize=(11, 4), sharey=True)
+    figure, axes = panels(2, (11, 4))
     titles = ("one hash function of 5,000 slots", f"slots and hash functions, alpha {HASHES_ALPHA}")
-    for panel, curves, title in zip(panels, (alphas, hashes), titles, strict=True):
+    for panel, curves, title in zip(axes, (alphas, hashes), titles, strict=True):
         for name, curve in curves.items():
             dashes = "--" if "warm" in name else "-"
             panel.plot(np.arange(1, len(curve) + 1) * LOOK_EVERY, curve, dashes, label=name, linewidth=1)
         panel.set(title=title, xlabel="step", ylim=(0, 0.6))
         panel.legend()
-    panels[0].set_ylabel("error")
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    axes[0].set_ylabel("error")
+    save(figure, path)
 
 
 def main() -> None:

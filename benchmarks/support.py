@@ -9,8 +9,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import matplotlib
 import psutil
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from pyspark.sql import DataFrame, SparkSession
+
+matplotlib.use("Agg")  # benchmarks have no screen
+
+import matplotlib.pyplot as plt
 
 GB = 1024**3
 WORKER_GB = 1
@@ -54,6 +61,20 @@ def write_once(frame: Callable[[], DataFrame], target: Path) -> None:
     shutil.rmtree(half, ignore_errors=True)
     frame().write.parquet(str(half))
     half.rename(target)
+
+
+def panels(count: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
+    """A figure of so many panels side by side, with one scale of y."""
+    figure, axes = plt.subplots(1, count, figsize=size, sharey=True, squeeze=False)
+    return figure, list(axes[0])
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a picture for the docs."""
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
 
 
 class MemoryWatch:

@@ -55,7 +55,6 @@ class RetrievalStep(nn.Module):
         """`frequency`: of the in-batch positives; None: the exact ones of `q`. Of one that learns, this is the owner.
 
         `self_supervision`: a second loss, in training only.
-
         `hits_at`: in eval mode, a row is a hit where its positive is among so many best shared candidates.
         """
         super().__init__()
@@ -64,7 +63,6 @@ class RetrievalStep(nn.Module):
         self.log_temperature = nn.Parameter(
             torch.tensor(math.log(config.temperature)), requires_grad=config.learned_temperature
         )
-
         self.limit_temperature()
 
     @property
