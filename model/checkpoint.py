@@ -18,7 +18,7 @@ from model.spec import TrainingResult
 from model.two_tower import TwoTower
 
 PARAMETERS, STATE, DESCRIPTION = "model.safetensors", "training.safetensors", "model.json"
-VERSION = 1
+VERSION = 2  # 1 had no training.safetensors, and other names of the towers' parameters.
 
 
 class WarmStartError(ValueError):
@@ -68,7 +68,8 @@ def read_description(directory: str) -> dict[str, Any]:
     description = json.loads(_read(directory, DESCRIPTION))
     if description.get("version") != VERSION:
         raise ValueError(
-            f"{directory} is a checkpoint of version {description.get('version')}, this code reads {VERSION}"
+            f"{directory} is a checkpoint of version {description.get('version')}, this code reads {VERSION}: train a new "
+            "model from the past days with --bootstrap-days"
         )
     return description
 

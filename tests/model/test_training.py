@@ -230,6 +230,16 @@ def test_a_checkpoint_gives_the_same_vectors_and_says_what_it_is(tmp_path: Path)
     train(spec)  # Over the old one.
 
 
+def test_a_checkpoint_of_another_version_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    spec = toy.make_spec(tmp_path, [50])
+    train(spec)
+    file = Path(spec.output, "model.json")
+    file.write_text(file.read_text().replace('"version": 2', '"version": 1', 1))
+    for reader in (load_checkpoint, lambda folder: build_step(spec.model_copy(update={"warm_start": folder}))):
+        with pytest.raises(ValueError, match=r"of version 1, this code reads 2: train a new model.*--bootstrap-days"):
+            reader(spec.output)
+
+
 def test_estimated_frequencies_go_on_from_night_to_night(tmp_path: Path) -> None:
     streaming = {"correction": "mns", "frequencies": "streaming", "streaming": {"slots": 1000}}
     spec = toy.make_spec(tmp_path, [64, 64], loss=streaming, training={"batch_size": 32})
