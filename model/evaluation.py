@@ -15,7 +15,7 @@ NOTHING = -1  # place of a ranking that no item could take
 
 METRICS = ("recall", "ndcg", "hit_rate")
 THIRDS = ("head", "mid", "tail")
-SLICES = ("all", *THIRDS, "new_items", "known_users", "new_users")
+SLICES = ("all", *THIRDS, "new_items", "unseen_items", "known_users", "new_users")
 
 
 def top_k(scores_BM: Floats, k: int, excluded: tuple[Ints, Ints] | None = None) -> Ints:

@@ -47,6 +47,7 @@ class Corpus:
     recent: np.ndarray  # [M] clicks of the last days
     thirds: np.ndarray  # [M] head, mid, tail
     new: np.ndarray  # [M] published (or where that is not known, first clicked) in the last days
+    unseen: np.ndarray  # [M] nobody has had it as a positive yet
     similar: sp.csr_matrix  # [V, M] item-item similarities
     true_taste: np.ndarray | None  # [M, taste]
     attractiveness: np.ndarray | None  # [M]
@@ -74,6 +75,7 @@ def load_corpus(exam: Exam) -> Corpus:
 
     born = np.full(size, np.iinfo(np.int64).min)
     _set_days(born, stats["item_index"], stats["first_seen"])
+    seen = np.isin(item_index, stats["item_index"].filter(stats["first_seen"].is_valid()).to_numpy())
     known = _read_lists(exam.item_features, ["item_index", "publish_time"])
     _set_days(born, known["item_index"], known["publish_time"])
 
@@ -91,6 +93,7 @@ def load_corpus(exam: Exam) -> Corpus:
         recent[item_index],
         popularity_thirds(counts[item_index]),
         born[item_index] >= exam.first_new_day,
+        ~seen,
         similar,
         taste,
         attractiveness,
@@ -130,7 +133,9 @@ def _examine(batch: pa.RecordBatch, exam: Exam, corpus: Corpus) -> Iterator[pa.R
             users = batch.column("user_id").filter(pa.array(has))
             for place, k in enumerate(exam.ks):
                 size = int(has.sum())
-                columns = [users, pa.array([name] * size), pa.array([part] * size), pa.array([k] * size, pa.int32())]
+                # Types said aloud: a batch may have no target of a slice, and nothing has no type.
+                columns = [users, *(pa.array([text] * size, pa.string()) for text in (name, part))]
+                columns += [pa.array([k] * size, pa.int32())]
                 columns += [pa.array(metrics[metric][has, place]) for metric in METRICS]
                 yield pa.RecordBatch.from_arrays(columns, names=["user_id", "model", "slice", "k", *METRICS])
 
@@ -140,7 +145,7 @@ def _parts(batch: pa.RecordBatch, targets: tuple[np.ndarray, np.ndarray], corpus
     rows, places = targets
     known = np.diff(batch.column("known_items").offsets.to_numpy())[rows] > 0
     thirds = corpus.thirds[places]
-    parts = {"all": np.ones(len(rows), bool), "new_items": corpus.new[places]}
+    parts = {"all": np.ones(len(rows), bool), "new_items": corpus.new[places], "unseen_items": corpus.unseen[places]}
     parts |= {"known_users": known, "new_users": ~known}
     parts |= {part: thirds == number for number, part in enumerate(THIRDS)}
     return {part: parts[part] for part in SLICES}
