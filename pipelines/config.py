@@ -251,6 +251,9 @@ class Simulation(Section):
     tags: int = Field(60, ge=2)
     zipf: float = Field(0.8, ge=0, description="exponent of the items' true attractiveness")
     drift: float = Field(0.0, ge=0, le=1, description="how far tastes turn each day (0: not at all)")
+    noise_features: int = Field(
+        0, ge=0, description="columns noise_1, … of users and items that tell nothing: does a model see that?"
+    )
 
     @model_validator(mode="after")
     def _funnel(self) -> "Simulation":

@@ -107,15 +107,16 @@ def interactions(requests: DataFrame) -> DataFrame:
 
 
 def users_snapshot(spark: SparkSession, sim: Simulation, seed: int) -> DataFrame:
-    """The user table of the day before the first: user_id, age, region, interests, activity, ds."""
+    """The user table of the day before the first: user_id, age, region, interests, activity, noise, ds."""
 
     def make(block: int) -> Iterator[pa.RecordBatch]:
         users = user_block(sim, seed, block)
         interests = _names("category", users.interests)
         columns = [users.user_id, np.array(AGES)[users.age], np.array(REGIONS)[users.region], interests, users.activity]
-        yield _batch(columns, ["user_id", "age", "region", "interests", "activity"])
+        names = ["user_id", "age", "region", "interests", "activity"]
+        yield _batch(columns + _noise_columns(users.noise), names + noise_names(sim))
 
-    rows = _from_blocks(spark, user_blocks(sim), make, USERS_SCHEMA)
+    rows = _from_blocks(spark, user_blocks(sim), make, USERS_SCHEMA + _noise_schema(sim))
     return rows.withColumn("ds", F.lit(shift(sim.start, -1)))
 
 
@@ -135,9 +136,9 @@ def items_world(spark: SparkSession, sim: Simulation, seed: int) -> DataFrame:
             items.attractiveness,
         ]
         names = ["item_id", "category", "tags", "tag_weights", "price", "seconds", "taste", "attractiveness"]
-        yield _batch(columns, names)
+        yield _batch(columns + _noise_columns(items.noise), names + noise_names(sim))
 
-    return _from_blocks(spark, item_blocks(sim), make, ITEMS_SCHEMA)
+    return _from_blocks(spark, item_blocks(sim), make, ITEMS_SCHEMA + _noise_schema(sim))
 
 
 def items_snapshots(world: DataFrame, sim: Simulation) -> DataFrame:
@@ -148,8 +149,22 @@ def items_snapshots(world: DataFrame, sim: Simulation) -> DataFrame:
         world.withColumn("day", days)
         .withColumn("ds", _ds_of(sim, F.col("day")))
         .where(F.to_date(published) <= F.to_date("ds"))
-        .select("item_id", "category", "tags", "tag_weights", "price", published.alias("publish_time"), "ds")
+        .select(
+            "item_id",
+            "category",
+            "tags",
+            "tag_weights",
+            "price",
+            *noise_names(sim),
+            published.alias("publish_time"),
+            "ds",
+        )
     )
+
+
+def noise_names(sim: Simulation) -> list[str]:
+    """Columns of users and items that tell nothing."""
+    return [f"noise_{number}" for number in range(1, sim.noise_features + 1)]
 
 
 def truth_of_items(world: DataFrame, sim: Simulation) -> DataFrame:
@@ -239,6 +254,14 @@ def _lists(matrix: np.ndarray) -> pa.ListArray:
     """Rows of a matrix as a list column."""
     offsets = np.arange(len(matrix) + 1, dtype=np.int32) * matrix.shape[1]
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(matrix.reshape(-1)))
+
+
+def _noise_schema(sim: Simulation) -> str:
+    return "".join(f", {name} string" for name in noise_names(sim))
+
+
+def _noise_columns(noise: np.ndarray) -> list[pa.Array]:
+    return [_names("noise", column[:, None], single=True) for column in noise.T]
 
 
 def _names(prefix: str, codes: np.ndarray, single: bool = False) -> pa.Array:

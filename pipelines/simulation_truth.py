@@ -20,12 +20,13 @@ IntArray = NDArray[np.int64]
 USER_BLOCK = 128  # users simulated together: large enough for BLAS, small enough for the memory of a worker
 ITEM_BLOCK = 4096
 DAY = 86_400
-WORLD, ITEMS, USERS, DRIFT, REQUESTS = range(5)  # streams of the generator
+WORLD, ITEMS, USERS, DRIFT, REQUESTS, ITEM_NOISE, USER_NOISE = range(7)  # streams of the generator
 
 AGES = ("under 18", "18-24", "25-34", "35-44", "45-54", "55+")
 REGIONS = ("centre", "north", "east", "south", "west", "coast", "islands", "abroad")
 TAGS_PER_ITEM = 4
 INTERESTS = 3
+NOISE_VALUES = 20  # as many as an ordinary category has
 PAST_DAYS = 90  # the items that are there on the first day were published over so long before it
 
 # Utility is in logits of the click. Taste spans about +-7, attractiveness mostly +-1: a ranking by popularity alone finds
@@ -48,6 +49,7 @@ class Items:
     tag_weights: FloatArray  # [M, T]
     price: FloatArray  # [M]
     publish_time: FloatArray  # [M], ascending
+    noise: IntArray  # [M, noise features]: of NOISE_VALUES values, about nothing
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class Users:
     region: IntArray  # [B]
     interests: IntArray  # [B, INTERESTS + 1]: what the profile says, which is not all of the truth
     activity: FloatArray  # [B], requests counted in the four weeks before the first day
+    noise: IntArray  # [B, noise features]: of NOISE_VALUES values, about nothing
 
 
 @dataclass(frozen=True)
@@ -150,6 +153,7 @@ def item_block(sim: Simulation, seed: int, block: int) -> Items:
         tag_weights=weights.astype(np.float32),
         price=np.round(np.exp(directions.category_price[category] + 0.4 * premium), 2),
         publish_time=_publish_times(sim, index, rng.uniform(size=size)),
+        noise=_noise(sim, seed, ITEM_NOISE, block, size),
     )
 
 
@@ -191,6 +195,7 @@ def user_block(sim: Simulation, seed: int, block: int) -> Users:
         region=region,
         interests=np.concatenate([np.where(told, picked, -1), invented], axis=1),
         activity=rng.poisson(28 * rate).astype(np.float64),
+        noise=_noise(sim, seed, USER_NOISE, block, size),
     )
 
 
@@ -215,6 +220,11 @@ def _publish_times(sim: Simulation, index: IntArray, jitter: FloatArray) -> Floa
     before = start - PAST_DAYS * DAY * (1 - (index + jitter) / max(old, 1))
     during = start + sim.days * DAY * (index - old + jitter) / max(sim.items - old, 1)
     return np.floor(np.where(index < old, before, during))
+
+
+def _noise(sim: Simulation, seed: int, stream: int, block: int, size: int) -> IntArray:
+    """Numbers of their own stream, so that a world is the same with and without them."""
+    return generator(seed, stream, block).integers(NOISE_VALUES, size=(size, sim.noise_features))
 
 
 def _unit(vectors: FloatArray) -> FloatArray:

@@ -149,6 +149,24 @@ def test_users_are_known_the_day_before_the_first_event(spark: SparkSession) -> 
     assert users["interests"].map(lambda told: len(told) == len(set(told))).all()
 
 
+def test_noise_features_tell_nothing_and_change_nothing(spark: SparkSession, world: DataFrame) -> None:
+    sim = SIM.model_copy(update={"noise_features": 2})
+    noisy = simulation.items_world(spark, sim, SEED).toPandas()
+    plain = world.toPandas()
+    pd.testing.assert_frame_equal(noisy[plain.columns], plain)
+    assert set(noisy.columns) - set(plain.columns) == {"noise_1", "noise_2"}
+    assert noisy["noise_1"].nunique() == noisy["noise_2"].nunique() == truth.NOISE_VALUES
+    assert (noisy["noise_1"] == noisy["noise_2"]).mean() < 0.15
+    items = truth.catalogue(sim, SEED)
+    own = np.stack([items.taste[items.noise[:, 0] == value].mean(axis=0) for value in range(truth.NOISE_VALUES)])
+    kinds = np.stack([items.taste[items.category == value].mean(axis=0) for value in range(sim.categories)])
+    assert np.linalg.norm(own, axis=1).mean() < 0.6 * np.linalg.norm(kinds, axis=1).mean()
+    snapshots = simulation.items_snapshots(simulation.items_world(spark, sim, SEED), sim)
+    assert {"noise_1", "noise_2"} < set(snapshots.columns)
+    users = simulation.users_snapshot(spark, sim, SEED).toPandas()
+    assert users["noise_2"].nunique() == truth.NOISE_VALUES
+
+
 def test_truth_has_a_taste_a_day_and_it_drifts(spark: SparkSession) -> None:
     tastes = simulation.truth_of_users(spark, SIM, SEED).toPandas()
     assert len(tastes) == SIM.users * SIM.days
