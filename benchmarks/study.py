@@ -6,13 +6,14 @@
 Needs a warehouse in which the night was built (jobs.nightly). Each variant is trained and evaluated by the jobs of a night,
 under seeds 1 to N, into a record of its own (experiment nightjar-study); models and evaluations of that ds are those of the
 last variant afterwards, so use a warehouse kept for it. Prints a table of Recall@K (default 50): the mean over seeds and,
-behind ±, half of its 95% interval (Student's t); the last line is JSON.
+behind ±, half of its 95% interval (Student's t); below it, of towers that weigh fields or channels, the mean weights; the last
+line is JSON.
 """
 
 import argparse
 import json
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 from pyspark.sql import SparkSession
@@ -23,21 +24,35 @@ from jobs import evaluate, train
 from jobs.support.config import Config, load_config
 from jobs.support.runner import Context
 from jobs.support.tracking import Tracker
+from model.checkpoint import read_description
+from model.evaluation import SLICES
 from pipelines.session import open_session
 from pipelines.storage import Warehouse
 
 BASELINES = {"popularity": "recent popularity", "item_cf": "item-item CF", "best_reachable": "best reachable"}
-Figures = dict[str, list[float]]  # slice -> one value a seed
+Figures = dict[str, list[float]]  # slice (or side.field) -> one value a seed
+Variant = tuple[str, list[str]]  # name, overrides of the config
 
 
-def variant(text: str) -> tuple[str, list[str]]:
+@dataclass
+class Found:
+    """What a study found, by variant."""
+
+    recall: dict[str, Figures] = field(default_factory=dict)
+    weights: dict[str, Figures] = field(default_factory=dict)
+    baselines: dict[str, Figures] = field(default_factory=dict)
+
+
+def variant(text: str) -> Variant:
     """`NAME` or `NAME: a.b=c d.e=f` -> the name and its overrides."""
     name, _, overrides = text.partition(":")
     return name.strip(), overrides.split()
 
 
-def measure(spark: SparkSession, config: Config, ds: str, k: int) -> dict[str, dict[str, float]]:
-    """Train and evaluate once: model -> slice -> Recall@k."""
+def measure(
+    spark: SparkSession, config: Config, ds: str, k: int
+) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
+    """Train and evaluate once: model -> slice -> Recall@k, and what the towers weigh in the end."""
     context = Context(config, spark, Warehouse(spark, config.warehouse), argparse.Namespace(), ds, force=False)
     tracker = Tracker(config, context.warehouse, ds)
     for job in (train.run, evaluate.run):
@@ -47,7 +62,32 @@ def measure(spark: SparkSession, config: Config, ds: str, k: int) -> dict[str, d
     found: dict[str, dict[str, float]] = {}
     for row in rows:
         found.setdefault(row["model"], {})[row["slice"]] = row["value"]
-    return found
+    trained = read_description(context.warehouse.path("models", ds))["result"]
+    return found, trained["epochs"][-1]["weights"]
+
+
+def study(config: str, shared: Sequence[str], ds: str, variants: Sequence[Variant], seeds: int, k: int) -> Found:
+    """Every variant under seeds 1 to `seeds`. `shared`: overrides of all of them."""
+    shared = ["tracking.experiment=nightjar-study", *shared]
+    base = load_config(config, shared)
+    spark = open_session("nightjar-study", {name: str(value) for name, value in base.spark.items()})
+    result = Found()
+    for name, overrides in variants:
+        for seed in range(1, seeds + 1):
+            found, weights = measure(spark, load_config(config, [*shared, *overrides, f"seed={seed}"]), ds, k)
+            _collect(result.recall.setdefault(name, {}), found.pop("two_tower"))
+            if weights:
+                _collect(result.weights.setdefault(name, {}), weights)
+            result.baselines = {BASELINES[model]: {p: [v] for p, v in row.items()} for model, row in found.items()}
+            latest = ", ".join(f"{part} {values[-1]:.4f}" for part, values in result.recall[name].items())
+            say(f"{name}, seed {seed}: {latest}")
+    spark.stop()
+    return result
+
+
+def _collect(figures: Figures, values: dict[str, float]) -> None:
+    for name, value in values.items():
+        figures.setdefault(name, []).append(value)
 
 
 def mean_and_half(values: list[float]) -> tuple[float, float]:
@@ -60,7 +100,8 @@ def mean_and_half(values: list[float]) -> tuple[float, float]:
 
 def table_of(figures: dict[str, Figures], k: int) -> str:
     """Markdown: a line a variant, a column a slice."""
-    slices = list(next(iter(figures.values())))
+    found = {part for row in figures.values() for part in row}
+    slices = [part for part in SLICES if part in found]
     lines = ["| Recall@" + str(k) + " | " + " | ".join(slices) + " |", "|---" * (len(slices) + 1) + "|"]
     for name, row in figures.items():
         cells = []
@@ -69,6 +110,15 @@ def table_of(figures: dict[str, Figures], k: int) -> str:
             cells.append(f"{mean:.4f}" + (f" ± {half:.4f}" if half == half and name not in BASELINES.values() else ""))
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def report(found: Found, k: int) -> None:
+    """The tables, and everything once more as the last line."""
+    print(table_of(found.recall | found.baselines, k))
+    for name, weights in found.weights.items():
+        told = ", ".join(f"{part} {np.mean(values):.3f}" for part, values in sorted(weights.items()))
+        print(f"\nmean weights of {name}: {told}")
+    print(json.dumps(asdict(found)))
 
 
 def main() -> None:
@@ -80,30 +130,8 @@ def main() -> None:
     flags.add_argument("--variant", action="append", required=True, type=variant, help="'NAME: a.b=c d.e=f'")
     flags.add_argument("--seeds", type=int, default=3)
     flags.add_argument("--k", type=int, default=50)
-    options = flags.parse_args()
-    shared = ["tracking.experiment=nightjar-study", *options.overrides]
-    base = load_config(options.config, shared)
-    spark = open_session("nightjar-study", {name: str(value) for name, value in base.spark.items()})
-    figures: dict[str, Figures] = {}
-    baselines: dict[str, Any] = {}
-    for name, overrides in options.variant:
-        for seed in range(1, options.seeds + 1):
-            config = load_config(options.config, [*shared, *overrides, f"seed={seed}"])
-            found = measure(spark, config, options.ds, options.k)
-            for part, value in found.pop("two_tower").items():
-                figures.setdefault(name, {}).setdefault(part, []).append(value)
-            baselines = {
-                BASELINES[model]: {part: [value] for part, value in row.items()} for model, row in found.items()
-            }
-            say(
-                f"{name}, seed {seed}: "
-                + ", ".join(f"{part} {values[-1]:.4f}" for part, values in figures[name].items())
-            )
-    spark.stop()
-    print(table_of(figures | baselines, options.k))
-    print(
-        json.dumps({"config": Path(options.config).name, "ds": options.ds, "recall": figures, "baselines": baselines})
-    )
+    given = flags.parse_args()
+    report(study(given.config, given.overrides, given.ds, given.variant, given.seeds, given.k), given.k)
 
 
 if __name__ == "__main__":

@@ -4,14 +4,15 @@ import sys
 
 from jobs.support.feature_information import item_relations
 from jobs.support.nights import alone
-from jobs.support.plots import loss_curve
+from jobs.support.plots import loss_curve, tower_weights
 from jobs.support.runner import Context, log, main, parser
 from jobs.support.tracking import Tracker
 from model.checkpoint import PARAMETERS, STATE
 from model.files import checksum
 from model.launch import launch
-from model.spec import TrainingSpec
-from pipelines.errors import InputError
+from model.schema import FeatureSchema
+from model.spec import EpochMetrics, TrainingSpec
+from pipelines.errors import InputError, UsageError
 from pipelines.storage import Manifest, Recipe, shift
 
 HASHED = ("features", "model", "loss", "training")
@@ -38,6 +39,8 @@ def run(context: Context, tracker: Tracker) -> None:
     if existing and existing.made_by(recipe) and not context.force:
         log.info("train %s: already done (loss %.4f)", ds, existing.facts["loss"])
         return
+    offered = FeatureSchema.model_validate(made["samples"].facts["schema"])
+    schema = _without(offered, config.model.leave_out)
     staging = warehouse.new_staging("models", ds)
     epochs = config.training.bootstrap_epochs if first_night else config.training.epochs
     scale = config.training.warm_start_scale if before else 1.0
@@ -49,8 +52,7 @@ def run(context: Context, tracker: Tracker) -> None:
         for name in ("model", "loss", "training"):
             job.params({name: getattr(config, name).model_dump()})
         job.params({"epochs": epochs, "warm_start": before.ds if before else "none"})
-        schema = made["samples"].facts["schema"]
-        relations = item_relations(context, schema["item"], job) if config.loss.self_supervision else None
+        relations = item_relations(context, offered.item, schema.item, job) if config.loss.self_supervision else None
         spec = TrainingSpec(
             features=schema,
             train=_files(context, made["samples"], "train"),
@@ -71,7 +73,7 @@ def run(context: Context, tracker: Tracker) -> None:
         result = launch(spec)
         points = [point.model_dump() for point in result.metrics]
         job.series(points, "step")
-        job.series([{k: v for k, v in epoch.model_dump().items() if v is not None} for epoch in result.epochs], "epoch")
+        job.series([_figures(epoch) for epoch in result.epochs], "epoch")
         job.metrics({f"masked.{name}": float(count) for name, count in result.masked.items()})
         job.metrics(
             {
@@ -84,6 +86,8 @@ def run(context: Context, tracker: Tracker) -> None:
             }
         )
         job.figure(loss_curve(points), "loss")
+        if weights := result.epochs[-1].weights:
+            job.figure(tower_weights(weights), "tower_weights")
     loss = result.epochs[-1].loss
     facts = {
         "content": [checksum(f"{staging}/{name}") for name in (PARAMETERS, STATE)],
@@ -91,13 +95,27 @@ def run(context: Context, tracker: Tracker) -> None:
         "steps": result.steps,
         "rows": result.rows,
         "epochs": epochs,
-        "schema": made["samples"].facts["schema"],
+        "schema": schema.model_dump(mode="json"),
     }
     warehouse.finish_folder(staging, "models", ds, recipe, facts)
     tracker.night_metrics({"loss": loss})
     log.info(
         "train %s: %s rows in %s steps, %.1f s, loss %.4f", ds, f"{result.rows:,}", result.steps, result.seconds, loss
     )
+
+
+def _figures(epoch: EpochMetrics) -> dict[str, float]:
+    """What is known of an epoch, the weights of the towers as weight.SIDE.NAME."""
+    values = epoch.model_dump(exclude={"weights"}, exclude_none=True)
+    return values | {f"weight.{name}": weight for name, weight in epoch.weights.items()}
+
+
+def _without(offered: FeatureSchema, leave_out: list[str]) -> FeatureSchema:
+    """The features that the model reads. UsageError where the config leaves out what is not there."""
+    try:
+        return offered.without(leave_out)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def _refuse_stale(context: Context, manifest: Manifest, source: str, ds: str, remedy: str) -> None:

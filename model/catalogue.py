@@ -95,11 +95,11 @@ class SamplingProbabilities:
 
 
 def _columns(feature: Feature, rows: dict[str, np.ndarray], size: int, places: Tensor) -> dict[str, Column]:
-    """The columns of one feature, with the default where there is no row; none of an id, unless it is hashed."""
+    """The columns of one feature, with the default where there is no row; none of an id whose row is its index."""
     if isinstance(feature, IdFeature):
-        if feature.hashed is None:
+        if feature.rows is None:
             return {}
-        column, default = feature.hashed.column, float(DEFAULT)
+        column, default = feature.rows.column, float(DEFAULT)
     else:
         column, default = feature.column, feature.mean if isinstance(feature, NumericFeature) else float(DEFAULT)
     values = rows[column]

@@ -18,7 +18,7 @@ from model.spec import TrainingResult
 from model.two_tower import TwoTower
 
 PARAMETERS, STATE, DESCRIPTION = "model.safetensors", "training.safetensors", "model.json"
-VERSION = 2  # 1 had no training.safetensors, and other names of the towers' parameters.
+VERSION = 3  # 1 had no training.safetensors, and other names of the towers' parameters; 2 no item_row.
 
 
 class WarmStartError(ValueError):

@@ -41,6 +41,10 @@ class ModelConfig(Config):
     history_features: list[str] = Field(
         [], description="Item categorical features also pooled over the history, e.g. its categories."
     )
+    leave_out: list[str] = Field(
+        [],
+        description="Features that the samples have and this model does without, on both sides: to see what they are worth.",
+    )
     id_dropout: float = Field(
         0.05,
         ge=0,

@@ -31,7 +31,7 @@ def history_column(column: str) -> str:
 
 
 def lookup_column(feature: Feature) -> str:
-    """The column that holds a feature's rows of its embedding table: for hashed ids not the index itself."""
+    """The column that holds a feature's rows of its embedding table: for ids not always the index itself."""
     return feature.table_column if isinstance(feature, IdFeature) else feature.column
 
 

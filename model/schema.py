@@ -1,5 +1,6 @@
 """The feature schema: all that the model room knows of the features (docs/tables.md)."""
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, model_validator
@@ -7,17 +8,23 @@ from pydantic import Field, PositiveInt, model_validator
 from model.config import Config
 
 
-class HashedIds(Config):
-    """Where ids are hashed: the column of `item_features` with each item's row of the table, and the table's rows."""
+class ItemRows(Config):
+    """Which row of the embedding table is an item's: a column of `item_features`, and how many rows there are.
+
+    `hashed`: one of a bucket's, in a history too. Else its own index, but the default row until it has a first positive:
+    its own would learn from being a negative alone.
+    """
 
     column: str
     size: PositiveInt
+    hashed: bool
 
 
 class IdFeature(Config):
     """An entity's own index, with a table of `embedding_dim`.
 
-    `hashed`: items of one bucket share a row of the table; their index stays their own. A user's index is its bucket.
+    `rows`: of items; without it a row is the index itself. An item's index stays its own whatever its row; a user's index is
+    its bucket, where users are hashed.
     """
 
     kind: Literal["id"]
@@ -25,17 +32,22 @@ class IdFeature(Config):
     column: str
     vocabulary: str
     size: PositiveInt
-    hashed: HashedIds | None = None
+    rows: ItemRows | None = None
+
+    @property
+    def hashed(self) -> bool:
+        """Whether items share rows."""
+        return self.rows is not None and self.rows.hashed
 
     @property
     def table_column(self) -> str:
         """The column that picks a row of the embedding table."""
-        return self.hashed.column if self.hashed else self.column
+        return self.rows.column if self.rows else self.column
 
     @property
     def table_size(self) -> int:
         """Rows of the embedding table."""
-        return self.hashed.size if self.hashed else self.size
+        return self.rows.size if self.rows else self.size
 
 
 class CategoricalFeature(Config):
@@ -121,6 +133,25 @@ class FeatureSchema(Config):
                 raise ValueError(f"columns used by two features of the {side} side: {', '.join(twice)}")
         return self
 
+    def without(self, names: Sequence[str]) -> "FeatureSchema":
+        """The schema less the features of these names, on both sides; `history` and `example_age` are names too.
+
+        Raises ValueError for a name that nothing has, and for the item's id, which everything is keyed by.
+        """
+        extras = [extra for extra in (self.history, self.example_age) if extra]
+        there = {feature.name for feature in (*self.user, *self.item, *extras)} - {self.item_id.name}
+        if unknown := sorted(set(names) - there):
+            raise ValueError(
+                f"model.leave_out: no feature {', '.join(unknown)} can be left out, only {', '.join(sorted(there))}"
+            )
+        return FeatureSchema(
+            version=self.version,
+            user=[feature for feature in self.user if feature.name not in names],
+            item=[feature for feature in self.item if feature.name not in names],
+            history=None if self.history and self.history.name in names else self.history,
+            example_age=None if self.example_age and self.example_age.name in names else self.example_age,
+        )
+
     @property
     def item_id(self) -> IdFeature:
         """The item's own index: what positives, negatives and histories are written in."""
@@ -146,6 +177,6 @@ def columns_of(features: list[Feature]) -> list[str]:
         columns.append(feature.column)
         if isinstance(feature, MultiCategoricalFeature) and feature.weights_column:
             columns.append(feature.weights_column)
-        if isinstance(feature, IdFeature) and feature.hashed:
-            columns.append(feature.hashed.column)
+        if isinstance(feature, IdFeature) and feature.rows:
+            columns.append(feature.rows.column)
     return columns

@@ -52,6 +52,10 @@ class EpochMetrics(Config):
     loss: float
     valid_loss: float | None
     valid_recall_in_batch: float | None = Field(description="Share of positives among the 10 best shared candidates.")
+    weights: dict[str, float] = Field(
+        {},
+        description="SIDE.NAME -> what a field (senet) or channel (parallel) weighs on average; empty for other towers.",
+    )
     seconds: float
 
 

@@ -84,10 +84,7 @@ class RetrievalStep(nn.Module):
 
         batch: the columns of `samples` that training reads. capacity: the most rows that any rank has in this step.
         """
-        schema = self.towers.schema
-        history_BL = batch[schema.history.column] if schema.history else None
-        if history_BL is not None:
-            batch = {**batch, **self.catalogue.history_columns(history_BL, self.towers.history_features)}
+        history_BL, batch = self._with_history(batch)
         local = self._rows(batch)
         everyone = self._gather(local, capacity)
         candidates = collect_candidates(everyone, local, history_BL, positives_once=self.frequency is not None)
@@ -120,6 +117,19 @@ class RetrievalStep(nn.Module):
         if self.self_supervision is not None:
             loss = loss + self.self_supervision.config.weight * self_loss
         return StepOutput(loss * world_size(), losses_B.detach(), figures, candidates, items_Ud.detach())
+
+    def tower_weights(self, batch: Batch) -> dict[str, float]:
+        """SIDE.NAME -> what the towers weigh, over the rows of a batch and their positives. In eval mode: no dropout."""
+        _, batch = self._with_history(batch)
+        return self.towers.weights(batch, self.catalogue.gather(batch[self.towers.schema.item_id.column]))
+
+    def _with_history(self, batch: Batch) -> tuple[Tensor | None, Batch]:
+        """The history [B, L], where there is one, and the batch with what the catalogue says of the items in it."""
+        history = self.towers.schema.history
+        if history is None:
+            return None, batch
+        history_BL = batch[history.column]
+        return history_BL, {**batch, **self.catalogue.history_columns(history_BL, self.towers.history_features)}
 
     def _expected(self, candidates: Candidates, items_G: Tensor) -> Tensor | None:
         """[U] expected entries of each candidate; None where the loss takes no correction.

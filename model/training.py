@@ -20,7 +20,7 @@ from model.catalogue import Catalogue, SamplingProbabilities
 from model.checkpoint import WarmStartError, read_state, save_checkpoint, warm_start
 from model.collectives import rank, sum_over_ranks, world_size
 from model.data import USER, Samples, sample_columns
-from model.features import Batch
+from model.features import DEFAULT, Batch, table_name
 from model.frequency import FrequencyEstimator
 from model.metrics import Recorder
 from model.optimisation import build_optimizers, clip_gradients
@@ -61,6 +61,7 @@ def train(spec: TrainingSpec) -> TrainingResult:
             seconds=time.perf_counter() - started,
         )
         if rank() == 0:
+            rest_unseen_items(step)
             save_checkpoint(spec.output, step.towers, _state_of(step), result)
         return result
 
@@ -131,6 +132,18 @@ def _frequency(spec: TrainingSpec, before: dict[str, Any] | None) -> FrequencyEs
     return frequency
 
 
+@torch.no_grad()
+def rest_unseen_items(step: RetrievalStep) -> None:
+    """Items that read the default row get its values as their own: with their first positive they go on from there."""
+    ids = step.towers.schema.item_id
+    if ids.rows is None or ids.hashed:
+        return
+    items = step.catalogue.present
+    unseen = items[step.catalogue.gather(items)[ids.rows.column] == DEFAULT]
+    table: Tensor = step.towers.tables[table_name(ids)].weight  # type: ignore[assignment]
+    table[unseen] = table[DEFAULT].clone()
+
+
 def _state_of(step: RetrievalStep) -> dict[str, Tensor]:
     """What the next night goes on with, beside the parameters."""
     if step.frequency is None:
@@ -171,6 +184,7 @@ def _fit(step: RetrievalStep, samples: Samples, spec: TrainingSpec, recorder: Re
                 bar.update()
         loss = (recorder.total("loss") - before) / samples.plan.steps
         valid_started = time.perf_counter()
+        step.eval()
         valid_loss, valid_recall = validate(step, spec)
         recorder.skip_time(time.perf_counter() - valid_started)
         epochs.append(
@@ -179,6 +193,7 @@ def _fit(step: RetrievalStep, samples: Samples, spec: TrainingSpec, recorder: Re
                 loss=loss,
                 valid_loss=valid_loss,
                 valid_recall_in_batch=valid_recall,
+                weights=step.tower_weights(batch),
                 seconds=time.perf_counter() - started,
             )
         )
@@ -192,11 +207,10 @@ def validate(step: RetrievalStep, spec: TrainingSpec) -> tuple[float | None, flo
     """Mean loss and recall@10 among the shared candidates on the valid split; (None, None) without one.
 
     Every rank reads all of the split and takes its part of each batch: a split is small, may have fewer row groups than
-    there are ranks, and gives the same figures on any number of them.
+    there are ranks, and gives the same figures on any number of them. `step` is in eval mode.
     """
     if not sum(file.rows for file in spec.valid):
         return None, None
-    step.eval()
     samples = Samples(spec.valid, sample_columns(spec.features), spec.training, spec.seed, rank=0, world_size=1)
     capacity = math.ceil(samples.plan.capacity / world_size())
     loss = rows = hits = 0.0

@@ -5,6 +5,7 @@ Shapes: B users, N items, L history length, V values a feature, e embedding leng
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor, nn
 
 from model.config import ModelConfig
@@ -63,8 +64,8 @@ class TwoTower(nn.Module):
         inputs = [self._embed(feature, batch) for feature in self.schema.user]
         if self.schema.history and self.pooling:
             shared = table_name(self.schema.item_id) if self.config.share_history else "history"
-            hashed = self.schema.item_id.hashed
-            column = history_column(hashed.column) if hashed else self.schema.history.column
+            ids = self.schema.item_id
+            column = history_column(ids.table_column) if ids.hashed else self.schema.history.column
             inputs.append(self.pooling(self.tables[shared], column_of(batch, column)))
             for feature in self._pooled_features():
                 values = column_of(batch, history_column(feature.column))
@@ -88,6 +89,17 @@ class TwoTower(nn.Module):
     def item_vectors(self, batch: Batch) -> Tensor:
         """[N, d] from the schema's item columns. Raises KeyError naming a missing column."""
         return self.item_tower(self.item_inputs(batch))
+
+    @torch.no_grad()
+    def weights(self, users: Batch, items: Batch) -> dict[str, float]:
+        """SIDE.NAME -> what a field or channel weighs on average over these rows, as far as the towers tell."""
+        sides = (("user", self.user_tower, self.user_inputs, users), ("item", self.item_tower, self.item_inputs, items))
+        return {
+            f"{side}.{name}": float(weight)
+            for side, tower, inputs, batch in sides
+            if hasattr(tower, "weighs")
+            for name, weight in tower.weighs(inputs(batch)).items()  # type: ignore[operator]
+        }
 
     def dense_parameters(self) -> Iterator[nn.Parameter]:
         """All parameters but the embedding tables, each once however many towers share it."""

@@ -115,14 +115,32 @@ def _write_meanings(
 
     words = Words(night.warehouse.read("vocabularies", night.ds), sizes, statistics, schema)
     encoded = encode.encode(item_side, inputs.items, words.table, statistics, ["item_id", "publish_time"], sizes)
-    columns = ["item_index", F.col("item_id").cast(night.inputs.id_type("items", logs.items)).alias("item_id")]
+    ids = words.lookup("item_id", "item_id", "item_index")
+    rows = encoded.join(ids, on="item_id", how="inner")
+    rows = rows.join(_seen_items(night, item_days, ids), on="item_index", how="left")
     buckets = config.features.ids.item.buckets
-    if buckets is not None:
-        columns.append(vocabulary.bucket_of("item_id", F.col("item_id"), buckets).alias(encode.ITEM_BUCKET))
-    rows = encoded.join(words.lookup("item_id", "item_id", "item_index"), on="item_id", how="inner")
-    rows = rows.select(*columns, "publish_time", *item_side.encoded_columns())
+    own = F.col("item_index") if buckets is None else vocabulary.bucket_of("item_id", F.col("item_id"), buckets)
+    rows = rows.select(
+        "item_index",
+        F.col("item_id").cast(night.inputs.id_type("items", logs.items)).alias("item_id"),
+        F.when(F.col("_seen"), own).otherwise(F.lit(vocabulary.DEFAULT)).alias(encode.ITEM_ROW),
+        "publish_time",
+        *item_side.encoded_columns(),
+    )
     night.warehouse.write(rows.sort("item_index"), "item_features", night.ds, recipe, facts={"schema": schema})
     return words
+
+
+def _seen_items(night: Night, item_days: DataFrame, ids: DataFrame) -> DataFrame:
+    """item_index, _seen: true for every item that has been a positive, tonight or on a night before.
+
+    Others have no row of the embedding table yet: one that is only ever a negative would learn that nobody likes it.
+    """
+    seen = item_days.select("item_id").distinct().join(ids, on="item_id", how="inner").select("item_index")
+    if night.yesterday:
+        before = night.warehouse.read("item_stats", night.yesterday).where("first_seen is not null")
+        seen = seen.unionByName(before.select("item_index")).distinct()
+    return seen.withColumn("_seen", F.lit(True))
 
 
 def _values(config: SampleConfig, inputs: Inputs, item_days: DataFrame) -> DataFrame:

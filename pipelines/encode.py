@@ -15,7 +15,7 @@ from pipelines.vocabulary import DEFAULT, FIRST, PADDING, bucket_of, lookup
 
 NUMBER = re.compile(r"(tinyint|smallint|int|bigint|float|double|boolean|decimal.*)$")
 Statistics = dict[str, dict[str, float]]
-ITEM_BUCKET = "item_bucket"  # column of item_features: the row of the item's embedding, where ids are hashed
+ITEM_ROW = "item_row"  # column of item_features: the item's row of the embedding table
 
 
 @dataclass(frozen=True)
@@ -246,10 +246,13 @@ def feature_schema(features: Features, sizes: dict[str, int], statistics: Statis
     user, item = sides(features)
 
     def identity(side: Side) -> dict[str, Any]:
-        base = {"name": side.key, "kind": "id", "column": f"{side.name}_index", "vocabulary": side.key}
-        buckets = features.ids.item.buckets if side is item else None
-        hashed = {} if buckets is None else {"hashed": {"column": ITEM_BUCKET, "size": FIRST + buckets}}
-        return base | {"size": sizes[side.key]} | hashed
+        base: dict[str, Any] = {"name": side.key, "kind": "id", "column": f"{side.name}_index"}
+        base |= {"vocabulary": side.key, "size": sizes[side.key]}
+        if side is user:
+            return base
+        buckets = features.ids.item.buckets
+        rows = sizes[side.key] if buckets is None else FIRST + buckets
+        return base | {"rows": {"column": ITEM_ROW, "size": rows, "hashed": buckets is not None}}
 
     def entry(side: Side, feature: Feature) -> dict[str, Any]:
         label, column = side.label(feature), side.column(feature)

@@ -1,31 +1,35 @@
 """The mutual information of item features of a night: made once, stored as a table, shown as a heat map."""
 
-from typing import Any
-
 import numpy as np
 
 from jobs.support.plots import heat_map
 from jobs.support.runner import Context
 from jobs.support.tracking import JobRun
+from model.schema import Feature
 from pipelines.feature_information import mutual_information
 from pipelines.storage import Recipe
 
 TABLE = "feature_information"
 
 
-def item_relations(context: Context, features: list[dict[str, Any]], job: JobRun) -> list[list[float]]:
-    """Mutual information [F, F] of the item side of a schema, in its order; written where it is not there yet."""
+def item_relations(context: Context, features: list[Feature], read: list[Feature], job: JobRun) -> list[list[float]]:
+    """Mutual information [F, F] of the features that the model reads, in their order.
+
+    The table is of all `features` of the item side, whatever the model leaves out; written where it is not there yet.
+    """
     warehouse, ds = context.warehouse, context.ds
     source = warehouse.require("item_features", ds, f"run build_positives for ds={ds} first")
+    described = [feature.model_dump() for feature in features]
     recipe = Recipe(context.config.hash_of("features"), {"item_features": source.fingerprint})
     existing = warehouse.manifest(TABLE, ds)
     if not existing or not existing.made_by(recipe):
-        frame = mutual_information(warehouse.read("item_features", ds), features, context.config.seed)
+        frame = mutual_information(warehouse.read("item_features", ds), described, context.config.seed)
         warehouse.write(frame.coalesce(1), TABLE, ds, recipe)
-    names = [feature["name"] for feature in features]
+    names = [feature.name for feature in features]
     place = {name: number for number, name in enumerate(names)}
     values = np.zeros((len(names), len(names)))
     for row in warehouse.read(TABLE, ds).collect():  # A few dozen rows.
         values[place[row["feature"]], place[row["other"]]] = row["mutual_information"]
     job.figure(heat_map(values, names, "mutual information of item features, nats"), "feature_information")
-    return values.tolist()
+    used = [place[feature.name] for feature in read]
+    return values[np.ix_(used, used)].tolist()

@@ -22,6 +22,14 @@ def loss_curve(points: list[dict[str, float]]) -> Figure:
     return _done(figure)
 
 
+def tower_weights(weights: dict[str, float]) -> Figure:
+    """What each field or channel (SIDE.NAME) weighs in its tower."""
+    figure, axes = plt.subplots(figsize=(7, 0.8 + 0.3 * len(weights)))
+    axes.barh(list(weights)[::-1], list(weights.values())[::-1])
+    axes.set(xlabel="mean weight", title="What the towers weigh")
+    return _done(figure)
+
+
 def heat_map(values: np.ndarray, names: list[str], title: str) -> Figure:
     """A square table with its numbers written in; colour by the largest of each row, as rows have scales of their own."""
     size = 2.5 + 0.7 * len(names)

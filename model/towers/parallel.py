@@ -105,6 +105,10 @@ class Parallel(nn.Module):
         }
         self.channels = nn.ModuleDict({name: made[name]() for name in settings.channels})
 
+    def weighs(self, fields: list[Tensor]) -> dict[str, Tensor]:
+        """Of each channel by name; the same for all rows."""
+        return dict(zip(self.channels, self.weights(), strict=True))
+
     def forward(self, fields: list[Tensor]) -> Tensor:  # noqa: D102
         roots_C = self.weights().sqrt()
         return torch.cat(

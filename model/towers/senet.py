@@ -37,6 +37,10 @@ class Senet(nn.Module):
         squeezed_BF = torch.stack([field.mean(1) for field in fields], dim=1)
         return self.excitation(squeezed_BF)
 
+    def weighs(self, fields: list[Tensor]) -> dict[str, Tensor]:
+        """Of each field by name, the mean weight over the rows."""
+        return dict(zip(self.names, self.weights(fields).mean(0), strict=True))
+
     def forward(self, fields: list[Tensor]) -> Tensor:  # noqa: D102
         weights_BF = self.weights(fields)
         return unit(self.mlp(torch.cat([field * weights_BF[:, [n]] for n, field in enumerate(fields)], dim=1)))

@@ -13,17 +13,17 @@ from model.two_tower import TwoTower
 from tests.model import toy
 
 BUCKETS = 5
-HASHED = {"column": "item_bucket", "size": BUCKETS + 2}
+HASHED = {"column": "item_row", "size": BUCKETS + 2, "hashed": True}
 
 
 def hashed_schema() -> FeatureSchema:
     """The toy's schema with items in buckets and no other feature of theirs."""
-    return toy.schema(item=[{**toy.SCHEMA["item"][0], "hashed": HASHED}])
+    return toy.schema(item=[{**toy.SCHEMA["item"][0], "rows": HASHED}])
 
 
 def item_rows() -> dict[str, np.ndarray]:
     index = toy.item_rows()["item_index"]
-    return {"item_index": index, "item_bucket": (2 + index % BUCKETS).astype(np.int32)}
+    return {"item_index": index, "item_row": (2 + index % BUCKETS).astype(np.int32)}
 
 
 def model(**config: object) -> TwoTower:
@@ -34,9 +34,9 @@ def model(**config: object) -> TwoTower:
 def test_items_of_one_bucket_share_a_row_and_a_vector() -> None:
     towers = model()
     assert towers.tables["item_id"].weight.shape[0] == BUCKETS + 2  # type: ignore[union-attr, index]
-    assert towers.schema.item_columns == ["item_index", "item_bucket"]
+    assert towers.schema.item_columns == ["item_index", "item_row"]
     vectors = embed_items(towers, item_rows())
-    bucket = item_rows()["item_bucket"]
+    bucket = item_rows()["item_row"]
     for number in range(2, BUCKETS + 2):
         assert np.ptp(vectors[bucket == number], axis=0).max() < 1e-6
     assert len(np.unique(vectors.round(4), axis=0)) == BUCKETS
@@ -55,13 +55,13 @@ def test_a_history_is_pooled_over_buckets(share: bool) -> None:
     np.testing.assert_allclose(embed_users(towers, {**rows, "history": moved}, catalogue), vectors, atol=1e-6)
     other = np.where((history > 1) & (history + 1 < last), history + 1, history)
     assert np.abs(embed_users(towers, {**rows, "history": other}, catalogue) - vectors).max() > 1e-3
-    with pytest.raises(KeyError, match="history_item_bucket"):
+    with pytest.raises(KeyError, match="history_item_row"):
         embed_users(towers, rows)
 
 
 def test_padding_is_no_bucket_and_an_unknown_item_is_the_default_one() -> None:
     catalogue = Catalogue(hashed_schema(), item_rows())
     found = catalogue.history_columns(torch.tensor([[0, 2, toy.ITEMS + 1]]), [hashed_schema().item_id])
-    assert found["history_item_bucket"].tolist() == [[0, 2 + 2 % BUCKETS, 1]]
-    with pytest.raises(ColumnError, match=r"'item_bucket' holds indices from 2 to 9, the schema has 7"):
-        Catalogue(hashed_schema(), item_rows() | {"item_bucket": 2 + np.arange(toy.ITEMS - 1) % 8})
+    assert found["history_item_row"].tolist() == [[0, 2 + 2 % BUCKETS, 1]]
+    with pytest.raises(ColumnError, match=r"'item_row' holds indices from 2 to 9, the schema has 7"):
+        Catalogue(hashed_schema(), item_rows() | {"item_row": 2 + np.arange(toy.ITEMS - 1) % 8})

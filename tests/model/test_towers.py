@@ -103,6 +103,26 @@ def test_a_schema_of_two_nights_is_refused() -> None:
         Catalogue(toy.schema(), toy.item_rows() | {"item_category": np.arange(toy.ITEMS - 1) % 6 + 2})
 
 
+def test_features_can_be_left_out() -> None:
+    schema = toy.schema().without(["user_id", "tags", "history", "example_age"])
+    assert [feature.name for feature in (*schema.user, *schema.item)] == [
+        "age",
+        "tenure",
+        "income",
+        "item_id",
+        "category",
+    ]
+    assert schema.history is None
+    assert schema.example_age is None
+    assert toy.schema().without([]) == toy.schema()
+    with pytest.raises(ValueError, match=r"no feature colour, item_id can be left out, only age, category, .*history"):
+        toy.schema().without(["colour", "item_id"])
+    model = TwoTower(toy.schema().without(["age"]), ModelConfig(dim=8))
+    users = batch(5)
+    del users["user_age"]
+    assert model.user_vectors(users).shape == (5, 8)
+
+
 def test_pooling_by_position_by_hand() -> None:
     table = torch.nn.Embedding.from_pretrained(torch.tensor([[0.0], [9.0], [1.0], [2.0], [4.0]]), padding_idx=0)
     history = torch.tensor([[0, 2, 3, 4], [0, 0, 0, 0]])

@@ -75,14 +75,29 @@ def test_the_score_of_training_is_the_product_of_published_vectors(tmp_path: Pat
     np.testing.assert_allclose(logits.positive_B, published[np.arange(50), candidates.positive_B.numpy()], atol=1e-5)
 
 
+def test_senet_sees_which_features_tell_nothing(tmp_path: Path) -> None:
+    """On the toy a user is its id and its history, an item its id; everything else is drawn without regard to the blocks."""
+    rates = {"learning_rate": 1e-2, "embedding_learning_rate": 2e-2}
+    model = {"tower": "senet", "hidden": [], "id_dropout": 0.0}
+    result = train(toy.make_spec(tmp_path, [400] * 4, model=model, loss={"temperature": 0.2}, training=rates, epochs=3))
+    weights = result.epochs[-1].weights
+    assert set(weights) == {
+        *(f"user.{name}" for name in ("user_id", "age", "tenure", "income", "history", "example_age")),
+        *(f"item.{name}" for name in ("item_id", "category", "tags")),
+    }
+    assert max(weights[f"user.{name}"] for name in ("age", "tenure", "income", "example_age")) < weights["user.history"]
+    assert weights["item.category"] < weights["item.item_id"]
+
+
 def test_channels_weigh_at_least_nothing_and_together_one(tmp_path: Path) -> None:
     spec = toy.make_spec(tmp_path, [200], model=model_of("parallel"), training={"learning_rate": 0.05}, epochs=3)
-    train(spec)
+    told = train(spec).epochs[-1].weights
     model = load_checkpoint(spec.output)
     weights = model.user_tower.weights()  # type: ignore[operator, union-attr]
     assert float(weights.sum()) == pytest.approx(1)
     assert (weights >= 0).all()
     assert weights.max() - weights.min() > 0.01, "they are learned"
     assert model.user_tower.weights is model.item_tower.weights
+    assert [told[f"user.{name}"] for name in ("dnn", "fm", "dcn")] == pytest.approx(weights.tolist())
     vectors = embed_users(model, toy.sample_rows(9)).reshape(9, 3, 6)
     np.testing.assert_allclose((vectors**2).sum(2), np.tile(weights, (9, 1)), rtol=1e-4)

@@ -234,9 +234,9 @@ def test_a_checkpoint_of_another_version_is_refused_with_the_remedy(tmp_path: Pa
     spec = toy.make_spec(tmp_path, [50])
     train(spec)
     file = Path(spec.output, "model.json")
-    file.write_text(file.read_text().replace('"version": 2', '"version": 1', 1))
+    file.write_text(file.read_text().replace('"version": 3', '"version": 1', 1))
     for reader in (load_checkpoint, lambda folder: build_step(spec.model_copy(update={"warm_start": folder}))):
-        with pytest.raises(ValueError, match=r"of version 1, this code reads 2: train a new model.*--bootstrap-days"):
+        with pytest.raises(ValueError, match=r"of version 1, this code reads 3: train a new model.*--bootstrap-days"):
             reader(spec.output)
 
 

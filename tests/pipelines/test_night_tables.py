@@ -52,6 +52,16 @@ def test_histories_are_the_last_positives_strictly_before_the_event(nights: Ware
     assert sum(1 for row in rows if any(row["history"])) > len(rows) / 3
 
 
+@pytest.mark.parametrize("ds", [FIRST, SECOND])
+def test_an_item_has_its_own_row_from_its_first_positive_on(nights: Warehouse, ds: str) -> None:
+    clicked = {str(item) for day, _, item, _, action, _ in logs()[0] if day <= ds and action == "click"}
+    own = {str(r["item_id"]): r["item_row"] == r["item_index"] for r in table(nights, "item_features", ds)}
+    assert {item for item, seen in own.items() if seen} == clicked & set(own)
+    waiting = [r["item_row"] for r in table(nights, "item_features", ds) if str(r["item_id"]) not in clicked]
+    assert set(waiting) == {1}
+    assert nights.require("item_features", ds, "").facts["schema"]["item"][0]["rows"]["hashed"] is False
+
+
 def test_the_second_night_saw_state_and_not_the_past(nights: Warehouse) -> None:
     recipe = nights.require("positives", SECOND, "").inputs
     assert f"user_histories@{FIRST}" in recipe
@@ -137,8 +147,8 @@ def test_ids_in_buckets_and_leave_one_out(nights: Warehouse, tmp_path: Path) -> 
     assert facts["checked_history_items"] > 0
     assert "user_id" not in {row["feature"] for row in table(other, "vocabularies", FIRST)}
     assert manifest.facts["schema"]["user"][0]["size"] == 7
-    buckets = {row["item_index"]: row["item_bucket"] for row in table(other, "item_features", FIRST)}
-    assert set(buckets.values()) == set(range(2, 9))
+    buckets = {row["item_index"]: row["item_row"] for row in table(other, "item_features", FIRST)}
+    assert set(buckets.values()) - {1} == set(range(2, 9))
     assert len(buckets) == LATE_ITEM
 
     items = item_of_index(other, FIRST)

@@ -90,7 +90,8 @@ def test_buckets_need_no_vocabulary_and_tell_features_apart(spark: SparkSession)
     )
     schema = encode.feature_schema(features, sizes, {})
     assert [entry["size"] for entry in schema["user"]] == [52, 7]
-    assert schema["item"][0] | {"hashed": {"column": "item_bucket", "size": 9}, "size": 12} == schema["item"][0]
+    rows = {"column": "item_row", "size": 9, "hashed": True}
+    assert schema["item"][0] | {"rows": rows, "size": 12} == schema["item"][0]
     assert schema["history"]["size"] == 12
 
 
