@@ -3,7 +3,7 @@
 Shapes: M indices of the item vocabulary (padding and default included), N items asked for, V values a feature.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,9 +24,10 @@ class Catalogue:
     An index without a row (an item that has left, or the default one) has default features: index 1, or the mean.
     """
 
-    def __init__(self, schema: FeatureSchema, rows: dict[str, np.ndarray], memory_mb: int | None = None) -> None:
-        """`rows`: the schema's item columns of `item_features`. `memory_mb`: more is mapped from files; None: nothing is.
+    def __init__(self, schema: FeatureSchema, rows: Mapping[str, np.ndarray], memory_mb: int | None = None) -> None:
+        """`rows`: the schema's item columns of `item_features`, asked for one by one.
 
+        `memory_mb`: once the columns take more, they are mapped from files; None: never.
         Raises ColumnError for an index that does not fit.
         """
         self.schema = schema
@@ -35,17 +36,23 @@ class Catalogue:
         _check_indices(index, self.size, schema.item_id.column)
         self.present = to_tensor(index)  # Indices that have a row, in no order.
         self.columns: dict[str, Column] = {}
+        self._files: MappedFiles | None = None
         for feature in schema.item:
-            self.columns |= _columns(feature, rows, self.size, self.present)
-        self.mapped = memory_mb is not None and bytes_of(self.columns) > memory_mb * 2**20
-        if self.mapped:
-            self._files = MappedFiles()
-            self.columns = {name: self._files.move(name, column) for name, column in self.columns.items()}
+            made = _columns(feature, rows, self.size, self.present)
+            if self._files is None and memory_mb is not None and bytes_of(self.columns | made) > memory_mb * 2**20:
+                self._files = MappedFiles()
+                self.columns, made = {}, self.columns | made
+            self.columns |= {name: self._files.move(name, made[name]) for name in made} if self._files else made
+
+    @property
+    def mapped(self) -> bool:
+        """Whether the columns lie in files."""
+        return self._files is not None
 
     @classmethod
     def read(cls, schema: FeatureSchema, urls: Sequence[str], memory_mb: int | None = None) -> "Catalogue":
-        """From the Parquet files of one partition of `item_features`."""
-        return cls(schema, read_columns(urls, schema.item_columns), memory_mb)
+        """From the Parquet files of one partition of `item_features`, a column at a time: as read they are padded."""
+        return cls(schema, _OneByOne(urls, schema.item_columns), memory_mb)
 
     def gather(self, indices: Tensor) -> Batch:
         """The item tower's batch for indices of any shape: every column [*shape] or [*shape, V]."""
@@ -65,6 +72,23 @@ class Catalogue:
             padding = (history_BL == PADDING).reshape(history_BL.shape + (1,) * (values.dim() - history_BL.dim()))
             columns[history_column(column)] = values.masked_fill(padding, PADDING)
         return columns
+
+
+@dataclass(frozen=True)
+class _OneByOne(Mapping[str, np.ndarray]):
+    """Columns of Parquet files, each read when it is asked for."""
+
+    urls: Sequence[str]
+    names: Sequence[str]
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return read_columns(self.urls, [name])[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
 
 
 @dataclass(frozen=True)
@@ -94,7 +118,7 @@ class SamplingProbabilities:
         return cls(*tensors)
 
 
-def _columns(feature: Feature, rows: dict[str, np.ndarray], size: int, places: Tensor) -> dict[str, Column]:
+def _columns(feature: Feature, rows: Mapping[str, np.ndarray], size: int, places: Tensor) -> dict[str, Column]:
     """The columns of one feature, with the default where there is no row; none of an id whose row is its index."""
     if isinstance(feature, IdFeature):
         if feature.rows is None:
