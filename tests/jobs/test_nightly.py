@@ -32,8 +32,8 @@ features:
   history: {{length: 10}}
 negatives: {{uniform: 2, popularity: 1, coarse: 1, fine: 1}}
 samples: {{row_group_rows: 128, trainers: 2}}
-model: {{dim: 16, hidden: [], embedding_dim: 8, history_features: [category]}}
-loss: {{temperature: 0.2}}
+model: {{tower: senet, dim: 16, hidden: [], embedding_dim: 8, history_features: [category]}}
+loss: {{temperature: 0.2, self_supervision: {{weight: 0.05, items: 64}}}}
 training: {{batch_size: 128, bootstrap_epochs: 4, embedding_learning_rate: 0.02}}
 evaluation: {{simulated_truth: true, bootstrap_samples: 50}}
 spark: {{spark.sql.shuffle.partitions: 2}}
@@ -123,6 +123,12 @@ def test_the_second_night_continues_the_first(house: House) -> None:
     assert house.manifest("models", SECOND)["facts"]["epochs"] == 1
 
 
+def test_a_feature_that_is_not_there_cannot_be_left_out(house: House) -> None:
+    said = run("train", "--config", house.config, "--ds", FIRST, "--set", "model.leave_out=[age, colour]", code=2)
+    assert "no feature colour can be left out, only age, category," in said
+    assert house.manifest("models", FIRST)["facts"]["epochs"] == 4
+
+
 def test_again_skips_every_step_and_force_gives_the_same_samples(house: House) -> None:
     before, samples = house.current(), house.rows("samples", FIRST)
     said = run("nightly", "--config", house.config, "--from", FIRST, "--to", SECOND, "--bootstrap-days", "4")
@@ -193,9 +199,12 @@ def test_the_record_holds_a_parent_a_night_with_a_child_a_job(house: House) -> N
         "train": "loss",
         "evaluate": "recall_at_50_by_third",
     }
-    for job, plot in plots.items():
+    for job, plot in [*plots.items(), ("train", "tower_weights"), ("train", "feature_information")]:
         listed = [file.path for file in client.list_artifacts(children[job].info.run_id, "plots")]
         assert f"plots/{plot}.png" in listed
+    told = children["train"].data.metrics
+    assert {"self_loss", "weight.user.history", "weight.item.price"} <= told.keys()
+    assert told["self_loss"] > 0
     for job, inputs in (("build_positives", ("interactions", "items")), ("build_negatives", ("ranking_logs",))):
         listed = [file.path for file in client.list_artifacts(children[job].info.run_id, "plots")]
         assert {"plots/input_rows.png", "plots/null_shares.png"} <= set(listed)
