@@ -7,6 +7,7 @@ variants whose names have it. Prints what benchmarks.study prints; about 40 minu
 """
 
 import argparse
+import json
 import tempfile
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def world() -> list[str]:
         "simulation.new_item_share=0.4",
         f"simulation.noise_features={len(NOISE)}",
         *(
-            f"features.{side}={[*(feature.model_dump() for feature in given), *noise]}"
+            f"features.{side}={json.dumps([*(feature.model_dump() for feature in given), *noise])}"
             for side, given in (("user", features.user), ("item", features.item))
         ),
     ]
