@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 from pyspark.sql import SparkSession
 
-from benchmarks import frequency, links, logs, samples
+from benchmarks import frequency, links, logs, samples, study, towers
 from benchmarks.logs import Day
 from benchmarks.product import CONFIG, KNOWN, Product
+from jobs.support.config import load_config
 from model.config import StreamingConfig
 
+ROOT = Path(__file__).resolve().parents[1]
 RATIOS = {
     "negatives_over_copy",
     "positives_over_copy",
@@ -94,6 +96,27 @@ def test_the_frequency_simulation_settles_sooner_with_a_warm_up() -> None:
     }
     assert errors[True][-1] < 0.15 < 0.35 < errors[False][-1]
     assert errors[True][-1] < errors[True][0]
+
+
+def test_every_variant_of_the_towers_study_is_a_config() -> None:
+    for _, overrides in towers.VARIANTS:
+        config = load_config(str(ROOT / towers.CONFIG), [*towers.world(), *overrides])
+        names = {feature.name for side in (config.features.user, config.features.item) for feature in side}
+        assert {*towers.NOISE, "category", "interests"} < names
+        assert set(config.model.leave_out) < names | {"user_id"}
+
+
+def test_a_table_of_a_study_has_means_intervals_and_baselines() -> None:
+    found = study.Found(
+        recall={"one": {"tail": [0.1, 0.2, 0.3], "all": [0.5, 0.5, 0.5]}},
+        baselines={"recent popularity": {"all": [0.4]}},
+    )
+    assert study.table_of(found.recall | found.baselines, 50).splitlines() == [
+        "| Recall@50 | all | tail |",
+        "|---|---|---|",
+        "| one | 0.5000 ± 0.0000 | 0.2000 ± 0.2484 |",  # t(2 degrees, 97.5%) = 4.3027, times 0.1 / sqrt(3)
+        "| recent popularity | 0.4000 | nan |",
+    ]
 
 
 def test_links_are_held_out_once_and_known_ones_never_ranked(tmp_path: Path) -> None:
