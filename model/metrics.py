@@ -1,10 +1,12 @@
 """The record of a run: sums of a few steps at a time, thinned to what a chart can show."""
 
 import time
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from model.health import Health
 from model.spec import StepMetrics
 from model.step import FIGURES
 
@@ -26,8 +28,13 @@ class Recorder:
         self._figures = torch.zeros_like(self.totals)
         self._steps, self._waited, self._norms = 0, 0.0, 0.0
 
-    def add(self, figures: Tensor, gradient_norm: float, waited: float, learning_rate: float) -> None:
-        """One step: figures summed over ranks, in the order of FIGURES; seconds waited for data."""
+    def add(
+        self, figures: Tensor, gradient_norm: float, waited: float, learning_rate: float, look: Callable[[], Health]
+    ) -> None:
+        """One step: figures summed over ranks, in the order of FIGURES; seconds waited for data.
+
+        `look` is called where a point is closed.
+        """
         self.step += 1
         self._steps += 1
         self._figures += figures
@@ -47,10 +54,12 @@ class Recorder:
                 gradient_norm=self._norms / self._steps,
                 rows_per_second=float(self._figures[FIGURES.index("rows")]) / seconds,
                 data_wait_share=min(1.0, self._waited / seconds),
+                step_seconds=seconds / self._steps,
                 seconds=now - self._started,
+                **look().model_dump(),
             )
         )
-        self._since = now
+        self._since = time.perf_counter()  # Looking was not training.
         self._reset()
 
     def _mean(self, name: str) -> float:

@@ -4,6 +4,7 @@ from pydantic import Field, PositiveInt
 
 from model.config import Config, LossConfig, ModelConfig, TrainingConfig
 from model.data import SampleFile
+from model.health import Health
 from model.schema import FeatureSchema
 
 
@@ -32,8 +33,8 @@ class TrainingSpec(Config):
     progress: bool = Field(False, description="A progress bar, where there is a terminal.")
 
 
-class StepMetrics(Config):
-    """Means since the point before, except learning_rate; `seconds` since the start."""
+class StepMetrics(Health):
+    """Means since the point before, except learning_rate and a look at the step itself; `seconds` since the start."""
 
     step: int
     loss: float
@@ -42,6 +43,7 @@ class StepMetrics(Config):
     gradient_norm: float
     rows_per_second: float
     data_wait_share: float
+    step_seconds: float
     seconds: float
 
 

@@ -7,6 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from model.collectives import rank, sum_over_ranks, world_size
 from model.data import USER, Samples, sample_columns
 from model.features import DEFAULT, Batch, table_name
 from model.frequency import FrequencyEstimator
+from model.health import look
 from model.metrics import Recorder
 from model.optimisation import build_optimizers, clip_gradients
 from model.schema import FeatureSchema
@@ -180,7 +182,7 @@ def _fit(step: RetrievalStep, samples: Samples, spec: TrainingSpec, recorder: Re
                 for optimizer in optimizers:
                     optimizer.step()
                 step.limit_temperature()
-                recorder.add(figures, norm, waited, _learning_rate(optimizers))
+                recorder.add(figures, norm, waited, _learning_rate(optimizers), partial(look, step, output))
                 bar.update()
         loss = (recorder.total("loss") - before) / samples.plan.steps
         valid_started = time.perf_counter()
