@@ -98,6 +98,18 @@ def mean_and_half(values: list[float]) -> tuple[float, float]:
     return float(np.mean(values)), float(half)
 
 
+def differences(figures: dict[str, Figures], pairs: Sequence[tuple[str, str]]) -> dict[str, Figures]:
+    """NAME less OTHER, seed by seed: seeds share initial values and order, so much of what they change cancels."""
+    return {
+        f"{name}, less {other}": {
+            part: [a - b for a, b in zip(values, figures[other][part], strict=True)]
+            for part, values in figures[name].items()
+        }
+        for name, other in pairs
+        if name in figures and other in figures
+    }
+
+
 def table_of(figures: dict[str, Figures], k: int) -> str:
     """Markdown: a line a variant, a column a slice."""
     found = {part for row in figures.values() for part in row}
@@ -112,9 +124,11 @@ def table_of(figures: dict[str, Figures], k: int) -> str:
     return "\n".join(lines)
 
 
-def report(found: Found, k: int) -> None:
-    """The tables, and everything once more as the last line."""
+def report(found: Found, k: int, pairs: Sequence[tuple[str, str]] = ()) -> None:
+    """The tables, and everything once more as the last line. `pairs`: variants of which to print the differences too."""
     print(table_of(found.recall | found.baselines, k))
+    if compared := differences(found.recall, pairs):
+        print(f"\n{table_of(compared, k)}")
     for name, weights in found.weights.items():
         told = ", ".join(f"{part} {np.mean(values):.3f}" for part, values in sorted(weights.items()))
         print(f"\nmean weights of {name}: {told}")

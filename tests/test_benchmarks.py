@@ -117,6 +117,10 @@ def test_a_table_of_a_study_has_means_intervals_and_baselines() -> None:
         "| one | 0.5000 ± 0.0000 | 0.2000 ± 0.2484 |",  # t(2 degrees, 97.5%) = 4.3027, times 0.1 / sqrt(3)
         "| recent popularity | 0.4000 | nan |",
     ]
+    one, two = {"all": [0.1, 0.2]}, {"all": [0.1, 0.5]}
+    less = study.differences({"one": one, "two": two}, [("two", "one"), ("two", "three")])
+    assert less["two, less one"]["all"] == pytest.approx([0.0, 0.3])
+    assert len(less) == 1
 
 
 def test_links_are_held_out_once_and_known_ones_never_ranked(tmp_path: Path) -> None:
