@@ -146,6 +146,15 @@ class TrainingConfig(Config):
     embedding_learning_rate: PositiveFloat = Field(
         5e-3, description="Of embedding tables; higher, since a row is touched in few steps."
     )
+    warm_up_steps: int = Field(
+        0, ge=0, description="Steps over which both learning rates rise to their value: Adam's first ones are noise."
+    )
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="How both learning rates go on from there: not at all, or down to `final_rate_share`."
+    )
+    final_rate_share: float = Field(
+        0.0, ge=0, lt=1, description="Of linear and cosine: what is left of the learning rates after the last step."
+    )
     warm_start_scale: PositiveFloat = Field(
         0.3,
         description="Factor on both learning rates on nights that continue last night's model: Adam begins without "

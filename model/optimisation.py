@@ -1,10 +1,12 @@
 """Optimisers for three sorts of parameters: MLPs, embedding tables, and tables too large to touch whole a step."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Adagrad, AdamW, Optimizer, SparseAdam
+from torch.optim.lr_scheduler import LambdaLR
 
 from model.config import TrainingConfig
 from model.step import RetrievalStep
@@ -31,6 +33,24 @@ def build_optimizers(step: RetrievalStep, config: TrainingConfig) -> list[Optimi
         of_tables = Adagrad if config.optimizer == "adagrad" else SparseAdam
         optimizers.append(of_tables(sparse, lr=config.embedding_learning_rate))
     return optimizers
+
+
+def build_schedulers(optimizers: Sequence[Optimizer], config: TrainingConfig, steps: int) -> list[LambdaLR]:
+    """One scheduler an optimiser, to be stepped after it; `steps`: of the whole run."""
+    return [LambdaLR(optimizer, lambda step: rate_share(step, steps, config)) for optimizer in optimizers]
+
+
+def rate_share(step: int, steps: int, config: TrainingConfig) -> float:
+    """What share of its learning rate step number `step` (from 0) of `steps` has: warm-up, then the schedule, which
+    would be at its end after the last step: no step is taken for nothing.
+    """
+    if step < config.warm_up_steps:
+        return (step + 1) / (config.warm_up_steps + 1)
+    if config.schedule == "constant":
+        return 1.0
+    done = min(1.0, (step - config.warm_up_steps) / max(1, steps - config.warm_up_steps))
+    left = 1 - done if config.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
+    return config.final_rate_share + (1 - config.final_rate_share) * left
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> float:

@@ -25,7 +25,7 @@ from model.features import DEFAULT, Batch, table_name
 from model.frequency import FrequencyEstimator
 from model.health import look
 from model.metrics import Recorder
-from model.optimisation import build_optimizers, clip_gradients
+from model.optimisation import build_optimizers, build_schedulers, clip_gradients
 from model.schema import FeatureSchema
 from model.seeds import derive_seed
 from model.self_supervision import SelfSupervision
@@ -157,6 +157,7 @@ def _fit(step: RetrievalStep, samples: Samples, spec: TrainingSpec, recorder: Re
     # DDP averages gradients over ranks; the step has multiplied its loss by their number, so it is the whole's.
     module: nn.Module = DistributedDataParallel(step, broadcast_buffers=False) if world_size() > 1 else step
     optimizers = build_optimizers(step, spec.training)
+    schedulers = build_schedulers(optimizers, spec.training, samples.plan.steps * spec.epochs)
     half = torch.autocast("cpu", torch.bfloat16, enabled=spec.training.precision == "bfloat16")
     bar = tqdm(
         total=samples.plan.steps * spec.epochs, unit="step", disable=None if spec.progress and rank() == 0 else True
@@ -183,6 +184,8 @@ def _fit(step: RetrievalStep, samples: Samples, spec: TrainingSpec, recorder: Re
                     optimizer.step()
                 step.limit_temperature()
                 recorder.add(figures, norm, waited, _learning_rate(optimizers), partial(look, step, output))
+                for scheduler in schedulers:
+                    scheduler.step()
                 bar.update()
         loss = (recorder.total("loss") - before) / samples.plan.steps
         valid_started = time.perf_counter()
