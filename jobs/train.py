@@ -42,6 +42,8 @@ def run(context: Context, tracker: Tracker) -> None:
     offered = FeatureSchema.model_validate(made["samples"].facts["schema"])
     schema = _without(offered, config.model.leave_out)
     staging = warehouse.new_staging("models", ds)
+    if context.force:
+        warehouse.finished("models", ds)
     epochs = config.training.bootstrap_epochs if first_night else config.training.epochs
     scale = config.training.warm_start_scale if before else 1.0
     training = config.training.model_copy(
@@ -68,6 +70,7 @@ def run(context: Context, tracker: Tracker) -> None:
             epochs=epochs,
             warm_start=warehouse.path("models", before.ds) if before else None,
             output=staging,
+            resume=warehouse.on_the_way("models", ds, inputs),
             progress=sys.stderr.isatty(),
         )
         result = launch(spec)
@@ -98,6 +101,7 @@ def run(context: Context, tracker: Tracker) -> None:
         "schema": schema.model_dump(mode="json"),
     }
     warehouse.finish_folder(staging, "models", ds, recipe, facts)
+    warehouse.finished("models", ds)
     tracker.night_metrics({"loss": loss})
     log.info(
         "train %s: %s rows in %s steps, %.1f s, loss %.4f", ds, f"{result.rows:,}", result.steps, result.seconds, loss

@@ -1,18 +1,16 @@
 """Checkpoints: a folder of parameters and what training goes on with (safetensors), and description (JSON). No pickles."""
 
 import json
-import uuid
 from collections.abc import Mapping
 from typing import Any
 
-import pyarrow.fs as pafs
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
 from model.config import ModelConfig
 from model.features import DEFAULT
-from model.files import resolve
+from model.files import read_bytes, write_folder
 from model.schema import Feature, FeatureSchema
 from model.spec import TrainingResult
 from model.two_tower import TwoTower
@@ -30,28 +28,18 @@ def save_checkpoint(directory: str, model: TwoTower, state: dict[str, Tensor], r
 
     `state`: what the next night's training goes on with, and serving does not need.
     """
-    filesystem, path = resolve(directory)
     description = {
         "version": VERSION,
         "schema": model.schema.model_dump(mode="json"),
         "model": model.config.model_dump(mode="json"),
         "result": result.model_dump(mode="json"),
     }
-    # An object store cannot move a folder; there the description, written last, is what makes a checkpoint exist.
-    movable = isinstance(filesystem, pafs.LocalFileSystem | pafs.HadoopFileSystem)
-    target = f"{path.rstrip('/')}.writing-{uuid.uuid4().hex[:8]}" if movable else path
-    filesystem.create_dir(target, recursive=True)
-    for name, content in (
-        (PARAMETERS, save(_apart(model.state_dict()))),
-        (STATE, save(state)),
-        (DESCRIPTION, json.dumps(description, indent=1).encode()),
-    ):
-        with filesystem.open_output_stream(f"{target}/{name}") as file:
-            file.write(content)
-    if movable:
-        if filesystem.get_file_info(path).type != pafs.FileType.NotFound:
-            filesystem.delete_dir(path)
-        filesystem.move(target, path.rstrip("/"))
+    files = {
+        PARAMETERS: save(apart(model.state_dict())),
+        STATE: save(state),
+        DESCRIPTION: json.dumps(description, indent=1).encode(),
+    }
+    write_folder(directory, files)
 
 
 def load_checkpoint(directory: str) -> TwoTower:
@@ -102,7 +90,7 @@ def warm_start(model: TwoTower, directory: str) -> dict[str, Any]:
     return description
 
 
-def _apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors that share no memory, as the format wants them: what both towers share is written under both names."""
     found: dict[int, Tensor] = {}
     return {
@@ -112,9 +100,7 @@ def _apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _read(directory: str, name: str) -> bytes:
-    filesystem, path = resolve(directory)
-    with filesystem.open_input_file(f"{path.rstrip('/')}/{name}") as file:
-        return file.read()
+    return read_bytes(f"{directory.rstrip('/')}/{name}")
 
 
 def _differences(description: dict[str, Any], model: TwoTower) -> list[str]:

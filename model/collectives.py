@@ -28,6 +28,15 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     return values
 
 
+def from_first(value: int) -> int:
+    """What rank 0 says, on every rank."""
+    if world_size() == 1:
+        return value
+    told = torch.tensor(value)
+    dist.broadcast(told, src=0)
+    return int(told)
+
+
 def gather_rows(rows_ND: Tensor, capacity: int) -> Tensor:
     """[R * capacity, D]: integer rows of all ranks, each padded with 0 to `capacity`, in rank order. No gradient."""
     if world_size() == 1:

@@ -176,6 +176,9 @@ class TrainingConfig(Config):
     launcher: Literal["torchrun", "spark"] = Field(
         "torchrun", description="Who starts processes > 1: this machine, or Spark's barrier mode on executors."
     )
+    checkpoint_steps: PositiveInt | None = Field(
+        1000, description="Steps between two checkpoints on the way, from which a killed training goes on; null: none."
+    )
     timeout_seconds: PositiveInt = Field(1800, description="How long a collective waits for the slowest process.")
     shuffle_window: PositiveInt = Field(65_536, description="Rows shuffled together; files are shuffled already.")
     catalogue_memory_mb: PositiveInt = Field(

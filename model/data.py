@@ -5,14 +5,17 @@ a row, is done here instead: its worker hands over the arrays of a row group, an
 for, whichever thread finishes first.
 """
 
+import math
 import re
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from itertools import islice
 from typing import Any, BinaryIO
 
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
+import torch
 from petastorm.arrow_reader_worker import ArrowReaderWorker
 from petastorm.reader import Reader
 from petastorm.workers_pool import EmptyResultError
@@ -62,26 +65,74 @@ class Samples:
         self.rank, self.world_size = rank, world_size
         self.plan: EpochPlan = plan_epoch([file.rows for file in self.files], world_size, config.batch_size)
 
-    def epoch(self, epoch: int, shuffle: bool = True) -> AbstractContextManager[Iterator[dict[str, Tensor]]]:
+    def epoch(
+        self, epoch: int, shuffle: bool = True, skip: int = 0
+    ) -> AbstractContextManager[Iterator[dict[str, Tensor]]]:
         """A `with` block over the rank's batches of one epoch: int64 and float32 tensors [rows] or [rows, length].
 
-        Every row of the rank once, in `plan.steps` batches. The order is a function of (seed, epoch, rank).
+        Every row of the rank once, in `plan.steps` batches, less the first `skip`: these are read and let go, since what
+        was left of one window is shuffled into the next. The order is a function of (seed, epoch, rank).
         Raises ColumnError for nulls, ragged lists or a missing column; ValueError where rows and manifest disagree.
         """
-        return prefetched(lambda: self._batches(epoch, shuffle))
+        return prefetched(lambda: self._batches(epoch, shuffle, skip))
 
-    def _batches(self, epoch: int, shuffle: bool) -> Iterator[dict[str, Tensor]]:
+    def _batches(self, epoch: int, shuffle: bool, skip: int) -> Iterator[dict[str, Tensor]]:
         key = (self.seed, epoch, self.rank)
         order = shuffle_shards(len(self.files), self.rank, self.world_size, *key) if shuffle else range(len(self.files))
         files = [self.files[place] for place in order]
         draw = generator("rows", *key) if shuffle else None
         with _open_reader(files, self.columns, self.rank, self.world_size, self.config.reader_threads) as reader:
-            yield from batches(
+            found = batches(
                 _in_order(reader, files, self.columns, self.rank, self.world_size),
                 self.plan.batch_sizes(self.rank),
                 self.config.shuffle_window,
                 draw,
             )
+            yield from islice(found, skip, None)
+
+
+class SharedSamples:
+    """One split as the processes of a run read it together: in `shards` shares, each with its own order.
+
+    As many shares as processes, but for a run that goes on with more or fewer of them: it keeps the shares of the epoch
+    it is in, so that every step still has the rows that it would have had.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[SampleFile],
+        columns: Sequence[str],
+        config: TrainingConfig,
+        seed: int,
+        rank: int,
+        world_size: int,
+        shards: int,
+    ) -> None:
+        """Raises TooFewRowGroupsError for more shares than files."""
+        mine = range(rank, shards, world_size)
+        # A process without a share reads the first one and takes no row of it: batches that know their columns.
+        self._none = not mine
+        self._parts = [Samples(files, columns, config, seed, shard, shards) for shard in mine or [0]]
+        self.steps = self._parts[0].plan.steps
+        self.capacity = self._parts[0].plan.capacity * math.ceil(
+            shards / world_size
+        )  # Most rows of a process in a step.
+
+    @contextmanager
+    def epoch(self, epoch: int, skip: int = 0) -> Iterator[Iterator[dict[str, Tensor]]]:
+        """A `with` block over this process's batches of one epoch, less the first `skip`: see Samples.epoch."""
+        with ExitStack() as stack:
+            parts = [stack.enter_context(part.epoch(epoch, skip=skip)) for part in self._parts]
+            if self._none:
+                yield ({name: values[:0] for name, values in batch.items()} for batch in parts[0])
+            elif len(parts) == 1:
+                yield parts[0]
+            else:
+                yield (_joined(shares) for shares in zip(*parts, strict=True))
+
+
+def _joined(batches: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
 
 
 def _in_order(

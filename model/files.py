@@ -1,7 +1,8 @@
 """Files by URL, through one resolver for everything that the room reads and writes."""
 
 import hashlib
-from collections.abc import Sequence
+import uuid
+from collections.abc import Mapping, Sequence
 from urllib.parse import unquote, urlparse
 
 import numpy as np
@@ -24,6 +25,32 @@ def resolve(url: str) -> tuple[pafs.FileSystem, str]:
     if scheme in _SAME_STORE:
         url = _SAME_STORE[scheme] + url[len(scheme) :]
     return pafs.FileSystem.from_uri(url)
+
+
+def read_bytes(url: str) -> bytes:
+    """A file, whole."""
+    filesystem, path = resolve(url)
+    with filesystem.open_input_file(path) as file:
+        return file.read()
+
+
+def write_folder(url: str, files: Mapping[str, bytes]) -> None:
+    """Write a folder so that it holds all of the files or is as it was; an older one there is replaced.
+
+    An object store cannot move a folder; there the last of the files is what makes it whole: readers look for that one.
+    """
+    filesystem, path = resolve(url)
+    path = path.rstrip("/")
+    movable = isinstance(filesystem, pafs.LocalFileSystem | pafs.HadoopFileSystem)
+    target = f"{path}.writing-{uuid.uuid4().hex[:8]}" if movable else path
+    filesystem.create_dir(target, recursive=True)
+    for name, content in files.items():
+        with filesystem.open_output_stream(f"{target}/{name}") as file:
+            file.write(content)
+    if movable:
+        if filesystem.get_file_info(path).type != pafs.FileType.NotFound:
+            filesystem.delete_dir(path)
+        filesystem.move(target, path)
 
 
 def checksum(url: str) -> str:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from model.health import Health
-from model.spec import StepMetrics
+from model.spec import RecorderState, StepMetrics
 from model.step import FIGURES
 
 POINTS = 200  # A chart shows no more, and model.json stays small.
@@ -61,6 +61,29 @@ class Recorder:
         )
         self._since = time.perf_counter()  # Looking was not training.
         self._reset()
+
+    def state(self) -> RecorderState:
+        """All of it, for a run that may have to go on from here."""
+        now = time.perf_counter()
+        return RecorderState(
+            step=self.step,
+            points=self.points,
+            totals=self.totals.tolist(),
+            figures=self._figures.tolist(),
+            steps=self._steps,
+            norms=self._norms,
+            waited=self._waited,
+            elapsed=now - self._since,
+            seconds=now - self._started,
+        )
+
+    def resume(self, state: RecorderState) -> None:
+        """Go on from there; the time in between does not count."""
+        now = time.perf_counter()
+        self.step, self.points = state.step, list(state.points)
+        self.totals, self._figures = (torch.tensor(v, dtype=torch.float64) for v in (state.totals, state.figures))
+        self._steps, self._norms, self._waited = state.steps, state.norms, state.waited
+        self._since, self._started = now - state.elapsed, now - state.seconds
 
     def _mean(self, name: str) -> float:
         return float(self._figures[FIGURES.index(name)]) / self._steps

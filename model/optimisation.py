@@ -1,12 +1,11 @@
 """Optimisers for three sorts of parameters: MLPs, embedding tables, and tables too large to touch whole a step."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Adagrad, AdamW, Optimizer, SparseAdam
-from torch.optim.lr_scheduler import LambdaLR
 
 from model.config import TrainingConfig
 from model.step import RetrievalStep
@@ -35,9 +34,12 @@ def build_optimizers(step: RetrievalStep, config: TrainingConfig) -> list[Optimi
     return optimizers
 
 
-def build_schedulers(optimizers: Sequence[Optimizer], config: TrainingConfig, steps: int) -> list[LambdaLR]:
-    """One scheduler an optimiser, to be stepped after it; `steps`: of the whole run."""
-    return [LambdaLR(optimizer, lambda step: rate_share(step, steps, config)) for optimizer in optimizers]
+def set_learning_rates(optimizers: Sequence[Optimizer], step: int, steps: int, config: TrainingConfig) -> None:
+    """Give every group of parameters the rate of step number `step` (from 0) of `steps`."""
+    share = rate_share(step, steps, config)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group.setdefault("highest_lr", group["lr"]) * share
 
 
 def rate_share(step: int, steps: int, config: TrainingConfig) -> float:
@@ -51,6 +53,30 @@ def rate_share(step: int, steps: int, config: TrainingConfig) -> float:
     done = min(1.0, (step - config.warm_up_steps) / max(1, steps - config.warm_up_steps))
     left = 1 - done if config.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
     return config.final_rate_share + (1 - config.final_rate_share) * left
+
+
+def optimizer_state(step: RetrievalStep, optimizers: Sequence[Optimizer]) -> dict[str, Tensor]:
+    """What the optimisers have gathered, as PARAMETER/KEY; a table's has the shape of the table."""
+    names: dict[Tensor, str] = {parameter: name for name, parameter in step.named_parameters()}
+    return {
+        f"{names[parameter]}/{key}": torch.as_tensor(value)
+        for optimizer in optimizers
+        for parameter, values in optimizer.state.items()
+        for key, value in values.items()
+    }
+
+
+def resume_optimizers(step: RetrievalStep, optimizers: Sequence[Optimizer], state: Mapping[str, Tensor]) -> None:
+    """Go on from what `optimizer_state` told, of the same parameters and optimisers."""
+    parameters = dict(step.named_parameters())
+    for optimizer in optimizers:
+        own = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+        for name, value in state.items():
+            path, _, key = name.rpartition("/")
+            if parameters[path] in own:
+                # SparseAdam counts its steps in Python, the others in tensors.
+                as_number = key == "step" and isinstance(optimizer, SparseAdam)
+                optimizer.state[parameters[path]][key] = int(value) if as_number else value.clone()
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> float:

@@ -35,8 +35,8 @@ class SelfSupervision:
 
         Raises ValueError where it is missing or of another size, or where items have nothing but their id.
         """
-        self.config, self.catalogue = config, catalogue
-        self.draw = generator(seed, "self-supervision")
+        self.config, self.catalogue, self.seed = config, catalogue, seed
+        self.begin(0)
         fields = len(catalogue.schema.item)
         if fields < 2:
             raise ValueError("self_supervision compares views of an item's features; the item side has its id alone")
@@ -48,6 +48,10 @@ class SelfSupervision:
                     f"given {'none' if relations is None else len(relations)}"
                 )
             self.related_FF = related(torch.tensor(relations))
+
+    def begin(self, step: int) -> None:
+        """What is drawn from here on is a function of the seed and the number of the step: a run can go on anywhere."""
+        self.draw = generator(self.seed, "self-supervision", step)
 
     def loss(self, towers: TwoTower) -> Tensor:
         """Scalar: this rank's part of -1/m sum_i log softmax_j(cos(z_i, z'_j) / tau); the parts of all ranks add up to it."""

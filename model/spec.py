@@ -30,6 +30,9 @@ class TrainingSpec(Config):
     )
     warm_start: str | None = Field(None, description="Checkpoint folder to continue from; None: from nothing.")
     output: str = Field(description="Folder that the checkpoint is moved to when it is complete.")
+    resume: str | None = Field(
+        None, description="Folder for checkpoints on the way: the same run, killed, goes on from there. None: neither."
+    )
     progress: bool = Field(False, description="A progress bar, where there is a terminal.")
 
 
@@ -45,6 +48,20 @@ class StepMetrics(Health):
     data_wait_share: float
     step_seconds: float
     seconds: float
+
+
+class RecorderState(Config):
+    """What has been recorded up to a step, with the sums of the point that is not closed yet."""
+
+    step: int
+    points: list[StepMetrics]
+    totals: list[float] = Field(description="Over all steps, in the order of model.step.FIGURES.")
+    figures: list[float] = Field(description="Since the last point, in that order.")
+    steps: int = Field(description="Since the last point, like what follows.")
+    norms: float
+    waited: float
+    elapsed: float
+    seconds: float = Field(description="Since the start.")
 
 
 class EpochMetrics(Config):

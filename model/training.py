@@ -6,26 +6,32 @@ Shapes: U shared candidates, B rows of this rank, d vector length.
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import Optimizer
 from tqdm import tqdm
 
 from model.batching import plan_epoch
 from model.catalogue import Catalogue, SamplingProbabilities
 from model.checkpoint import WarmStartError, read_state, save_checkpoint, warm_start
 from model.collectives import rank, sum_over_ranks, world_size
-from model.data import USER, Samples, sample_columns
+from model.data import USER, Samples, SharedSamples, sample_columns
 from model.features import DEFAULT, Batch, table_name
 from model.frequency import FrequencyEstimator
 from model.health import look
 from model.metrics import Recorder
-from model.optimisation import build_optimizers, build_schedulers, clip_gradients
+from model.optimisation import (
+    build_optimizers,
+    clip_gradients,
+    optimizer_state,
+    resume_optimizers,
+    set_learning_rates,
+)
+from model.progress import Progress, find_progress, identity, save_progress
 from model.schema import FeatureSchema
 from model.seeds import derive_seed
 from model.self_supervision import SelfSupervision
@@ -48,9 +54,8 @@ def train(spec: TrainingSpec) -> TrainingResult:
     with torch.random.fork_rng(devices=[]):  # The caller's random numbers are none of ours.
         started = time.perf_counter()
         step = build_step(spec)
-        samples = Samples(spec.train, sample_columns(spec.features), spec.training, spec.seed, rank(), world_size())
-        recorder = Recorder(samples.plan.steps * spec.epochs)
-        epochs = _fit(step, samples, spec, recorder)
+        fit = _Fit(step, spec)
+        epochs, recorder = fit.run(), fit.recorder
         result = TrainingResult(
             parameters=sum(parameter.numel() for parameter in step.towers.parameters()),
             steps=recorder.step,
@@ -64,7 +69,7 @@ def train(spec: TrainingSpec) -> TrainingResult:
         )
         if rank() == 0:
             rest_unseen_items(step)
-            save_checkpoint(spec.output, step.towers, _state_of(step), result)
+            save_checkpoint(spec.output, step.towers, fit.state(), result)
         return result
 
 
@@ -99,7 +104,8 @@ def _self_supervision(spec: TrainingSpec, towers: TwoTower, catalogue: Catalogue
     return SelfSupervision(config, catalogue, spec.seed, spec.item_relations)
 
 
-FREQUENCY = "frequency."  # Prefix of the estimator's arrays in the state of a checkpoint.
+# Prefixes of what is kept beside a model: the estimator's arrays, the optimisers', in the middle of a run the parameters.
+FREQUENCY, OPTIMIZER, PARAMETER = "frequency.", "optimizer.", "parameter."
 
 
 def _frequency(spec: TrainingSpec, before: dict[str, Any] | None) -> FrequencyEstimator | None:
@@ -114,11 +120,7 @@ def _frequency(spec: TrainingSpec, before: dict[str, Any] | None) -> FrequencyEs
     frequency = FrequencyEstimator(spec.loss.streaming, items / rows, rows)
     if before is None or spec.warm_start is None:
         return frequency
-    state = {
-        name.removeprefix(FREQUENCY): values
-        for name, values in read_state(spec.warm_start).items()
-        if name.startswith(FREQUENCY)
-    }
+    state = _under(FREQUENCY, read_state(spec.warm_start))
     if not state:
         log.info("%s has no estimated frequencies: they are learned from here on", spec.warm_start)
         return frequency
@@ -146,66 +148,145 @@ def rest_unseen_items(step: RetrievalStep) -> None:
     table[unseen] = table[DEFAULT].clone()
 
 
-def _state_of(step: RetrievalStep) -> dict[str, Tensor]:
-    """What the next night goes on with, beside the parameters."""
-    if step.frequency is None:
-        return {}
-    return {f"{FREQUENCY}{name}": values for name, values in step.frequency.state_dict().items()}
+class _Fit:
+    """The loop over epochs and steps, with all that changes on the way."""
 
+    def __init__(self, step: RetrievalStep, spec: TrainingSpec) -> None:
+        """From the beginning, or from the checkpoint on the way of the same run, where there is one."""
+        self.step, self.spec, self.run_id = step, spec, identity(spec)
+        self.optimizers = build_optimizers(step, spec.training)
+        found = find_progress(spec.resume, self.run_id) if spec.resume else None
+        self.progress = found[0] if found else None
+        a_epoch = self._samples(world_size()).steps
+        if self.progress:
+            a_first = self._samples(self.progress.shards).steps
+            done = self.progress.recorder.step - self.progress.steps_of_epoch
+            self.total_steps = done + a_first + a_epoch * (spec.epochs - self.progress.epoch - 1)
+        else:
+            self.total_steps = a_epoch * spec.epochs
+        self.recorder = Recorder(self.total_steps)
+        self.epochs: list[EpochMetrics] = []
+        if found:
+            self._resume(*found)
+        # After the tensors are there: DDP spreads those of rank 0.
+        # It averages gradients over ranks; the step has multiplied its loss by their number, so it is the whole's.
+        self.module: nn.Module = DistributedDataParallel(step, broadcast_buffers=False) if world_size() > 1 else step
 
-def _fit(step: RetrievalStep, samples: Samples, spec: TrainingSpec, recorder: Recorder) -> list[EpochMetrics]:
-    # DDP averages gradients over ranks; the step has multiplied its loss by their number, so it is the whole's.
-    module: nn.Module = DistributedDataParallel(step, broadcast_buffers=False) if world_size() > 1 else step
-    optimizers = build_optimizers(step, spec.training)
-    schedulers = build_schedulers(optimizers, spec.training, samples.plan.steps * spec.epochs)
-    half = torch.autocast("cpu", torch.bfloat16, enabled=spec.training.precision == "bfloat16")
-    bar = tqdm(
-        total=samples.plan.steps * spec.epochs, unit="step", disable=None if spec.progress and rank() == 0 else True
-    )
-    epochs: list[EpochMetrics] = []
-    for epoch in range(spec.epochs):
-        started, before = time.perf_counter(), recorder.total("loss")
-        torch.manual_seed(derive_seed(spec.seed, "dropout", epoch, rank()))
-        step.train()
-        with samples.epoch(epoch) as batches:
-            for waited, batch in _timed(batches):
-                with half:
-                    output: StepOutput = module(batch, samples.plan.capacity)
-                figures = sum_over_ranks(output.figures)
-                if not math.isfinite(float(figures[FIGURES.index("loss")] + figures[FIGURES.index("self_loss")])):
-                    raise DegenerateLossError(_describe(output, batch, spec.features, recorder.step + 1))
-                for optimizer in optimizers:
-                    optimizer.zero_grad()
-                output.loss.backward()
-                norm = clip_gradients(step.parameters(), spec.training.gradient_clip)
-                if not math.isfinite(norm):
-                    raise DegenerateLossError(_describe(output, batch, spec.features, recorder.step + 1, norm))
-                for optimizer in optimizers:
-                    optimizer.step()
-                step.limit_temperature()
-                recorder.add(figures, norm, waited, _learning_rate(optimizers), partial(look, step, output))
-                for scheduler in schedulers:
-                    scheduler.step()
+    def run(self) -> list[EpochMetrics]:
+        """Train to the end. Returns what is known of each epoch."""
+        bar = tqdm(
+            total=self.total_steps,
+            initial=self.recorder.step,
+            unit="step",
+            disable=None if self.spec.progress and rank() == 0 else True,
+        )
+        progress = self.progress
+        for epoch in range(progress.epoch if progress else 0, self.spec.epochs):
+            self._epoch(epoch, bar, progress)
+            progress = None
+        bar.close()
+        return self.epochs
+
+    def state(self) -> dict[str, Tensor]:
+        """What the next night goes on with, beside the parameters."""
+        frequency = self.step.frequency.state_dict() if self.step.frequency else {}
+        gathered = optimizer_state(self.step, self.optimizers)
+        return {f"{FREQUENCY}{name}": values for name, values in frequency.items()} | {
+            f"{OPTIMIZER}{name}": values for name, values in gathered.items()
+        }
+
+    def _samples(self, shards: int) -> SharedSamples:
+        spec = self.spec
+        columns = sample_columns(spec.features)
+        return SharedSamples(spec.train, columns, spec.training, spec.seed, rank(), world_size(), shards)
+
+    def _epoch(self, epoch: int, bar: tqdm, progress: Progress | None) -> None:
+        """One pass, from its middle where `progress` says so."""
+        started = time.perf_counter()
+        shards = progress.shards if progress else world_size()
+        skipped = progress.steps_of_epoch if progress else 0
+        before = progress.loss_before if progress else self.recorder.total("loss")
+        samples = self._samples(shards)
+        self.step.train()
+        with samples.epoch(epoch, skipped) as batches:
+            for done, (waited, batch) in enumerate(_timed(batches), start=skipped + 1):
+                self._step(batch, samples.capacity, waited)
                 bar.update()
-        loss = (recorder.total("loss") - before) / samples.plan.steps
+                every = self.spec.training.checkpoint_steps
+                # Not after the last step of an epoch: what follows it is no step.
+                if self.spec.resume and every and self.recorder.step % every == 0 and done < samples.steps:
+                    self._save(epoch, done, shards, before)
+        loss = (self.recorder.total("loss") - before) / samples.steps
         valid_started = time.perf_counter()
-        step.eval()
-        valid_loss, valid_recall = validate(step, spec)
-        recorder.skip_time(time.perf_counter() - valid_started)
-        epochs.append(
+        self.step.eval()
+        valid_loss, valid_recall = validate(self.step, self.spec)
+        self.recorder.skip_time(time.perf_counter() - valid_started)
+        self.epochs.append(
             EpochMetrics(
                 epoch=epoch,
                 loss=loss,
                 valid_loss=valid_loss,
                 valid_recall_in_batch=valid_recall,
-                weights=step.tower_weights(batch),
+                weights=self.step.tower_weights(batch),
                 seconds=time.perf_counter() - started,
             )
         )
         if rank() == 0:
-            log.info("epoch %d of %d: %s", epoch + 1, spec.epochs, epochs[-1])
-    bar.close()
-    return epochs
+            log.info("epoch %d of %d: %s", epoch + 1, self.spec.epochs, self.epochs[-1])
+
+    def _step(self, batch: Batch, capacity: int, waited: float) -> None:
+        number, config = self.recorder.step, self.spec.training
+        # What is random in a step depends on its number alone, so that a run can go on anywhere.
+        torch.manual_seed(derive_seed(self.spec.seed, "dropout", number, rank()))
+        if self.step.self_supervision:
+            self.step.self_supervision.begin(number)
+        set_learning_rates(self.optimizers, number, self.total_steps, config)
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bfloat16"):
+            output: StepOutput = self.module(batch, capacity)
+        figures = sum_over_ranks(output.figures)
+        if not math.isfinite(float(figures[FIGURES.index("loss")] + figures[FIGURES.index("self_loss")])):
+            raise DegenerateLossError(_describe(output, batch, self.spec.features, number + 1))
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+        output.loss.backward()
+        norm = clip_gradients(self.step.parameters(), config.gradient_clip)
+        if not math.isfinite(norm):
+            raise DegenerateLossError(_describe(output, batch, self.spec.features, number + 1, norm))
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self.step.limit_temperature()
+        rate = float(self.optimizers[0].param_groups[0]["lr"])
+        self.recorder.add(figures, norm, waited, rate, partial(look, self.step, output))
+
+    def _save(self, epoch: int, done: int, shards: int, loss_before: float) -> None:
+        if rank() != 0 or self.spec.resume is None:
+            return
+        progress = Progress(
+            run=self.run_id,
+            epoch=epoch,
+            steps_of_epoch=done,
+            shards=shards,
+            loss_before=loss_before,
+            epochs=self.epochs,
+            recorder=self.recorder.state(),
+        )
+        parameters = {f"{PARAMETER}{name}": values for name, values in self.step.state_dict().items()}
+        save_progress(self.spec.resume, progress, parameters | self.state())
+
+    def _resume(self, progress: Progress, tensors: dict[str, Tensor]) -> None:
+        self.step.load_state_dict(_under(PARAMETER, tensors))
+        resume_optimizers(self.step, self.optimizers, _under(OPTIMIZER, tensors))
+        self.recorder.resume(progress.recorder)
+        self.epochs = list(progress.epochs)
+        if rank() == 0:
+            log.info(
+                "going on after step %d of %d (epoch %d)", self.recorder.step, self.total_steps, progress.epoch + 1
+            )
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of one prefix, without it."""
+    return {name.removeprefix(prefix): values for name, values in tensors.items() if name.startswith(prefix)}
 
 
 def validate(step: RetrievalStep, spec: TrainingSpec) -> tuple[float | None, float | None]:
@@ -237,10 +318,6 @@ def _timed(batches: Iterator[dict[str, Tensor]]) -> Iterator[tuple[float, dict[s
         if batch is None:
             return
         yield time.perf_counter() - started, batch
-
-
-def _learning_rate(optimizers: list[Optimizer]) -> float:
-    return float(optimizers[0].param_groups[0]["lr"])
 
 
 def _describe(

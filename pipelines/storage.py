@@ -350,6 +350,25 @@ class Warehouse:
         self._fs(staging).mkdirs(self._path(parent))
         return staging
 
+    def on_the_way(self, table: str, ds: str, inputs: Mapping[str, str]) -> str:
+        """The folder for what a long step keeps while it writes a partition from these inputs.
+
+        It outlives the step; what the step kept for other inputs is removed. `finished` removes all of it.
+        """
+        parent = self._path_on_the_way(table, ds)
+        mine = digest(dict(inputs))
+        for status in self.children(parent):
+            if status.getPath().getName() != mine:
+                self.delete(f"{parent}/{status.getPath().getName()}")
+        return f"{parent}/{mine}"
+
+    def finished(self, table: str, ds: str) -> None:
+        """Remove what was kept on the way to a partition."""
+        self.delete(self._path_on_the_way(table, ds))
+
+    def _path_on_the_way(self, table: str, ds: str) -> str:
+        return f"{self.root}/_on_the_way/{table}/{parse_ds(ds).isoformat()}"
+
     def _finish(self, staging: str, table: str, ds: str, recipe: Recipe, rows: int, facts: dict[str, Any]) -> Manifest:
         manifest = Manifest(
             table=table,

@@ -12,7 +12,7 @@ import pytest
 from model.arrays import ColumnError, to_arrays
 from model.batching import TooFewRowGroupsError, batches, plan_epoch
 from model.config import TrainingConfig
-from model.data import SampleFile, Samples
+from model.data import SampleFile, Samples, SharedSamples
 from model.prefetch import prefetched
 from tests.model import toy
 
@@ -39,6 +39,23 @@ def test_every_row_once_in_equal_steps_on_any_number_of_ranks(tmp_path: Path, wo
         sizes = [len(step) for step in steps]
         assert max(sizes) - min(sizes) <= 1
         assert max(sizes) <= plan_epoch(AWKWARD, world, 16).capacity
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+def test_an_epoch_of_three_shares_has_the_same_steps_on_any_number_of_ranks(tmp_path: Path, world: int) -> None:
+    files = toy.write_samples(tmp_path, AWKWARD)
+    settings = TrainingConfig(batch_size=16, shuffle_window=20)
+    expected = [sorted(itertools.chain(*step)) for step in zip(*(keys_by_step(files, r, 3) for r in range(3)))]
+    found: list[list[int]] = [[] for _ in expected[2:]]
+    for rank in range(world):
+        shared = SharedSamples(files, COLUMNS, settings, 3, rank, world, shards=3)
+        assert shared.steps == len(expected)
+        with shared.epoch(0, skip=2) as steps:
+            for step, batch in enumerate(steps):
+                assert batch["history"].shape[1] == toy.HISTORY
+                assert len(batch["row_key"]) <= shared.capacity
+                found[step] += batch["row_key"].tolist()
+    assert [sorted(step) for step in found] == expected[2:]
 
 
 def test_order_depends_on_seed_and_epoch_and_never_on_threads(tmp_path: Path) -> None:
