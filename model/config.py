@@ -157,8 +157,7 @@ class TrainingConfig(Config):
     )
     warm_start_scale: PositiveFloat = Field(
         0.3,
-        description="Factor on both learning rates on nights that continue last night's model: Adam begins without "
-        "state, and its first steps are as long as the rate whatever the gradient.",
+        description="Factor on both learning rates on nights that continue last night's model.",
     )
     weight_decay: float = Field(1e-5, ge=0, description="Of the MLPs only: decay would forget rows not seen tonight.")
     embedding_rows_sparse: PositiveInt = Field(

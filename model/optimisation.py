@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Adagrad, AdamW, Optimizer, SparseAdam
 
 from model.config import TrainingConfig
+from model.features import DEFAULT
 from model.step import RetrievalStep
 
 
@@ -67,16 +68,32 @@ def optimizer_state(step: RetrievalStep, optimizers: Sequence[Optimizer]) -> dic
 
 
 def resume_optimizers(step: RetrievalStep, optimizers: Sequence[Optimizer], state: Mapping[str, Tensor]) -> None:
-    """Go on from what `optimizer_state` told, of the same parameters and optimisers."""
+    """Go on from what `optimizer_state` told of the same parameters, by optimisers of the same family.
+
+    Tables may have grown: new rows begin with what the default row has gathered, as their values do.
+    Raises ValueError where the state is another family's.
+    """
     parameters = dict(step.named_parameters())
     for optimizer in optimizers:
         own = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+        keys = {"step", "sum"} if isinstance(optimizer, Adagrad) else {"step", "exp_avg", "exp_avg_sq"}
         for name, value in state.items():
             path, _, key = name.rpartition("/")
-            if parameters[path] in own:
-                # SparseAdam counts its steps in Python, the others in tensors.
-                as_number = key == "step" and isinstance(optimizer, SparseAdam)
-                optimizer.state[parameters[path]][key] = int(value) if as_number else value.clone()
+            if path not in parameters or parameters[path] not in own:
+                continue
+            if key not in keys:
+                raise ValueError(f"{type(optimizer).__name__} cannot go on from a {key!r}")
+            # SparseAdam counts its steps in Python, the others in tensors.
+            as_number = key == "step" and isinstance(optimizer, SparseAdam)
+            optimizer.state[parameters[path]][key] = (
+                int(value) if as_number else _grown(value, parameters[path]) if value.dim() else value.clone().float()
+            )
+
+
+def _grown(value: Tensor, parameter: Tensor) -> Tensor:
+    """A copy with as many rows as the parameter has."""
+    more = len(parameter) - len(value)
+    return torch.cat([value, value[DEFAULT].expand(more, *value.shape[1:])]) if more else value.clone()
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> float:

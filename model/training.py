@@ -168,6 +168,8 @@ class _Fit:
         self.epochs: list[EpochMetrics] = []
         if found:
             self._resume(*found)
+        elif spec.warm_start:
+            self._warm_start(spec.warm_start)
         # After the tensors are there: DDP spreads those of rank 0.
         # It averages gradients over ranks; the step has multiplied its loss by their number, so it is the whole's.
         self.module: nn.Module = DistributedDataParallel(step, broadcast_buffers=False) if world_size() > 1 else step
@@ -272,6 +274,14 @@ class _Fit:
         )
         parameters = {f"{PARAMETER}{name}": values for name, values in self.step.state_dict().items()}
         save_progress(self.spec.resume, progress, parameters | self.state())
+
+    def _warm_start(self, before: str) -> None:
+        """The optimisers go on from last night's too: Adam without its averages takes its first steps blindly."""
+        state = _under(OPTIMIZER, read_state(before))
+        try:
+            resume_optimizers(self.step, self.optimizers, state)
+        except ValueError as error:
+            log.info("%s: %s; the optimisers begin anew", before, error)
 
     def _resume(self, progress: Progress, tensors: dict[str, Tensor]) -> None:
         self.step.load_state_dict(_under(PARAMETER, tensors))

@@ -93,7 +93,7 @@ def test_the_loss_is_the_formula(mask: str, monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(model.item_tower, "forward", listen)
     items = make(mask).catalogue.present[
-        torch.randint(toy.ITEMS - 1, (16,), generator=generator(0, "self-supervision"))
+        torch.randint(toy.ITEMS - 1, (16,), generator=generator(0, "self-supervision", 0))
     ]
     assert len(set(items.tolist())) < 16, "some item is drawn twice"
     loss = objective.loss(model).detach()
