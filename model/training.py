@@ -54,7 +54,7 @@ def train(spec: TrainingSpec) -> TrainingResult:
     with torch.random.fork_rng(devices=[]):  # The caller's random numbers are none of ours.
         started = time.perf_counter()
         step = build_step(spec)
-        fit = _Fit(step, spec)
+        fit = Fit(step, spec)
         epochs, recorder = fit.run(), fit.recorder
         result = TrainingResult(
             parameters=sum(parameter.numel() for parameter in step.towers.parameters()),
@@ -148,7 +148,7 @@ def rest_unseen_items(step: RetrievalStep) -> None:
     table[unseen] = table[DEFAULT].clone()
 
 
-class _Fit:
+class Fit:
     """The loop over epochs and steps, with all that changes on the way."""
 
     def __init__(self, step: RetrievalStep, spec: TrainingSpec) -> None:
@@ -157,9 +157,9 @@ class _Fit:
         self.optimizers = build_optimizers(step, spec.training)
         found = find_progress(spec.resume, self.run_id) if spec.resume else None
         self.progress = found[0] if found else None
-        a_epoch = self._samples(world_size()).steps
+        a_epoch = self.samples(world_size()).steps
         if self.progress:
-            a_first = self._samples(self.progress.shards).steps
+            a_first = self.samples(self.progress.shards).steps
             done = self.progress.recorder.step - self.progress.steps_of_epoch
             self.total_steps = done + a_first + a_epoch * (spec.epochs - self.progress.epoch - 1)
         else:
@@ -197,7 +197,7 @@ class _Fit:
             f"{OPTIMIZER}{name}": values for name, values in gathered.items()
         }
 
-    def _samples(self, shards: int) -> SharedSamples:
+    def samples(self, shards: int) -> SharedSamples:
         spec = self.spec
         columns = sample_columns(spec.features)
         return SharedSamples(spec.train, columns, spec.training, spec.seed, rank(), world_size(), shards)
@@ -208,7 +208,7 @@ class _Fit:
         shards = progress.shards if progress else world_size()
         skipped = progress.steps_of_epoch if progress else 0
         before = progress.loss_before if progress else self.recorder.total("loss")
-        samples = self._samples(shards)
+        samples = self.samples(shards)
         self.step.train()
         with samples.epoch(epoch, skipped) as batches:
             for done, (waited, batch) in enumerate(_timed(batches), start=skipped + 1):

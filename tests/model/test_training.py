@@ -17,7 +17,7 @@ from model.data import Samples, sample_columns
 from model.launch import ROOT, LaunchError, launch
 from model.retrieval import embed_users
 from model.step import FIGURES, TEMPERATURES
-from model.training import DegenerateLossError, _Fit, build_step, train
+from model.training import DegenerateLossError, Fit, build_step, train
 from tests.model import gradients, toy
 
 
@@ -318,7 +318,7 @@ def test_a_night_goes_on_with_the_optimisers_of_the_last(tmp_path: Path, optimiz
     grown = {**toy.SCHEMA, "user": [{**toy.SCHEMA["user"][0], "size": toy.USERS + 5}, *toy.SCHEMA["user"][1:]]}
     tomorrow = spec.model_copy(update={"features": toy.schema(**grown), "warm_start": spec.output})
     step = build_step(tomorrow)
-    fit = _Fit(step, tomorrow)
+    fit = Fit(step, tomorrow)
     after = fit.state()
     assert after.keys() == before.keys()
     for name, values in before.items():
