@@ -198,6 +198,7 @@ class Fit:
         }
 
     def samples(self, shards: int) -> SharedSamples:
+        """The rows of an epoch, in so many shares."""
         spec = self.spec
         columns = sample_columns(spec.features)
         return SharedSamples(spec.train, columns, spec.training, spec.seed, rank(), world_size(), shards)

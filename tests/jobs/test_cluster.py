@@ -1,6 +1,10 @@
-"""The same rows on one core, on a standalone cluster with two workers, and after executors were killed at work."""
+"""The same rows on one core, on a standalone cluster with two workers, and after executors were killed at work.
 
+And training on that cluster."""
+
+import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -24,6 +28,13 @@ from pipelines.storage import Warehouse
 ROOT = Path(__file__).resolve().parents[2]
 TABLES = ("vocabularies", "user_histories", "item_stats", "item_features", "positives", "samples")
 SPARK = Path(pyspark.__file__).parent
+TABLES_JOB = "tests/jobs/sample_tables.py"
+MODEL = """
+warehouse: {warehouse}
+model: {{dim: 8, hidden: [], embedding_dim: 8, small_embedding_dim: 4, id_dropout: 0.0}}
+loss: {{temperature: 0.2}}
+training: {{batch_size: 400, bootstrap_epochs: 6, optimizer: adagrad, threads: 1}}  # a step an epoch, on any shares
+"""
 
 
 def environment() -> dict[str, str]:
@@ -99,8 +110,8 @@ def nights(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Nig
 
 
 @contextmanager
-def submitted(master: str, nights: Nights, root: Path, partitions: int) -> Iterator[subprocess.Popen[str]]:
-    """spark-submit of tests/jobs/sample_tables.py."""
+def submitted(master: str, script: str, *arguments: str, partitions: int) -> Iterator[subprocess.Popen[str]]:
+    """spark-submit of a script of this repository."""
     settings = {
         "spark.sql.shuffle.partitions": partitions,
         "spark.executor.memory": "700m",
@@ -109,8 +120,7 @@ def submitted(master: str, nights: Nights, root: Path, partitions: int) -> Itera
         "spark.ui.enabled": "false",
     }
     flags = [part for name, value in settings.items() for part in ("--conf", f"{name}={value}")]
-    script = str(ROOT / "tests" / "jobs" / "sample_tables.py")
-    command = [str(SPARK / "bin" / "spark-submit"), "--master", master, *flags, script, str(root), str(nights.inputs)]
+    command = [str(SPARK / "bin" / "spark-submit"), "--master", master, *flags, str(ROOT / script), *arguments]
     job = subprocess.Popen(
         command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -136,7 +146,7 @@ def executors() -> list[int]:
 
 
 def test_one_core_writes_the_same_rows(nights: Nights, tmp_path: Path) -> None:
-    with submitted("local[1]", nights, tmp_path, partitions=3) as job:
+    with submitted("local[1]", TABLES_JOB, str(tmp_path), str(nights.inputs), partitions=3) as job:
         said = job.communicate(timeout=600)[0]
     assert job.returncode == 0, said[-3000:]
     assert rows_of(tmp_path) == nights.rows
@@ -145,7 +155,7 @@ def test_one_core_writes_the_same_rows(nights: Nights, tmp_path: Path) -> None:
 def test_a_cluster_whose_executors_are_killed_writes_the_same_rows(master: str, nights: Nights, tmp_path: Path) -> None:
     """Killed twice: while positives are written, and while samples are: tasks and the shuffle files they made are lost."""
     killed = []
-    with submitted(master, nights, tmp_path, partitions=5) as job:
+    with submitted(master, TABLES_JOB, str(tmp_path), str(nights.inputs), partitions=5) as job:
         for table in ("positives", "samples"):
             writing = tmp_path / "_staging" / table / FIRST
             until(f"writing of {table}", lambda writing=writing: writing.exists() or job.poll() is not None, 300)
@@ -156,3 +166,29 @@ def test_a_cluster_whose_executors_are_killed_writes_the_same_rows(master: str, 
     assert job.returncode == 0, said[-3000:]
     assert said.count("Lost executor") >= len(set(killed)) == 2, said[-3000:]
     assert rows_of(tmp_path) == nights.rows
+
+
+def trained(nights: Nights, folder: Path, master: str, **training: object) -> tuple[dict[str, Any], str]:
+    """jobs/train.py on a copy of the tables: the manifest of the model, and what was said."""
+    root = folder / "warehouse"
+    shutil.copytree(nights.inputs, root)
+    (folder / "night.yaml").write_text(MODEL.format(warehouse=root))
+    flags = ["--config", str(folder / "night.yaml"), "--ds", FIRST]
+    flags += [part for name, value in training.items() for part in ("--set", f"training.{name}={value}")]
+    with submitted(master, "jobs/train.py", *flags, partitions=2) as job:
+        said = job.communicate(timeout=600)[0]
+    assert job.returncode == 0, said[-3000:]
+    return json.loads((root / "models" / f"ds={FIRST}" / "_manifest.json").read_text()), said
+
+
+def test_two_executors_train_like_one_process(master: str, nights: Nights, tmp_path: Path) -> None:
+    """Spark's barrier mode, a process an executor. The loss to 1e-3: sums in another order, over six steps."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    one, _ = trained(nights, tmp_path / "one", "local[1]")
+    two, said = trained(nights, tmp_path / "two", master, launcher="spark", processes=2)
+    assert "Started distributed training with 2 executor processes" in said
+    for fact in ("steps", "rows", "epochs"):
+        assert two["facts"][fact] == one["facts"][fact]
+    assert two["facts"]["loss"] == pytest.approx(one["facts"]["loss"], rel=1e-3)
+    assert one["facts"]["steps"] == 6
