@@ -1,4 +1,4 @@
-"""Publish a night: item vectors, exact Faiss index, towers and vocabularies as one release; `current` moves last."""
+"""Publish a night: item vectors, Faiss index, towers and vocabularies as one release; past the gates, `current` moves."""
 
 import json
 import sys
@@ -11,8 +11,9 @@ import numpy as np
 from pyarrow import parquet as pq
 
 from jobs.support.embeddings import write_item_embeddings
+from jobs.support.gates import GateError, Verdict, judge
 from jobs.support.nights import alone
-from jobs.support.release import current_uri, folder_of
+from jobs.support.release import Release, current_uri, folder_of
 from jobs.support.runner import Context, log, main, parser
 from jobs.support.tracking import Tracker
 from model.arrays import to_arrays
@@ -31,19 +32,42 @@ def run(context: Context, tracker: Tracker) -> None:
     uri = folder_of(warehouse, release_id)
     there = warehouse.exists(f"{uri}/manifest.json") and not context.force
     manifest = json.loads(warehouse.read_text(f"{uri}/manifest.json")) if there else _write_release(context, release_id)
+    verdict = judge(context, Release(release_id, uri, manifest))
     version = tracker.version_of(release_id)
     if not there or version is None:
         with tracker.job("publish_items") as job:
             job.inputs(warehouse.root, embeddings.inputs)
             job.params({name: manifest[name] for name in ("release_id", "index", "dim")})
             job.metrics({"release.items": float(manifest["items"])})
+            job.metrics({f"gate.{gate.name}": gate.value for gate in verdict.gates})
+            job.table(_table(verdict), "gates")
             version = version or tracker.register(job, manifest, uri)
             job.tags({"release_id": release_id, "model_version": version})
         tracker.night_tags({"release_id": release_id})
+    for gate in verdict.gates:
+        log.info("publish_items %s: gate %s", ds, gate.line())
+    if refusal := verdict.refusal():
+        tracker.make_challenger(version)
+        tracker.night_tags({"gates": "refused"})
+        raise GateError(
+            f"release {release_id} is not published; `current` stays {verdict.against or 'as it is'}. {refusal} "
+            "If it is what you want, raise the tolerance (--set gates.NAME=VALUE) and publish again"
+        )
     if _make_current(context, release_id):
         tracker.make_champion(version)
     done = "already done, " if there else ""
     log.info("publish_items %s: %srelease %s, %s items", ds, done, release_id, f"{manifest['items']:,}")
+
+
+def _table(verdict: Verdict) -> dict[str, list[Any]]:
+    gates = verdict.gates
+    return {
+        "gate": [gate.name for gate in gates],
+        "value": [gate.value for gate in gates],
+        "limit": [gate.limit for gate in gates],
+        "passed": [gate.passed for gate in gates],
+        "says": [gate.says for gate in gates],
+    }
 
 
 def _write_release(context: Context, release_id: str) -> dict[str, Any]:

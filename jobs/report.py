@@ -6,6 +6,7 @@ import sys
 from jobs.evaluate import headline_k
 from jobs.nightly import add_days, days_of
 from jobs.support.embeddings import release_id_of
+from jobs.support.gates import refused_by
 from jobs.support.release import folder_of
 from jobs.support.runner import Context, main, parser
 from jobs.support.tracking import tracking_uri
@@ -44,8 +45,11 @@ def _night(context: Context, k: int) -> list[str]:
     cells += [f"{recall[name]:.4f}" if name in recall else "-" for name in MODELS]
     features = warehouse.require("item_features", ds, "")
     release = release_id_of(model, features)
-    published = warehouse.exists(f"{folder_of(warehouse, release)}/manifest.json")
-    return [*cells, release if published else "not published"]
+    folder = folder_of(warehouse, release)
+    if not warehouse.exists(f"{folder}/manifest.json"):
+        return [*cells, "not published"]
+    refused = refused_by(context, folder)
+    return [*cells, f"{release} refused: {', '.join(refused)}" if refused else release]
 
 
 def _flags() -> argparse.ArgumentParser:

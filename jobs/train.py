@@ -9,6 +9,7 @@ from jobs.support.runner import Context, log, main, parser
 from jobs.support.tracking import Tracker
 from model.checkpoint import PARAMETERS, STATE
 from model.files import checksum
+from model.health import Health
 from model.launch import launch
 from model.schema import FeatureSchema
 from model.spec import EpochMetrics, TrainingSpec
@@ -98,6 +99,7 @@ def run(context: Context, tracker: Tracker) -> None:
         "steps": result.steps,
         "rows": result.rows,
         "epochs": epochs,
+        "health": {name: points[-1][name] for name in Health.model_fields},
         "schema": schema.model_dump(mode="json"),
     }
     warehouse.finish_folder(staging, "models", ds, recipe, facts)

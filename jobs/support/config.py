@@ -35,6 +35,26 @@ class Evaluation(Section):
     bootstrap_samples: int = Field(500, ge=0, description="resamples of the users behind each 95% interval")
 
 
+class Gates(Section):
+    """What a release must show before it becomes the current one. Refused: exit 4, and `current` stays."""
+
+    recall_loss: float = Field(
+        0.05,
+        description="share of Recall@`recall_at` that may be lost against the release in use, on the same held-out "
+        "events; only a loss that is certain (paired bootstrap over users, 97.5%) counts",
+    )
+    recall_at: int = Field(50, ge=1, description="K of the comparison")
+    held_out: int = Field(5000, ge=1, description="events of the valid split to compare on, at most")
+    bootstrap_samples: int = Field(1000, ge=100, description="resamples of the users")
+    coverage: float = Field(0.5, ge=0, description="items that anybody gets, against the release in use, at least")
+    rows: float = Field(0.5, ge=0, description="training rows against the median of the last 7 nights, at least")
+    unknown_ids: float = Field(0.5, ge=0, le=1, description="share of held-out events whose user has no index, at most")
+    effective_dimensions: float = Field(2.0, ge=0, description="of the item vectors (participation ratio), at least")
+    mean_cosine: float = Field(0.95, le=1, description="of two items, at most")
+    embedding_growth: float = Field(2.0, gt=0, description="length of item embeddings against last night's, at most")
+    vocabulary_growth: float = Field(1.5, ge=1, description="of any vocabulary against last night's, at most")
+
+
 class Tracking(Section):
     """Where MLflow keeps the record."""
 
@@ -58,6 +78,7 @@ class Config(Section):
     loss: LossConfig = LossConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: Evaluation = Evaluation()
+    gates: Gates = Gates()
     tracking: Tracking = Tracking()
     simulation: Simulation = Simulation()
     spark: dict[str, str | int | float | bool] = Field({}, description="Spark settings, e.g. spark.driver.memory")

@@ -43,3 +43,8 @@ def find_release(context: Context, release_id: str | None = None) -> Release:
     if not warehouse.exists(f"{uri}/manifest.json"):
         raise InputError(f"release {release_id!r} is not in {warehouse.root}/{FOLDER}")
     return Release(release_id, uri, json.loads(warehouse.read_text(f"{uri}/manifest.json")))
+
+
+def current_release(context: Context) -> Release | None:
+    """The release in use; None before the first one."""
+    return find_release(context) if context.warehouse.exists(current_uri(context.warehouse)) else None

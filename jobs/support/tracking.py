@@ -208,6 +208,10 @@ class Tracker:
         """Point the alias `champion` at a version."""
         self._client.set_registered_model_alias(self._config.tracking.registered_model, "champion", version)
 
+    def make_challenger(self, version: str) -> None:
+        """Point the alias `challenger` at a version: of the newest release that was refused."""
+        self._client.set_registered_model_alias(self._config.tracking.registered_model, "challenger", version)
+
 
 def _now() -> int:
     """Milliseconds since 1970, as MLflow counts."""

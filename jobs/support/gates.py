@@ -1,0 +1,193 @@
+"""Gates: what a release must show before readers are led to it."""
+
+import json
+import statistics
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from jobs.support.config import Gates
+from jobs.support.release import Release, current_release
+from jobs.support.runner import Context
+from model.catalogue import Catalogue
+from model.checkpoint import load_checkpoint
+from model.examination import Examination, certain_loss, examine, held_out
+from model.features import DEFAULT
+from model.index import load_index
+from model.schema import FeatureSchema
+from pipelines.errors import NightjarError
+from pipelines.storage import Manifest, days_back, digest
+
+FILE = "gates.json"  # Beside the manifest of a release, and not among its files: it is said of the release.
+NIGHTS = 7
+
+
+class GateError(NightjarError):
+    """A release is not good enough to be published (exit 4)."""
+
+    exit_code = 4
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One question and its answer."""
+
+    name: str
+    value: float
+    limit: float
+    at_least: bool  # The limit is the least that passes, else the most.
+    says: str
+
+    @property
+    def passed(self) -> bool:
+        """Whether the release may go on; a value that is no number never passes."""
+        return self.value >= self.limit if self.at_least else self.value <= self.limit
+
+    def line(self) -> str:
+        """For the log and the report."""
+        sign = ">=" if self.at_least else "<="
+        verdict = "passed" if self.passed else "REFUSED"
+        return f"{self.name} {self.value:.4g} (must be {sign} {self.limit:.4g}): {verdict}. {self.says}"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """All gates of a release."""
+
+    gates: list[Gate]
+    against: str | None  # The release that it was compared with.
+
+    def refusal(self) -> str | None:
+        """Why it is refused; None where it is not."""
+        refused = [gate.line() for gate in self.gates if not gate.passed]
+        return " ".join(refused) if refused else None
+
+
+def refused_by(context: Context, release_uri: str) -> list[str]:
+    """Names of the gates that a release did not pass when it was asked last."""
+    uri = f"{release_uri}/{FILE}"
+    if not context.warehouse.exists(uri):
+        return []
+    return [gate.name for gate in map(_gate, json.loads(context.warehouse.read_text(uri))["gates"]) if not gate.passed]
+
+
+def _gate(told: dict[str, Any]) -> Gate:
+    return Gate(**told)
+
+
+def judge(context: Context, release: Release) -> Verdict:
+    """Every gate of a release. The answers are kept beside it, until the tolerances or what it would replace change."""
+    current = current_release(context)
+    before = current if current and current.manifest["ds"] < release.manifest["ds"] else None
+    asked = digest([context.config.gates.model_dump(mode="json"), before.release_id if before else None])
+    uri = f"{release.uri}/{FILE}"
+    if context.warehouse.exists(uri) and not context.force:
+        known = json.loads(context.warehouse.read_text(uri))
+        published = current is not None and current.release_id == release.release_id
+        if published or known["asked"] == asked:
+            return Verdict([_gate(gate) for gate in known["gates"]], known["against"])
+    verdict = Verdict(list(_gates(context, release, before)), before.release_id if before else None)
+    told = {"asked": asked, "against": verdict.against, "gates": [asdict(gate) for gate in verdict.gates]}
+    context.warehouse.write_text(uri, json.dumps(told, indent=1))
+    return verdict
+
+
+def _gates(context: Context, release: Release, before: Release | None) -> Iterator[Gate]:
+    config, warehouse, ds = context.config.gates, context.warehouse, context.ds
+    samples, model = warehouse.require("samples", ds, ""), warehouse.require("models", ds, "")
+    yield from _rows(context, samples, config)
+    yield from _health(context, model, config)
+    yield from _vocabularies(context, model, config)
+    valid = samples.facts["splits"].get("valid", {"groups": []})["groups"]
+    schema = FeatureSchema.model_validate(model.facts["schema"])
+    if not valid:
+        return
+    folder = warehouse.path("samples", ds)
+    events = held_out([f"{folder}/{group['path']}" for group in valid], schema, config.held_out)
+    users = events["user_index"]
+    yield Gate(
+        "unknown_users", float((users == DEFAULT).mean()), config.unknown_ids, False,
+        f"Share of {len(users):,} held-out events whose user has no index: look at the users' ids in interactions.",
+    )  # fmt: skip
+    now = _examined(context, release, events, config.recall_at)
+    if before is None:
+        return
+    then = _examined(context, before, events, config.recall_at)
+    yield from _recall(now, then, before, config, context.config.seed)
+
+
+def _rows(context: Context, samples: Manifest, config: Gates) -> Iterator[Gate]:
+    nights = [context.warehouse.manifest("samples", ds) for ds in days_back(context.ds, NIGHTS + 1)[:-1]]
+    rows = [night.rows for night in nights if night and not night.facts["bootstrap_days"]]
+    if rows and not samples.facts["bootstrap_days"]:
+        usual = statistics.median(rows)
+        yield Gate(
+            "rows", samples.rows / usual, config.rows, True,
+            f"Training rows against {usual:,.0f}, the median of {len(rows)} nights: look at what build_positives counts.",
+        )  # fmt: skip
+
+
+def _health(context: Context, model: Manifest, config: Gates) -> Iterator[Gate]:
+    health = model.facts["health"]
+    yield Gate(
+        "effective_dimensions", health["effective_dimensions"], config.effective_dimensions, True,
+        "How many dimensions tell items apart: below, the vectors have collapsed; look at the loss, the temperature and "
+        "the learning rate.",
+    )  # fmt: skip
+    yield Gate(
+        "mean_cosine", health["mean_cosine"], config.mean_cosine, False,
+        "Cosine of two items on average: above, all items look alike.",
+    )  # fmt: skip
+    night = context.warehouse.manifest("models", days_back(context.ds, 2)[0])
+    if night and night.facts.get("health"):
+        yield Gate(
+            "embedding_growth", health["embedding_norm"] / night.facts["health"]["embedding_norm"], config.embedding_growth,
+            False, "Length of the items' embeddings against last night's: above, training diverges.",
+        )  # fmt: skip
+
+
+def _vocabularies(context: Context, model: Manifest, config: Gates) -> Iterator[Gate]:
+    night = context.warehouse.manifest("models", days_back(context.ds, 2)[0])
+    if night is None:
+        return
+    before, now = _sizes(night), _sizes(model)
+    growth = {name: now[name] / before[name] for name in now if name in before}
+    if growth:
+        name = max(growth, key=lambda name: growth[name])
+        yield Gate(
+            "vocabulary_growth", growth[name], config.vocabulary_growth, False,
+            f"Of {name}, from {before[name]:,} to {now[name]:,}: look whether its values are what they were.",
+        )  # fmt: skip
+
+
+def _sizes(model: Manifest) -> dict[str, int]:
+    schema = model.facts["schema"]
+    return {
+        feature["vocabulary"]: feature["size"]
+        for feature in (*schema["user"], *schema["item"])
+        if "vocabulary" in feature
+    }
+
+
+def _recall(now: Examination, then: Examination, before: Release, config: Gates, seed: int) -> Iterator[Gate]:
+    surely = certain_loss(then.by_user(), now.by_user(), config.bootstrap_samples, seed)
+    share = surely / then.recall if then.recall else 0.0
+    yield Gate(
+        "recall_loss", share, config.recall_loss, False,
+        f"Share of Recall@{config.recall_at} lost against {before.release_id} for certain, on {len(now.by_user()):,} users' "
+        f"held-out events: {now.recall:.4f} now, {then.recall:.4f} before.",
+    )  # fmt: skip
+    yield Gate(
+        "coverage", now.covered / then.covered if then.covered else 1.0, config.coverage, True,
+        f"Items that anybody gets among the {config.recall_at} best, {now.covered:.2%} of all, against {then.covered:.2%} "
+        "before: below, few items crowd out the others.",
+    )  # fmt: skip
+
+
+def _examined(context: Context, release: Release, events: dict[str, Any], k: int) -> Examination:
+    model = load_checkpoint(f"{release.uri}/model")
+    catalogue = None
+    if model.history_features:
+        files = context.warehouse.data_files(context.warehouse.path("item_features", release.manifest["ds"]))
+        catalogue = Catalogue.read(model.schema, files)
+    return examine(model, load_index(f"{release.uri}/index.faiss"), events, k, catalogue)
