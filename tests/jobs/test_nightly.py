@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -121,6 +122,37 @@ def test_the_second_night_continues_the_first(house: House) -> None:
     assert house.manifest("models", SECOND)["inputs"].keys() >= {f"models@{FIRST}"}
     assert house.manifest("models", FIRST)["facts"]["epochs"] == 4
     assert house.manifest("models", SECOND)["facts"]["epochs"] == 1
+
+
+def test_a_release_that_a_gate_refuses_is_inspectable_and_not_current(house: House) -> None:
+    """The second night, published again after the first was made the current one."""
+    pointer = house.warehouse / "releases" / "current.json"
+    second = house.current()
+    first = next(path.name for path in pointer.parent.iterdir() if path.name.startswith(FIRST))
+    pointer.write_text(json.dumps({"release_id": first, "ds": FIRST}))
+    flags = ("publish_items", "--config", house.config, "--ds", SECOND)
+    said = run(*flags, "--set", "gates.effective_dimensions=17", code=4)
+    assert re.search(r"effective_dimensions \d+\.\d+ \(must be >= 17\): REFUSED", said)
+    assert re.search(
+        r"recall_loss -?\d\.\d+ \(must be <= 0.05\): passed. Share of Recall@50 lost against " + first, said
+    )
+    assert f"error: release {second} is not published; `current` stays {first}" in said
+    assert house.current() == first
+    client = MlflowClient(f"sqlite:///{house.warehouse}/mlflow.db")
+    alias = {name: client.get_model_version_by_alias("nightjar", name) for name in ("champion", "challenger")}
+    assert alias["challenger"].tags["release_id"] == second
+    report = run("report", "--config", house.config, "--ds", SECOND)
+    assert f"{second} refused: effective_dimensions" in report
+    assert load_index(str(house.warehouse / "releases" / second / "index.faiss")).ntotal
+    again = run(*flags)
+    assert "already done" in again
+    assert house.current() == second
+    gates = json.loads((house.warehouse / "releases" / second / "gates.json").read_text())
+    assert gates["against"] == first
+    assert {"effective_dimensions", "mean_cosine", "embedding_growth", "vocabulary_growth", "unknown_users"} | {
+        "recall_loss",
+        "coverage",
+    } <= {gate["name"] for gate in gates["gates"]}
 
 
 def test_a_feature_that_is_not_there_cannot_be_left_out(house: House) -> None:
