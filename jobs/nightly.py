@@ -9,6 +9,7 @@ from jobs.support.nights import Step
 from jobs.support.runner import Context, log, main, parser, positive
 from jobs.support.tracking import Tracker
 from pipelines.errors import UsageError
+from pipelines.locks import locked
 from pipelines.storage import days_back, parse_ds
 
 STEPS: tuple[tuple[str, Step], ...] = (
@@ -29,7 +30,12 @@ def run(context: Context) -> None:
 
 
 def run_night(context: Context) -> None:
-    """All steps of one ds; a step that is done is skipped."""
+    """All steps of one ds; a step that is done is skipped. LockedError where another run works on this ds."""
+    with locked(context.warehouse, context.ds, "nightly"):
+        _run_steps(context)
+
+
+def _run_steps(context: Context) -> None:
     tracker = Tracker(context.config, context.warehouse, context.ds)
     started = time.perf_counter()
     try:

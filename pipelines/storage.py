@@ -7,6 +7,7 @@ with atomic renames and on an object store alike, a half-moved partition does no
 
 import hashlib
 import json
+import os
 import re
 import uuid
 from collections.abc import Callable, Mapping
@@ -16,6 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from py4j.protocol import Py4JJavaError
 from pyspark.sql import DataFrame, SparkSession
 
 from pipelines.broken_files import naming_broken_files, three_slashes
@@ -65,6 +67,11 @@ def digest(value: Any) -> str:
 def _local_uri(path: Path) -> str:
     """Hadoop takes the path as it is: a space stays a space, where Path.as_uri would write %20 and make another folder."""
     return f"file://{path.absolute()}"
+
+
+def _local_path(uri: str) -> Path | None:
+    """The path of a local URI."""
+    return Path(uri.removeprefix("file://")) if uri.startswith("file:///") else None
 
 
 @dataclass(frozen=True)
@@ -156,7 +163,11 @@ class Warehouse:
         return list(self._fs(uri).listStatus(self._path(uri))) if self.exists(uri) else []
 
     def read_text(self, uri: str) -> str:
-        """A small text file, whole."""
+        """A small text file, whole. FileNotFoundError where there is none."""
+        if local := _local_path(uri):
+            return local.read_text()
+        if not self.exists(uri):
+            raise FileNotFoundError(uri)
         stream = self._fs(uri).open(self._path(uri))
         try:
             return str(self._jvm.org.apache.commons.io.IOUtils.toString(stream, "UTF-8"))
@@ -165,6 +176,34 @@ class Warehouse:
 
     def write_text(self, uri: str, text: str) -> None:
         """A small text file, replaced in one move: a reader sees the old one or the new one."""
+        self._move_text(uri, text, replace=True)
+
+    def create_text(self, uri: str, text: str) -> bool:
+        """A small text file where there is none; False where there is one. One move, but for object stores."""
+        if self.exists(uri):
+            return False
+        try:
+            self._move_text(uri, text, replace=False)
+        except FileExistsError:
+            return False
+        return True
+
+    def _move_text(self, uri: str, text: str, *, replace: bool) -> None:
+        if local := _local_path(uri):
+            # Not through Hadoop, which keeps checksums in a file of their own: a reader between its two moves finds one
+            # that does not fit.
+            local.parent.mkdir(parents=True, exist_ok=True)
+            new = local.with_name(f"{local.name}.{uuid.uuid4().hex}.tmp")
+            new.write_text(text)
+            try:
+                if replace:
+                    new.replace(local)
+                else:
+                    os.link(new, local)  # Fails where the name is taken.
+                local.with_name(f".{local.name}.crc").unlink(missing_ok=True)
+            finally:
+                new.unlink(missing_ok=True)
+            return
         temporary = f"{uri}.{uuid.uuid4().hex}.tmp"
         stream = self._fs(uri).create(self._path(temporary), True)
         try:
@@ -172,9 +211,15 @@ class Warehouse:
         finally:
             stream.close()
         context = self._jvm.org.apache.hadoop.fs.FileContext.getFileContext(self._path(uri).toUri(), self._hadoop_conf)
-        overwrite = self.spark.sparkContext._gateway.new_array(self._jvm.org.apache.hadoop.fs.Options.Rename, 1)
-        overwrite[0] = self._jvm.org.apache.hadoop.fs.Options.Rename.OVERWRITE
-        context.rename(self._path(temporary), self._path(uri), overwrite)
+        options = self.spark.sparkContext._gateway.new_array(self._jvm.org.apache.hadoop.fs.Options.Rename, 1)
+        options[0] = getattr(self._jvm.org.apache.hadoop.fs.Options.Rename, "OVERWRITE" if replace else "NONE")
+        try:
+            context.rename(self._path(temporary), self._path(uri), options)
+        except Py4JJavaError as error:
+            self.delete(temporary)
+            if "FileAlreadyExistsException" in str(error.java_exception.getClass().getName()):
+                raise FileExistsError(uri) from None
+            raise
 
     def upload(self, local: Path, uri: str) -> None:
         """Copy a local folder or file into the warehouse."""

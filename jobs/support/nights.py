@@ -5,6 +5,7 @@ from collections.abc import Callable
 from jobs.support.config import Config
 from jobs.support.runner import Context
 from jobs.support.tracking import Tracker
+from pipelines.locks import locked
 from pipelines.night import Night, SampleConfig
 
 Step = Callable[[Context, Tracker], None]
@@ -27,9 +28,13 @@ def open_night(context: Context, bootstrap_days: int | None = None) -> Night:
 
 
 def alone(step: Step) -> Callable[[Context], None]:
-    """A step as a job of its own: it adds itself to the record of its night."""
+    """A step as a job of its own: it holds the day's lock, and adds itself to the record of its night."""
 
     def run(context: Context) -> None:
+        with locked(context.warehouse, context.ds, step.__module__.rpartition(".")[2]):
+            recorded(context)
+
+    def recorded(context: Context) -> None:
         tracker = Tracker(context.config, context.warehouse, context.ds, join_finished=True)
         try:
             step(context, tracker)

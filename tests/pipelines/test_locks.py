@@ -1,0 +1,101 @@
+"""One run of a day at a time."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from pyspark.sql import SparkSession
+
+from pipelines import locks
+from pipelines.locks import LockedError, locked
+from pipelines.storage import Warehouse
+
+DS = "2024-03-04"
+
+
+@pytest.fixture
+def warehouse(spark: SparkSession, tmp_path: Path) -> Warehouse:
+    return Warehouse(spark, str(tmp_path))
+
+
+def leave(warehouse: Warehouse, **said: Any) -> None:
+    """The lock file of a run that is not this one."""
+    mine = {"token": "x", "job": "train", "host": socket.gethostname(), "pid": os.getpid(), "begun": 0.0}
+    warehouse.write_text(f"{warehouse.root}/_locks/{DS}.json", json.dumps(mine | {"beat": time.time()} | said))
+
+
+def test_a_day_is_held_once_and_given_back(warehouse: Warehouse) -> None:
+    with locked(warehouse, DS, "nightly"):
+        said = r"worked on by jobs\.nightly \(process \d+ on .*wait until it has ended"
+        with pytest.raises(LockedError, match=said), locked(warehouse, DS, "train"):
+            pass
+        with locked(warehouse, "2024-03-05", "nightly"):  # Another day is free.
+            pass
+    with pytest.raises(ZeroDivisionError), locked(warehouse, DS, "train"):
+        1 / 0  # noqa: B018
+    with locked(warehouse, DS, "train"):
+        pass
+    assert not list(Path(warehouse.root.removeprefix("file://"), "_locks").iterdir())
+
+
+def test_what_a_dead_run_left_is_taken_over(warehouse: Warehouse) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    for said in (
+        {"pid": dead.pid},
+        {"pid": os.getpid(), "begun": psutil.Process().create_time() - 60},  # The number is used again.
+        {"host": "elsewhere", "beat": time.time() - locks.SILENCE - 1},
+    ):
+        leave(warehouse, **said)
+        with locked(warehouse, DS, "nightly"):
+            pass
+    warehouse.write_text(f"{warehouse.root}/_locks/{DS}.json", "")  # It died while it wrote.
+    with locked(warehouse, DS, "nightly"):
+        pass
+
+
+def test_a_run_elsewhere_is_alive_while_it_gives_signs(warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch) -> None:
+    leave(warehouse, host="elsewhere", beat=time.time() - 200)
+    with (
+        pytest.raises(LockedError, match=r"jobs\.train .* on elsewhere, last sign of life 20\d s ago"),
+        locked(warehouse, DS, "nightly"),
+    ):
+        pass
+    monkeypatch.setattr(locks, "BEAT", 0.05)
+    file = f"{warehouse.root}/_locks/2024-03-06.json"
+    with locked(warehouse, "2024-03-06", "nightly"):
+        first = json.loads(warehouse.read_text(file))["beat"]
+        deadline = time.monotonic() + 30
+        while json.loads(warehouse.read_text(file))["beat"] == first:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
+def test_of_many_that_find_a_dead_run_one_goes_on(warehouse: Warehouse) -> None:
+    import threading
+
+    leave(warehouse, pid=-1)
+    got, refused, all_in = [], [], threading.Barrier(6)
+
+    def enter() -> None:
+        all_in.wait()
+        try:
+            with locked(warehouse, DS, "nightly"):
+                got.append(1)
+                time.sleep(1)
+        except LockedError:
+            refused.append(1)
+
+    threads = [threading.Thread(target=enter) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(got), len(refused)) == (1, 5)
