@@ -2,6 +2,7 @@
 
 import sys
 
+from jobs.support.examining import test_then_train
 from jobs.support.feature_information import item_relations
 from jobs.support.nights import alone
 from jobs.support.plots import loss_curve, tower_weights
@@ -40,6 +41,7 @@ def run(context: Context, tracker: Tracker) -> None:
     if existing and existing.made_by(recipe) and not context.force:
         log.info("train %s: already done (loss %.4f)", ds, existing.facts["loss"])
         return
+    test_then_train(context, tracker, made["samples"])
     offered = FeatureSchema.model_validate(made["samples"].facts["schema"])
     schema = _without(offered, config.model.leave_out)
     staging = warehouse.new_staging("models", ds)

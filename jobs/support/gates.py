@@ -7,13 +7,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from jobs.support.config import Gates
+from jobs.support.examining import events_of, examined
 from jobs.support.release import Release, current_release
 from jobs.support.runner import Context
-from model.catalogue import Catalogue
-from model.checkpoint import load_checkpoint
-from model.examination import Examination, certain_loss, examine, held_out
+from model.examination import Examination, certain_loss
 from model.features import DEFAULT
-from model.index import load_index
 from model.schema import FeatureSchema
 from pipelines.errors import NightjarError
 from pipelines.storage import Manifest, days_back, digest
@@ -98,21 +96,18 @@ def _gates(context: Context, release: Release, before: Release | None) -> Iterat
     yield from _rows(context, samples, config)
     yield from _health(context, model, config)
     yield from _vocabularies(context, model, config)
-    valid = samples.facts["splits"].get("valid", {"groups": []})["groups"]
-    schema = FeatureSchema.model_validate(model.facts["schema"])
-    if not valid:
+    events = events_of(context, samples, ("valid",), FeatureSchema.model_validate(model.facts["schema"]))
+    if events is None:
         return
-    folder = warehouse.path("samples", ds)
-    events = held_out([f"{folder}/{group['path']}" for group in valid], schema, config.held_out)
     users = events["user_index"]
     yield Gate(
         "unknown_users", float((users == DEFAULT).mean()), config.unknown_ids, False,
         f"Share of {len(users):,} held-out events whose user has no index: look at the users' ids in interactions.",
     )  # fmt: skip
-    now = _examined(context, release, events, config.recall_at)
+    now = examined(context, release, events, config.recall_at)
     if before is None:
         return
-    then = _examined(context, before, events, config.recall_at)
+    then = examined(context, before, events, config.recall_at)
     yield from _recall(now, then, before, config, context.config.seed)
 
 
@@ -182,12 +177,3 @@ def _recall(now: Examination, then: Examination, before: Release, config: Gates,
         f"Items that anybody gets among the {config.recall_at} best, {now.covered:.2%} of all, against {then.covered:.2%} "
         "before: below, few items crowd out the others.",
     )  # fmt: skip
-
-
-def _examined(context: Context, release: Release, events: dict[str, Any], k: int) -> Examination:
-    model = load_checkpoint(f"{release.uri}/model")
-    catalogue = None
-    if model.history_features:
-        files = context.warehouse.data_files(context.warehouse.path("item_features", release.manifest["ds"]))
-        catalogue = Catalogue.read(model.schema, files)
-    return examine(model, load_index(f"{release.uri}/index.faiss"), events, k, catalogue)

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import date
 from typing import TYPE_CHECKING, Any
 
 from jobs.support.config import Config
@@ -17,7 +18,7 @@ from jobs.support.statistics import metrics_of, rows_by_day, table_of
 from pipelines.checks import NIGHTS_BEFORE
 from pipelines.config import Checks
 from pipelines.errors import UsageError
-from pipelines.storage import Manifest, Warehouse, code_version, days_back
+from pipelines.storage import Manifest, Warehouse, code_version, days_back, parse_ds
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,7 +32,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunT
 from mlflow.exceptions import MlflowException  # noqa: E402
 from mlflow.tracking import MlflowClient  # noqa: E402
 
-NIGHT, JOB = "nightjar.night", "nightjar.job"
+NIGHT, JOB, RECORD = "nightjar.night", "nightjar.job", "nightjar.record"
 
 
 def tracking_uri(config: Config, root: str) -> str:
@@ -176,6 +177,21 @@ class Tracker:
     def night_tags(self, values: dict[str, str]) -> None:
         """Tags on the parent run."""
         JobRun(self._client, self._night()).tags(values)
+
+    def record(self, name: str, value: float) -> None:
+        """A point of a curve over the nights: one run of the experiment has them all, and the step is the day since 1970."""
+        experiment = self._experiment()
+        found = self._client.search_runs([experiment], f"tags.`{RECORD}` = 'true'", max_results=1)
+        if found:
+            run_id = found[0].info.run_id
+        else:
+            tags = {RECORD: "true", "mlflow.source.name": "jobs.nightly", "mlflow.source.type": "JOB"}
+            run = self._client.create_run(experiment, self._since, run_name="all nights", tags=tags)
+            run_id = run.info.run_id
+            self._client.set_terminated(run_id, "FINISHED")
+        day = (parse_ds(self.ds) - date(1970, 1, 1)).days
+        JobRun(self._client, run_id).metrics({name: value}, day)
+        self.night_metrics({name: value})
 
     def close_night(self, status: str) -> None:
         """End the parent run, if there is one: FINISHED or FAILED."""

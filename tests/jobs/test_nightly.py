@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,7 @@ def test_a_release_that_a_gate_refuses_is_inspectable_and_not_current(house: Hou
     said = run(*flags, "--set", "gates.effective_dimensions=17", code=4)
     assert re.search(r"effective_dimensions \d+\.\d+ \(must be >= 17\): REFUSED", said)
     assert re.search(
-        r"recall_loss -?\d\.\d+ \(must be <= 0.05\): passed. Share of Recall@50 lost against " + first, said
+        r"recall_loss \S+ \(must be <= 0.05\): passed. Share of Recall@50 lost against " + first, said
     )
     assert f"error: release {second} is not published; `current` stays {first}" in said
     assert house.current() == first
@@ -153,6 +154,15 @@ def test_a_release_that_a_gate_refuses_is_inspectable_and_not_current(house: Hou
         "recall_loss",
         "coverage",
     } <= {gate["name"] for gate in gates["gates"]}
+
+
+def test_a_release_is_tested_on_a_day_before_the_day_is_trained_on(house: House) -> None:
+    client = MlflowClient(f"sqlite:///{house.warehouse}/mlflow.db")
+    experiment = client.get_experiment_by_name("nightjar").experiment_id
+    (record,) = client.search_runs([experiment], "tags.`nightjar.record` = 'true'")
+    (point,) = client.get_metric_history(record.info.run_id, "test_then_train.recall_at_50")
+    assert date(1970, 1, 1) + timedelta(days=point.step) == date.fromisoformat(SECOND)
+    assert 0.05 < point.value < 1
 
 
 def test_a_feature_that_is_not_there_cannot_be_left_out(house: House) -> None:

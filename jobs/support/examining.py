@@ -1,0 +1,55 @@
+"""Releases on events of a day: those held out of training for the gates, all of them before training for the record."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from jobs.support.release import Release, current_release
+from jobs.support.runner import Context, log
+from jobs.support.tracking import Tracker
+from model.catalogue import Catalogue
+from model.checkpoint import load_checkpoint
+from model.examination import Examination, examine, held_out
+from model.index import load_index
+from model.schema import FeatureSchema
+from pipelines.storage import Manifest
+
+
+def events_of(
+    context: Context, samples: Manifest, splits: Sequence[str], schema: FeatureSchema
+) -> dict[str, np.ndarray] | None:
+    """Events of these splits of a day, as many as `gates.held_out` says; None where there are none."""
+    folder = context.warehouse.path("samples", context.ds)
+    groups = [group for split in splits for group in samples.facts["splits"].get(split, {"groups": []})["groups"]]
+    if not groups:
+        return None
+    return held_out([f"{folder}/{group['path']}" for group in groups], schema, context.config.gates.held_out)
+
+
+def examined(context: Context, release: Release, events: dict[str, np.ndarray], k: int) -> Examination:
+    """A release on events, as it is served."""
+    model = load_checkpoint(f"{release.uri}/model")
+    catalogue = None
+    if model.history_features:
+        files = context.warehouse.data_files(context.warehouse.path("item_features", release.manifest["ds"]))
+        catalogue = Catalogue.read(model.schema, files)
+    return examine(model, load_index(f"{release.uri}/index.faiss"), events, k, catalogue)
+
+
+def test_then_train(context: Context, tracker: Tracker, samples: Manifest) -> None:
+    """Record how the release in use does on the events of ds, before anything is trained on them.
+
+    So every event is once a test (prequential evaluation: Dawid, 1984; Gama et al., 2013), and one chart shows the nights.
+    Nothing for a first night, or where the release in use is not of an earlier one.
+    """
+    current = current_release(context)
+    if current is None or current.manifest["ds"] >= context.ds:
+        return
+    schema = FeatureSchema.model_validate(samples.facts["schema"])
+    events = events_of(context, samples, ("train", "valid"), schema)
+    if events is None:
+        return
+    k = context.config.gates.recall_at
+    found = examined(context, current, events, k)
+    tracker.record(f"test_then_train.recall_at_{k}", found.recall)
+    log.info("train %s: release %s had Recall@%d %.4f on this day", context.ds, current.release_id, k, found.recall)
