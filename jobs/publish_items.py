@@ -12,6 +12,7 @@ from pyarrow import parquet as pq
 
 from jobs.support.embeddings import write_item_embeddings
 from jobs.support.gates import GateError, Verdict, judge
+from jobs.support.index import description, index_of_night, log_index
 from jobs.support.nights import alone
 from jobs.support.release import Release, current_uri, folder_of
 from jobs.support.runner import Context, log, main, parser
@@ -20,7 +21,7 @@ from model.arrays import to_arrays
 from model.checkpoint import STATE, load_checkpoint
 from model.export import export_towers
 from model.files import checksum, resolve
-from model.index import build_index, save_index
+from model.index import ChosenIndex, save_index
 from pipelines.storage import code_version
 
 
@@ -31,7 +32,10 @@ def run(context: Context, tracker: Tracker) -> None:
     release_id = str(embeddings.facts["release_id"])
     uri = folder_of(warehouse, release_id)
     there = warehouse.exists(f"{uri}/manifest.json") and not context.force
-    manifest = json.loads(warehouse.read_text(f"{uri}/manifest.json")) if there else _write_release(context, release_id)
+    if there:
+        manifest, chosen = json.loads(warehouse.read_text(f"{uri}/manifest.json")), None
+    else:
+        manifest, chosen = _write_release(context, release_id)
     verdict = judge(context, Release(release_id, uri, manifest))
     version = tracker.version_of(release_id)
     if not there or version is None:
@@ -41,6 +45,8 @@ def run(context: Context, tracker: Tracker) -> None:
             job.metrics({"release.items": float(manifest["items"])})
             job.metrics({f"gate.{gate.name}": gate.value for gate in verdict.gates})
             job.table(_table(verdict), "gates")
+            if chosen:
+                log_index(job, chosen, context.config.index)
             version = version or tracker.register(job, manifest, uri)
             job.tags({"release_id": release_id, "model_version": version})
         tracker.night_tags({"release_id": release_id})
@@ -70,13 +76,13 @@ def _table(verdict: Verdict) -> dict[str, list[Any]]:
     }
 
 
-def _write_release(context: Context, release_id: str) -> dict[str, Any]:
-    """The folder of a release, staged, described and moved into place. Returns its manifest."""
+def _write_release(context: Context, release_id: str) -> tuple[dict[str, Any], ChosenIndex]:
+    """The folder of a release, staged, described and moved into place. Returns its manifest, and how its index was found."""
     warehouse, ds = context.warehouse, context.ds
     staging = warehouse.new_staging("releases", ds)
     with tempfile.TemporaryDirectory(prefix="nightjar-index-") as local:
-        index = build_index(_vectors(context), _dim(context))
-        save_index(index, Path(local, "index.faiss"))
+        chosen = index_of_night(context, lambda: _vectors(context), _dim(context))
+        save_index(chosen.index, Path(local, "index.faiss"))
         export_towers(load_checkpoint(warehouse.path("models", ds)), Path(local, "towers"))
         warehouse.upload(Path(local), staging)
     for table, name in (("item_embeddings", "embeddings"), ("models", "model"), ("vocabularies", "vocabularies")):
@@ -84,9 +90,9 @@ def _write_release(context: Context, release_id: str) -> dict[str, Any]:
     manifest = {
         "release_id": release_id,
         "ds": ds,
-        "items": int(index.ntotal),
-        "dim": int(index.d),
-        "index": "Flat",
+        "items": int(chosen.index.ntotal),
+        "dim": int(chosen.index.d),
+        "index": description(chosen, context.config.index),
         "schema": warehouse.require("models", ds, "").facts["schema"],
         "inputs": warehouse.require("item_embeddings", ds, "").inputs,
         "files": {file.removeprefix(staging).lstrip("/"): checksum(file) for file in warehouse.data_files(staging)},
@@ -95,7 +101,7 @@ def _write_release(context: Context, release_id: str) -> dict[str, Any]:
     # The manifest is part of what is moved; `current` names the folder only once it is whole.
     warehouse.write_text(f"{staging}/manifest.json", json.dumps(manifest, indent=1, sort_keys=True))
     warehouse.replace_folder(staging, folder_of(warehouse, release_id))
-    return manifest
+    return manifest, chosen
 
 
 def _make_current(context: Context, release_id: str) -> bool:

@@ -184,3 +184,25 @@ class TrainingConfig(Config):
         4096, description="Item features that take more are mapped from files in each process, not held in its memory."
     )
     reader_threads: PositiveInt = Field(2, description="Threads decoding Parquet in each process.")
+
+
+class IndexConfig(Config):
+    """The Faiss index of a release."""
+
+    factory: str | None = Field(
+        None,
+        pattern=r"^(Flat|IVF\d+,(Flat|SQ8|PQ\d+)|HNSW\d+)$",
+        description="Flat (exact), IVFn,Flat, IVFn,SQ8, IVFn,PQm or HNSWm; null: by the number of items (model/index.py).",
+    )
+    recall_target: float = Field(
+        0.95,
+        gt=0,
+        le=1,
+        description="Of the exact answer; the smallest nprobe or efSearch that reaches it is published.",
+    )
+    recall_at: PositiveInt = Field(
+        100, description="Items a user that the recall is measured on: as many as you serve."
+    )
+    sweep_queries: PositiveInt = Field(
+        1000, description="Users, chosen by hash, whose vectors it is measured with: recall to about half a percent."
+    )

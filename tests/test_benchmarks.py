@@ -4,10 +4,11 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 from pyspark.sql import SparkSession
 
-from benchmarks import frequency, links, logs, samples, study, towers
+from benchmarks import frequency, index, links, logs, samples, study, towers
 from benchmarks.logs import Day
 from benchmarks.product import CONFIG, KNOWN, Product
 from jobs.support.config import load_config
@@ -96,6 +97,17 @@ def test_the_frequency_simulation_settles_sooner_with_a_warm_up() -> None:
     }
     assert errors[True][-1] < 0.15 < 0.35 < errors[False][-1]
     assert errors[True][-1] < errors[True][0]
+
+
+def test_the_index_benchmark_measures_what_was_chosen_with_other_users() -> None:
+    exact, cells = index.measure(5000, ["IVF32,Flat"])
+    assert (exact["factory"], exact["recall_at_100"], exact["speed_up"]) == ("Flat", 1.0, 1.0)
+    assert cells["factory"] == "IVF32,Flat"
+    assert cells["setting"].startswith("nprobe ")
+    assert 0.9 < cells["recall_at_100"] < 1
+    one, two = (index.World(100, seed=1).users(10, number) for number in range(2))
+    np.testing.assert_allclose(np.linalg.norm(one, axis=1), 1.0, rtol=1e-5)
+    assert not (one == two).any()
 
 
 def test_every_variant_of_the_towers_study_is_a_config() -> None:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError
 
-from model.config import LossConfig, ModelConfig, TrainingConfig
+from model.config import IndexConfig, LossConfig, ModelConfig, TrainingConfig
 from pipelines.config import Checks, Features, Inputs, Negatives, Positives, Samples, Section, Simulation
 from pipelines.errors import UsageError
 from pipelines.storage import digest
@@ -79,6 +79,7 @@ class Config(Section):
     training: TrainingConfig = TrainingConfig()
     evaluation: Evaluation = Evaluation()
     gates: Gates = Gates()
+    index: IndexConfig = IndexConfig()
     tracking: Tracking = Tracking()
     simulation: Simulation = Simulation()
     spark: dict[str, str | int | float | bool] = Field({}, description="Spark settings, e.g. spark.driver.memory")

@@ -64,12 +64,11 @@ def write_item_embeddings(context: Context) -> Manifest:
     def embed(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
             vectors = embed_items(cached_model(uri, fingerprint), batch_columns(batch, columns))
-            offsets = pa.array(np.arange(len(vectors) + 1) * vectors.shape[1], type=pa.int32())
             yield pa.RecordBatch.from_arrays(
                 [
                     batch.column("item_id"),
                     batch.column("item_index"),
-                    pa.ListArray.from_arrays(offsets, pa.array(vectors.ravel())),
+                    _lists(vectors),
                     pa.array([release] * len(vectors)),
                 ],
                 names=["item_id", "item_index", "embedding", "release_id"],
@@ -112,3 +111,21 @@ def user_vectors(batch: pa.RecordBatch, uri: str, fingerprint: str, files: tuple
     age = model.schema.example_age.column if model.schema.example_age else None
     columns = [name for name in model.schema.user_columns if name != age]
     return embed_users(model, batch_columns(batch, columns), cached_catalogue(uri, fingerprint, files))
+
+
+def embed_queries(queries: DataFrame, uri: str, fingerprint: str, files: tuple[str, ...]) -> DataFrame:
+    """Queries -> user_id, vector (array<float>), on the executors; the arguments are those of `user_vectors`."""
+
+    def embed(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            if batch.num_rows:
+                vectors = _lists(user_vectors(batch, uri, fingerprint, files))
+                yield pa.RecordBatch.from_arrays([batch.column("user_id"), vectors], names=["user_id", "vector"])
+
+    return queries.mapInArrow(embed, "user_id string, vector array<float>")
+
+
+def _lists(vectors: np.ndarray) -> pa.ListArray:
+    """[n, d] as a column of lists."""
+    offsets = pa.array(np.arange(len(vectors) + 1) * vectors.shape[1], type=pa.int32())
+    return pa.ListArray.from_arrays(offsets, pa.array(vectors.ravel()))

@@ -96,6 +96,11 @@ def _gates(context: Context, release: Release, before: Release | None) -> Iterat
     yield from _rows(context, samples, config)
     yield from _health(context, model, config)
     yield from _vocabularies(context, model, config)
+    index = release.manifest["index"]
+    yield Gate(
+        "index_recall", index["recall"], context.config.index.recall_target, True,
+        f"Of the exact answer, at the setting that {index['factory']} is published with.",
+    )  # fmt: skip
     events = events_of(context, samples, ("valid",), FeatureSchema.model_validate(model.facts["schema"]))
     if events is None:
         return

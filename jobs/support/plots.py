@@ -120,6 +120,17 @@ def null_shares(shares: dict[str, dict[str, float]]) -> Figure:
     return _done(figure)
 
 
+def index_sweep(points: list[dict[str, float]], exact_seconds: float, factory: str) -> Figure:
+    """Recall of the exact answer against speed; each point is a setting (value, recall, seconds) with its value beside it."""
+    figure, axes = plt.subplots(figsize=(7, 4))
+    faster, recall = [exact_seconds / point["seconds"] for point in points], [point["recall"] for point in points]
+    axes.plot(faster, recall, marker="o")
+    for x, y, point in zip(faster, recall, points):
+        axes.annotate(str(point["value"]), (x, y), fontsize=8)
+    axes.set(xscale="log", xlabel="times as fast as exact search", ylabel="recall", title=f"{factory}, by its setting")
+    return _done(figure)
+
+
 def _done(figure: Figure) -> Figure:
     figure.tight_layout()
     plt.close(figure)  # pyplot would keep every figure of the night

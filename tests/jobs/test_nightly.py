@@ -11,6 +11,7 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
+import faiss
 import numpy as np
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
@@ -38,6 +39,7 @@ model: {{tower: senet, dim: 16, hidden: [], embedding_dim: 8, history_features: 
 loss: {{temperature: 0.2, self_supervision: {{weight: 0.05, items: 64}}}}
 training: {{batch_size: 128, bootstrap_epochs: 4, embedding_learning_rate: 0.02}}
 evaluation: {{simulated_truth: true, bootstrap_samples: 50}}
+index: {{factory: "IVF16,Flat", recall_target: 0.5, recall_at: 20, sweep_queries: 60}}
 spark: {{spark.sql.shuffle.partitions: 2}}
 """
 
@@ -88,10 +90,15 @@ def test_a_night_ends_in_a_release_that_readers_follow(house: House) -> None:
     manifest = json.loads((release / "manifest.json").read_text())
     assert manifest["ds"] == SECOND
     index = load_index(str(release / "index.faiss"))
+    cells, chosen = faiss.extract_index_ivf(index), manifest["index"]
+    assert (chosen["factory"], chosen["tried"], chosen["parameter"]) == ("IVF16,Flat", "IVF16,Flat", "nprobe")
+    assert cells.nprobe == chosen["value"]
+    assert 0.5 <= chosen["recall"] <= 1
     vectors = pads.dataset(str(release / "embeddings")).to_table().to_pydict()
     assert index.ntotal == manifest["items"] == len(vectors["item_id"]) == len(house.rows("item_features", SECOND))
     stored = np.array(vectors["embedding"], np.float32)
     np.testing.assert_allclose(np.linalg.norm(stored, axis=1), 1.0, rtol=1e-5)
+    cells.make_direct_map()
     for place in (0, 7, 50):
         np.testing.assert_allclose(index.reconstruct(vectors["item_index"][place]), stored[place])
     assert load_checkpoint(str(release / "model")).config.dim == 16
@@ -134,9 +141,7 @@ def test_a_release_that_a_gate_refuses_is_inspectable_and_not_current(house: Hou
     flags = ("publish_items", "--config", house.config, "--ds", SECOND)
     said = run(*flags, "--set", "gates.effective_dimensions=17", code=4)
     assert re.search(r"effective_dimensions \d+\.\d+ \(must be >= 17\): REFUSED", said)
-    assert re.search(
-        r"recall_loss \S+ \(must be <= 0.05\): passed. Share of Recall@50 lost against " + first, said
-    )
+    assert re.search(r"recall_loss \S+ \(must be <= 0.05\): passed. Share of Recall@50 lost against " + first, said)
     assert f"error: release {second} is not published; `current` stays {first}" in said
     assert house.current() == first
     client = MlflowClient(f"sqlite:///{house.warehouse}/mlflow.db")
@@ -240,10 +245,14 @@ def test_the_record_holds_a_parent_a_night_with_a_child_a_job(house: House) -> N
         "build_negatives": "negatives_by_kind",
         "train": "loss",
         "evaluate": "recall_at_50_by_third",
+        "publish_items": "index_sweep",
     }
     for job, plot in [*plots.items(), ("train", "tower_weights"), ("train", "feature_information")]:
         listed = [file.path for file in client.list_artifacts(children[job].info.run_id, "plots")]
         assert f"plots/{plot}.png" in listed
+    recalls = client.get_metric_history(children["publish_items"].info.run_id, "index.sweep.recall")
+    metrics = children["publish_items"].data.metrics
+    assert max(metric.value for metric in recalls) == metrics["index.recall_at_20"] >= 0.5
     told = children["train"].data.metrics
     assert {"self_loss", "weight.user.history", "weight.item.price"} <= told.keys()
     assert told["self_loss"] > 0

@@ -72,7 +72,7 @@ def test_search_is_exact_whatever_is_excluded(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     vectors = rng.normal(size=(300, 8)).astype(np.float32)
     ids = rng.permutation(1000)[:300].astype(np.int64)
-    built = build_index([(ids[:100], vectors[:100]), (ids[100:], vectors[100:])], 8)
+    built = build_index(lambda: [(ids[:100], vectors[:100]), (ids[100:], vectors[100:])], 8)
     save_index(built, tmp_path / "index.faiss")
     index = load_index(str(tmp_path / "index.faiss"))
     users = rng.normal(size=(4, 8)).astype(np.float32)
