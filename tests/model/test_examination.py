@@ -40,7 +40,8 @@ def test_a_trained_model_recalls_more_than_a_new_one_and_what_it_does_not_know_i
     recalls = []
     for model in (TwoTower(spec.features, ModelConfig(dim=16, embedding_dim=16)).eval(), load_checkpoint(spec.output)):
         vectors = embed_items(model, rows)
-        index = build_index([(rows["item_index"].astype(np.int64), vectors)], model.config.dim)
+        pairs = [(rows["item_index"].astype(np.int64), vectors)]
+        index = build_index(lambda pairs=pairs: pairs, model.config.dim)
         found = examine(model, index, events, 10, None)
         assert 0 < found.covered <= 1
         recalls.append(found.recall)
