@@ -57,7 +57,8 @@ class ChosenIndex:
     recall: float  # of the exact answer
     tried: str  # the factory that was swept; another than `factory` where it did not reach the target
     sweep: list[Point]
-    exact_seconds: float  # of exact search for the same queries; NaN where nothing was swept
+    build_seconds: float
+    exact_seconds: float = math.nan  # of exact search for the same queries; NaN where nothing was swept
 
 
 def factory_of(items: int) -> str:
@@ -99,17 +100,25 @@ def choose_index(
     factory = config.factory or factory_of(items)
     parameter = parameter_of(factory)
     if parameter is None:
-        return ChosenIndex(build_index(batches, dim, FLAT), FLAT, None, None, 1.0, FLAT, [], math.nan)
+        return _exact(batches, dim, FLAT, [])
     wanted_nk, exact_seconds = exact_answer(batches(), queries_nd, min(config.recall_at, items))
+    since = time.perf_counter()
     index = build_index(batches, dim, factory, seed)
+    built = time.perf_counter() - since
     sweep: list[Point] = []
     for value in settings_of(factory, config.recall_at):
         sweep.append(_measured(index, parameter, value, queries_nd, wanted_nk))
-        if sweep[-1].recall >= config.recall_target:
-            recall = sweep[-1].recall
-            return ChosenIndex(index, factory, parameter, value, recall, factory, sweep, exact_seconds)
+        recall = sweep[-1].recall
+        if recall >= config.recall_target:
+            return ChosenIndex(index, factory, parameter, value, recall, factory, sweep, built, exact_seconds)
     del index
-    return ChosenIndex(build_index(batches, dim, FLAT), FLAT, None, None, 1.0, factory, sweep, exact_seconds)
+    return _exact(batches, dim, factory, sweep, exact_seconds)
+
+
+def _exact(batches: Batches, dim: int, tried: str, sweep: list[Point], exact_seconds: float = math.nan) -> ChosenIndex:
+    since = time.perf_counter()
+    index = build_index(batches, dim)
+    return ChosenIndex(index, FLAT, None, None, 1.0, tried, sweep, time.perf_counter() - since, exact_seconds)
 
 
 def settings_of(factory: str, k: int) -> list[int]:
@@ -245,8 +254,8 @@ def _train(index: faiss.Index, batches: Batches, factory: str, seed: int) -> Non
             f"index.factory {factory} needs at least {fewest:,} items to train on, there are {len(sample_sd):,}: "
             "name fewer cells, or leave index.factory null"
         )
-    clustered: Any = faiss.extract_index_ivf(index)
-    clustered.cp.niter, clustered.cp.seed = ROUNDS, seed
+    cells: Any = faiss.extract_index_ivf(index)
+    cells.cp.niter, cells.cp.seed = ROUNDS, seed % 2**31
     threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)
     try:
@@ -257,7 +266,7 @@ def _train(index: faiss.Index, batches: Batches, factory: str, seed: int) -> Non
 
 def _sample(batches: Iterable[tuple[Ints, Floats]], rows: int, seed: int) -> Floats:
     """At most `rows` vectors [s, d], drawn evenly from all batches in one pass: those that drew the smallest numbers."""
-    draw = np.random.default_rng(seed)
+    draw = np.random.default_rng(seed % 2**31)
     drawn: npt.NDArray[np.float64] = np.zeros(0)
     sample: Floats | None = None
     for _, vectors in batches:

@@ -46,7 +46,8 @@ def description(chosen: ChosenIndex, config: IndexConfig) -> dict[str, str | int
 
 def log_index(job: JobRun, chosen: ChosenIndex, config: IndexConfig) -> None:
     """Recall, and the curve of the sweep where there was one: as metrics by setting, as a table and as a plot."""
-    job.metrics({f"index.recall_at_{config.recall_at}": chosen.recall, "index.exact_seconds": chosen.exact_seconds})
+    seconds = {f"index.{name}": getattr(chosen, name) for name in ("build_seconds", "exact_seconds")}
+    job.metrics({f"index.recall_at_{config.recall_at}": chosen.recall} | seconds)
     if not chosen.sweep:
         return
     points = [asdict(point) for point in chosen.sweep]
