@@ -4,15 +4,16 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor
 
+from model.collectives import rank
 from model.config import ModelConfig
-from model.features import DEFAULT
 from model.files import read_bytes, write_folder
 from model.schema import Feature, FeatureSchema
+from model.sharding import restore, whole_state
 from model.spec import TrainingResult
+from model.tensor_file import Rows, TensorFile, drain, encode
 from model.two_tower import TwoTower
 
 PARAMETERS, STATE, DESCRIPTION = "model.safetensors", "training.safetensors", "model.json"
@@ -23,11 +24,19 @@ class WarmStartError(ValueError):
     """Last night's model does not fit tonight's architecture or features."""
 
 
-def save_checkpoint(directory: str, model: TwoTower, state: dict[str, Tensor], result: TrainingResult) -> None:
+def save_checkpoint(
+    directory: str, model: TwoTower, state: Mapping[str, Tensor | Rows], result: TrainingResult
+) -> None:
     """Write a checkpoint so that `directory` holds all of it or is as it was; an older one there is replaced.
 
+    Every rank calls it, and rank 0 writes: of sharded tables the whole, a piece at a time, so that who reads a checkpoint
+    knows nothing of shares.
     `state`: what the next night's training goes on with, and serving does not need.
     """
+    if rank() > 0:
+        drain(whole_state(model))
+        drain(state)
+        return
     description = {
         "version": VERSION,
         "schema": model.schema.model_dump(mode="json"),
@@ -35,9 +44,9 @@ def save_checkpoint(directory: str, model: TwoTower, state: dict[str, Tensor], r
         "result": result.model_dump(mode="json"),
     }
     files = {
-        PARAMETERS: save(apart(model.state_dict())),
-        STATE: save(state),
-        DESCRIPTION: json.dumps(description, indent=1).encode(),
+        PARAMETERS: encode(whole_state(model)),
+        STATE: encode(state),
+        DESCRIPTION: [json.dumps(description, indent=1).encode()],
     }
     write_folder(directory, files)
 
@@ -62,9 +71,15 @@ def read_description(directory: str) -> dict[str, Any]:
     return description
 
 
-def read_state(directory: str) -> dict[str, Tensor]:
-    """What training goes on with: the tensors by name that `save_checkpoint` was given."""
-    return load(_read(directory, STATE))
+def read_state(directory: str, prefix: str = "") -> dict[str, Tensor]:
+    """What training goes on with: the tensors that `save_checkpoint` was given under a prefix, named without it."""
+    with state_file(directory) as file:
+        return {name.removeprefix(prefix): file.read(name) for name in file.names if name.startswith(prefix)}
+
+
+def state_file(directory: str) -> TensorFile:
+    """The file of what training goes on with."""
+    return TensorFile(f"{directory.rstrip('/')}/{STATE}")
 
 
 def warm_start(model: TwoTower, directory: str) -> dict[str, Any]:
@@ -80,23 +95,9 @@ def warm_start(model: TwoTower, directory: str) -> dict[str, Any]:
             f"cannot continue from {directory}: {'; '.join(differences)}. Set the config back, or train a new model "
             "from the past days with --bootstrap-days"
         )
-    old_state = load(_read(directory, PARAMETERS))
-    with torch.no_grad():
-        for name, new in model.state_dict().items():
-            old = old_state[name]
-            new[: len(old)] = old
-            if len(new) > len(old):
-                new[len(old) :] = old[DEFAULT]
+    with TensorFile(f"{directory.rstrip('/')}/{PARAMETERS}") as file:
+        restore(model, file)
     return description
-
-
-def apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors that share no memory, as the format wants them: what both towers share is written under both names."""
-    found: dict[int, Tensor] = {}
-    return {
-        name: value.clone() if found.setdefault(value.data_ptr(), value) is not value else value.contiguous()
-        for name, value in state.items()
-    }
 
 
 def _read(directory: str, name: str) -> bytes:

@@ -48,6 +48,27 @@ def gather_rows(rows_ND: Tensor, capacity: int) -> Tensor:
     return gathered
 
 
+def exchange_counts(counts: list[int]) -> list[int]:
+    """How many rows every rank has for this one, from how many this one has for each."""
+    if world_size() == 1:
+        return counts
+    told = torch.empty(world_size(), dtype=torch.int64)
+    dist.all_to_all_single(told, torch.tensor(counts))
+    return told.tolist()
+
+
+def exchange(rows: Tensor, send: list[int], receive: list[int]) -> Tensor:
+    """Rows of all ranks for this one, in rank order: the first `send[0]` of `rows` go to rank 0, and so on. No gradient.
+
+    `receive`: how many come from each. Rows are of one length, or numbers.
+    """
+    if world_size() == 1:
+        return rows
+    received = rows.new_empty((sum(receive), *rows.shape[1:]))
+    dist.all_to_all_single(received, rows.contiguous(), receive, send)
+    return received
+
+
 class _GatherVectors(torch.autograd.Function):
     """all_gather whose gradient is the sum of what every rank's loss says of a vector, handed to its owner."""
 

@@ -166,6 +166,11 @@ class TrainingConfig(Config):
         400_000,
         description="Embedding tables of at least so many rows get sparse gradients: SparseAdam or Adagrad.",
     )
+    embedding_rows_sharded: PositiveInt | None = Field(
+        None,
+        description="Embedding tables of at least so many rows are held in shares, one a process, with sparse gradients: "
+        "what does not fit into each process does into all. No effect on one process; null: every process holds all.",
+    )
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="Of the towers' matrix products (autocast); logits and losses stay in float32."
     )

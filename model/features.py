@@ -4,15 +4,15 @@ Shapes: B rows, L history length, V values of a multi-valued feature, e embeddin
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from model.collectives import world_size
 from model.config import ModelConfig
 from model.schema import BucketFeature, Feature, FeatureSchema, IdFeature, MultiCategoricalFeature, NumericFeature
-
-PADDING, DEFAULT = 0, 1
+from model.sharding import DEFAULT, PADDING, ShardedEmbedding, fill, pieces_of
 
 Batch = dict[str, Tensor]
 
@@ -50,34 +50,56 @@ class EmbeddingTables(nn.ModuleDict):
     """All tables of a model, by name. Row 0 is padding and stays zero; row 1 is the default."""
 
     def __init__(
-        self, features: Sequence[Feature], schema: FeatureSchema, config: ModelConfig, sparse_rows: int | None
+        self,
+        features: Sequence[Feature],
+        schema: FeatureSchema,
+        config: ModelConfig,
+        sparse_rows: int | None,
+        sharded_rows: int | None,
     ) -> None:
         """Of the features that are embedded, and of the history where it has a table of its own.
 
         `sparse_rows`: tables with at least so many rows get sparse gradients; None: none do.
+        `sharded_rows`: those with at least so many are held in shares by the ranks, where there are several; None: none.
         """
         super().__init__()
+        self._sparse_rows, self._sharded_rows = sparse_rows, sharded_rows if world_size() > 1 else None
         for feature in features:
             if not isinstance(feature, NumericFeature):
                 dim = config.embedding_dim if isinstance(feature, IdFeature) else config.small_embedding_dim
-                self._add(table_name(feature), rows_of(feature), dim, sparse_rows, feature.name)
+                self._add(table_name(feature), rows_of(feature), dim, feature.name)
         if schema.history and not config.share_history:
-            self._add("history", schema.item_id.table_size, config.embedding_dim, sparse_rows, schema.history.name)
+            self._add("history", schema.item_id.table_size, config.embedding_dim, schema.history.name)
 
-    def _add(self, name: str, rows: int, dim: int, sparse_rows: int | None, feature: str) -> None:
+    def _add(self, name: str, rows: int, dim: int, feature: str) -> None:
         if name in self:
-            shape = tuple(self[name].weight.shape)  # type: ignore[arg-type]
+            shape = (self[name].num_embeddings, self[name].embedding_dim)
             if shape != (rows, dim):
                 raise ValueError(
                     f"feature {feature} wants table {name} of {(rows, dim)}, another feature made it {shape}"
                 )
             return
-        table = nn.Embedding(rows, dim, padding_idx=PADDING, sparse=sparse_rows is not None and rows >= sparse_rows)
+        if self._sharded_rows is not None and rows >= self._sharded_rows:
+            self[name] = table = ShardedEmbedding(rows, dim)
+            fill(table.share, _initial_rows(rows, dim))
+            return
+        sparse = self._sparse_rows is not None and rows >= self._sparse_rows
+        weight = torch.empty(rows, dim)
+        for part, piece in zip(pieces_of(rows), _initial_rows(rows, dim)):
+            weight[part] = piece
+        self[name] = nn.Embedding.from_pretrained(weight, freeze=False, padding_idx=PADDING, sparse=sparse)
+
+
+def _initial_rows(rows: int, dim: int) -> Iterator[Tensor]:
+    """What a new table begins with, a piece at a time: the same whether a rank keeps all of it or its share."""
+    for part in pieces_of(rows):
+        # Its constructor draws too, so a table of one piece is what it was as an nn.Embedding with the same seed.
+        piece = nn.Embedding(part.stop - part.start, dim).weight.detach()
         # Rows of about unit length: torch's default N(0, 1) would drown the numeric features in the first MLP layer.
-        nn.init.normal_(table.weight, std=1 / math.sqrt(dim))
-        with torch.no_grad():
-            table.weight[PADDING] = 0
-        self[name] = table
+        nn.init.normal_(piece, std=1 / math.sqrt(dim))
+        if part.start == 0:
+            piece[PADDING] = 0
+        yield piece
 
 
 def embed_feature(tables: EmbeddingTables, feature: Feature, batch: Batch) -> Tensor:

@@ -2,7 +2,7 @@
 
 import hashlib
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from urllib.parse import unquote, urlparse
 
 import numpy as np
@@ -34,9 +34,10 @@ def read_bytes(url: str) -> bytes:
         return file.read()
 
 
-def write_folder(url: str, files: Mapping[str, bytes]) -> None:
+def write_folder(url: str, files: Mapping[str, Iterable[bytes | memoryview]]) -> None:
     """Write a folder so that it holds all of the files or is as it was; an older one there is replaced.
 
+    Files are written in the order given, each a piece at a time.
     An object store cannot move a folder; there the last of the files is what makes it whole: readers look for that one.
     """
     filesystem, path = resolve(url)
@@ -46,7 +47,8 @@ def write_folder(url: str, files: Mapping[str, bytes]) -> None:
     filesystem.create_dir(target, recursive=True)
     for name, content in files.items():
         with filesystem.open_output_stream(f"{target}/{name}") as file:
-            file.write(content)
+            for piece in content:
+                file.write(piece)
     if movable:
         if filesystem.get_file_info(path).type != pafs.FileType.NotFound:
             filesystem.delete_dir(path)

@@ -1,15 +1,17 @@
 """Optimisers for three sorts of parameters: MLPs, embedding tables, and tables too large to touch whole a step."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Adagrad, AdamW, Optimizer, SparseAdam
 
+from model.collectives import sum_over_ranks
 from model.config import TrainingConfig
-from model.features import DEFAULT
+from model.sharding import ShardedEmbedding, as_whole, read_into, sharded_tables, shares_of
 from model.step import RetrievalStep
+from model.tensor_file import Rows, TensorFile
 
 
 def build_optimizers(step: RetrievalStep, config: TrainingConfig) -> list[Optimizer]:
@@ -18,7 +20,7 @@ def build_optimizers(step: RetrievalStep, config: TrainingConfig) -> list[Optimi
     Both are of one family, so that a learning rate keeps its meaning on the night a table outgrows the threshold.
     """
     tables = [table for table in step.towers.tables.values() if isinstance(table, nn.Embedding)]
-    sparse = [table.weight for table in tables if table.sparse]
+    sparse = [*(table.weight for table in tables if table.sparse), *shares_of(step)]
     embeddings = [table.weight for table in tables if not table.sparse]
     mlps = list(step.towers.dense_parameters())
     groups = [
@@ -56,50 +58,73 @@ def rate_share(step: int, steps: int, config: TrainingConfig) -> float:
     return config.final_rate_share + (1 - config.final_rate_share) * left
 
 
-def optimizer_state(step: RetrievalStep, optimizers: Sequence[Optimizer]) -> dict[str, Tensor]:
+def optimizer_state(step: RetrievalStep, optimizers: Sequence[Optimizer]) -> dict[str, Tensor | Rows]:
     """What the optimisers have gathered, as PARAMETER/KEY; a table's has the shape of the table."""
-    names: dict[Tensor, str] = {parameter: name for name, parameter in step.named_parameters()}
-    return {
-        f"{names[parameter]}/{key}": torch.as_tensor(value)
-        for optimizer in optimizers
-        for parameter, values in optimizer.state.items()
-        for key, value in values.items()
-    }
+    names = {parameter: (name, table) for name, (parameter, table) in _trained(step).items()}
+    state: dict[str, Tensor | Rows] = {}
+    for optimizer in optimizers:
+        for parameter, values in optimizer.state.items():
+            name, table = names[parameter]
+            state |= {f"{name}/{key}": as_whole(torch.as_tensor(value), table) for key, value in values.items()}
+    return state
 
 
-def resume_optimizers(step: RetrievalStep, optimizers: Sequence[Optimizer], state: Mapping[str, Tensor]) -> None:
+def resume_optimizers(step: RetrievalStep, optimizers: Sequence[Optimizer], file: TensorFile, prefix: str) -> None:
     """Go on from what `optimizer_state` told of the same parameters, by optimisers of the same family.
 
     Tables may have grown: new rows begin with what the default row has gathered, as their values do.
     Raises ValueError where the state is another family's.
     """
-    parameters = dict(step.named_parameters())
+    trained = _trained(step)
     for optimizer in optimizers:
         own = {parameter for group in optimizer.param_groups for parameter in group["params"]}
         keys = {"step", "sum"} if isinstance(optimizer, Adagrad) else {"step", "exp_avg", "exp_avg_sq"}
-        for name, value in state.items():
-            path, _, key = name.rpartition("/")
-            if path not in parameters or parameters[path] not in own:
-                continue
-            if key not in keys:
-                raise ValueError(f"{type(optimizer).__name__} cannot go on from a {key!r}")
-            # SparseAdam counts its steps in Python, the others in tensors.
-            as_number = key == "step" and isinstance(optimizer, SparseAdam)
-            optimizer.state[parameters[path]][key] = (
-                int(value) if as_number else _grown(value, parameters[path]) if value.dim() else value.clone().float()
-            )
+        found = [name.removeprefix(prefix).rpartition("/") for name in file.names if name.startswith(prefix)]
+        found = [(path, _, key) for path, _, key in found if path in trained and trained[path][0] in own]
+        if unknown := sorted({key for _, _, key in found} - keys):
+            raise ValueError(f"{type(optimizer).__name__} cannot go on from a {unknown[0]!r}")
+        for path, _, key in found:
+            (parameter, table), name = trained[path], f"{prefix}{path}/{key}"
+            if key == "step":  # SparseAdam counts in Python, the others in tensors.
+                steps = file.read(name)
+                optimizer.state[parameter][key] = int(steps) if isinstance(optimizer, SparseAdam) else steps.float()
+            else:
+                optimizer.state[parameter][key] = torch.empty_like(parameter, requires_grad=False)
+                read_into(optimizer.state[parameter][key], file, name, table)
 
 
-def _grown(value: Tensor, parameter: Tensor) -> Tensor:
-    """A copy with as many rows as the parameter has."""
-    more = len(parameter) - len(value)
-    return torch.cat([value, value[DEFAULT].expand(more, *value.shape[1:])]) if more else value.clone()
+def _trained(step: RetrievalStep) -> dict[str, tuple[Tensor, ShardedEmbedding | None]]:
+    """All that an optimiser may train, by the name that it has in files; with a share the table that it is of."""
+    plain: dict[str, tuple[Tensor, ShardedEmbedding | None]] = {
+        name: (parameter, None) for name, parameter in step.named_parameters()
+    }
+    return plain | {name: (table.share, table) for name, table in sharded_tables(step).items()}
 
 
-def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> float:
-    """Scale all gradients, sparse ones too, down to a joint norm of `limit` if larger; returns the norm before."""
+def clip_gradients(parameters: Iterable[Tensor], shares: Iterable[Tensor], limit: float) -> float:
+    """Scale all gradients, sparse ones too, down to a joint norm of `limit` if larger; returns the norm before.
+
+    `parameters` have the same gradients on every rank; `shares` are this rank's part of something whose norm is that of
+    all parts, so every rank scales alike.
+    """
+    values, parts = _gradient_values(parameters), _gradient_values(shares)
+    norm = _norm(values)
+    if parts:
+        norm = math.hypot(norm, math.sqrt(float(sum_over_ranks(torch.tensor(_norm(parts), dtype=torch.float64) ** 2))))
+    if norm > limit:
+        for value in values + parts:
+            value.mul_(limit / norm)
+    return norm
+
+
+def _norm(values: Sequence[Tensor]) -> float:
+    return float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(value) for value in values])))
+
+
+def _gradient_values(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """The numbers of every gradient that there is, to be changed in place; of a sparse one those of its rows."""
     values: list[Tensor] = []
-    for parameter in parameters:
+    for parameter in tensors:
         if parameter.grad is None:
             continue
         if parameter.grad.is_sparse:
@@ -107,8 +132,4 @@ def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> float:
             values.append(parameter.grad.values())
         else:
             values.append(parameter.grad)
-    norm = float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(value) for value in values])))
-    if norm > limit:
-        for value in values:
-            value.mul_(limit / norm)
-    return norm
+    return values

@@ -6,18 +6,17 @@ A folder a checkpoint, named by the steps done; the newest that is whole counts,
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import pyarrow.fs as pafs
 from pydantic import ValidationError
-from safetensors.torch import load, save
 from torch import Tensor
 
-from model.checkpoint import apart
 from model.collectives import from_first, rank
 from model.config import Config
-from model.files import read_bytes, resolve, write_folder
+from model.files import checksum, read_bytes, resolve, write_folder
 from model.spec import EpochMetrics, RecorderState, TrainingSpec
+from model.tensor_file import Rows, drain, encode
 
 log = logging.getLogger(__name__)
 
@@ -53,21 +52,31 @@ def identity(spec: TrainingSpec) -> str:
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
-def save_progress(folder: str, progress: Progress, tensors: Mapping[str, Tensor]) -> None:
-    """Write one checkpoint, then let the older ones go."""
-    content = save(apart(tensors))
-    description = _Description(progress=progress, sha256=hashlib.sha256(content).hexdigest())
+def save_progress(folder: str, progress: Progress, tensors: Mapping[str, Tensor | Rows]) -> None:
+    """Write one checkpoint, then let the older ones go. Every rank calls it, rank 0 writes."""
+    if rank() > 0:
+        drain(tensors)
+        return
+    digest = hashlib.sha256()
+
+    def content() -> Iterator[bytes | memoryview]:
+        for piece in encode(tensors):
+            digest.update(piece)
+            yield piece
+
+    def description() -> Iterator[bytes]:  # Asked for when the tensors are written.
+        yield _Description(progress=progress, sha256=digest.hexdigest()).model_dump_json().encode()
+
     step = progress.recorder.step
-    files = {TENSORS: content, DESCRIPTION: description.model_dump_json().encode()}
-    write_folder(f"{folder}/step={step}", files)
+    write_folder(f"{folder}/step={step}", {TENSORS: content(), DESCRIPTION: description()})
     filesystem, path = resolve(folder)
     for old in _steps(folder):
         if old < step:
             filesystem.delete_dir(f"{path}/step={old}")
 
 
-def find_progress(folder: str, run: str) -> tuple[Progress, dict[str, Tensor]] | None:
-    """The newest whole checkpoint of this run; None without one. All ranks get what rank 0 has found."""
+def find_progress(folder: str, run: str) -> tuple[Progress, str] | None:
+    """The newest whole checkpoint of this run and the URL of its tensors; None without one. All get what rank 0 found."""
     step = -1
     if rank() == 0:
         step = next((step for step in reversed(_steps(folder)) if _is_whole(f"{folder}/step={step}", run)), -1)
@@ -75,7 +84,7 @@ def find_progress(folder: str, run: str) -> tuple[Progress, dict[str, Tensor]] |
     if step < 0:
         return None
     place = f"{folder}/step={step}"
-    return _described(place).progress, load(read_bytes(f"{place}/{TENSORS}"))
+    return _described(place).progress, f"{place}/{TENSORS}"
 
 
 def _described(place: str) -> _Description:
@@ -85,7 +94,7 @@ def _described(place: str) -> _Description:
 def _is_whole(place: str, run: str) -> bool:
     try:
         described = _described(place)
-        whole = hashlib.sha256(read_bytes(f"{place}/{TENSORS}")).hexdigest() == described.sha256
+        whole = checksum(f"{place}/{TENSORS}") == described.sha256
     except (OSError, ValidationError):
         whole = False
     if not whole:

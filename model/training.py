@@ -6,7 +6,7 @@ Shapes: U shared candidates, B rows of this rank, d vector length.
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from model.batching import plan_epoch
 from model.catalogue import Catalogue, SamplingProbabilities
-from model.checkpoint import WarmStartError, read_state, save_checkpoint, warm_start
+from model.checkpoint import WarmStartError, read_state, save_checkpoint, state_file, warm_start
 from model.collectives import rank, sum_over_ranks, world_size
 from model.data import USER, Samples, SharedSamples, sample_columns
 from model.features import DEFAULT, Batch, table_name
@@ -35,8 +35,10 @@ from model.progress import Progress, find_progress, identity, save_progress
 from model.schema import FeatureSchema
 from model.seeds import derive_seed
 from model.self_supervision import SelfSupervision
+from model.sharding import here, parameter_count, restore, shares_of, whole_state
 from model.spec import EpochMetrics, TrainingResult, TrainingSpec
 from model.step import FIGURES, RetrievalStep, StepOutput
+from model.tensor_file import Rows, TensorFile
 from model.two_tower import TwoTower
 
 log = logging.getLogger(__name__)
@@ -57,7 +59,7 @@ def train(spec: TrainingSpec) -> TrainingResult:
         fit = Fit(step, spec)
         epochs, recorder = fit.run(), fit.recorder
         result = TrainingResult(
-            parameters=sum(parameter.numel() for parameter in step.towers.parameters()),
+            parameters=parameter_count(step.towers),
             steps=recorder.step,
             rows=round(recorder.total("rows")),
             metrics=recorder.points,
@@ -67,16 +69,16 @@ def train(spec: TrainingSpec) -> TrainingResult:
             temperature=float(torch.as_tensor(step.temperature).detach()),
             seconds=time.perf_counter() - started,
         )
-        if rank() == 0:
-            rest_unseen_items(step)
-            save_checkpoint(spec.output, step.towers, fit.state(), result)
+        rest_unseen_items(step)
+        save_checkpoint(spec.output, step.towers, fit.state(), result)
         return result
 
 
 def build_step(spec: TrainingSpec) -> RetrievalStep:
     """The model to train, from nothing or from last night's, with the tables that its loss reads."""
     torch.manual_seed(derive_seed(spec.seed, "parameters"))
-    towers = TwoTower(spec.features, spec.model, spec.training.embedding_rows_sparse)
+    training = spec.training
+    towers = TwoTower(spec.features, spec.model, training.embedding_rows_sparse, training.embedding_rows_sharded)
     before = warm_start(towers, spec.warm_start) if spec.warm_start else None
     if spec.loss.correction == "none" and not spec.item_stats:
         q = SamplingProbabilities(*(torch.zeros(spec.features.item_id.size) for _ in range(3)))
@@ -120,7 +122,7 @@ def _frequency(spec: TrainingSpec, before: dict[str, Any] | None) -> FrequencyEs
     frequency = FrequencyEstimator(spec.loss.streaming, items / rows, rows)
     if before is None or spec.warm_start is None:
         return frequency
-    state = _under(FREQUENCY, read_state(spec.warm_start))
+    state = read_state(spec.warm_start, FREQUENCY)
     if not state:
         log.info("%s has no estimated frequencies: they are learned from here on", spec.warm_start)
         return frequency
@@ -138,14 +140,19 @@ def _frequency(spec: TrainingSpec, before: dict[str, Any] | None) -> FrequencyEs
 
 @torch.no_grad()
 def rest_unseen_items(step: RetrievalStep) -> None:
-    """Items that read the default row get its values as their own: with their first positive they go on from there."""
+    """Items that read the default row get its values as their own: with their first positive they go on from there.
+
+    Every rank sees to what it holds.
+    """
     ids = step.towers.schema.item_id
     if ids.rows is None or ids.hashed:
         return
     items = step.catalogue.present
-    unseen = items[step.catalogue.gather(items)[ids.rows.column] == DEFAULT]
-    table: Tensor = step.towers.tables[table_name(ids)].weight  # type: ignore[assignment]
-    table[unseen] = table[DEFAULT].clone()
+    unseen = items[step.catalogue.columns[ids.rows.column].gather(items) == DEFAULT]
+    table = step.towers.tables[table_name(ids)]
+    default_1e = table(torch.tensor([DEFAULT]))
+    values, places = here(table, unseen)
+    values[places] = default_1e
 
 
 class Fit:
@@ -189,7 +196,7 @@ class Fit:
         bar.close()
         return self.epochs
 
-    def state(self) -> dict[str, Tensor]:
+    def state(self) -> dict[str, Tensor | Rows]:
         """What the next night goes on with, beside the parameters."""
         frequency = self.step.frequency.state_dict() if self.step.frequency else {}
         gathered = optimizer_state(self.step, self.optimizers)
@@ -252,7 +259,7 @@ class Fit:
         for optimizer in self.optimizers:
             optimizer.zero_grad()
         output.loss.backward()
-        norm = clip_gradients(self.step.parameters(), config.gradient_clip)
+        norm = clip_gradients(self.step.parameters(), shares_of(self.step), config.gradient_clip)
         if not math.isfinite(norm):
             raise DegenerateLossError(_describe(output, batch, self.spec.features, number + 1, norm))
         for optimizer in self.optimizers:
@@ -262,7 +269,7 @@ class Fit:
         self.recorder.add(figures, norm, waited, rate, partial(look, self.step, output))
 
     def _save(self, epoch: int, done: int, shards: int, loss_before: float) -> None:
-        if rank() != 0 or self.spec.resume is None:
+        if self.spec.resume is None:
             return
         progress = Progress(
             run=self.run_id,
@@ -273,31 +280,27 @@ class Fit:
             epochs=self.epochs,
             recorder=self.recorder.state(),
         )
-        parameters = {f"{PARAMETER}{name}": values for name, values in self.step.state_dict().items()}
+        parameters = {f"{PARAMETER}{name}": values for name, values in whole_state(self.step).items()}
         save_progress(self.spec.resume, progress, parameters | self.state())
 
     def _warm_start(self, before: str) -> None:
         """The optimisers go on from last night's too: Adam without its averages takes its first steps blindly."""
-        state = _under(OPTIMIZER, read_state(before))
         try:
-            resume_optimizers(self.step, self.optimizers, state)
+            with state_file(before) as file:
+                resume_optimizers(self.step, self.optimizers, file, OPTIMIZER)
         except ValueError as error:
             log.info("%s: %s; the optimisers begin anew", before, error)
 
-    def _resume(self, progress: Progress, tensors: dict[str, Tensor]) -> None:
-        self.step.load_state_dict(_under(PARAMETER, tensors))
-        resume_optimizers(self.step, self.optimizers, _under(OPTIMIZER, tensors))
+    def _resume(self, progress: Progress, tensors: str) -> None:
+        with TensorFile(tensors) as file:
+            restore(self.step, file, PARAMETER)
+            resume_optimizers(self.step, self.optimizers, file, OPTIMIZER)
         self.recorder.resume(progress.recorder)
         self.epochs = list(progress.epochs)
         if rank() == 0:
             log.info(
                 "going on after step %d of %d (epoch %d)", self.recorder.step, self.total_steps, progress.epoch + 1
             )
-
-
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of one prefix, without it."""
-    return {name.removeprefix(prefix): values for name, values in tensors.items() if name.startswith(prefix)}
 
 
 def validate(step: RetrievalStep, spec: TrainingSpec) -> tuple[float | None, float | None]:

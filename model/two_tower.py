@@ -28,8 +28,14 @@ from model.towers import Field, build_towers, fields_read
 class TwoTower(nn.Module):
     """User and item vectors of unit length; their dot product is the score."""
 
-    def __init__(self, schema: FeatureSchema, config: ModelConfig, sparse_rows: int | None = None) -> None:
-        """`sparse_rows`: embedding tables with at least so many rows get sparse gradients (training only)."""
+    def __init__(
+        self,
+        schema: FeatureSchema,
+        config: ModelConfig,
+        sparse_rows: int | None = None,
+        sharded_rows: int | None = None,
+    ) -> None:
+        """`sparse_rows`, `sharded_rows`: how EmbeddingTables are held in training; None: as any parameter."""
         super().__init__()
         self.schema, self.config = schema, config
         self.history_features = _history_features(schema, config)
@@ -37,7 +43,7 @@ class TwoTower(nn.Module):
         read = fields_read(self.item_tower, self.item_fields())
         self.item_features = [feature for feature in schema.item if feature.name in read]
         embedded = [*schema.user, *self.item_features, *self.history_features]
-        self.tables = EmbeddingTables(embedded, schema, config, sparse_rows)
+        self.tables = EmbeddingTables(embedded, schema, config, sparse_rows, sharded_rows)
         self.pooling = HistoryPooling(schema.history.length, config) if schema.history else None
 
     def user_fields(self) -> list[Field]:
