@@ -73,22 +73,37 @@ def batches(
     Raises ValueError where the groups hold fewer or more rows than the sizes.
     """
     groups = iter(groups)
-    waiting: Arrays = {}
-    start = 0
+    waiting = _Window({}, torch.zeros(0, dtype=torch.int64))
     for step, size in enumerate(sizes):
-        have = len(next(iter(waiting.values()))) - start if waiting else 0
-        if have < size or not waiting:
-            waiting = _refill(
-                {name: values[start:] for name, values in waiting.items()}, groups, max(window, size), draw
+        if waiting.rows < size or not waiting.columns:
+            waiting = _refill(waiting, groups, max(window, size), draw)
+        if waiting.rows < size:
+            raise ValueError(
+                f"the data ran out in step {step + 1} of {len(sizes)}: {waiting.rows} rows left, {size} needed"
             )
-            start, have = 0, len(next(iter(waiting.values()))) if waiting else 0
-        if have < size:
-            raise ValueError(f"the data ran out in step {step + 1} of {len(sizes)}: {have} rows left, {size} needed")
-        yield {name: to_tensor(values[start : start + size]) for name, values in waiting.items()}
-        start += size
-    left = (len(next(iter(waiting.values()))) - start if waiting else 0) + sum(1 for _ in groups)
-    if left:
+        yield {name: _widened(values) for name, values in waiting.take(size).items()}
+    if waiting.rows + sum(1 for _ in groups):
         raise ValueError(f"the files hold more rows than their manifest says: rows were left after {len(sizes)} steps")
+
+
+@dataclass
+class _Window:
+    """Columns of rows as they came, and in which order those not taken yet go out.
+
+    Rows are gathered a batch at a time: what is gathered is widened while it is still in the cache.
+    """
+
+    columns: dict[str, Tensor]
+    order: Tensor
+
+    @property
+    def rows(self) -> int:
+        return len(self.order)
+
+    def take(self, rows: int) -> dict[str, Tensor]:
+        """The next `rows` rows of every column, which are then gone."""
+        mine, self.order = self.order[:rows], self.order[rows:]
+        return {name: values.index_select(0, mine) for name, values in self.columns.items()}
 
 
 def to_tensor(values: np.ndarray) -> Tensor:
@@ -96,14 +111,18 @@ def to_tensor(values: np.ndarray) -> Tensor:
     return torch.from_numpy(values.astype(np.int64 if values.dtype.kind in "iub" else np.float32))
 
 
-def _refill(rest: Arrays, groups: Iterator[Arrays], window: int, draw: torch.Generator | None) -> Arrays:
+def _widened(values: Tensor) -> Tensor:
+    """The dtypes of `to_tensor`."""
+    return values.float() if values.is_floating_point() else values.long()
+
+
+def _refill(rest: _Window, groups: Iterator[Arrays], window: int, draw: torch.Generator | None) -> _Window:
     """The rest of a window with whole row groups up to `window` rows or the end, all shuffled."""
-    parts = [rest] if rest else []
-    rows = len(next(iter(rest.values()))) if rest else 0
+    rows = rest.rows
+    parts: list[Arrays] = [{name: values.numpy() for name, values in rest.take(rows).items()}] if rows else []
     while rows < window and (group := next(groups, None)) is not None:
         parts.append(group)
         rows += len(next(iter(group.values())))
-    if not parts:
-        return {}
-    order = torch.randperm(rows, generator=draw).numpy() if draw else slice(None)
-    return {name: np.concatenate([part[name] for part in parts])[order] for name in parts[0]}
+    order = torch.randperm(rows, generator=draw) if draw else torch.arange(rows)
+    names = parts[0] if parts else ()
+    return _Window({name: torch.from_numpy(np.concatenate([part[name] for part in parts])) for name in names}, order)

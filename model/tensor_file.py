@@ -98,4 +98,4 @@ class TensorFile:
 
 def _bytes_of(tensor: Tensor) -> memoryview:
     """The memory of a contiguous tensor."""
-    return memoryview(tensor.numpy().reshape(-1).view(np.uint8))
+    return tensor.numpy().reshape(-1).view(np.uint8).data

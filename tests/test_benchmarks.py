@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pyspark.sql import SparkSession
 
-from benchmarks import frequency, index, links, logs, samples, study, towers
+from benchmarks import frequency, index, links, logs, samples, study, towers, training
 from benchmarks.logs import Day
 from benchmarks.product import CONFIG, KNOWN, Product
 from jobs.support.config import load_config
@@ -88,6 +88,16 @@ def test_a_tiny_run_prints_every_ratio_last(
     )
     assert {tuple(row) for row in looked_back.select("history", "times").distinct().collect()} == {(50, 50)}
     assert looked_back.agg({"known": "min"}).first()[0] >= KNOWN
+
+
+def test_parts_of_the_training_benchmark_run_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    parts = ["reader_over_arrow", "fed_over_memory"]
+    training.main([*parts, "--scale", "0.002"])
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert set(figures) == {*parts, "details"}
+    assert all(math.isfinite(figures[part]) and figures[part] > 0 for part in parts)
+    with pytest.raises(SystemExit):
+        training.main(["reader"])
 
 
 def test_the_frequency_simulation_settles_sooner_with_a_warm_up() -> None:

@@ -1,0 +1,136 @@
+"""A night as trainers see it, made in numpy: samples in one-row-group files, item features, sampling chances.
+
+A row has three scalars and two lists (20 and 4 indices), as in the measurements that this repository's reader was
+designed by, and the kinds of its four negatives. Items follow Zipf's law in positives and histories; negatives are uniform.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from model.candidates import COARSE, FINE, NONE, POPULARITY, UNIFORM
+from model.config import ModelConfig, TrainingConfig
+from model.data import SampleFile
+from model.schema import FeatureSchema
+from model.spec import TrainingSpec
+
+USERS, ITEMS, CATEGORIES = 100_000, 100_000, 500
+HISTORY, NEGATIVES = 20, 4
+FIRST = 2  # index of the first user and item: 0 is padding, 1 is default
+EMBEDDING, HIDDEN, DIM = 32, 128, 64
+GROUP_ROWS = 32_768  # the default of samples.row_group_rows
+SEED = 3
+
+EVERY_KIND = (UNIFORM, POPULARITY, COARSE, FINE)  # half of them shared by the batch, half the row's own
+OWN = (COARSE, COARSE, FINE, FINE)  # each row keeps its four to itself
+WITHOUT = (NONE,) * NEGATIVES
+
+
+def feature_schema(items: int = ITEMS) -> FeatureSchema:
+    """A user is an id and a history, an item an id and a category."""
+    return FeatureSchema.model_validate(
+        {
+            "version": 1,
+            "user": [
+                {"name": "user_id", "kind": "id", "column": "user_index", "vocabulary": "user_id", "size": USERS + FIRST}
+            ],
+            "item": [
+                {"name": "item_id", "kind": "id", "column": "item_index", "vocabulary": "item_id", "size": items + FIRST},
+                {
+                    "name": "category", "kind": "categorical", "column": "item_category", "vocabulary": "category",
+                    "size": CATEGORIES + FIRST,
+                },
+            ],
+            "history": {
+                "name": "history", "kind": "history", "column": "history", "vocabulary": "item_id",
+                "size": items + FIRST, "length": HISTORY,
+            },
+        }
+    )  # fmt: skip
+
+
+MODEL = ModelConfig(dim=DIM, hidden=[HIDDEN], embedding_dim=EMBEDDING, small_embedding_dim=EMBEDDING)
+
+
+def sample_rows(rows: int, seed: int, kinds: Sequence[int] = EVERY_KIND) -> dict[str, np.ndarray]:
+    """Columns of `samples`, with negatives of these kinds."""
+    draw = np.random.default_rng(seed)
+    items = FIRST + (ITEMS ** draw.random((rows, 1 + HISTORY), np.float32)).astype(np.int32).clip(max=ITEMS) - 1
+    kinds_K = np.array(kinds, np.int32)
+    negatives = draw.integers(FIRST, ITEMS + FIRST, (rows, NEGATIVES), np.int32) * (kinds_K != NONE)
+    return {
+        "user_index": draw.integers(FIRST, USERS + FIRST, rows, np.int32),
+        "item_index": items[:, 0].copy(),
+        "weight": np.ones(rows, np.float32),
+        "history": items[:, 1:].copy(),
+        "negatives": negatives,
+        "negative_kinds": np.tile(kinds_K, (rows, 1)),
+    }
+
+
+def categories(items: int = ITEMS) -> np.ndarray:
+    """The category of every item, in order of their indices."""
+    return np.random.default_rng(SEED).integers(FIRST, CATEGORIES + FIRST, items, np.int32)
+
+
+def chances() -> np.ndarray:
+    """How likely a positive is each item, in order of their indices."""
+    return np.log1p(1 / np.arange(1, ITEMS + 1)) / np.log(ITEMS + 1)
+
+
+def table(rows: dict[str, np.ndarray]) -> pa.Table:
+    """Arrow's table with list columns, as Spark writes them."""
+    return pa.table({name: _column(values) for name, values in rows.items()})
+
+
+def _column(values: np.ndarray) -> pa.Array:
+    if values.ndim == 1:
+        return pa.array(values)
+    offsets = np.arange(0, values.size + 1, values.shape[1], dtype=np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values.ravel()))
+
+
+def write_samples(folder: Path, rows: int, kinds: Sequence[int] = EVERY_KIND) -> list[SampleFile]:
+    """Files of one row group each, all of one size but the last; at least two."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    size = min(GROUP_ROWS, math.ceil(rows / 2))
+    for group, start in enumerate(range(0, rows, size)):
+        count = min(size, rows - start)
+        path = folder / f"group={group:05d}.parquet"
+        pq.write_table(table(sample_rows(count, group, kinds)), path)
+        files.append(SampleFile(url=f"file://{path}", rows=count))
+    return files
+
+
+def write_items(folder: Path) -> tuple[list[str], list[str]]:
+    """URLs of item_features and item_stats."""
+    folder.mkdir(parents=True, exist_ok=True)
+    index = np.arange(FIRST, ITEMS + FIRST, dtype=np.int32)
+    chance = chances()
+    stats = {"q_in_batch": chance, "q_uniform": np.full(ITEMS, 1 / ITEMS), "q_popularity": chance}
+    pq.write_table(table({"item_index": index, "item_category": categories()}), folder / "item_features.parquet")
+    pq.write_table(table({"item_index": index, **stats}), folder / "item_stats.parquet")
+    return [f"file://{folder}/item_features.parquet"], [f"file://{folder}/item_stats.parquet"]
+
+
+def make_spec(folder: Path, train: list[SampleFile], epochs: int, **training: Any) -> TrainingSpec:
+    """Training on these files; everything that is not said is as configured by default."""
+    item_features, item_stats = write_items(folder / "items")
+    return TrainingSpec(
+        features=feature_schema(),
+        train=train,
+        item_features=item_features,
+        item_stats=item_stats,
+        negatives=NEGATIVES,
+        model=MODEL,
+        training=TrainingConfig(**training),
+        seed=SEED,
+        epochs=epochs,
+        output=str(folder / "checkpoint"),
+    )
