@@ -29,7 +29,7 @@ EXACT_BELOW = 100_000  # items
 ROWS_PER_CELL = 64  # training vectors a cell of IVF: 39 is the fewest that Faiss trains on without a warning
 ROUNDS = 10  # of k-means
 CODEBOOK = 256  # centroids of a product quantiser of 8 bits, each of which is trained like a cell
-LARGEST_SHARE = 0.5  # of the cells of IVF that a search may look into: with more, exact search is about as fast
+LARGEST_SHARE = 0.5  # of the cells of IVF that a search may look into; all of them is exact search by a slower road
 LARGEST_EF = 4096
 
 
@@ -124,7 +124,7 @@ def _exact(batches: Batches, dim: int, tried: str, sweep: list[Point], exact_sec
 def settings_of(factory: str, k: int) -> list[int]:
     """Settings worth trying, ascending, each at most half as much again as the one before.
 
-    IVF: up to LARGEST_SHARE of the cells; beyond, exact search is as fast. HNSW: from k, below which Faiss looks at k.
+    IVF: up to LARGEST_SHARE of the cells. HNSW: from k, below which Faiss looks at k.
     """
     if parameter_of(factory) == "nprobe":
         first, last = 1, math.ceil(LARGEST_SHARE * cells_of(factory))
