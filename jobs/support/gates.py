@@ -9,7 +9,7 @@ from typing import Any
 from jobs.support.config import Gates
 from jobs.support.examining import events_of, examined
 from jobs.support.release import Release, current_release
-from jobs.support.runner import Context
+from jobs.support.runner import Context, log
 from model.examination import Examination, certain_loss
 from model.features import DEFAULT
 from model.schema import FeatureSchema
@@ -103,6 +103,7 @@ def _gates(context: Context, release: Release, before: Release | None) -> Iterat
     )  # fmt: skip
     events = events_of(context, samples, ("valid",), FeatureSchema.model_validate(model.facts["schema"]))
     if events is None:
+        log.warning("publish_items %s: no held-out events to compare releases on; set positives.valid_hours", ds)
         return
     users = events["user_index"]
     yield Gate(
