@@ -35,7 +35,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ from benchmarks.support import say
 from model.config import TrainingConfig
 from model.data import Samples, SharedSamples, sample_columns
 from model.launch import launch
-from model.spec import TrainingResult, TrainingSpec
+from model.spec import TrainingSpec
 from model.training import Fit, build_step
 from pipelines.session import open_session
 
@@ -121,34 +121,38 @@ class HalfInMemory(SharedSamples):
 
     held: list[dict[str, Tensor]]
 
-    def epoch(self, epoch: int, skip: int = 0) -> AbstractContextManager[Iterator[dict[str, Tensor]]]:
+    @contextmanager
+    def epoch(self, epoch: int, skip: int = 0) -> Iterator[Iterator[dict[str, Tensor]]]:
         """As of SharedSamples."""
         if epoch == 0:
             with super().epoch(0) as batches:
                 self.held = list(batches)
-        return super().epoch(epoch, skip) if epoch % 2 else nullcontext(iter(self.held))
+        if epoch % 2 == 0:
+            yield iter(self.held)
+            return
+        with super().epoch(epoch) as batches:
+            yield batches
 
 
 class FitHalfInMemory(Fit):
-    """Training on those."""
+    """The loop of a night on those."""
 
-    fed: HalfInMemory | None = None
+    source: HalfInMemory | None = None
 
     def samples(self, shards: int) -> SharedSamples:
-        """Always the same ones."""
-        spec = self.spec
-        if self.fed is None:
-            columns = sample_columns(spec.features)
-            self.fed = HalfInMemory(spec.train, columns, spec.training, spec.seed, 0, 1, shards)
-        return self.fed
+        """The same source for all epochs."""
+        columns, config = sample_columns(self.spec.features), self.spec.training
+        self.source = self.source or HalfInMemory(self.spec.train, columns, config, self.spec.seed, 0, 1, shards)
+        return self.source
 
 
 def fed_over_memory(folder: Path, options: argparse.Namespace) -> Figure:
     """Rows/s of epochs that are read over rows/s of epochs in memory, in one training."""
     spec = _spec(folder, options, epochs=9)
-    fit = FitHalfInMemory(build_step(spec), spec)
+    with torch.random.fork_rng(devices=[]):
+        epochs = FitHalfInMemory(build_step(spec), spec).run()
     rows = sum(file.rows for file in spec.train)
-    rates = [rows / epoch.seconds for epoch in fit.run()]
+    rates = [rows / epoch.seconds for epoch in epochs]
     found = {"fed": statistics.median(rates[1::2]), "memory": statistics.median(rates[2::2])}
     return found["fed"] / found["memory"], found
 
@@ -158,7 +162,7 @@ def two_over_one(folder: Path, options: argparse.Namespace) -> Figure:
     rates: dict[int, list[float]] = {1: [], 2: []}
     for processes in (1, 2, 1, 2):
         spec = _spec(folder, options, epochs=3, processes=processes, threads=1)
-        rates[processes] += _rates(spec, launch(spec))[1:]
+        rates[processes] += _rates(spec)[1:]
         say(f"{processes} processes: {rates[processes][-1]:,.0f} rows/s")
     found = {"one": statistics.median(rates[1]), "two": statistics.median(rates[2])}
     return found["two"] / found["one"], found
@@ -168,8 +172,9 @@ def _spec(folder: Path, options: argparse.Namespace, epochs: int, **settings: An
     return night.make_spec(folder, night.write_samples(folder, int(TRAIN_ROWS * options.scale)), epochs, **settings)
 
 
-def _rates(spec: TrainingSpec, result: TrainingResult) -> list[float]:
+def _rates(spec: TrainingSpec) -> list[float]:
     """Rows/s of each epoch."""
+    result = launch(spec)
     return [result.rows / spec.epochs / epoch.seconds for epoch in result.epochs]
 
 
@@ -226,7 +231,7 @@ def _against_peer(
             said = subprocess.run(list(map(str, command)), check=True, stdout=subprocess.PIPE, text=True).stdout
             found.append(samples / float(said.split()[-1]))
             say(f"torch-rechub {model}, {workers} workers: {found[-1]:,.0f} samples/s")
-        ours += _rates(spec, launch(spec))[1:]
+        ours += _rates(spec)[1:]
         say(f"ours: {ours[-1]:,.0f} samples/s")
     rates = {f"workers_{workers}": statistics.median(found) for workers, found in theirs.items()}
     ratio = statistics.median(ours) / max(rates.values())
