@@ -130,10 +130,7 @@ class _LogSumExp(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         exp_BU, sum_B1 = ctx.saved_tensors
-        shares_B1 = gradients[0][:, None] / sum_B1
-        if torch._C._autograd._get_current_graph_task_keep_graph():  # Somebody will pass here again.
-            return exp_BU * shares_B1
-        return exp_BU.mul_(shares_B1)  # Fresh memory of this size costs a page fault for every 4 KB of it.
+        return exp_BU * (gradients[0][:, None] / sum_B1)
 
 
 def _logsumexp(logits_BU: Tensor) -> Tensor:
