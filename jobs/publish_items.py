@@ -14,7 +14,7 @@ from jobs.support.embeddings import write_item_embeddings
 from jobs.support.gates import GateError, Verdict, judge
 from jobs.support.index import description, index_of_night, log_index
 from jobs.support.nights import alone
-from jobs.support.release import Release, current_uri, folder_of
+from jobs.support.release import Release, current_release, current_uri, folder_of
 from jobs.support.runner import Context, log, main, parser
 from jobs.support.tracking import Tracker
 from model.arrays import to_arrays
@@ -59,8 +59,11 @@ def run(context: Context, tracker: Tracker) -> None:
             f"release {release_id} is not published; `current` stays {verdict.against or 'as it is'}. {refusal} "
             "If it is what you want, raise the tolerance (--set gates.NAME=VALUE) and publish again"
         )
+    before = current_release(context)
     if _make_current(context, release_id):
         tracker.make_champion(version)
+        if before is None or before.release_id != release_id:  # It may have been refused before.
+            tracker.night_tags({"gates": "passed"})
     done = "already done, " if there else ""
     log.info("publish_items %s: %srelease %s, %s items", ds, done, release_id, f"{manifest['items']:,}")
 
