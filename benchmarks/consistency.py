@@ -25,9 +25,9 @@ from model.candidates import POPULARITY, UNIFORM, Rows, collect_candidates
 from model.catalogue import SamplingProbabilities
 from model.config import LossConfig, StreamingConfig
 from model.correction import expected_counts
-from model.features import DEFAULT
 from model.frequency import FrequencyEstimator
 from model.objective import row_losses
+from model.schema import DEFAULT
 
 ITEMS, KINDS = 200, 16
 BATCH, UNIFORM_DRAWS, POPULARITY_DRAWS = 256, 64, 192

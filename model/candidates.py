@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.features import DEFAULT, PADDING
+from model.schema import DEFAULT, PADDING
 
 NONE, UNIFORM, POPULARITY, COARSE, FINE = range(5)
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from model.arrays import ColumnError
 from model.batching import to_tensor
 from model.columns import Column, MappedFiles, Several, Single, bytes_of
-from model.features import DEFAULT, PADDING, Batch, history_column, lookup_column, rows_of
+from model.features import Batch, history_column, lookup_column, rows_of
 from model.files import read_columns
-from model.schema import Feature, FeatureSchema, IdFeature, MultiCategoricalFeature, NumericFeature
+from model.schema import DEFAULT, PADDING, Feature, FeatureSchema, IdFeature, MultiCategoricalFeature, NumericFeature
 
 
 class Catalogue:

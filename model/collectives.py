@@ -91,9 +91,7 @@ def gather_vectors(vectors_Nd: Tensor) -> Tensor:
     return vectors_Nd if world_size() == 1 else _GatherVectors.apply(vectors_Nd)
 
 
-_MANY_ROWS = (
-    4096  # From here on, finding the rows of a table that a step has touched costs less than sending all of them.
-)
+_MANY_ROWS = 4096  # Smaller tables are sent whole: a step touches most of their rows.
 
 
 def average_gradients(state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
@@ -102,7 +100,7 @@ def average_gradients(state: None, bucket: dist.GradBucket) -> torch.futures.Fut
     A step touches few rows of a large table, and the gradient of all others is zero on every rank.
     """
     if bucket.buffer().is_sparse:
-        return allreduce_hook(dist.distributed_c10d._get_default_group(), bucket)
+        return allreduce_hook(dist.group.WORLD, bucket)  # type: ignore[arg-type]  # There is one by now.
     bucket.buffer().div_(world_size())
     rest: list[Tensor] = []
     for gradient in bucket.gradients():

@@ -114,9 +114,8 @@ class SharedSamples:
         self._none = not mine
         self._parts = [Samples(files, columns, config, seed, shard, shards) for shard in mine or [0]]
         self.steps = self._parts[0].plan.steps
-        self.capacity = self._parts[0].plan.capacity * math.ceil(
-            shards / world_size
-        )  # Most rows of a process in a step.
+        # Most rows of a process in a step.
+        self.capacity = self._parts[0].plan.capacity * math.ceil(shards / world_size)
 
     @contextmanager
     def epoch(self, epoch: int, skip: int = 0) -> Iterator[Iterator[dict[str, Tensor]]]:

@@ -12,11 +12,10 @@ import numpy.typing as npt
 
 from model.catalogue import Catalogue
 from model.evaluation import bootstrap_interval
-from model.features import DEFAULT
 from model.files import read_columns
 from model.index import search
 from model.retrieval import embed_users
-from model.schema import FeatureSchema, NumericFeature
+from model.schema import DEFAULT, FeatureSchema, NumericFeature
 from model.two_tower import TwoTower
 
 Arrays = Mapping[str, np.ndarray]

@@ -11,8 +11,17 @@ from torch import Tensor, nn
 
 from model.collectives import world_size
 from model.config import ModelConfig
-from model.schema import BucketFeature, Feature, FeatureSchema, IdFeature, MultiCategoricalFeature, NumericFeature
-from model.sharding import DEFAULT, PADDING, ShardedEmbedding, fill, pieces_of
+from model.schema import (
+    DEFAULT,
+    PADDING,
+    BucketFeature,
+    Feature,
+    FeatureSchema,
+    IdFeature,
+    MultiCategoricalFeature,
+    NumericFeature,
+)
+from model.sharding import ShardedEmbedding, fill, pieces_of
 
 Batch = dict[str, Tensor]
 

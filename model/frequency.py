@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from model.config import StreamingConfig
-from model.features import PADDING
+from model.schema import PADDING
 from model.seeds import derive_seed
 
 

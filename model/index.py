@@ -62,7 +62,7 @@ class ChosenIndex:
 
 
 def factory_of(items: int) -> str:
-    """The index of a catalogue of so many items. docs/index.md has the measurements behind it."""
+    """The index of a catalogue of so many items. Where cells begin to pay is a judgement, not measured."""
     return FLAT if items < EXACT_BELOW else clustered(items)
 
 

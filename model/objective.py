@@ -12,8 +12,8 @@ from model import losses
 from model.candidates import Candidates
 from model.config import LossConfig
 from model.correction import Offsets, logit_offsets, other_draws
-from model.features import PADDING
 from model.losses import MASKED, Logits
+from model.schema import PADDING
 
 
 class RowLosses(NamedTuple):

@@ -7,6 +7,8 @@ from pydantic import Field, PositiveInt, model_validator
 
 from model.config import Config
 
+PADDING, DEFAULT = 0, 1  # Indices of every vocabulary: of no value, whose row stays zero, and of one that is not known.
+
 
 class ItemRows(Config):
     """Which row of the embedding table is an item's: a column of `item_features`, and how many rows there are.

@@ -14,9 +14,9 @@ from torch import Tensor
 from model.catalogue import Catalogue
 from model.collectives import gather_vectors, rank, world_size
 from model.config import SelfSupervisionConfig
-from model.features import PADDING, Batch
+from model.features import Batch
 from model.losses import MASKED
-from model.schema import MultiCategoricalFeature
+from model.schema import PADDING, MultiCategoricalFeature
 from model.seeds import generator
 from model.two_tower import TwoTower
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from model.collectives import exchange, exchange_counts, rank, world_size
+from model.schema import DEFAULT, PADDING
 from model.tensor_file import Rows, TensorFile
 
-PADDING, DEFAULT = 0, 1  # Rows of every table: the one that stays zero, and the one for what is not known.
 PIECE = 2**20  # Rows of a whole table that are held at once while it is drawn, read or written.
 
 

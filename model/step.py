@@ -16,10 +16,11 @@ from model.collectives import gather_rows, gather_vectors, rank, world_size
 from model.config import LossConfig
 from model.correction import expected_counts
 from model.data import USER
-from model.features import PADDING, Batch
+from model.features import Batch
 from model.frequency import FrequencyEstimator
 from model.losses import weighted_mean
 from model.objective import positive_ranks, row_losses
+from model.schema import PADDING
 from model.self_supervision import SelfSupervision
 from model.two_tower import TwoTower
 

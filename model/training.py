@@ -20,7 +20,7 @@ from model.catalogue import Catalogue, SamplingProbabilities
 from model.checkpoint import WarmStartError, read_state, save_checkpoint, state_file, warm_start
 from model.collectives import average_gradients, rank, sum_over_ranks, world_size
 from model.data import USER, Samples, SharedSamples, sample_columns
-from model.features import DEFAULT, Batch, table_name
+from model.features import Batch, table_name
 from model.frequency import FrequencyEstimator
 from model.health import look
 from model.metrics import Recorder
@@ -32,7 +32,7 @@ from model.optimisation import (
     set_learning_rates,
 )
 from model.progress import Progress, find_progress, identity, save_progress
-from model.schema import FeatureSchema
+from model.schema import DEFAULT, FeatureSchema
 from model.seeds import derive_seed
 from model.self_supervision import SelfSupervision
 from model.sharding import here, parameter_count, restore, shares_of, whole_state
@@ -202,10 +202,11 @@ class Fit:
     def state(self) -> dict[str, Tensor | Rows]:
         """What the next night goes on with, beside the parameters."""
         frequency = self.step.frequency.state_dict() if self.step.frequency else {}
+        return {f"{FREQUENCY}{name}": values for name, values in frequency.items()} | self._gathered()
+
+    def _gathered(self) -> dict[str, Tensor | Rows]:
         gathered = optimizer_state(self.step, self.optimizers)
-        return {f"{FREQUENCY}{name}": values for name, values in frequency.items()} | {
-            f"{OPTIMIZER}{name}": values for name, values in gathered.items()
-        }
+        return {f"{OPTIMIZER}{name}": values for name, values in gathered.items()}
 
     def samples(self, shards: int) -> SharedSamples:
         """The rows of an epoch, in so many shares."""
@@ -283,8 +284,9 @@ class Fit:
             epochs=self.epochs,
             recorder=self.recorder.state(),
         )
+        # The estimator is a part of the step.
         parameters = {f"{PARAMETER}{name}": values for name, values in whole_state(self.step).items()}
-        save_progress(self.spec.resume, progress, parameters | self.state())
+        save_progress(self.spec.resume, progress, parameters | self._gathered())
 
     def _warm_start(self, before: str) -> None:
         """The optimisers go on from last night's too: Adam without its averages takes its first steps blindly."""

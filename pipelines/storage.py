@@ -165,7 +165,7 @@ class Warehouse:
     def read_text(self, uri: str) -> str:
         """A small text file, whole. FileNotFoundError where there is none."""
         if local := _local_path(uri):
-            return local.read_text()
+            return local.read_text(encoding="utf-8")
         if not self.exists(uri):
             raise FileNotFoundError(uri)
         stream = self._fs(uri).open(self._path(uri))
@@ -194,7 +194,7 @@ class Warehouse:
             # that does not fit.
             local.parent.mkdir(parents=True, exist_ok=True)
             new = local.with_name(f"{local.name}.{uuid.uuid4().hex}.tmp")
-            new.write_text(text)
+            new.write_text(text, encoding="utf-8")
             try:
                 if replace:
                     new.replace(local)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jobs.support.release import Release, current_release
+from jobs.support.release import Release, comparable_release
 from jobs.support.runner import Context, log
 from jobs.support.tracking import Tracker
 from model.catalogue import Catalogue
@@ -40,10 +40,10 @@ def test_then_train(context: Context, tracker: Tracker, samples: Manifest) -> No
     """Record how the release in use does on the events of ds, before anything is trained on them.
 
     So every event is once a test (prequential evaluation: Dawid, 1984; Gama et al., 2013), and one chart shows the nights.
-    Nothing for a first night, or where the release in use is not of an earlier one.
+    Nothing where there is no release that could be asked (`comparable_release`).
     """
-    current = current_release(context)
-    if current is None or current.manifest["ds"] >= context.ds:
+    current = comparable_release(context)
+    if current is None:
         return
     schema = FeatureSchema.model_validate(samples.facts["schema"])
     events = events_of(context, samples, ("train", "valid"), schema)

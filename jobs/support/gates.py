@@ -4,20 +4,18 @@ import json
 import statistics
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from jobs.support.config import Gates
 from jobs.support.examining import events_of, examined
-from jobs.support.release import Release, current_release
+from jobs.support.release import Release, comparable_release, current_release
 from jobs.support.runner import Context, log
 from model.examination import Examination, certain_loss
-from model.features import DEFAULT
-from model.schema import FeatureSchema
+from model.schema import DEFAULT, FeatureSchema
+from pipelines.checks import NIGHTS_BEFORE
 from pipelines.errors import NightjarError
-from pipelines.storage import Manifest, days_back, digest
+from pipelines.storage import Manifest, days_back, digest, shift
 
 FILE = "gates.json"  # Beside the manifest of a release, and not among its files: it is said of the release.
-NIGHTS = 7
 
 
 class GateError(NightjarError):
@@ -66,24 +64,21 @@ def refused_by(context: Context, release_uri: str) -> list[str]:
     uri = f"{release_uri}/{FILE}"
     if not context.warehouse.exists(uri):
         return []
-    return [gate.name for gate in map(_gate, json.loads(context.warehouse.read_text(uri))["gates"]) if not gate.passed]
-
-
-def _gate(told: dict[str, Any]) -> Gate:
-    return Gate(**told)
+    gates = [Gate(**told) for told in json.loads(context.warehouse.read_text(uri))["gates"]]
+    return [gate.name for gate in gates if not gate.passed]
 
 
 def judge(context: Context, release: Release) -> Verdict:
     """Every gate of a release. The answers are kept beside it, until the tolerances or what it would replace change."""
     current = current_release(context)
-    before = current if current and current.manifest["ds"] < release.manifest["ds"] else None
+    before = comparable_release(context)
     asked = digest([context.config.gates.model_dump(mode="json"), before.release_id if before else None])
     uri = f"{release.uri}/{FILE}"
     if context.warehouse.exists(uri) and not context.force:
         known = json.loads(context.warehouse.read_text(uri))
         published = current is not None and current.release_id == release.release_id
         if published or known["asked"] == asked:
-            return Verdict([_gate(gate) for gate in known["gates"]], known["against"])
+            return Verdict([Gate(**told) for told in known["gates"]], known["against"])
     verdict = Verdict(list(_gates(context, release, before)), before.release_id if before else None)
     told = {"asked": asked, "against": verdict.against, "gates": [asdict(gate) for gate in verdict.gates]}
     context.warehouse.write_text(uri, json.dumps(told, indent=1))
@@ -93,9 +88,11 @@ def judge(context: Context, release: Release) -> Verdict:
 def _gates(context: Context, release: Release, before: Release | None) -> Iterator[Gate]:
     config, warehouse, ds = context.config.gates, context.warehouse, context.ds
     samples, model = warehouse.require("samples", ds, ""), warehouse.require("models", ds, "")
+    # A night that begins from raw logs has nothing in common with the one before.
+    last = None if samples.facts["bootstrap_days"] else warehouse.manifest("models", shift(ds, -1))
     yield from _rows(context, samples, config)
-    yield from _health(context, model, config)
-    yield from _vocabularies(context, model, config)
+    yield from _health(model, last, config)
+    yield from _vocabularies(model, last, config)
     index = release.manifest["index"]
     yield Gate(
         "index_recall", index["recall"], context.config.index.recall_target, True,
@@ -110,15 +107,15 @@ def _gates(context: Context, release: Release, before: Release | None) -> Iterat
         "unknown_users", float((users == DEFAULT).mean()), config.unknown_ids, False,
         f"Share of {len(users):,} held-out events whose user has no index: look at the users' ids in interactions.",
     )  # fmt: skip
-    now = examined(context, release, events, config.recall_at)
     if before is None:
         return
+    now = examined(context, release, events, config.recall_at)
     then = examined(context, before, events, config.recall_at)
     yield from _recall(now, then, before, config, context.config.seed)
 
 
 def _rows(context: Context, samples: Manifest, config: Gates) -> Iterator[Gate]:
-    nights = [context.warehouse.manifest("samples", ds) for ds in days_back(context.ds, NIGHTS + 1)[:-1]]
+    nights = [context.warehouse.manifest("samples", ds) for ds in days_back(context.ds, NIGHTS_BEFORE + 1)[:-1]]
     rows = [night.rows for night in nights if night and not night.facts["bootstrap_days"]]
     if rows and not samples.facts["bootstrap_days"]:
         usual = statistics.median(rows)
@@ -128,7 +125,7 @@ def _rows(context: Context, samples: Manifest, config: Gates) -> Iterator[Gate]:
         )  # fmt: skip
 
 
-def _health(context: Context, model: Manifest, config: Gates) -> Iterator[Gate]:
+def _health(model: Manifest, last: Manifest | None, config: Gates) -> Iterator[Gate]:
     health = model.facts["health"]
     yield Gate(
         "effective_dimensions", health["effective_dimensions"], config.effective_dimensions, True,
@@ -139,19 +136,17 @@ def _health(context: Context, model: Manifest, config: Gates) -> Iterator[Gate]:
         "mean_cosine", health["mean_cosine"], config.mean_cosine, False,
         "Cosine of two items on average: above, all items look alike.",
     )  # fmt: skip
-    night = context.warehouse.manifest("models", days_back(context.ds, 2)[0])
-    if night and night.facts.get("health"):
+    if last and last.facts.get("health"):  # Earlier versions did not keep it.
         yield Gate(
-            "embedding_growth", health["embedding_norm"] / night.facts["health"]["embedding_norm"], config.embedding_growth,
+            "embedding_growth", health["embedding_norm"] / last.facts["health"]["embedding_norm"], config.embedding_growth,
             False, "Length of the items' embeddings against last night's: above, training diverges.",
         )  # fmt: skip
 
 
-def _vocabularies(context: Context, model: Manifest, config: Gates) -> Iterator[Gate]:
-    night = context.warehouse.manifest("models", days_back(context.ds, 2)[0])
-    if night is None:
+def _vocabularies(model: Manifest, last: Manifest | None, config: Gates) -> Iterator[Gate]:
+    if last is None:
         return
-    before, now = _sizes(night), _sizes(model)
+    before, now = _sizes(last), _sizes(model)
     growth = {name: now[name] / before[name] for name in now if name in before}
     if growth:
         name = max(growth, key=lambda name: growth[name])

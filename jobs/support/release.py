@@ -6,7 +6,7 @@ from typing import Any
 
 from jobs.support.runner import Context
 from pipelines.errors import InputError
-from pipelines.storage import Warehouse
+from pipelines.storage import Warehouse, shift
 
 FOLDER = "releases"
 
@@ -48,3 +48,21 @@ def find_release(context: Context, release_id: str | None = None) -> Release:
 def current_release(context: Context) -> Release | None:
     """The release in use; None before the first one."""
     return find_release(context) if context.warehouse.exists(current_uri(context.warehouse)) else None
+
+
+def comparable_release(context: Context) -> Release | None:
+    """The release in use, where it is of an earlier night and speaks of the same users and items; else None.
+
+    A night that begins from raw logs (--bootstrap-days) gives indices anew: a release from before it cannot be asked for
+    users and items by those of after.
+    """
+    current = current_release(context)
+    if current is None or current.manifest["ds"] >= context.ds:
+        return None
+    day = shift(current.manifest["ds"], 1)
+    while day <= context.ds:
+        samples = context.warehouse.manifest("samples", day)
+        if samples is None or samples.facts["bootstrap_days"]:
+            return None
+        day = shift(day, 1)
+    return current

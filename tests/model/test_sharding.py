@@ -13,9 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from model import sharding
 from model.checkpoint import load_checkpoint, read_description, read_state
-from model.features import DEFAULT
 from model.launch import ROOT
-from model.schema import FeatureSchema
+from model.schema import DEFAULT, FeatureSchema
 from model.spec import TrainingSpec
 from model.tensor_file import Rows, TensorFile, encode
 from model.training import build_step, train

@@ -6,9 +6,9 @@ import torch
 
 from model.catalogue import Catalogue
 from model.config import ModelConfig
-from model.features import PADDING, Batch, HistoryPooling
+from model.features import Batch, HistoryPooling
 from model.retrieval import batch_columns, embed_items, embed_users
-from model.schema import FeatureSchema
+from model.schema import PADDING, FeatureSchema
 from model.two_tower import TwoTower
 from tests.model import toy
 

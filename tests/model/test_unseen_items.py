@@ -9,8 +9,8 @@ import pytest
 from model.arrays import ColumnError
 from model.catalogue import Catalogue
 from model.checkpoint import load_checkpoint
-from model.features import DEFAULT
 from model.retrieval import embed_items, embed_users
+from model.schema import DEFAULT
 from model.spec import TrainingSpec
 from model.training import train
 from tests.model import toy
