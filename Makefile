@@ -1,5 +1,5 @@
 # Every target builds its virtual environment by itself where it is missing.
-#   make setup | demo | demo-grocery | test | lint | bench (or one: bench-samples | bench-loss | bench-frequency |
+#   make setup | demo | demo-grocery | test | test-crash | lint | bench (or one: bench-samples | bench-loss | bench-frequency |
 #   bench-consistency | bench-towers | bench-index | bench-training | bench-links LINKS=folder of Wikispeedia)      SPARK=4 runs the same on pyspark 4.0
 PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3.10 python3))
 SPARK  ?= 3
@@ -14,7 +14,7 @@ BIN   := $(VENV)/bin
 STAMP := $(VENV)/.nightjar-installed
 
 BENCHES := bench-samples bench-loss bench-frequency bench-consistency bench-towers bench-index bench-training
-.PHONY: setup demo demo-grocery test bench $(BENCHES) bench-links lint clean
+.PHONY: setup demo demo-grocery test test-crash bench $(BENCHES) bench-links lint clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -44,6 +44,11 @@ lint: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -q
+
+# Two nights, killed 40 times on their way: docs/faults.md.
+test-crash: export NIGHTJAR_KILLS ?= 40
+test-crash: $(STAMP)
+	$(BIN)/python -m pytest -q -s tests/jobs/test_crash.py
 
 bench: $(BENCHES)
 

@@ -13,7 +13,7 @@ from pyarrow import parquet as pq
 from jobs.support.embeddings import write_item_embeddings
 from jobs.support.gates import GateError, Verdict, judge
 from jobs.support.index import description, index_of_night, log_index
-from jobs.support.nights import alone
+from jobs.support.nights import alone, require_model
 from jobs.support.release import Release, current_release, current_uri, folder_of
 from jobs.support.runner import Context, log, main, parser
 from jobs.support.tracking import Tracker
@@ -82,6 +82,7 @@ def _table(verdict: Verdict) -> dict[str, list[Any]]:
 def _write_release(context: Context, release_id: str) -> tuple[dict[str, Any], ChosenIndex]:
     """The folder of a release, staged, described and moved into place. Returns its manifest, and how its index was found."""
     warehouse, ds = context.warehouse, context.ds
+    model = require_model(context, ds, "")
     staging = warehouse.new_staging("releases", ds)
     with tempfile.TemporaryDirectory(prefix="nightjar-index-") as local:
         chosen = index_of_night(context, lambda: _vectors(context), _dim(context))
@@ -96,7 +97,7 @@ def _write_release(context: Context, release_id: str) -> tuple[dict[str, Any], C
         "items": int(chosen.index.ntotal),
         "dim": int(chosen.index.d),
         "index": description(chosen, context.config.index),
-        "schema": warehouse.require("models", ds, "").facts["schema"],
+        "schema": model.facts["schema"],
         "inputs": warehouse.require("item_embeddings", ds, "").inputs,
         "files": {file.removeprefix(staging).lstrip("/"): checksum(file) for file in warehouse.data_files(staging)},
         "code_version": code_version(),

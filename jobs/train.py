@@ -4,7 +4,7 @@ import sys
 
 from jobs.support.examining import test_then_train
 from jobs.support.feature_information import item_relations
-from jobs.support.nights import alone
+from jobs.support.nights import alone, require_model
 from jobs.support.plots import loss_curve, tower_weights
 from jobs.support.runner import Context, log, main, parser
 from jobs.support.tracking import Tracker
@@ -31,9 +31,8 @@ def run(context: Context, tracker: Tracker) -> None:
     before = None
     if not first_night:
         yesterday = shift(ds, -1)
-        before = warehouse.require(
-            "models", yesterday, f"run train for ds={yesterday} first: nights build on each other"
-        )
+        remedy = f"run train for ds={yesterday} first: nights build on each other"
+        before = warehouse.require("models", yesterday, remedy)
         _refuse_stale(context, before, "samples", yesterday, f"run train for ds={yesterday} again")
         inputs[f"models@{yesterday}"] = before.fingerprint
     recipe = Recipe(config.hash_of(*HASHED), inputs)
@@ -41,6 +40,8 @@ def run(context: Context, tracker: Tracker) -> None:
     if existing and existing.made_by(recipe) and not context.force:
         log.info("train %s: already done (loss %.4f)", ds, existing.facts["loss"])
         return
+    if before:
+        require_model(context, before.ds, "")
     test_then_train(context, tracker, made["samples"])
     offered = FeatureSchema.model_validate(made["samples"].facts["schema"])
     schema = _without(offered, config.model.leave_out)
@@ -77,7 +78,19 @@ def run(context: Context, tracker: Tracker) -> None:
             progress=sys.stderr.isatty(),
         )
         result = launch(spec)
-        points = [point.model_dump() for point in result.metrics]
+        loss, points = result.epochs[-1].loss, [point.model_dump() for point in result.metrics]
+        facts = {
+            "content": [checksum(f"{staging}/{name}") for name in (PARAMETERS, STATE)],
+            "loss": loss,
+            "steps": result.steps,
+            "rows": result.rows,
+            "epochs": epochs,
+            "health": {name: points[-1][name] for name in Health.model_fields},
+            "schema": schema.model_dump(mode="json"),
+        }
+        # Before it is recorded: the record may not answer, and hours of training would be lost with it.
+        warehouse.finish_folder(staging, "models", ds, recipe, facts)
+        warehouse.finished("models", ds)
         job.series(points, "step")
         job.series([_figures(epoch) for epoch in result.epochs], "epoch")
         job.metrics({f"masked.{name}": float(count) for name, count in result.masked.items()})
@@ -94,18 +107,6 @@ def run(context: Context, tracker: Tracker) -> None:
         job.figure(loss_curve(points), "loss")
         if weights := result.epochs[-1].weights:
             job.figure(tower_weights(weights), "tower_weights")
-    loss = result.epochs[-1].loss
-    facts = {
-        "content": [checksum(f"{staging}/{name}") for name in (PARAMETERS, STATE)],
-        "loss": loss,
-        "steps": result.steps,
-        "rows": result.rows,
-        "epochs": epochs,
-        "health": {name: points[-1][name] for name in Health.model_fields},
-        "schema": schema.model_dump(mode="json"),
-    }
-    warehouse.finish_folder(staging, "models", ds, recipe, facts)
-    warehouse.finished("models", ds)
     tracker.night_metrics({"loss": loss})
     log.info(
         "train %s: %s rows in %s steps, %.1f s, loss %.4f", ds, f"{result.rows:,}", result.steps, result.seconds, loss

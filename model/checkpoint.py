@@ -31,7 +31,8 @@ def save_checkpoint(
 
     Every rank calls it, and rank 0 writes: of sharded tables the whole, a piece at a time, so that who reads a checkpoint
     knows nothing of shares.
-    `state`: what the next night's training goes on with, and serving does not need.
+    `state`: what the next night's training goes on with, and serving does not need. Of `result` no times are kept: a training
+    that is done again gives the same files.
     """
     if rank() > 0:
         drain(whole_state(model))
@@ -41,7 +42,7 @@ def save_checkpoint(
         "version": VERSION,
         "schema": model.schema.model_dump(mode="json"),
         "model": model.config.model_dump(mode="json"),
-        "result": result.model_dump(mode="json"),
+        "result": result.without_measures(),
     }
     files = {
         PARAMETERS: encode(whole_state(model)),

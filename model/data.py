@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from itertools import islice
 from typing import Any, BinaryIO
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import torch
@@ -26,7 +27,7 @@ from torch import Tensor
 from model.arrays import ColumnError, to_arrays
 from model.batching import Arrays, EpochPlan, batches, plan_epoch, shuffle_shards
 from model.config import Config, TrainingConfig
-from model.files import resolve
+from model.files import naming_broken_file, resolve
 from model.prefetch import prefetched
 from model.schema import FeatureSchema
 from model.seeds import generator
@@ -72,7 +73,8 @@ class Samples:
 
         Every row of the rank once, in `plan.steps` batches, less the first `skip`: these are read and let go, since what
         was left of one window is shuffled into the next. The order is a function of (seed, epoch, rank).
-        Raises ColumnError for nulls, ragged lists or a missing column; ValueError where rows and manifest disagree.
+        Raises ColumnError for nulls, ragged lists or a missing column; BrokenFileError for a file that cannot be read;
+        ValueError where rows and manifest disagree.
         """
         return prefetched(lambda: self._batches(epoch, shuffle, skip))
 
@@ -170,7 +172,7 @@ class _RowGroupWorker(ArrowReaderWorker):
                 f"{len(self._dataset_path_or_paths)} sample files hold {len(self._split_pieces)} row groups; sharding "
                 "by file needs one row group a file: write the samples again with build_negatives"
             )
-        with self._filesystem.open(piece.path) as file:
+        with naming_broken_file(piece.path), self._filesystem.open(piece.path) as file:
             # One thread a row group: Petastorm's pool is the parallelism.
             table = pq.ParquetFile(file).read_row_group(
                 piece.row_group, columns=list(self._schema.fields), use_threads=False
@@ -219,17 +221,23 @@ def _open_reader(
 ) -> Reader:
     _silence_petastorm()
     resolved = [resolve(file.url) for file in files]
-    return Reader(
-        _ArrowFilesystem(resolved[0][0]),
-        [path for _, path in resolved],
-        schema_fields=[re.escape(column) for column in columns],  # Petastorm reads them as regular expressions.
-        worker_class=_RowGroupWorker,
-        reader_pool=ThreadPool(threads, results_queue_size=threads),
-        shuffle_row_groups=False,  # The order of `files` is the shuffle.
-        cur_shard=rank,
-        shard_count=world_size,
-        is_batched_reader=True,
-    )
+    try:
+        return Reader(
+            _ArrowFilesystem(resolved[0][0]),
+            [path for _, path in resolved],
+            schema_fields=[re.escape(column) for column in columns],  # Petastorm reads them as regular expressions.
+            worker_class=_RowGroupWorker,
+            reader_pool=ThreadPool(threads, results_queue_size=threads),
+            shuffle_row_groups=False,  # The order of `files` is the shuffle.
+            cur_shard=rank,
+            shard_count=world_size,
+            is_batched_reader=True,
+        )
+    except (pa.ArrowException, OSError):
+        for file, (filesystem, path) in zip(files, resolved, strict=True):  # It does not say which one.
+            with naming_broken_file(file.url), filesystem.open_input_file(path) as opened:
+                pq.ParquetFile(opened)
+        raise
 
 
 def _silence_petastorm() -> None:

@@ -1,16 +1,20 @@
 """Files by URL, through one resolver for everything that the room reads and writes."""
 
 import hashlib
+import re
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from urllib.parse import unquote, urlparse
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from model.arrays import ColumnError, to_arrays
 
+_OF_CONTENT = re.compile(r"corrupt|deserialize|end of (stream|file|buffer)|footer|magic|page", re.IGNORECASE)
 _SAME_STORE = {"s3a": "s3", "s3n": "s3"}  # Hadoop's names of stores that Arrow knows under another.
 
 
@@ -45,10 +49,15 @@ def write_folder(url: str, files: Mapping[str, Iterable[bytes | memoryview]]) ->
     movable = isinstance(filesystem, pafs.LocalFileSystem | pafs.HadoopFileSystem)
     target = f"{path}.writing-{uuid.uuid4().hex[:8]}" if movable else path
     filesystem.create_dir(target, recursive=True)
-    for name, content in files.items():
-        with filesystem.open_output_stream(f"{target}/{name}") as file:
-            for piece in content:
-                file.write(piece)
+    try:
+        for name, content in files.items():
+            with filesystem.open_output_stream(f"{target}/{name}") as file:
+                for piece in content:
+                    file.write(piece)
+    except BaseException:
+        if movable:  # What a full disk cut short would keep it full.
+            filesystem.delete_dir(target)
+        raise
     if movable:
         if filesystem.get_file_info(path).type != pafs.FileType.NotFound:
             filesystem.delete_dir(path)
@@ -65,17 +74,33 @@ def checksum(url: str) -> str:
     return digest.hexdigest()
 
 
+class BrokenFileError(ValueError):
+    """A Parquet file is cut short, damaged or none."""
+
+
+@contextmanager
+def naming_broken_file(url: str) -> Iterator[None]:
+    """Arrow's words about a file that it cannot read, as a BrokenFileError that names it."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and not _OF_CONTENT.search(str(error)):
+            raise  # Of the way to the file.
+        raise BrokenFileError(f"the file {url} cannot be read: {error}") from error
+
+
 def read_columns(urls: Sequence[str], columns: Sequence[str]) -> dict[str, np.ndarray]:
     """Columns of Parquet files, the files one after another: scalars [rows], lists [rows, length].
 
-    Raises ColumnError where a file lacks a column or breaks its contract, FileNotFoundError where there is no file.
+    Raises ColumnError where a file lacks a column or breaks its contract, BrokenFileError where it cannot be read,
+    FileNotFoundError where there is no file.
     """
     if not urls:
         raise FileNotFoundError(f"no files were given to read {', '.join(columns)} from")
     parts = []
     for url in urls:
         filesystem, path = resolve(url)
-        with filesystem.open_input_file(path) as file:
+        with naming_broken_file(url), filesystem.open_input_file(path) as file:
             parquet = pq.ParquetFile(file)
             lacking = sorted(set(columns) - set(parquet.schema_arrow.names))
             if lacking:

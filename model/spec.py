@@ -1,5 +1,7 @@
 """What a training run is told and what it tells back. Both are JSON, so a run may be another process or machine."""
 
+from typing import Any
+
 from pydantic import Field, PositiveInt
 
 from model.config import Config, LossConfig, ModelConfig, TrainingConfig
@@ -78,6 +80,9 @@ class EpochMetrics(Config):
     seconds: float
 
 
+_MEASURED = {"rows_per_second", "data_wait_share", "step_seconds", "seconds", "memory_mb"}
+
+
 class TrainingResult(Config):
     """What a run did."""
 
@@ -92,3 +97,8 @@ class TrainingResult(Config):
     rows_without_negatives: int = Field(description="Rows whose candidates were all masked: their loss is 0.")
     temperature: float
     seconds: float
+
+    def without_measures(self) -> dict[str, Any]:
+        """As JSON, without what the clock and the machine say: the same training tells the same."""
+        measured: Any = {"seconds": True, "metrics": {"__all__": _MEASURED}, "epochs": {"__all__": {"seconds"}}}
+        return self.model_dump(mode="json", exclude=measured)

@@ -9,10 +9,18 @@ from pyspark.errors import PySparkException
 
 from pipelines.errors import InputError
 
-# How Spark tells of a file that it cannot read: by its footer, its checksum or its pages.
+# How Spark tells of a file that it cannot read: by its footer, its checksum or its pages. The last is how trainers do.
 BROKEN_FILE = re.compile(
-    r"(?:footer for file|Checksum error|while reading file):? (\S.*?)(?=\.(?:\s|$)| at \d+ exp)", re.MULTILINE
+    r"(?:footer for file|Checksum error|while reading file):? (\S.*?)(?=\.(?:\s|$)| at \d+ exp)"
+    r"|(?:(\w+:/.*?) is not a Parquet file|the file (\S.*?) cannot be read)",
+    re.MULTILINE,
 )
+
+
+def broken_file(text: str) -> str | None:
+    """The file that an error says cannot be read, as a URI; None where it speaks of something else."""
+    found = BROKEN_FILE.search(text)
+    return three_slashes(next(filter(None, found.groups()))) if found else None
 
 
 def three_slashes(uri: str) -> str:
@@ -34,10 +42,10 @@ def naming_broken_files(table: str) -> Iterator[None]:
             raise InputError(
                 f"table {table}: its files disagree on the type of a column: {schemas}. Write them alike"
             ) from error
-        file = BROKEN_FILE.search(text)
+        file = broken_file(text)
         if file is None:
             raise
         raise InputError(
-            f"table {table}: the file {three_slashes(file.group(1))} cannot be read: it is cut short, damaged or no "
-            "Parquet. Write this partition again"
+            f"table {table}: the file {file} cannot be read: it is cut short, damaged or no Parquet. Write this partition "
+            "again"
         ) from error

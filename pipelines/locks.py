@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import psutil
+from py4j.protocol import Py4JError
 
 from pipelines.errors import NightjarError
 from pipelines.storage import Warehouse, parse_ds
@@ -74,7 +75,10 @@ def _beat(warehouse: Warehouse, uri: str, mine: dict[str, Any], done: threading.
         if (_read(warehouse, uri) or {}).get("token") != mine["token"]:
             log.error("the lock %s was taken over or deleted while this run goes on: another may work on this day", uri)
             return
-        warehouse.write_text(uri, _alive(mine))
+        try:
+            warehouse.write_text(uri, _alive(mine))
+        except (OSError, Py4JError) as error:  # A full disk, say: the next beat may find room.
+            log.warning("the lock %s could not be renewed: %s", uri, error)
 
 
 def _alive(mine: dict[str, Any]) -> str:

@@ -10,7 +10,8 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import date, datetime, timedelta, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -194,8 +195,8 @@ class Warehouse:
             # that does not fit.
             local.parent.mkdir(parents=True, exist_ok=True)
             new = local.with_name(f"{local.name}.{uuid.uuid4().hex}.tmp")
-            new.write_text(text, encoding="utf-8")
             try:
+                new.write_text(text, encoding="utf-8")
                 if replace:
                     new.replace(local)
                 else:
@@ -265,11 +266,12 @@ class Warehouse:
         """
         target = self.path(table)
         staging = self.new_staging(table, "import")
-        frame.repartition("ds").sortWithinPartitions("ds").write.partitionBy("ds").parquet(staging)
-        counts = {row["ds"]: row["count"] for row in self.spark.read.parquet(staging).groupBy("ds").count().collect()}
-        if not counts:
-            self.delete(staging)
-            raise InputError(f"table {table}: the import produced no rows; nothing was written")
+        with self._removed_where_it_fails(staging):
+            frame.repartition("ds").sortWithinPartitions("ds").write.partitionBy("ds").parquet(staging)
+            days = self.spark.read.parquet(staging).groupBy("ds").count().collect()
+            counts = {row["ds"]: row["count"] for row in days}
+            if not counts:
+                raise InputError(f"table {table}: the import produced no rows; nothing was written")
         if self.exists(target):
             for ds in sorted(counts):
                 self._replace(f"{staging}/ds={ds}", f"{target}/ds={ds}")
@@ -327,17 +329,17 @@ class Warehouse:
         has been moved by then, so a failed check leaves the table as it was.
         """
         staging = self.new_staging(table, ds)
-        writer = frame.write.partitionBy(*partition_by) if partition_by else frame.write
-        writer.parquet(staging)
-        staged = self.spark.read.schema(frame.schema).option("basePath", staging).parquet(staging)
-        rows = staged.count()
-        if rows == 0 and not may_be_empty:
-            self.delete(staging)
-            raise InputError(
-                f"table {table} ds={ds} would be empty: nothing was written. "
-                "Look at the counts above for the filter that removed every row"
-            )
-        described = facts(staged, staging) if callable(facts) else dict(facts or {})
+        with self._removed_where_it_fails(staging):
+            writer = frame.write.partitionBy(*partition_by) if partition_by else frame.write
+            writer.parquet(staging)
+            staged = self.spark.read.schema(frame.schema).option("basePath", staging).parquet(staging)
+            rows = staged.count()
+            if rows == 0 and not may_be_empty:
+                raise InputError(
+                    f"table {table} ds={ds} would be empty: nothing was written. "
+                    "Look at the counts above for the filter that removed every row"
+                )
+            described = facts(staged, staging) if callable(facts) else dict(facts or {})
         return self._finish(staging, table, ds, recipe, rows, described)
 
     def finish_folder(self, staging: str, table: str, ds: str, recipe: Recipe, facts: dict[str, Any]) -> Manifest:
@@ -355,8 +357,9 @@ class Warehouse:
                 f"{uri} holds {foreign[0]!r}, which no export wrote: name another folder, or empty this one"
             )
         staging = f"{uri}.writing-{uuid.uuid4().hex[:8]}"
-        frame.write.parquet(staging)
-        rows = self.spark.read.parquet(staging).count()
+        with self._removed_where_it_fails(staging):
+            frame.write.parquet(staging)
+            rows = self.spark.read.parquet(staging).count()
         self.delete(uri)
         self.rename(staging, uri)
         return rows
@@ -394,6 +397,15 @@ class Warehouse:
         staging = f"{parent}/{uuid.uuid4().hex}"
         self._fs(staging).mkdirs(self._path(parent))
         return staging
+
+    @contextmanager
+    def _removed_where_it_fails(self, staging: str) -> Iterator[None]:
+        """What a full disk cut short would keep it full."""
+        try:
+            yield
+        except BaseException:
+            self.delete(staging)
+            raise
 
     def on_the_way(self, table: str, ds: str, inputs: Mapping[str, str]) -> str:
         """The folder for what a long step keeps while it writes a partition from these inputs.

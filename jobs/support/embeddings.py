@@ -10,6 +10,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
+from jobs.support.nights import require_model
 from jobs.support.runner import Context
 from model.catalogue import Catalogue
 from model.checkpoint import load_checkpoint
@@ -49,6 +50,7 @@ def write_item_embeddings(context: Context) -> Manifest:
     existing = warehouse.manifest("item_embeddings", ds)
     if existing and existing.made_by(recipe):
         return existing
+    require_model(context, ds, "")
     uri, fingerprint, release = warehouse.path("models", ds), model.fingerprint, release_id_of(model, features)
     columns = FeatureSchema.model_validate(model.facts["schema"]).item_columns
     rows = warehouse.read("item_features", ds)

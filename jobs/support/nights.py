@@ -5,8 +5,12 @@ from collections.abc import Callable
 from jobs.support.config import Config
 from jobs.support.runner import Context
 from jobs.support.tracking import Tracker
+from model.checkpoint import PARAMETERS, STATE
+from model.files import checksum
+from pipelines.errors import InputError
 from pipelines.locks import locked
 from pipelines.night import Night, SampleConfig
+from pipelines.storage import Manifest
 
 Step = Callable[[Context, Tracker], None]
 
@@ -25,6 +29,19 @@ def open_night(context: Context, bootstrap_days: int | None = None) -> Night:
     return Night.open(
         context.warehouse, config.inputs, context.ds, config.seed, bootstrap_days, config.checks, config.features
     )
+
+
+def require_model(context: Context, ds: str, remedy: str) -> Manifest:
+    """The manifest of a night's model, whose files are those that it was written with. InputError where they are not."""
+    warehouse = context.warehouse
+    manifest, folder = warehouse.require("models", ds, remedy), warehouse.path("models", ds)
+    for name, digest in zip((PARAMETERS, STATE), manifest.facts["content"], strict=True):
+        if not warehouse.exists(f"{folder}/{name}") or checksum(f"{folder}/{name}") != digest:
+            raise InputError(
+                f"table models ds={ds}: {folder}/{name} is not what was written: it is damaged or gone. Put it back, or "
+                f"delete the folder {folder} and run the night of ds={ds} again: the model is trained anew"
+            )
+    return manifest
 
 
 def alone(step: Step) -> Callable[[Context], None]:

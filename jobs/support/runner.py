@@ -10,6 +10,7 @@ from typing import Any
 from pyspark.sql import SparkSession
 
 from jobs.support.config import Config, load_config
+from jobs.support.faults import explained
 from pipelines.errors import NightjarError
 from pipelines.session import open_session
 from pipelines.storage import Warehouse, parse_ds
@@ -61,13 +62,15 @@ def main(flags: argparse.ArgumentParser, run: Callable[[Context], None], argv: l
     log.handlers, log.propagate = [handler], False
     log.setLevel(logging.INFO)
     args = flags.parse_args(argv)
-    spark = None
+    spark = warehouse = None
     try:
         config = load_config(args.config, args.overrides)
         ds = parse_ds(args.ds).isoformat() if getattr(args, "ds", None) else ""
         spark = open_session(flags.prog, {key: _spark_value(value) for key, value in config.spark.items()})
-        run(Context(config, spark, Warehouse(spark, config.warehouse), args, ds, args.force))
-    except Exception as error:
+        warehouse = Warehouse(spark, config.warehouse)
+        run(Context(config, spark, warehouse, args, ds, args.force))
+    except Exception as problem:
+        error: Exception = (warehouse and explained(problem, warehouse.root)) or problem
         code: Any = getattr(error, "exit_code", None)
         if not isinstance(code, int):
             raise

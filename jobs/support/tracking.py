@@ -7,17 +7,18 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import date
 from typing import TYPE_CHECKING, Any
 
 from jobs.support.config import Config
+from jobs.support.faults import causes
 from jobs.support.plots import input_rows, null_shares
 from jobs.support.statistics import metrics_of, rows_by_day, table_of
 from pipelines.checks import NIGHTS_BEFORE
 from pipelines.config import Checks
-from pipelines.errors import UsageError
+from pipelines.errors import NightjarError, UsageError
 from pipelines.storage import Manifest, Warehouse, code_version, days_back, parse_ds
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ for _name in ("alembic", "mlflow.store.db.utils", "mlflow.tracking.fluent"):
     logging.getLogger(_name).setLevel(logging.WARNING)  # a fresh sqlite store tells of thirty migrations
 
 import mlflow  # noqa: E402  the loggers above speak while it is imported
+import requests  # noqa: E402
+import urllib3  # noqa: E402
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
 from mlflow.tracking import MlflowClient  # noqa: E402
@@ -44,10 +47,59 @@ def tracking_uri(config: Config, root: str) -> str:
     return f"sqlite:///{root.removeprefix('file://')}/mlflow.db"
 
 
+class TrackingError(NightjarError):
+    """The record does not answer (exit 1)."""
+
+
+class _Client:
+    """MLflow's client: where the record does not answer, TrackingError; after the first it is not asked again."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri, self._error = uri, None  # type: str, TrackingError | None
+        with self._answered():
+            mlflow.set_tracking_uri(uri)
+            self._client = MlflowClient(uri)
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        method = getattr(self._client, name)
+
+        def asked(*args: Any, **kwargs: Any) -> Any:
+            with self._answered():
+                return method(*args, **kwargs)
+
+        return asked
+
+    @contextmanager
+    def _answered(self) -> Iterator[None]:
+        if self._error:
+            raise self._error
+        try:
+            yield
+        except Exception as error:
+            if not any(map(_is_no_answer, causes(error))):
+                raise
+            self._error = TrackingError(
+                f"the record at {self._uri} does not answer ({_first_line(error)}). What was written stays; when it answers "
+                "again, the same command goes on"
+            )
+            raise self._error from error
+
+
+def _is_no_answer(error: BaseException) -> bool:
+    """Whether an error is of the way to the server, or of a server that is not well."""
+    if isinstance(error, requests.HTTPError):
+        return error.response is not None and error.response.status_code >= 500
+    return isinstance(error, requests.RequestException | urllib3.exceptions.HTTPError)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0][:300]
+
+
 class JobRun:
     """One child run: what a job has to say."""
 
-    def __init__(self, client: MlflowClient, run_id: str) -> None:
+    def __init__(self, client: _Client, run_id: str) -> None:
         self._client, self.run_id = client, run_id
 
     def params(self, values: dict[str, Any]) -> None:
@@ -112,13 +164,12 @@ class Tracker:
         self._night_run: str | None = None
         # Runs are opened when there is something to say; they began when the one before ended.
         self._since = _now()
-        self._opened: MlflowClient | None = None
+        self._opened: _Client | None = None
 
     @property
-    def _client(self) -> MlflowClient:
+    def _client(self) -> _Client:
         if self._opened is None:
-            mlflow.set_tracking_uri(self.uri)
-            self._opened = MlflowClient(self.uri)
+            self._opened = _Client(self.uri)
         return self._opened
 
     def _experiment(self) -> str:
@@ -136,10 +187,11 @@ class Tracker:
         """The night's parent run: the newest of this ds where it was not finished (a killed night goes on), else a new one."""
         if self._night_run is None:
             experiment = self._experiment()
-            before = self._client.search_runs([experiment], f"tags.`{NIGHT}` = '{self.ds}'", max_results=1)
-            if before and (self._join or before[0].info.status != "FINISHED"):
-                self._night_run = before[0].info.run_id
+            before = self._newest(experiment)
+            if before and (self._join or before.info.status != "FINISHED"):
+                self._night_run = before.info.run_id
                 self._client.update_run(self._night_run, status="RUNNING")
+                self._end_killed(experiment, before.info.run_id)
             else:
                 tags = {NIGHT: self.ds} | self._tags("nightly")
                 run = self._client.create_run(experiment, self._since, run_name=f"night {self.ds}", tags=tags)
@@ -148,6 +200,17 @@ class Tracker:
                 night.params(self._config.model_dump(mode="json"))
                 night.json(self._config.model_dump(mode="json"), "config.json")
         return self._night_run
+
+    def _newest(self, experiment: str) -> Any:
+        """The newest parent run of this ds; None where there is none."""
+        found = self._client.search_runs([experiment], f"tags.`{NIGHT}` = '{self.ds}'", max_results=1)
+        return found[0] if found else None
+
+    def _end_killed(self, experiment: str, night: str) -> None:
+        """Whoever holds the lock of the day is alone: children that still run were killed with their job."""
+        running = f"tags.`mlflow.parentRunId` = '{night}' and attributes.status = 'RUNNING'"
+        for run in self._client.search_runs([experiment], running):
+            self._client.set_terminated(run.info.run_id, "KILLED")
 
     def _tags(self, name: str) -> dict[str, str]:
         """What every run carries; the source is what the UI's column of that name shows."""
@@ -164,8 +227,9 @@ class Tracker:
         try:
             yield job
         except BaseException as error:
-            job.tags({"error": str(error)[:4000]})
-            self._client.set_terminated(run.info.run_id, "FAILED")
+            with suppress(Exception):  # The error that counts is the first one.
+                job.tags({"error": str(error)[:4000]})
+                self._client.set_terminated(run.info.run_id, "FAILED")
             raise
         self._client.set_terminated(run.info.run_id, "FINISHED")
         self._since = _now()
@@ -194,7 +258,20 @@ class Tracker:
         self.night_metrics({name: value})
 
     def close_night(self, status: str) -> None:
-        """End the parent run, if there is one: FINISHED or FAILED."""
+        """End the parent run, if there is one: FINISHED or FAILED. A failure to say FAILED is not told: the night's own is."""
+        if status != "FINISHED":
+            with suppress(Exception):
+                self._end_night(status)
+            return
+        experiment = self._client.get_experiment_by_name(self._config.tracking.experiment)
+        if self._night_run is None and experiment is not None:
+            left = self._newest(experiment.experiment_id)
+            if left and left.info.status == "RUNNING":  # Killed at its very end; this run found nothing to do.
+                self._end_killed(experiment.experiment_id, left.info.run_id)
+                self._night_run = left.info.run_id
+        self._end_night(status)
+
+    def _end_night(self, status: str) -> None:
         if self._night_run is not None:
             self._client.set_terminated(self._night_run, status)
             self._night_run = None

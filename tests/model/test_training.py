@@ -220,7 +220,7 @@ def test_a_checkpoint_gives_the_same_vectors_and_says_what_it_is(tmp_path: Path)
         "model", "model.json", "model.safetensors", "training.safetensors"
     ]  # fmt: skip
     description = read_description(spec.output)
-    assert description["result"] == result.model_dump(mode="json")
+    assert description["result"] == result.without_measures()
     assert result.temperature != spec.loss.temperature
     assert not model.training
     again = build_step(spec.model_copy(update={"warm_start": spec.output}))

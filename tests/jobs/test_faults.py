@@ -1,0 +1,267 @@
+"""What breaks in the night: one clear error and its exit code, the release in use as it was; then the same command goes on."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from tests.jobs.small_house import FIRST, ROOT, SECOND, House, command, run
+
+STACK = re.compile(r"Traceback|^\s+at \S+\(|^\s+File \"", re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def house(first_night: House, tmp_path_factory: pytest.TempPathFactory) -> House:
+    """The first night is published; every test is about the second."""
+    return first_night.copy(tmp_path_factory.mktemp("house"))
+
+
+@pytest.fixture(autouse=True)
+def _current_stays(house: House) -> Iterator[None]:
+    before = house.current()
+    yield
+    assert house.current() == before
+
+
+def fails(job: str, house: House, *flags: str, code: int, env: dict[str, str] | None = None) -> str:
+    """The one message of a job that ends with this code."""
+    said = run(job, "--config", house.config, "--ds", SECOND, *flags, code=code, env=env)
+    assert not STACK.search(said), said
+    (message,) = re.findall(r"^error: (.*)$", said, re.MULTILINE)
+    return message
+
+
+def succeeds(job: str, house: House, *flags: str) -> str:
+    return run(job, "--config", house.config, "--ds", SECOND, *flags)
+
+
+def file_of(house: House, table: str, ds: str) -> Path:
+    return max((house.warehouse / table / f"ds={ds}").rglob("*.parquet"), key=lambda file: file.stat().st_size)
+
+
+@contextmanager
+def spoilt(file: Path, spoil: Callable[[bytes], bytes]) -> Iterator[None]:
+    """A file with other content, for a while."""
+    kept = file.with_name(f"_{file.name}.kept")
+    shutil.copy2(file, kept)
+    file.write_bytes(spoil(kept.read_bytes()))
+    try:
+        yield
+    finally:
+        kept.replace(file)
+
+
+def half(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[None]:
+    """A file system of 16 KB at a folder of the warehouse."""
+    folder.mkdir(parents=True, exist_ok=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("no right to mount a small file system")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_an_input_partition_that_is_missing(house: House) -> None:
+    day = house.warehouse / "interactions" / f"ds={SECOND}"
+    aside = day.rename(house.folder / "aside")
+    message = fails("build_positives", house, code=3)
+    assert f"has no partition for ds={SECOND}" in message
+    aside.rename(day)
+    assert "build_positives" in succeeds("build_positives", house)
+
+
+def test_an_input_file_that_is_cut_short(house: House) -> None:
+    succeeds("build_positives", house)
+    file = file_of(house, "interactions", SECOND)
+    with spoilt(file, half):
+        message = fails("build_positives", house, code=3)
+        assert f"table interactions: the file file://{file} cannot be read" in message
+    assert "already done" in succeeds("build_positives", house)
+
+
+def test_a_state_of_last_night_that_is_cut_short(house: House) -> None:
+    file = file_of(house, "user_histories", FIRST)
+    with spoilt(file, half):
+        message = fails("build_positives", house, "--force", code=3)
+        assert f"table user_histories: the file file://{file} cannot be read" in message
+        assert f"delete the folder file://{file.parent} and run the night of ds={FIRST} again" in message
+    succeeds("build_positives", house, "--force")
+
+
+def test_a_full_disk_in_the_middle_of_a_table(house: House) -> None:
+    succeeds("build_positives", house)
+    before = house.rows("positives", SECOND)
+    staging = house.warehouse / "_staging" / "samples"
+    with small_disk(staging):
+        message = fails("build_negatives", house, "--force", code=1)
+        assert "No space left on device" in message
+        assert "run the same command again" in message
+        assert not [file for file in staging.rglob("*") if file.is_file()], "what is left would keep the disk full"
+    assert house.rows("positives", SECOND) == before
+    succeeds("build_negatives", house, "--force")
+
+
+@pytest.mark.parametrize("table", ["samples", "item_features"])
+def test_a_table_that_is_cut_short(house: House, table: str) -> None:
+    succeeds("build_positives", house)
+    succeeds("build_negatives", house)
+    file = file_of(house, table, SECOND)
+    with spoilt(file, half):
+        message = fails("train", house, "--force", code=3)
+        assert f"table {table}: the file file://{file} cannot be read" in message
+        folder = house.warehouse / table / f"ds={SECOND}"
+        assert f"delete the folder file://{folder} and run the night of ds={SECOND} again" in message
+    succeeds("train", house, "--force")
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_full_disk_in_the_middle_of_training(house: House, processes: int) -> None:
+    succeeds("build_positives", house)
+    succeeds("build_negatives", house)
+    flags = ("--force", "--set", "training.checkpoint_steps=1", "--set", f"training.processes={processes}")
+    with small_disk(house.warehouse / "_on_the_way"):
+        message = fails("train", house, *flags, code=1)
+        assert "No space left on device" in message
+    succeeds("train", house, *flags)
+
+
+def test_a_checkpoint_of_last_night_that_is_damaged(house: House) -> None:
+    succeeds("build_positives", house)
+    succeeds("build_negatives", house)
+    file = house.warehouse / "models" / f"ds={FIRST}" / "model.safetensors"
+    with spoilt(file, lambda content: content[:-1] + bytes([content[-1] ^ 1])):
+        message = fails("train", house, "--force", code=3)
+        assert f"table models ds={FIRST}: file://{file} is not what was written" in message
+    succeeds("train", house, "--force")
+
+
+def test_a_checkpoint_on_the_way_that_is_damaged(house: House) -> None:
+    succeeds("build_positives", house)
+    succeeds("build_negatives", house)
+    flags = ("--set", "training.checkpoint_steps=2", "--set", "training.epochs=200")
+    child = start("train", house, *flags)
+    progress = house.warehouse / "_on_the_way" / "models" / SECOND
+    wait(lambda: bool(list(progress.glob("*/step=[0-9]*/progress.json"))), child)
+    end(child)
+    (folder,) = (path for path in progress.glob("*/step=*") if path.name.removeprefix("step=").isdecimal())
+    tensors = folder / "tensors.safetensors"
+    tensors.write_bytes(half(tensors.read_bytes()))
+    said = succeeds("train", house, *flags)
+    assert f"{folder} is damaged or of another version: it is left out" in said
+    assert house.manifest("models", SECOND)["facts"]["steps"] == 400
+
+
+def test_a_day_that_another_run_works_on(house: House) -> None:
+    child = start("build_positives", house, "--force")
+    lock = house.warehouse / "_locks" / f"{SECOND}.json"
+    wait(lock.exists, child)
+    message = fails("nightly", house, code=1)
+    assert f"worked on by jobs.build_positives (process {child.pid}" in message
+    end(child)
+    succeeds("build_positives", house, "--force")
+
+
+def test_a_record_that_goes_away_in_the_middle(house: House) -> None:
+    """What was trained by then is not lost."""
+    succeeds("build_positives", house)
+    succeeds("build_negatives", house)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    uri = f"http://127.0.0.1:{port}"
+    flags = ("--set", f"tracking.uri={uri}", "--set", "training.checkpoint_steps=2", "--set", "training.epochs=210")
+    server = serve(house, port)
+    few = os.environ | {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
+    child = start("train", house, *flags, env=few)
+    progress = house.warehouse / "_on_the_way" / "models" / SECOND
+    wait(lambda: bool(list(progress.glob("*/step=[0-9]*"))), child)
+    end(server)
+    said = child.communicate(timeout=300)[0]
+    assert child.returncode == 1, said
+    assert not STACK.search(said), said
+    (message,) = re.findall(r"^error: (.*)$", said, re.MULTILINE)
+    assert f"the record at {uri} does not answer" in message
+    assert house.manifest("models", SECOND)["facts"]["steps"] == 420
+
+    assert f"the record at {uri} does not answer" in fails("evaluate", house, *flags, code=1, env=few)
+    server = serve(house, port)
+    try:
+        assert "already done" in succeeds("train", house, *flags)
+        succeeds("evaluate", house, *flags)
+        client = MlflowClient(uri)
+        runs = client.search_runs([client.get_experiment_by_name("nightjar").experiment_id])
+        jobs = {run.data.tags.get("nightjar.job", "night"): run.info.status for run in runs}
+        assert jobs == {"night": "FINISHED", "train": "KILLED", "evaluate": "FINISHED"}
+    finally:
+        end(server)
+
+
+def start(job: str, house: House, *flags: str, env: dict[str, str] | None = None) -> "subprocess.Popen[str]":
+    """A job of the second night that goes on beside the test."""
+    return subprocess.Popen(
+        command(job, "--config", house.config, "--ds", SECOND, *flags),
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        env=env,
+    )
+
+
+def serve(house: House, port: int) -> "subprocess.Popen[str]":
+    """An MLflow server that answers."""
+    store = f"sqlite:///{house.folder}/server.db"
+    flags = ["--backend-store-uri", store, "--artifacts-destination", str(house.folder / "artifacts")]
+    place = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", "server", *flags, *place],
+        cwd=house.folder,
+        text=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+    def answers() -> bool:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+    wait(answers, server)
+    return server
+
+
+def wait(condition: Callable[[], bool], child: "subprocess.Popen[str]") -> None:
+    deadline = time.monotonic() + 180
+    while not condition():
+        assert child.poll() is None, child.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def end(child: "subprocess.Popen[str]") -> None:
+    os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+    if child.stdout:
+        child.stdout.close()
