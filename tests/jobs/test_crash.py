@@ -67,7 +67,8 @@ class Process:
     """A run of the nights, with the steps that it has ended."""
 
     def __init__(self, house: House, flags: list[str]) -> None:
-        self.house, self.ended, self.said = house, {}, []  # type: ignore[var-annotated]
+        self.house, self.said = house, list[str]()
+        self.ended: dict[tuple[str, str], float] = {}
         self.child = subprocess.Popen(
             command("nightly", *flags),
             cwd=ROOT,
@@ -92,7 +93,11 @@ class Process:
         return code is None
 
     def end(self) -> str:
-        self.child.wait(timeout=600)
+        try:
+            self.child.wait(timeout=3600)
+        except BaseException:
+            self.kill()
+            raise
         self.reader.join(timeout=60)
         return "".join(self.said)
 

@@ -1,6 +1,7 @@
 """Promises of the reader: every row once, equal steps on every rank, a fixed order, and bad columns refused by name."""
 
 import itertools
+import re
 import warnings
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from model.arrays import ColumnError, to_arrays
 from model.batching import TooFewRowGroupsError, batches, plan_epoch
 from model.config import TrainingConfig
 from model.data import SampleFile, Samples, SharedSamples
+from model.files import BrokenFileError
 from model.prefetch import prefetched
 from tests.model import toy
 
@@ -116,6 +118,18 @@ def test_two_row_groups_in_a_file_are_refused(tmp_path: Path) -> None:
     pq.write_table(toy.table(toy.sample_rows(20)), path, row_group_size=10)
     with pytest.raises(ValueError, match="1 sample files hold 2 row groups"):
         keys_by_step([SampleFile(url=str(path), rows=20)], 0, 1)
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "pages"])
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, damage: str) -> None:
+    files = toy.write_samples(tmp_path, AWKWARD)
+    file = Path(files[2].url.removeprefix("file://"))
+    content = file.read_bytes()
+    middle = len(content) // 2
+    spoilt = {"cut": content[:middle], "empty": b"", "pages": b"PAR1" + b"\xa5" * middle + content[middle + 4 :]}
+    file.write_bytes(spoilt[damage])
+    with pytest.raises(BrokenFileError, match=re.escape(f"{file} cannot be read")):
+        keys_by_step(files, 0, 1)
 
 
 def test_reading_is_silent(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
