@@ -1,6 +1,7 @@
 """What the jobs of a night share: the day with its window, the config that shapes tables, the record."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 from jobs.support.config import Config
 from jobs.support.runner import Context
@@ -48,7 +49,8 @@ def alone(step: Step) -> Callable[[Context], None]:
     """A step as a job of its own: it holds the day's lock, and adds itself to the record of its night."""
 
     def run(context: Context) -> None:
-        with locked(context.warehouse, context.ds, step.__module__.rpartition(".")[2]):
+        # Its module is called __main__ where the job is the program.
+        with locked(context.warehouse, context.ds, Path(step.__code__.co_filename).stem):
             recorded(context)
 
     def recorded(context: Context) -> None:

@@ -28,6 +28,14 @@ def house(first_night: House, tmp_path_factory: pytest.TempPathFactory) -> House
     return first_night.copy(tmp_path_factory.mktemp("house"))
 
 
+@pytest.fixture(scope="module")
+def sampled(house: House) -> House:
+    """The same, with the samples of the second night; every test leaves it so."""
+    run("build_positives", "--config", house.config, "--ds", SECOND)
+    run("build_negatives", "--config", house.config, "--ds", SECOND)
+    return house
+
+
 CHILDREN: list["subprocess.Popen[str]"] = []
 
 
@@ -112,67 +120,58 @@ def test_a_state_of_last_night_that_is_cut_short(house: House) -> None:
     succeeds("build_positives", house, "--force")
 
 
-def test_a_full_disk_in_the_middle_of_a_table(house: House) -> None:
-    succeeds("build_positives", house)
-    before = house.rows("positives", SECOND)
-    staging = house.warehouse / "_staging" / "samples"
+def test_a_full_disk_in_the_middle_of_a_table(sampled: House) -> None:
+    before = sampled.rows("positives", SECOND)
+    staging = sampled.warehouse / "_staging" / "samples"
     with small_disk(staging):
-        message = fails("build_negatives", house, "--force", code=1)
+        message = fails("build_negatives", sampled, "--force", code=1)
         assert "No space left on device" in message
         assert "run the same command again" in message
         assert not [file for file in staging.rglob("*") if file.is_file()], "what is left would keep the disk full"
-    assert house.rows("positives", SECOND) == before
-    succeeds("build_negatives", house, "--force")
+    assert sampled.rows("positives", SECOND) == before
+    succeeds("build_negatives", sampled, "--force")
 
 
 @pytest.mark.parametrize("table", ["samples", "item_features"])
-def test_a_table_that_is_cut_short(house: House, table: str) -> None:
-    succeeds("build_positives", house)
-    succeeds("build_negatives", house)
-    file = file_of(house, table, SECOND)
+def test_a_table_that_is_cut_short(sampled: House, table: str) -> None:
+    file = file_of(sampled, table, SECOND)
     with spoilt(file, half):
-        message = fails("train", house, "--force", code=3)
+        message = fails("train", sampled, "--force", code=3)
         assert f"table {table}: the file file://{file} cannot be read" in message
-        folder = house.warehouse / table / f"ds={SECOND}"
+        folder = sampled.warehouse / table / f"ds={SECOND}"
         assert f"delete the folder file://{folder} and run the night of ds={SECOND} again" in message
-    succeeds("train", house, "--force")
+    succeeds("train", sampled, "--force")
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_full_disk_in_the_middle_of_training(house: House, processes: int) -> None:
-    succeeds("build_positives", house)
-    succeeds("build_negatives", house)
+def test_a_full_disk_in_the_middle_of_training(sampled: House, processes: int) -> None:
     flags = ("--force", "--set", "training.checkpoint_steps=1", "--set", f"training.processes={processes}")
-    with small_disk(house.warehouse / "_on_the_way"):
-        message = fails("train", house, *flags, code=1, traces=processes > 1)
+    with small_disk(sampled.warehouse / "_on_the_way"):
+        message = fails("train", sampled, *flags, code=1, traces=processes > 1)
         assert "No space left on device" in message
-    succeeds("train", house, *flags)
+    succeeds("train", sampled, *flags)
 
 
-def test_a_checkpoint_of_last_night_that_is_damaged(house: House) -> None:
-    succeeds("build_positives", house)
-    succeeds("build_negatives", house)
-    file = house.warehouse / "models" / f"ds={FIRST}" / "model.safetensors"
+def test_a_checkpoint_of_last_night_that_is_damaged(sampled: House) -> None:
+    file = sampled.warehouse / "models" / f"ds={FIRST}" / "model.safetensors"
     with spoilt(file, lambda content: content[:-1] + bytes([content[-1] ^ 1])):
-        message = fails("train", house, "--force", code=3)
+        message = fails("train", sampled, "--force", code=3)
         assert f"table models ds={FIRST}: file://{file} is not what was written" in message
-    succeeds("train", house, "--force")
+    succeeds("train", sampled, "--force")
 
 
-def test_a_checkpoint_on_the_way_that_is_damaged(house: House) -> None:
-    succeeds("build_positives", house)
-    succeeds("build_negatives", house)
+def test_a_checkpoint_on_the_way_that_is_damaged(sampled: House) -> None:
     flags = ("--set", "training.checkpoint_steps=2", "--set", "training.epochs=200")
-    child = start("train", house, *flags)
-    progress = house.warehouse / "_on_the_way" / "models" / SECOND
+    child = start("train", sampled, *flags)
+    progress = sampled.warehouse / "_on_the_way" / "models" / SECOND
     wait(lambda: bool(list(progress.glob("*/step=[0-9]*/progress.json"))), child)
     end(child)
     (folder,) = (path for path in progress.glob("*/step=*") if path.name.removeprefix("step=").isdecimal())
     tensors = folder / "tensors.safetensors"
     tensors.write_bytes(half(tensors.read_bytes()))
-    said = succeeds("train", house, *flags)
+    said = succeeds("train", sampled, *flags)
     assert f"{folder} is damaged or of another version: it is left out" in said
-    assert house.manifest("models", SECOND)["facts"]["steps"] == 400
+    assert sampled.manifest("models", SECOND)["facts"]["steps"] == 400
 
 
 def test_a_day_that_another_run_works_on(house: House) -> None:
@@ -185,19 +184,17 @@ def test_a_day_that_another_run_works_on(house: House) -> None:
     succeeds("build_positives", house, "--force")
 
 
-def test_a_record_that_goes_away_in_the_middle(house: House) -> None:
+def test_a_record_that_goes_away_in_the_middle(sampled: House) -> None:
     """What was trained by then is not lost."""
-    succeeds("build_positives", house)
-    succeeds("build_negatives", house)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     uri = f"http://127.0.0.1:{port}"
     flags = ("--set", f"tracking.uri={uri}", "--set", "training.checkpoint_steps=2", "--set", "training.epochs=210")
-    server = serve(house, port)
+    server = serve(sampled, port)
     few = os.environ | {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
-    child = start("train", house, *flags, env=few)
-    progress = house.warehouse / "_on_the_way" / "models" / SECOND
+    child = start("train", sampled, *flags, env=few)
+    progress = sampled.warehouse / "_on_the_way" / "models" / SECOND
     wait(lambda: bool(list(progress.glob("*/step=[0-9]*"))), child)
     end(server)
     said = child.communicate(timeout=1800)[0]
@@ -205,12 +202,12 @@ def test_a_record_that_goes_away_in_the_middle(house: House) -> None:
     assert not STACK.search(said), said
     (message,) = re.findall(r"^error: (.*)$", said, re.MULTILINE)
     assert f"the record at {uri} does not answer" in message
-    assert house.manifest("models", SECOND)["facts"]["steps"] == 420
+    assert sampled.manifest("models", SECOND)["facts"]["steps"] == 420
 
-    assert f"the record at {uri} does not answer" in fails("evaluate", house, *flags, code=1, env=few)
-    serve(house, port)
-    assert "already done" in succeeds("train", house, *flags)
-    succeeds("evaluate", house, *flags)
+    assert f"the record at {uri} does not answer" in fails("evaluate", sampled, *flags, code=1, env=few)
+    serve(sampled, port)
+    assert "already done" in succeeds("train", sampled, *flags)
+    succeeds("evaluate", sampled, *flags)
     client = MlflowClient(uri)
     runs = client.search_runs([client.get_experiment_by_name("nightjar").experiment_id])
     jobs = {run.data.tags.get("nightjar.job", "night"): run.info.status for run in runs}
