@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pyarrow.parquet as pq
 import pytest
 from mlflow.tracking import MlflowClient
 
@@ -181,6 +182,13 @@ def contents(warehouse: Path) -> dict[str, Any]:
             found[f"{name}/{tensors.name}"] = checksum(str(tensors))
     for file in sorted((warehouse / "releases").glob("*.json")) + sorted((warehouse / "releases").glob("*/*.json")):
         found[str(file.relative_to(warehouse))] = json.loads(UUID.sub("*", file.read_text()))
+    for file in (warehouse / "releases").glob("*/manifest.json"):
+        name, folder = str(file.relative_to(warehouse)), file.parent
+        for path, digest in json.loads(file.read_text())["files"].items():
+            assert checksum(str(folder / path)) == digest
+            # Spark's writer lists the encodings of a column in an order that differs from process to process.
+            if path.endswith(".parquet"):
+                found[name]["files"][UUID.sub("*", path)] = pq.ParquetFile(folder / path).read().to_pylist()
     return found
 
 
