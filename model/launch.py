@@ -20,7 +20,9 @@ from model.spec import TrainingResult, TrainingSpec
 from model.training import train
 
 ROOT = Path(__file__).resolve().parent.parent
-_TAIL_LINES = 60  # Of a failed child's stderr: torchrun adds about 30 lines of its own after the traceback.
+# Of failed children's stderr, for each: the one that failed first is followed by the others, which miss it, and by about
+# 30 lines of torchrun's own.
+_TAIL_LINES = 80
 
 
 class LaunchError(RuntimeError):
@@ -84,7 +86,7 @@ def _launch_torchrun(spec: TrainingSpec) -> TrainingResult:
             "PYTHONPATH": _python_path(),
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
         }
-        tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        tail: deque[str] = deque(maxlen=_TAIL_LINES * spec.training.processes)
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as child:
             try:
                 for line in child.stderr or ():
