@@ -196,7 +196,7 @@ def test_killed_at_any_moment_the_same_command_ends_in_the_same_night(
     tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     draw = random.Random(SEED)
-    training = ["--set", "training.checkpoint_steps=2", "--set", "training.epochs=5"]
+    training = ["--set", "training.checkpoint_steps=1", "--set", "training.epochs=5"]
     if KILLS > FEW:
         house, nights, bootstrap = House.build(tmp_path), [FIRST, SECOND], ["--bootstrap-days", "4"]
     else:

@@ -161,7 +161,7 @@ def test_a_checkpoint_of_last_night_that_is_damaged(sampled: House) -> None:
 
 
 def test_a_checkpoint_on_the_way_that_is_damaged(sampled: House) -> None:
-    flags = ("--set", "training.checkpoint_steps=2", "--set", "training.epochs=200")
+    flags = ("--set", "training.checkpoint_steps=1", "--set", "training.epochs=200")
     child = start("train", sampled, *flags)
     progress = sampled.warehouse / "_on_the_way" / "models" / SECOND
     wait(lambda: bool(list(progress.glob("*/step=[0-9]*/progress.json"))), child)
@@ -190,7 +190,7 @@ def test_a_record_that_goes_away_in_the_middle(sampled: House) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     uri = f"http://127.0.0.1:{port}"
-    flags = ("--set", f"tracking.uri={uri}", "--set", "training.checkpoint_steps=2", "--set", "training.epochs=210")
+    flags = ("--set", f"tracking.uri={uri}", "--set", "training.checkpoint_steps=1", "--set", "training.epochs=210")
     server = serve(sampled, port)
     few = os.environ | {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
     child = start("train", sampled, *flags, env=few)
