@@ -18,7 +18,7 @@ from tqdm import tqdm
 from model.batching import plan_epoch
 from model.catalogue import Catalogue, SamplingProbabilities
 from model.checkpoint import WarmStartError, read_state, save_checkpoint, state_file, warm_start
-from model.collectives import average_gradients, rank, sum_over_ranks, world_size
+from model.collectives import rank, sum_over_ranks, world_size
 from model.data import USER, Samples, SharedSamples, sample_columns
 from model.features import Batch, table_name
 from model.frequency import FrequencyEstimator
@@ -182,7 +182,6 @@ class Fit:
         self.module: nn.Module = step
         if world_size() > 1:
             self.module = DistributedDataParallel(step, broadcast_buffers=False, gradient_as_bucket_view=True)
-            self.module.register_comm_hook(None, average_gradients)
 
     def run(self) -> list[EpochMetrics]:
         """Train to the end. Returns what is known of each epoch."""
