@@ -41,7 +41,7 @@ def run(context: Context, tracker: Tracker) -> None:
     if existing and existing.made_by(recipe) and not context.force:
         log.info("train %s: already done (loss %.4f)", ds, existing.facts["loss"])
         return
-    test_then_train(context, tracker, made["samples"])
+    day_recall = test_then_train(context, tracker, made["samples"])
     offered = FeatureSchema.model_validate(made["samples"].facts["schema"])
     schema = _without(offered, config.model.leave_out)
     staging = warehouse.new_staging("models", ds)
@@ -103,6 +103,7 @@ def run(context: Context, tracker: Tracker) -> None:
         "epochs": epochs,
         "health": {name: points[-1][name] for name in Health.model_fields},
         "schema": schema.model_dump(mode="json"),
+        "day_recall": day_recall,  # Of the release in use, before it knew this day.
     }
     warehouse.finish_folder(staging, "models", ds, recipe, facts)
     warehouse.finished("models", ds)

@@ -36,20 +36,21 @@ def examined(context: Context, release: Release, events: dict[str, np.ndarray], 
     return examine(model, load_index(f"{release.uri}/index.faiss"), events, k, catalogue)
 
 
-def test_then_train(context: Context, tracker: Tracker, samples: Manifest) -> None:
-    """Record how the release in use does on the events of ds, before anything is trained on them.
+def test_then_train(context: Context, tracker: Tracker, samples: Manifest) -> float | None:
+    """Record how the release in use does on the events of ds, before anything is trained on them. Returns its recall.
 
     So every event is once a test (prequential evaluation: Dawid, 1984; Gama et al., 2013), and one chart shows the nights.
-    Nothing where there is no release that could be asked (`comparable_release`).
+    None where there is no release that could be asked (`comparable_release`).
     """
     current = comparable_release(context)
     if current is None:
-        return
+        return None
     schema = FeatureSchema.model_validate(samples.facts["schema"])
     events = events_of(context, samples, ("train", "valid"), schema)
     if events is None:
-        return
+        return None
     k = context.config.gates.recall_at
     found = examined(context, current, events, k)
     tracker.record(f"test_then_train.recall_at_{k}", found.recall)
     log.info("train %s: release %s had Recall@%d %.4f on this day", context.ds, current.release_id, k, found.recall)
+    return found.recall

@@ -91,6 +91,7 @@ def _gates(context: Context, release: Release, before: Release | None) -> Iterat
     # A night that begins from raw logs has nothing in common with the one before.
     last = None if samples.facts["bootstrap_days"] else warehouse.manifest("models", shift(ds, -1))
     yield from _rows(context, samples, config)
+    yield from _day(context, model, config)
     yield from _health(model, last, config)
     yield from _vocabularies(model, last, config)
     index = release.manifest["index"]
@@ -122,6 +123,20 @@ def _rows(context: Context, samples: Manifest, config: Gates) -> Iterator[Gate]:
         yield Gate(
             "rows", samples.rows / usual, config.rows, True,
             f"Training rows against {usual:,.0f}, the median of {len(rows)} nights: look at what build_positives counts.",
+        )  # fmt: skip
+
+
+def _day(context: Context, model: Manifest, config: Gates) -> Iterator[Gate]:
+    """Whether the day is like those before it, seen by a model that has not been trained on it."""
+    nights = [context.warehouse.manifest("models", ds) for ds in days_back(context.ds, NIGHTS_BEFORE + 1)[:-1]]
+    recalls = [night.facts["day_recall"] for night in nights if night and night.facts.get("day_recall")]
+    recall = model.facts.get("day_recall")
+    if recalls and recall is not None:
+        usual = statistics.median(recalls)
+        yield Gate(
+            "day_recall", recall / usual, config.day_recall, True,
+            f"The release in use had Recall@{config.recall_at} {recall:.4f} on this day before training, and {usual:.4f} on "
+            f"the median of {len(recalls)} nights: below, look at what the day's interactions are.",
         )  # fmt: skip
 
 
