@@ -3,28 +3,23 @@
 from typing import Any
 
 import mlflow
-import pandas as pd
 
 from model.requests import RequestError
 from model.retriever import Retriever
 
 
 class Served(mlflow.pyfunc.PythonModel):
-    """Requests in, one a row -> item_ids and scores of each."""
+    """Requests -> item_ids and scores of each."""
 
     def load_context(self, context: Any) -> None:
         """Open the release that the version names."""
         self._retriever = Retriever(context.model_config["release"])
 
-    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> list[Any]:
-        """`params`: k, exclude_seen. A wrong request is answered with 400 and what is wrong with it."""
-        # A table has a place for every field of every row: those that a request left out are null there, or NaN.
-        rows = [
-            {name: value for name, value in row.items() if value is not None and value == value}
-            for row in model_input.astype(object).to_dict("records")
-        ]
+    # Without annotations, which MLflow would take for a schema to hold the requests against.
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
+        """`model_input`: a list of requests; `params`: k, exclude_seen. A wrong request is answered with 400 and why."""
         try:
-            found = self._retriever.retrieve(rows, **(params or {}))
+            found = self._retriever.retrieve(model_input, **(params or {}))
         except RequestError as error:
             raise mlflow.exceptions.MlflowException.invalid_parameter_value(str(error)) from None
         return [one._asdict() for one in found]

@@ -19,7 +19,7 @@ import model
 from jobs.support.config import Config
 from jobs.support.plots import input_rows, null_shares
 from jobs.support.statistics import metrics_of, rows_by_day, table_of
-from model.requests import Fields, example_request
+from model.requests import Field, Fields, Number, Past, Several, example_request
 from pipelines.checks import NIGHTS_BEFORE
 from pipelines.config import Checks
 from pipelines.errors import UsageError
@@ -38,7 +38,7 @@ from mlflow.exceptions import MlflowException  # noqa: E402
 from mlflow.models import ModelSignature  # noqa: E402
 from mlflow.tracking import MlflowClient  # noqa: E402
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema  # noqa: E402
-from mlflow.types.schema import AnyType, Array  # noqa: E402
+from mlflow.types.schema import Array  # noqa: E402
 
 # What answering needs, as a version of the registered model lists it.
 SERVING = ["faiss-cpu", "mlflow", "numpy", "pandas", "petastorm", "psutil", "pyarrow", "pydantic", "safetensors"]
@@ -249,23 +249,35 @@ class Tracker:
 def _save_served(folder: Path, manifest: dict[str, Any], uri: str) -> None:
     """An MLflow model of a release: jobs/support/served.py with the model room beside it, and what goes in and out."""
     fields = Fields.validate_python(manifest["request"])
-    example = example_request(fields)
-    ids = DataType.long if fields[-1].type == "integer" else DataType.string
-    # Of any type: MLflow refuses a 3 where it wants a 3.0 and a column of whole numbers with one missing. The retriever
-    # knows what each field must be, and says so.
-    inputs = Schema([ColSpec(AnyType(), name, required=False) for name in example])
-    outputs = Schema([ColSpec(Array(ids), "item_ids"), ColSpec(Array(DataType.double), "scores")])
+    columns = []
+    for field in fields:
+        kind = _kind(field)
+        columns.append(ColSpec(Array(kind) if isinstance(field, Several | Past) else kind, field.name, required=False))
+        if isinstance(field, Several) and field.weights:
+            columns.append(ColSpec(Array(DataType.double), field.weights, required=False))
+    outputs = Schema([ColSpec(Array(_kind(fields[-1])), "item_ids"), ColSpec(Array(DataType.double), "scores")])
     params = ParamSchema([ParamSpec("k", DataType.long, 100), ParamSpec("exclude_seen", DataType.boolean, False)])
+    signature = ModelSignature(Schema(columns), outputs, params)
+    # Requests come to the retriever as they were sent. Else MLflow makes a pandas table of them: it drops a field that it
+    # does not know, makes floats of whole numbers where one is missing, and refuses a 3 for a 3.0.
+    signature._is_signature_from_type_hint = True
     mlflow.pyfunc.save_model(
         folder,
         python_model=str(Path(__file__).with_name("served.py")),
         code_paths=[str(Path(model.__file__).parent)],
         model_config={"release": uri},
-        signature=ModelSignature(inputs, outputs, params),
-        input_example=([example], {"k": 10}),
+        signature=signature,
+        input_example=([example_request(fields)], {"k": 10}),
         metadata={"release_id": manifest["release_id"], "request": manifest["request"]},
         pip_requirements=[f"{package}=={version(package)}" for package in SERVING],
     )
+
+
+def _kind(field: Field) -> DataType:
+    """The type of a field of a request, as MLflow calls it."""
+    if field.type in ("integer", "boolean"):
+        return DataType.long if field.type == "integer" else DataType.boolean
+    return DataType.double if isinstance(field, Number) else DataType.string
 
 
 def _now() -> int:
