@@ -9,6 +9,7 @@ from small_nights import run_nights, write_inputs
 
 from pipelines.session import open_session
 from pipelines.storage import Warehouse
+from tests.jobs.house import House, build
 
 
 @pytest.fixture(scope="session")
@@ -35,3 +36,9 @@ def nights(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> War
     write_inputs(warehouse)
     run_nights(warehouse)
     return warehouse
+
+
+@pytest.fixture(scope="session")
+def house(tmp_path_factory: pytest.TempPathFactory) -> House:
+    """Two nights from logs to release. Who changes what is published works on a copy."""
+    return build(tmp_path_factory.mktemp("house"))

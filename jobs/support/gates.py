@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass
 
 from jobs.support.config import Gates
 from jobs.support.examining import events_of, examined
-from jobs.support.release import Release, comparable_release, current_release
+from jobs.support.release import comparable_release, current_release
 from jobs.support.runner import Context, log
 from model.examination import Examination, certain_loss
+from model.release import Release
 from model.schema import DEFAULT, FeatureSchema
 from pipelines.checks import NIGHTS_BEFORE
 from pipelines.errors import NightjarError
@@ -59,13 +60,19 @@ class Verdict:
         return " ".join(refused) if refused else None
 
 
-def refused_by(context: Context, release_uri: str) -> list[str]:
-    """Names of the gates that a release did not pass when it was asked last."""
+def verdict_of(context: Context, release_uri: str) -> Verdict | None:
+    """The gates of a release as they were asked last; None where they were not."""
     uri = f"{release_uri}/{FILE}"
     if not context.warehouse.exists(uri):
-        return []
-    gates = [Gate(**told) for told in json.loads(context.warehouse.read_text(uri))["gates"]]
-    return [gate.name for gate in gates if not gate.passed]
+        return None
+    known = json.loads(context.warehouse.read_text(uri))
+    return Verdict([Gate(**told) for told in known["gates"]], known["against"])
+
+
+def refused_by(context: Context, release_uri: str) -> list[str]:
+    """Names of the gates that a release did not pass when it was asked last."""
+    verdict = verdict_of(context, release_uri)
+    return [gate.name for gate in verdict.gates if not gate.passed] if verdict else []
 
 
 def judge(context: Context, release: Release) -> Verdict:
@@ -110,8 +117,8 @@ def _gates(context: Context, release: Release, before: Release | None) -> Iterat
     )  # fmt: skip
     if before is None:
         return
-    now = examined(context, release, events, config.recall_at)
-    then = examined(context, before, events, config.recall_at)
+    now = examined(release, events, config.recall_at)
+    then = examined(before, events, config.recall_at)
     yield from _recall(now, then, before, config, context.config.seed)
 
 
