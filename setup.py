@@ -27,6 +27,7 @@ setup(
         "faiss-cpu>=1.9",
         "pydantic>=2.7,<3",
         "safetensors>=0.4.3",
+        "xxhash>=3.4",  # the hash of Spark, for servers that encode without it
         "psutil>=5.9",
         "scipy>=1.11",
         "matplotlib>=3.8",

@@ -126,7 +126,7 @@ def measure(losses: dict[str, LossConfig | None], steps: int, distinct: bool) ->
             for optimizer in optimizers[name]:
                 optimizer.zero_grad()
             loss.backward()
-            clip_gradients(step.parameters(), 10.0)
+            clip_gradients(step.parameters(), [], 10.0)
             for optimizer in optimizers[name]:
                 optimizer.step()
             if number >= 2:  # The first ones fill caches.

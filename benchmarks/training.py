@@ -7,7 +7,9 @@ named, it has these alone:
                                 rows shuffled, lists reshaped from their flat values, batches of 4,096 views. Same files, 4M
                                 rows of 3 scalars and two lists of 20 and 4; tensors of the file's types there, int64 here
     fed_over_memory             rows/s of epochs that are read over epochs of the same training on tensors held in memory
-    two_over_one                rows/s of 2 processes x 1 thread over 1 process x 1 thread, same global batch of 4,096
+    two_over_one                rows/s of 2 processes x 1 thread over 1 process x 1 thread, same global batch of 4,096.
+                                `apart_over_one` in the details: two trainings at once that share nothing, each with a
+                                batch of 4,096, which is as much as the machine has to give
     over_torch_rechub           samples/s of our DSSM over torch-rechub's (point-wise), from files here, through its own
                                 DataLoader over arrays in memory there. Same features, dimensions and batch of 4,096, 2
                                 cores each. A sample is a positive with its own four negatives: five rows of its batch.
@@ -29,12 +31,14 @@ is not there yet.
 
 import argparse
 import json
+import multiprocessing
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -158,14 +162,18 @@ def fed_over_memory(folder: Path, options: argparse.Namespace) -> Figure:
 
 
 def two_over_one(folder: Path, options: argparse.Namespace) -> Figure:
-    """Rows/s of two processes over rows/s of one, a thread each."""
-    rates: dict[int, list[float]] = {1: [], 2: []}
-    for processes in (1, 2, 1, 2):
-        spec = _spec(folder, options, epochs=3, processes=processes, threads=1)
-        rates[processes] += _rates(spec)[1:]
-        say(f"{processes} processes: {rates[processes][-1]:,.0f} rows/s")
-    found = {"one": statistics.median(rates[1]), "two": statistics.median(rates[2])}
-    return found["two"] / found["one"], found
+    """Rows/s of two processes over rows/s of one, a thread each; beside it what two that share nothing reach together."""
+    rates: dict[str, list[float]] = {"one": [], "two": [], "apart": []}
+    for _ in range(2):
+        for name, processes in (("one", 1), ("two", 2)):
+            rates[name] += _rates(_spec(folder, options, epochs=3, processes=processes, threads=1))[1:]
+            say(f"{name}: {rates[name][-1]:,.0f} rows/s")
+        specs = [_spec(folder / f"apart-{number}", options, epochs=3, threads=1) for number in range(2)]
+        with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+            rates["apart"] += [sum(both) for both in zip(*pool.map(_rates, specs))][1:]
+        say(f"two apart: {rates['apart'][-1]:,.0f} rows/s")
+    found = {name: statistics.median(values) for name, values in rates.items()}
+    return found["two"] / found["one"], found | {"apart_over_one": found["apart"] / found["one"]}
 
 
 def _spec(folder: Path, options: argparse.Namespace, epochs: int, **settings: Any) -> TrainingSpec:

@@ -74,6 +74,19 @@ def headline_k(ks: list[int]) -> int:
     return 50 if 50 in ks else max(ks)
 
 
+def recalls(context: Context, k: int, release_id: str | None = None) -> dict[str, float]:
+    """Recall@k of ds by model, where it was evaluated; with `release_id`, only if this is the release that was."""
+    warehouse, ds = context.warehouse, context.ds
+    made, embeddings = warehouse.manifest("evaluations", ds), warehouse.manifest("item_embeddings", ds)
+    if made is None or embeddings is None:
+        return {}
+    of_it = embeddings.facts["release_id"] == release_id and made.inputs["item_embeddings"] == embeddings.fingerprint
+    if release_id is not None and not of_it:
+        return {}
+    rows = warehouse.read("evaluations", ds).where(f"metric = 'recall' and slice = 'all' and k = {int(k)}")
+    return {row["model"]: row["value"] for row in rows.collect()}
+
+
 def summarise(scored: pd.DataFrame, samples: int, seed: int) -> list[dict[str, Any]]:
     """Per-user metrics -> the rows of `evaluations`: means over users with bootstrap intervals."""
     rows = []

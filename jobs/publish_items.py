@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 from pyarrow import parquet as pq
+from pyspark.sql import functions as F
 
 from jobs.support.embeddings import write_item_embeddings
 from jobs.support.gates import GateError, Verdict, judge
 from jobs.support.index import description, index_of_night, log_index
 from jobs.support.nights import alone, require_model
-from jobs.support.release import Release, current_release, current_uri, folder_of
+from jobs.support.release import Current, current_release, folder_of, read_current, write_current
 from jobs.support.runner import Context, log, main, parser
 from jobs.support.tracking import Tracker
 from model.arrays import to_arrays
@@ -22,7 +23,18 @@ from model.checkpoint import STATE, load_checkpoint
 from model.export import export_towers
 from model.files import checksum, resolve
 from model.index import ChosenIndex, save_index
+from model.release import INDEX, ITEMS, MODEL, VOCABULARIES, Release
+from pipelines.errors import InputError
 from pipelines.storage import code_version
+from pipelines.vocabulary import FIRST
+
+# What a release has of the tables of its night, table -> folder: readers need nothing else.
+COPIED = {
+    "item_embeddings": "embeddings",
+    "item_features": ITEMS,
+    "models": MODEL,
+    "vocabularies": VOCABULARIES,
+}
 
 
 def run(context: Context, tracker: Tracker) -> None:
@@ -47,7 +59,7 @@ def run(context: Context, tracker: Tracker) -> None:
             job.table(_table(verdict), "gates")
             if chosen:
                 log_index(job, chosen, context.config.index)
-            version = version or tracker.register(job, manifest, uri)
+            version = tracker.register(job, manifest, uri)
             job.tags({"release_id": release_id, "model_version": version})
         tracker.night_tags({"release_id": release_id})
     for gate in verdict.gates:
@@ -68,6 +80,29 @@ def run(context: Context, tracker: Tracker) -> None:
     log.info("publish_items %s: %srelease %s, %s items", ds, done, release_id, f"{manifest['items']:,}")
 
 
+def _request(context: Context, schema: dict[str, Any]) -> list[dict[str, Any]]:
+    """What a request says of a user: the fields that the model reads, and the history, which names what was seen too."""
+    facts = context.warehouse.require("vocabularies", context.ds, "").facts
+    if "request" not in facts:
+        raise InputError(
+            f"table vocabularies ds={context.ds} does not say how its values are encoded: an earlier version wrote it. Run "
+            "build_positives for this ds with --force, then publish_items again"
+        )
+    columns = {feature["column"]: feature for feature in schema["user"]} | {"history": {}}
+    words = context.warehouse.read("vocabularies", context.ds).where(F.col("index") == FIRST).collect()
+    known = {row["feature"]: row["value"] for row in words}
+
+    def example(field: dict[str, Any]) -> Any:
+        if field["kind"] == "numeric":
+            return columns[field["column"]].get("mean", 1.0)
+        word = known.get(field["vocabulary"], "1")
+        if field["type"] == "boolean":
+            return word == "true"
+        return int(word) if field["type"] == "integer" else word
+
+    return [field | {"example": example(field)} for field in facts["request"] if field["column"] in columns]
+
+
 def _table(verdict: Verdict) -> dict[str, list[Any]]:
     gates = verdict.gates
     return {
@@ -82,14 +117,14 @@ def _table(verdict: Verdict) -> dict[str, list[Any]]:
 def _write_release(context: Context, release_id: str) -> tuple[dict[str, Any], ChosenIndex]:
     """The folder of a release, staged, described and moved into place. Returns its manifest, and how its index was found."""
     warehouse, ds = context.warehouse, context.ds
-    model = require_model(context, ds, "")
+    schema = require_model(context, ds, "").facts["schema"]
     staging = warehouse.new_staging("releases", ds)
     with tempfile.TemporaryDirectory(prefix="nightjar-index-") as local:
         chosen = index_of_night(context, lambda: _vectors(context), _dim(context))
-        save_index(chosen.index, Path(local, "index.faiss"))
+        save_index(chosen.index, Path(local, INDEX))
         export_towers(load_checkpoint(warehouse.path("models", ds)), Path(local, "towers"))
         warehouse.upload(Path(local), staging)
-    for table, name in (("item_embeddings", "embeddings"), ("models", "model"), ("vocabularies", "vocabularies")):
+    for table, name in COPIED.items():
         _copy_files(context, warehouse.path(table, ds), f"{staging}/{name}")
     manifest = {
         "release_id": release_id,
@@ -97,7 +132,8 @@ def _write_release(context: Context, release_id: str) -> tuple[dict[str, Any], C
         "items": int(chosen.index.ntotal),
         "dim": int(chosen.index.d),
         "index": description(chosen, context.config.index),
-        "schema": model.facts["schema"],
+        "schema": schema,
+        "request": _request(context, schema),
         "inputs": warehouse.require("item_embeddings", ds, "").inputs,
         "files": {file.removeprefix(staging).lstrip("/"): checksum(file) for file in warehouse.data_files(staging)},
         "code_version": code_version(),
@@ -109,19 +145,26 @@ def _write_release(context: Context, release_id: str) -> tuple[dict[str, Any], C
 
 
 def _make_current(context: Context, release_id: str) -> bool:
-    """Point readers at the release, unless a later night is published already (a back-fill must not turn time back).
+    """Point readers at the release, unless a later night is published already (a back-fill must not turn time back), or
+    somebody went back from this one.
 
     Returns whether it is the current one now.
     """
     warehouse = context.warehouse
-    uri = current_uri(warehouse)
-    now = json.loads(warehouse.read_text(uri)) if warehouse.exists(uri) else {"release_id": "", "ds": ""}
-    if now["release_id"] == release_id:
+    now = read_current(warehouse)
+    if now.release_id == release_id:
         return True
-    if now["ds"] > context.ds:
-        log.info("publish_items %s: current stays %s, which is of a later day", context.ds, now["release_id"])
+    if now.ds > context.ds:
+        log.info("publish_items %s: current stays %s, which is of a later day", context.ds, now.release_id)
         return False
-    warehouse.write_text(uri, json.dumps({"release_id": release_id, "ds": context.ds}))
+    if release_id in now.rolled_back and not context.force:
+        log.info(
+            "publish_items %s: current stays %s: %s was rolled back from; --force publishes it again",
+            context.ds, now.release_id, release_id,
+        )  # fmt: skip
+        return False
+    others = [name for name in now.rolled_back if name != release_id]
+    write_current(warehouse, Current(release_id, context.ds, others))
     return True
 
 

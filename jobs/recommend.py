@@ -12,6 +12,7 @@ from jobs.support.nights import open_night
 from jobs.support.release import find_release
 from jobs.support.retrieval import top_items
 from jobs.support.runner import Context, log, main, parser, positive
+from model.release import INDEX, ITEMS, MODEL
 from model.schema import FeatureSchema
 from pipelines.errors import UsageError
 from pipelines.queries import user_queries
@@ -26,10 +27,11 @@ def run(context: Context) -> None:
     rows = within_model(
         user_queries(night, context.config.features, users), FeatureSchema.model_validate(release.manifest["schema"])
     )
-    model, index = f"{release.uri}/model", f"{release.uri}/index.faiss"
-    files = tuple(warehouse.data_files(warehouse.path("item_features", release.manifest["ds"])))
+    # Checked here, once: the executors read what this process has seen to be whole.
+    (index,), files, _ = release.files(INDEX), tuple(release.files(ITEMS)), release.files(MODEL)
+    model = f"{release.uri}/{MODEL}"
     found = top_items(rows, model, index, release.release_id, files, args.k, args.exclude_seen)
-    embedded = context.spark.read.parquet(f"{release.uri}/embeddings").select("item_index", "item_id")
+    embedded = context.spark.read.parquet(*files).select("item_index", "item_id")
     snapshot = night.inputs.snapshot_at("users", context.ds, strictly_before=False)
     id_type = night.inputs.id_type("users", snapshot) if snapshot else "string"
     out = (

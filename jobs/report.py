@@ -3,12 +3,12 @@
 import argparse
 import sys
 
-from jobs.evaluate import headline_k
+from jobs.evaluate import headline_k, recalls
 from jobs.nightly import add_days, days_of
 from jobs.support.embeddings import release_id_of
 from jobs.support.gates import refused_by
 from jobs.support.release import folder_of
-from jobs.support.runner import Context, main, parser
+from jobs.support.runner import Context, aligned, main, parser
 from jobs.support.tracking import tracking_uri
 
 MODELS = {"two_tower": "model", "popularity": "popularity", "item_cf": "item-CF", "best_reachable": "best reachable"}
@@ -20,10 +20,8 @@ def run(context: Context) -> None:
     header = ["night", "samples", "uniform", "popular", "coarse", "fine", "loss"]
     header += [f"{name}" for name in MODELS.values()] + ["release"]
     table = [header] + [_night(context.at(ds), k) for ds in days_of(context.args)]
-    widths = [max(len(row[column]) for row in table) for column in range(len(header))]
     print(f"\nRecall@{k} in the columns {', '.join(MODELS.values())}; negatives a kind over all rows\n")
-    for row in table:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+    print(aligned(table))
     uri = tracking_uri(context.config, context.warehouse.root)
     print(
         f"\nLook closer:  mlflow ui --backend-store-uri {uri}\n(in this project's virtual environment), then open http://127.0.0.1:5000"
@@ -38,10 +36,7 @@ def _night(context: Context, k: int) -> list[str]:
     kinds = samples.facts["kinds"]
     cells = [ds, f"{samples.rows:,}", *(f"{kinds[kind]:,}" for kind in ("uniform", "popularity", "coarse", "fine"))]
     cells.append(f"{model.facts['loss']:.4f}")
-    recall = {}
-    if warehouse.manifest("evaluations", ds):
-        rows = warehouse.read("evaluations", ds).where(f"metric = 'recall' and slice = 'all' and k = {int(k)}")
-        recall = {row["model"]: row["value"] for row in rows.collect()}
+    recall = recalls(context, k)
     cells += [f"{recall[name]:.4f}" if name in recall else "-" for name in MODELS]
     features = warehouse.require("item_features", ds, "")
     release = release_id_of(model, features)

@@ -42,7 +42,7 @@ def run(context: Context, tracker: Tracker) -> None:
         return
     if before:
         require_model(context, before.ds, "")
-    test_then_train(context, tracker, made["samples"])
+    day_recall = test_then_train(context, tracker, made["samples"])
     offered = FeatureSchema.model_validate(made["samples"].facts["schema"])
     schema = _without(offered, config.model.leave_out)
     staging = warehouse.new_staging("models", ds)
@@ -87,6 +87,7 @@ def run(context: Context, tracker: Tracker) -> None:
             "epochs": epochs,
             "health": {name: points[-1][name] for name in Health.model_fields},
             "schema": schema.model_dump(mode="json"),
+            "day_recall": day_recall,  # Of the release in use, before it knew this day.
         }
         # Before it is recorded: the record may not answer, and hours of training would be lost with it.
         warehouse.finish_folder(staging, "models", ds, recipe, facts)

@@ -7,7 +7,8 @@ Shapes: G rows of the global batch (padded), B rows of this rank, K negatives a 
 length, E excluded places.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -41,6 +42,25 @@ class Candidates:
     uniform: int  # Easy negatives of the global batch, by kind.
     popularity: int
     hard_excluded: int  # Hard negatives of this rank that were masked.
+
+    def in_blocks(self, rows: int) -> Iterator[tuple[slice, "Candidates"]]:
+        """So many rows after another, with the same shared candidates: which rows, and theirs alone."""
+        excluded_rows_E, order_E = torch.sort(self.excluded_rows_E)
+        excluded_places_E = self.excluded_places_E[order_E]
+        starts = range(0, len(self.positive_B), rows)
+        bounds = torch.searchsorted(excluded_rows_E, torch.tensor([*starts, len(self.positive_B)])).tolist()
+        for start, first, last in zip(starts, bounds, bounds[1:]):
+            block = slice(start, start + rows)
+            yield (
+                block,
+                replace(
+                    self,
+                    positive_B=self.positive_B[block],
+                    excluded_rows_E=excluded_rows_E[first:last] - start,
+                    excluded_places_E=excluded_places_E[first:last],
+                    hard_BK=self.hard_BK[block],
+                ),
+            )
 
 
 def collect_candidates(

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 
 def rank() -> int:
@@ -89,40 +88,3 @@ class _GatherVectors(torch.autograd.Function):
 def gather_vectors(vectors_Nd: Tensor) -> Tensor:
     """[R * N, d]: vectors of all ranks in rank order, N the same on each, with gradients through the gather."""
     return vectors_Nd if world_size() == 1 else _GatherVectors.apply(vectors_Nd)
-
-
-_MANY_ROWS = 4096  # Smaller tables are sent whole: a step touches most of their rows.
-
-
-def average_gradients(state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-    """A communication hook of DistributedDataParallel: its mean over ranks, of embedding tables only the rows touched.
-
-    A step touches few rows of a large table, and the gradient of all others is zero on every rank.
-    """
-    if bucket.buffer().is_sparse:
-        return allreduce_hook(dist.group.WORLD, bucket)  # type: ignore[arg-type]  # There is one by now.
-    bucket.buffer().div_(world_size())
-    rest: list[Tensor] = []
-    for gradient in bucket.gradients():
-        if gradient.dim() == 2 and len(gradient) >= _MANY_ROWS:
-            _sum_touched_rows(gradient)
-        else:
-            rest.append(gradient)
-    if rest:
-        together = torch.cat([gradient.flatten() for gradient in rest])
-        dist.all_reduce(together)
-        for gradient, values in zip(rest, together.split([gradient.numel() for gradient in rest]), strict=True):
-            gradient.copy_(values.view_as(gradient))
-    done: torch.futures.Future[Tensor] = torch.futures.Future()
-    done.set_result(bucket.buffer())
-    return done
-
-
-def _sum_touched_rows(gradient_Nd: Tensor) -> None:
-    """Sum a gradient over ranks, in place; rows that are zero on all of them are not sent."""
-    touched_N = (gradient_Nd != 0).any(1).to(torch.uint8)  # What is no number is not zero either.
-    dist.all_reduce(touched_N, dist.ReduceOp.MAX)
-    rows = touched_N.nonzero().squeeze(1)
-    values = gradient_Nd.index_select(0, rows)
-    dist.all_reduce(values)
-    gradient_Nd.index_copy_(0, rows, values)

@@ -109,8 +109,10 @@ class SharedSamples:
         rank: int,
         world_size: int,
         shards: int,
+        shuffle: bool = True,
     ) -> None:
-        """Raises TooFewRowGroupsError for more shares than files."""
+        """`shuffle`: False keeps the order of the files. Raises TooFewRowGroupsError for more shares than files."""
+        self._shuffle = shuffle
         mine = range(rank, shards, world_size)
         # A process without a share reads the first one and takes no row of it: batches that know their columns.
         self._none = not mine
@@ -123,7 +125,7 @@ class SharedSamples:
     def epoch(self, epoch: int, skip: int = 0) -> Iterator[Iterator[dict[str, Tensor]]]:
         """A `with` block over this process's batches of one epoch, less the first `skip`: see Samples.epoch."""
         with ExitStack() as stack:
-            parts = [stack.enter_context(part.epoch(epoch, skip=skip)) for part in self._parts]
+            parts = [stack.enter_context(part.epoch(epoch, self._shuffle, skip)) for part in self._parts]
             if self._none:
                 yield ({name: values[:0] for name, values in batch.items()} for batch in parts[0])
             elif len(parts) == 1:

@@ -30,7 +30,9 @@ def build_optimizers(step: RetrievalStep, config: TrainingConfig) -> list[Optimi
     ]
     groups = [group for group in groups if group["params"] and group["params"][0].requires_grad]  # type: ignore[index]
     torch.sparse.check_sparse_tensor_invariants.disable()  # The default, said aloud: torch warns where nobody chose.
-    optimizers: list[Optimizer] = [Adagrad(groups) if config.optimizer == "adagrad" else AdamW(groups, fused=True)]
+    optimizers: list[Optimizer] = []
+    if groups:
+        optimizers.append(Adagrad(groups) if config.optimizer == "adagrad" else AdamW(groups, fused=True))
     if sparse:
         of_tables = Adagrad if config.optimizer == "adagrad" else SparseAdam
         optimizers.append(of_tables(sparse, lr=config.embedding_learning_rate))

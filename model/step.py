@@ -18,8 +18,7 @@ from model.correction import expected_counts
 from model.data import USER
 from model.features import Batch
 from model.frequency import FrequencyEstimator
-from model.losses import weighted_mean
-from model.objective import positive_ranks, row_losses
+from model.objective import batch_loss, positive_ranks
 from model.schema import PADDING
 from model.self_supervision import SelfSupervision
 from model.two_tower import TwoTower
@@ -93,10 +92,9 @@ class RetrievalStep(nn.Module):
         items_Ud, hard_BKd = self._embed(candidates)
         users_Bd = self.towers.user_vectors(batch)
 
-        losses_B, contrasted_B = row_losses(
-            users_Bd, items_Ud, hard_BKd, candidates, expected_U, self.temperature, self.config
+        loss, losses_B, contrasted_B = batch_loss(
+            users_Bd, items_Ud, hard_BKd, batch["weight"], candidates, expected_U, self.temperature, self.config
         )
-        loss = weighted_mean(losses_B, batch["weight"], candidates.rows)
         self_loss = loss.new_zeros(())
         if self.self_supervision is not None and self.training:
             self_loss = self.self_supervision.loss(self.towers)
@@ -117,7 +115,7 @@ class RetrievalStep(nn.Module):
         )
         if self.self_supervision is not None:
             loss = loss + self.self_supervision.config.weight * self_loss
-        return StepOutput(loss * world_size(), losses_B.detach(), figures, candidates, items_Ud.detach())
+        return StepOutput(loss * world_size(), losses_B, figures, candidates, items_Ud.detach())
 
     def tower_weights(self, batch: Batch) -> dict[str, float]:
         """SIDE.NAME -> what the towers weigh, over the rows of a batch and their positives. In eval mode: no dropout."""

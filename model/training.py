@@ -18,7 +18,7 @@ from tqdm import tqdm
 from model.batching import plan_epoch
 from model.catalogue import Catalogue, SamplingProbabilities
 from model.checkpoint import WarmStartError, read_state, save_checkpoint, state_file, warm_start
-from model.collectives import average_gradients, rank, sum_over_ranks, world_size
+from model.collectives import rank, sum_over_ranks, world_size
 from model.data import USER, Samples, SharedSamples, sample_columns
 from model.features import Batch, table_name
 from model.frequency import FrequencyEstimator
@@ -78,7 +78,9 @@ def build_step(spec: TrainingSpec) -> RetrievalStep:
     """The model to train, from nothing or from last night's, with the tables that its loss reads."""
     torch.manual_seed(derive_seed(spec.seed, "parameters"))
     training = spec.training
-    towers = TwoTower(spec.features, spec.model, training.embedding_rows_sparse, training.embedding_rows_sharded)
+    # An update within the day changes no row that it has not met, so that what it changes stays small.
+    sparse = 1 if spec.incremental else training.embedding_rows_sparse
+    towers = TwoTower(spec.features, spec.model, sparse, training.embedding_rows_sharded)
     before = warm_start(towers, spec.warm_start) if spec.warm_start else None
     if spec.loss.correction == "none" and not spec.item_stats:
         q = SamplingProbabilities(*(torch.zeros(spec.features.item_id.size) for _ in range(3)))
@@ -155,12 +157,20 @@ def rest_unseen_items(step: RetrievalStep) -> None:
     values[places] = default_1e
 
 
+def freeze(step: RetrievalStep) -> None:
+    """Leave nothing to be trained but embedding tables."""
+    for parameter in (*step.towers.dense_parameters(), step.log_temperature):
+        parameter.requires_grad_(False)
+
+
 class Fit:
     """The loop over epochs and steps, with all that changes on the way."""
 
     def __init__(self, step: RetrievalStep, spec: TrainingSpec) -> None:
         """From the beginning, or from the checkpoint on the way of the same run, where there is one."""
         self.step, self.spec, self.run_id = step, spec, identity(spec)
+        if spec.incremental:
+            freeze(step)
         self.optimizers = build_optimizers(step, spec.training)
         found = find_progress(spec.resume, self.run_id) if spec.resume else None
         self.progress = found[0] if found else None
@@ -182,7 +192,6 @@ class Fit:
         self.module: nn.Module = step
         if world_size() > 1:
             self.module = DistributedDataParallel(step, broadcast_buffers=False, gradient_as_bucket_view=True)
-            self.module.register_comm_hook(None, average_gradients)
 
     def run(self) -> list[EpochMetrics]:
         """Train to the end. Returns what is known of each epoch."""
@@ -212,7 +221,9 @@ class Fit:
         """The rows of an epoch, in so many shares."""
         spec = self.spec
         columns = sample_columns(spec.features)
-        return SharedSamples(spec.train, columns, spec.training, spec.seed, rank(), world_size(), shards)
+        return SharedSamples(
+            spec.train, columns, spec.training, spec.seed, rank(), world_size(), shards, not spec.incremental
+        )
 
     def _epoch(self, epoch: int, bar: tqdm, progress: Progress | None) -> None:
         """One pass, from its middle where `progress` says so."""
@@ -221,7 +232,8 @@ class Fit:
         skipped = progress.steps_of_epoch if progress else 0
         before = progress.loss_before if progress else self.recorder.total("loss")
         samples = self.samples(shards)
-        self.step.train()
+        # An update within the day drops no ids and learns no frequencies: both are of the whole that a night sees.
+        self.step.train(not self.spec.incremental)
         with samples.epoch(epoch, skipped) as batches:
             for done, (waited, batch) in enumerate(_timed(batches), start=skipped + 1):
                 self._step(batch, samples.capacity, waited)

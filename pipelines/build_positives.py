@@ -111,6 +111,7 @@ def _write_meanings(
         sizes = dict.fromkeys(names, vocabulary.FIRST) | grown_sizes | hashed
         schema = encode.feature_schema(config.features, sizes, statistics)
         facts = {"sizes": sizes, "numeric": statistics, "schema": schema, "hashed": hashed}
+        facts["request"] = _request(night, config, inputs, logs)
         night.warehouse.write(grown, "vocabularies", night.ds, recipe, facts=facts)
 
     words = Words(night.warehouse.read("vocabularies", night.ds), sizes, statistics, schema)
@@ -129,6 +130,15 @@ def _write_meanings(
     )
     night.warehouse.write(rows.sort("item_index"), "item_features", night.ds, recipe, facts={"schema": schema})
     return words
+
+
+def _request(night: Night, config: SampleConfig, inputs: Inputs, logs: Logs) -> list[dict[str, Any]]:
+    """What a request must say of a user, in the types of the newest snapshot."""
+    newest = logs.user_snapshots[-1] if logs.user_snapshots else None
+    types = dict(inputs.users[newest].dtypes) if newest in inputs.users else {}
+    table, day = ("users", newest) if newest else ("interactions", logs.days[-1])
+    types["user_id"] = night.inputs.id_type(table, day)
+    return encode.request_fields(config.features, types, night.inputs.id_type("items", logs.items))
 
 
 def _seen_items(night: Night, item_days: DataFrame, ids: DataFrame) -> DataFrame:

@@ -288,3 +288,37 @@ def feature_schema(features: Features, sizes: dict[str, int], statistics: Statis
         "history": history,
         "example_age": age if features.example_age else None,
     }
+
+
+def request_fields(features: Features, types: Mapping[str, str], item_type: str) -> list[dict[str, Any]]:
+    """What a server needs to encode a user as `encode` does: a JSON object for each field of a request (docs/serving.md).
+
+    `types`: Spark types of user_id and of the columns of the users snapshot; `item_type`: of the ids of items.
+    """
+    side = sides(features)[0]
+    buckets = features.ids.user.buckets
+    user = {"name": side.key, "kind": "id", "column": "user_index", "vocabulary": side.key, "buckets": buckets}
+    fields: list[dict[str, Any]] = [user | {"type": _request_type(types[side.key])}]
+    for feature in side.features:
+        base: dict[str, Any] = {"name": feature.name, "kind": feature.kind, "column": side.column(feature)}
+        if isinstance(feature, NumericFeature):
+            kind = _request_type(types[feature.name])
+            fields.append(base | {"type": "double" if kind == "text" else kind, "boundaries": feature.boundaries})
+            continue
+        base |= {"type": _request_type(types[feature.name])}
+        base |= {"vocabulary": side.label(feature), "buckets": feature.buckets}
+        if isinstance(feature, MultiCategoricalFeature):
+            base |= {"length": feature.max_values, "weights": feature.weights}
+        fields.append(base)
+    history: dict[str, Any] = {"name": "history", "kind": "history", "column": "history"}
+    history |= {"vocabulary": "item_id", "buckets": None}
+    history |= {"type": _request_type(item_type), "length": features.history.length if features.history else None}
+    return [*fields, history | {"order": features.history.order if features.history else None}]
+
+
+def _request_type(spark: str) -> str:
+    """What a value (an element, of an array) is in a request. text: as Spark casts the column to a string."""
+    element = spark.removeprefix("array<").removesuffix(">")
+    if element in ("tinyint", "smallint", "int", "bigint") or re.fullmatch(r"decimal\(\d+,0\)", element):
+        return "integer"
+    return element if element in ("boolean", "float", "double") else "text"

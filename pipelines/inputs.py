@@ -90,9 +90,9 @@ class InputTables:
         return theirs.typed(self._good(theirs), keep)
 
     def id_type(self, table: str, ds: str) -> str:
-        """The type that the user gave the table's id, so that what we hand back has it too."""
+        """The type that the user gave the id of a user (for items, of an item), so that what we hand back has it too."""
         theirs = self._theirs(table, [ds])
-        key = KEYS[table]
+        key = KEYS.get(table, "user_id")
         return theirs.types[theirs.renames.get(key, key)]
 
     def facts(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from small_nights import run_nights, write_inputs
 
 from pipelines.session import open_session
 from pipelines.storage import Warehouse
+from tests.jobs.house import FIRST, SECOND, House, run
 
 
 @pytest.fixture(scope="session")
@@ -35,3 +36,19 @@ def nights(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> War
     write_inputs(warehouse)
     run_nights(warehouse)
     return warehouse
+
+
+@pytest.fixture(scope="session")
+def house(tmp_path_factory: pytest.TempPathFactory) -> House:
+    """Two nights from logs to release. Who changes what is published works on a copy."""
+    built = House.build(tmp_path_factory.mktemp("house"))
+    run("nightly", "--config", built.config, "--from", FIRST, "--to", SECOND, "--bootstrap-days", "4")
+    return built
+
+
+@pytest.fixture(scope="session")
+def first_night(tmp_path_factory: pytest.TempPathFactory) -> House:
+    """The first of the two alone, to be copied by who goes on from it."""
+    built = House.build(tmp_path_factory.mktemp("first"))
+    run("nightly", "--config", built.config, "--ds", FIRST, "--bootstrap-days", "4")
+    return built

@@ -47,9 +47,15 @@ def test_nobody_imports_jobs() -> None:
     assert wrong == []
 
 
-@pytest.mark.parametrize(("library", "home"), [("petastorm", "model/data.py"), ("mlflow", "jobs/support/tracking.py")])
-def test_a_library_has_one_home(library: str, home: str) -> None:
+@pytest.mark.parametrize(
+    ("library", "home"),
+    [
+        ("petastorm", ["model/data.py"]),
+        ("mlflow", ["jobs/support/served.py", "jobs/support/tracking.py"]),  # The first is run by MLflow, not by us.
+    ],
+)
+def test_a_library_has_one_home(library: str, home: list[str]) -> None:
     users = [
         str(path.relative_to(ROOT)) for path in files_of("pipelines", "model", "jobs") if library in imports_of(path)
     ]
-    assert users == [home]
+    assert users == home

@@ -46,6 +46,12 @@ class Gates(Section):
     recall_at: int = Field(50, ge=1, description="K of the comparison")
     held_out: int = Field(5000, ge=1, description="events of the valid split to compare on, at most")
     bootstrap_samples: int = Field(1000, ge=100, description="resamples of the users")
+    day_recall: float = Field(
+        0.6,
+        ge=0,
+        description="Recall of the release in use on the events of ds before training, against its median of the last 7 "
+        "nights, at least: what nobody foresaw may be noise",
+    )
     coverage: float = Field(0.5, ge=0, description="items that anybody gets, against the release in use, at least")
     rows: float = Field(0.5, ge=0, description="training rows against the median of the last 7 nights, at least")
     unknown_ids: float = Field(0.5, ge=0, le=1, description="share of held-out events whose user has no index, at most")

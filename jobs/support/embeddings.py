@@ -1,12 +1,12 @@
 """Vectors on Spark's executors: every item of a night once, users a batch at a time."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
 import torch
-from pyspark.sql import DataFrame
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
@@ -15,7 +15,7 @@ from jobs.support.runner import Context
 from model.catalogue import Catalogue
 from model.checkpoint import load_checkpoint
 from model.retrieval import batch_columns, embed_items, embed_users
-from model.schema import FeatureSchema
+from model.schema import FeatureSchema, HistoryFeature, MultiCategoricalFeature, NumericFeature
 from model.two_tower import TwoTower
 from pipelines.errors import InputError
 from pipelines.storage import Manifest, Recipe, digest
@@ -82,22 +82,18 @@ def write_item_embeddings(context: Context) -> Manifest:
 
 def within_model(queries: DataFrame, schema: FeatureSchema) -> DataFrame:
     """Queries as a model of an earlier night knows them: indices that came later are default."""
-    from model.schema import MultiCategoricalFeature, NumericFeature
-
-    for feature in schema.user:
-        if isinstance(feature, NumericFeature):
-            continue
-        column, size = F.col(feature.column), feature.size
-        if isinstance(feature, MultiCategoricalFeature):
-            known = F.transform(column, lambda v, size=size: F.when(v < size, v).otherwise(DEFAULT))
-        else:
-            known = F.when(column < size, column).otherwise(DEFAULT)
-        queries = queries.withColumn(feature.column, known)
-    if schema.history is not None:
-        size = schema.history.size
-        known = F.transform("history", lambda v: F.when(v < size, v).otherwise(DEFAULT))
-        queries = queries.withColumn("history", known)
+    features = [feature for feature in schema.user if not isinstance(feature, NumericFeature)]
+    for feature in [*features, *([schema.history] if schema.history else [])]:
+        known = _known(feature.size)
+        several = isinstance(feature, MultiCategoricalFeature | HistoryFeature)
+        column = F.transform(feature.column, known) if several else known(F.col(feature.column))
+        queries = queries.withColumn(feature.column, column)
     return queries
+
+
+def _known(size: int) -> Callable[[Column], Column]:
+    # Of one argument: Spark gives the place in the list to a second one.
+    return lambda index: F.when(index < size, index).otherwise(DEFAULT)
 
 
 @lru_cache(maxsize=1)

@@ -4,13 +4,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jobs.support.release import Release, comparable_release
+from jobs.support.release import comparable_release
 from jobs.support.runner import Context, log
 from jobs.support.tracking import Tracker
 from model.catalogue import Catalogue
 from model.checkpoint import load_checkpoint
 from model.examination import Examination, examine, held_out
 from model.index import load_index
+from model.release import INDEX, ITEMS, MODEL, Release
 from model.schema import FeatureSchema
 from pipelines.storage import Manifest
 
@@ -26,30 +27,29 @@ def events_of(
     return held_out([f"{folder}/{group['path']}" for group in groups], schema, context.config.gates.held_out)
 
 
-def examined(context: Context, release: Release, events: dict[str, np.ndarray], k: int) -> Examination:
-    """A release on events, as it is served."""
-    model = load_checkpoint(f"{release.uri}/model")
-    catalogue = None
-    if model.history_features:
-        files = context.warehouse.data_files(context.warehouse.path("item_features", release.manifest["ds"]))
-        catalogue = Catalogue.read(model.schema, files)
-    return examine(model, load_index(f"{release.uri}/index.faiss"), events, k, catalogue)
+def examined(release: Release, events: dict[str, np.ndarray], k: int) -> Examination:
+    """A release on events, as it is served. ReleaseError where it is damaged."""
+    release.files(MODEL)
+    model = load_checkpoint(f"{release.uri}/{MODEL}")
+    catalogue = Catalogue.read(model.schema, release.files(ITEMS)) if model.history_features else None
+    return examine(model, load_index(release.files(INDEX)[0]), events, k, catalogue)
 
 
-def test_then_train(context: Context, tracker: Tracker, samples: Manifest) -> None:
-    """Record how the release in use does on the events of ds, before anything is trained on them.
+def test_then_train(context: Context, tracker: Tracker, samples: Manifest) -> float | None:
+    """Record how the release in use does on the events of ds, before anything is trained on them. Returns its recall.
 
     So every event is once a test (prequential evaluation: Dawid, 1984; Gama et al., 2013), and one chart shows the nights.
-    Nothing where there is no release that could be asked (`comparable_release`).
+    None where there is no release that could be asked (`comparable_release`).
     """
     current = comparable_release(context)
     if current is None:
-        return
+        return None
     schema = FeatureSchema.model_validate(samples.facts["schema"])
     events = events_of(context, samples, ("train", "valid"), schema)
     if events is None:
-        return
+        return None
     k = context.config.gates.recall_at
-    found = examined(context, current, events, k)
+    found = examined(current, events, k)
     tracker.record(f"test_then_train.recall_at_{k}", found.recall)
     log.info("train %s: release %s had Recall@%d %.4f on this day", context.ds, current.release_id, k, found.recall)
+    return found.recall

@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass
 
 from jobs.support.config import Gates
 from jobs.support.examining import events_of, examined
-from jobs.support.release import Release, comparable_release, current_release
+from jobs.support.release import comparable_release, current_release
 from jobs.support.runner import Context, log
 from model.examination import Examination, certain_loss
+from model.release import Release
 from model.schema import DEFAULT, FeatureSchema
 from pipelines.checks import NIGHTS_BEFORE
 from pipelines.errors import NightjarError
@@ -59,13 +60,19 @@ class Verdict:
         return " ".join(refused) if refused else None
 
 
-def refused_by(context: Context, release_uri: str) -> list[str]:
-    """Names of the gates that a release did not pass when it was asked last."""
+def verdict_of(context: Context, release_uri: str) -> Verdict | None:
+    """The gates of a release as they were asked last; None where they were not."""
     uri = f"{release_uri}/{FILE}"
     if not context.warehouse.exists(uri):
-        return []
-    gates = [Gate(**told) for told in json.loads(context.warehouse.read_text(uri))["gates"]]
-    return [gate.name for gate in gates if not gate.passed]
+        return None
+    known = json.loads(context.warehouse.read_text(uri))
+    return Verdict([Gate(**told) for told in known["gates"]], known["against"])
+
+
+def refused_by(context: Context, release_uri: str) -> list[str]:
+    """Names of the gates that a release did not pass when it was asked last."""
+    verdict = verdict_of(context, release_uri)
+    return [gate.name for gate in verdict.gates if not gate.passed] if verdict else []
 
 
 def judge(context: Context, release: Release) -> Verdict:
@@ -91,6 +98,7 @@ def _gates(context: Context, release: Release, before: Release | None) -> Iterat
     # A night that begins from raw logs has nothing in common with the one before.
     last = None if samples.facts["bootstrap_days"] else warehouse.manifest("models", shift(ds, -1))
     yield from _rows(context, samples, config)
+    yield from _day(context, model, config)
     yield from _health(model, last, config)
     yield from _vocabularies(model, last, config)
     index = release.manifest["index"]
@@ -109,8 +117,8 @@ def _gates(context: Context, release: Release, before: Release | None) -> Iterat
     )  # fmt: skip
     if before is None:
         return
-    now = examined(context, release, events, config.recall_at)
-    then = examined(context, before, events, config.recall_at)
+    now = examined(release, events, config.recall_at)
+    then = examined(before, events, config.recall_at)
     yield from _recall(now, then, before, config, context.config.seed)
 
 
@@ -122,6 +130,20 @@ def _rows(context: Context, samples: Manifest, config: Gates) -> Iterator[Gate]:
         yield Gate(
             "rows", samples.rows / usual, config.rows, True,
             f"Training rows against {usual:,.0f}, the median of {len(rows)} nights: look at what build_positives counts.",
+        )  # fmt: skip
+
+
+def _day(context: Context, model: Manifest, config: Gates) -> Iterator[Gate]:
+    """Whether the day is like those before it, seen by a model that has not been trained on it."""
+    nights = [context.warehouse.manifest("models", ds) for ds in days_back(context.ds, NIGHTS_BEFORE + 1)[:-1]]
+    recalls = [night.facts["day_recall"] for night in nights if night and night.facts.get("day_recall")]
+    recall = model.facts.get("day_recall")
+    if recalls and recall is not None:
+        usual = statistics.median(recalls)
+        yield Gate(
+            "day_recall", recall / usual, config.day_recall, True,
+            f"The release in use had Recall@{config.recall_at} {recall:.4f} on this day before training, and {usual:.4f} on "
+            f"the median of {len(recalls)} nights: below, look at what the day's interactions are.",
         )  # fmt: skip
 
 

@@ -1,23 +1,25 @@
 """Releases: one folder, one id, checksums; `current.json` names the one in use and moves last."""
 
 import json
-from dataclasses import dataclass
-from typing import Any
+import re
+from dataclasses import asdict, dataclass, field
 
 from jobs.support.runner import Context
+from model.release import Release
 from pipelines.errors import InputError
 from pipelines.storage import Warehouse, shift
 
 FOLDER = "releases"
+NAME = re.compile(r"\w[\w-]*")
 
 
 @dataclass(frozen=True)
-class Release:
-    """A published release: its id, its folder, its manifest."""
+class Current:
+    """What `current.json` says: the release in use, and those that were in use and must not be again by themselves."""
 
-    release_id: str
-    uri: str
-    manifest: dict[str, Any]
+    release_id: str = ""
+    ds: str = ""
+    rolled_back: list[str] = field(default_factory=list)
 
 
 def folder_of(warehouse: Warehouse, release_id: str) -> str:
@@ -30,18 +32,42 @@ def current_uri(warehouse: Warehouse) -> str:
     return f"{warehouse.root}/{FOLDER}/current.json"
 
 
+def read_current(warehouse: Warehouse) -> Current:
+    """The release in use; an empty id before the first one."""
+    uri = current_uri(warehouse)
+    return Current(**json.loads(warehouse.read_text(uri))) if warehouse.exists(uri) else Current()
+
+
+def write_current(warehouse: Warehouse, current: Current) -> None:
+    """Lead readers to a release, in one move."""
+    warehouse.write_text(current_uri(warehouse), json.dumps(asdict(current)))
+
+
+def all_releases(warehouse: Warehouse) -> list[Release]:
+    """Every release, the newest day first."""
+    found = []
+    for status in warehouse.children(f"{warehouse.root}/{FOLDER}"):
+        uri = folder_of(warehouse, status.getPath().getName())
+        if warehouse.exists(f"{uri}/manifest.json"):
+            manifest = json.loads(warehouse.read_text(f"{uri}/manifest.json"))
+            found.append(Release(manifest["release_id"], uri, manifest))
+    return sorted(found, key=lambda release: (release.manifest["ds"], release.release_id), reverse=True)
+
+
 def find_release(context: Context, release_id: str | None = None) -> Release:
     """The named release, or the current one. InputError where there is none."""
     warehouse = context.warehouse
     if release_id is None:
-        if not warehouse.exists(current_uri(warehouse)):
+        release_id = read_current(warehouse).release_id
+        if not release_id:
             raise InputError(
                 f"nothing is published yet in {warehouse.root}/{FOLDER}: run publish_items for a night first"
             )
-        release_id = str(json.loads(warehouse.read_text(current_uri(warehouse)))["release_id"])
     uri = folder_of(warehouse, release_id)
-    if not warehouse.exists(f"{uri}/manifest.json"):
-        raise InputError(f"release {release_id!r} is not in {warehouse.root}/{FOLDER}")
+    if not NAME.fullmatch(release_id) or not warehouse.exists(f"{uri}/manifest.json"):
+        raise InputError(
+            f"release {release_id!r} is not in {warehouse.root}/{FOLDER}: `jobs.releases list` says which there are"
+        )
     return Release(release_id, uri, json.loads(warehouse.read_text(f"{uri}/manifest.json")))
 
 

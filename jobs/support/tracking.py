@@ -1,4 +1,4 @@
-"""MLflow's one home: a run a night, a child run a job, and the release as a model version.
+"""MLflow's one home: a run a night, a child run a job, and the release as a model version (served.py is what runs there).
 
 Everything goes through the client, never through the "active run" of a thread: jobs nest, and Spark has threads.
 """
@@ -6,16 +6,21 @@ Everything goes through the client, never through the "active run" of a thread: 
 import json
 import logging
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import date
+from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import model
 from jobs.support.config import Config
 from jobs.support.faults import causes
 from jobs.support.plots import input_rows, null_shares
 from jobs.support.statistics import metrics_of, rows_by_day, table_of
+from model.requests import Field, Fields, Number, Past, Several, example_request
 from pipelines.checks import NIGHTS_BEFORE
 from pipelines.config import Checks
 from pipelines.errors import NightjarError, UsageError
@@ -26,7 +31,7 @@ if TYPE_CHECKING:
 
 os.environ.setdefault("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "false")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # of each run, by a server
-for _name in ("alembic", "mlflow.store.db.utils", "mlflow.tracking.fluent"):
+for _name in ("alembic", "mlflow.store.db.utils", "mlflow.tracking.fluent", "mlflow.pyfunc"):
     logging.getLogger(_name).setLevel(logging.WARNING)  # a fresh sqlite store tells of thirty migrations
 
 import mlflow  # noqa: E402  the loggers above speak while it is imported
@@ -34,8 +39,14 @@ import requests  # noqa: E402
 import urllib3  # noqa: E402
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
+from mlflow.models import ModelSignature  # noqa: E402
 from mlflow.tracking import MlflowClient  # noqa: E402
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema  # noqa: E402
+from mlflow.types.schema import Array  # noqa: E402
 
+# What answering needs, as a version of the registered model lists it.
+SERVING = ["faiss-cpu", "mlflow", "numpy", "pandas", "petastorm", "psutil", "pyarrow", "pydantic", "safetensors"]
+SERVING += ["torch", "tqdm", "xxhash"]
 NIGHT, JOB, RECORD = "nightjar.night", "nightjar.job", "nightjar.record"
 
 
@@ -278,8 +289,14 @@ class Tracker:
             self._night_run = None
 
     def register(self, job: JobRun, manifest: dict[str, Any], uri: str) -> str:
-        """The release as a model version. Returns the version."""
+        """The release as a model version that `mlflow models serve` can run. Returns the version.
+
+        The version holds the code that answers and the URI of the release, not its files, which may be many gigabytes.
+        """
         name = self._config.tracking.registered_model
+        with tempfile.TemporaryDirectory(prefix="nightjar-version-") as folder:
+            _save_served(Path(folder, "release"), manifest, uri)
+            self._client.log_artifacts(job.run_id, folder)
         job.json(manifest, "release/manifest.json")
         try:
             self._client.create_registered_model(name, description="Releases of the nightly two-tower model")
@@ -293,10 +310,10 @@ class Tracker:
         return str(version.version)
 
     def version_of(self, release_id: str) -> str | None:
-        """The model version of a release, where it has been registered."""
+        """The newest model version of a release, where it has been registered."""
         name = self._config.tracking.registered_model
         found = self._client.search_model_versions(f"name = '{name}' and tags.release_id = '{release_id}'")
-        return str(found[0].version) if found else None
+        return str(max((int(version.version) for version in found), default="")) or None
 
     def make_champion(self, version: str) -> None:
         """Point the alias `champion` at a version."""
@@ -305,6 +322,40 @@ class Tracker:
     def make_challenger(self, version: str) -> None:
         """Point the alias `challenger` at a version: of the newest release that was refused."""
         self._client.set_registered_model_alias(self._config.tracking.registered_model, "challenger", version)
+
+
+def _save_served(folder: Path, manifest: dict[str, Any], uri: str) -> None:
+    """An MLflow model of a release: jobs/support/served.py with the model room beside it, and what goes in and out."""
+    fields = Fields.validate_python(manifest["request"])
+    columns = []
+    for field in fields:
+        kind = _kind(field)
+        columns.append(ColSpec(Array(kind) if isinstance(field, Several | Past) else kind, field.name, required=False))
+        if isinstance(field, Several) and field.weights:
+            columns.append(ColSpec(Array(DataType.double), field.weights, required=False))
+    outputs = Schema([ColSpec(Array(_kind(fields[-1])), "item_ids"), ColSpec(Array(DataType.double), "scores")])
+    params = ParamSchema([ParamSpec("k", DataType.long, 100), ParamSpec("exclude_seen", DataType.boolean, False)])
+    signature = ModelSignature(Schema(columns), outputs, params)
+    # Requests come to the retriever as they were sent. Else MLflow makes a pandas table of them: it drops a field that it
+    # does not know, makes floats of whole numbers where one is missing, and refuses a 3 for a 3.0.
+    signature._is_signature_from_type_hint = True
+    mlflow.pyfunc.save_model(
+        folder,
+        python_model=str(Path(__file__).with_name("served.py")),
+        code_paths=[str(Path(model.__file__).parent)],
+        model_config={"release": uri},
+        signature=signature,
+        input_example=([example_request(fields)], {"k": 10}),
+        metadata={"release_id": manifest["release_id"], "request": manifest["request"]},
+        pip_requirements=[f"{package}=={version(package)}" for package in SERVING],
+    )
+
+
+def _kind(field: Field) -> DataType:
+    """The type of a field of a request, as MLflow calls it."""
+    if field.type in ("integer", "boolean"):
+        return DataType.long if field.type == "integer" else DataType.boolean
+    return DataType.double if isinstance(field, Number) else DataType.string
 
 
 def _now() -> int:

@@ -20,7 +20,7 @@ from mlflow.tracking import MlflowClient
 
 from model.files import checksum
 from pipelines.storage import Manifest
-from tests.jobs.small_house import FIRST, ROOT, SECOND, House, command, rows_of, run
+from tests.jobs.house import FIRST, ROOT, SECOND, House, command, rows_of, run
 
 KILLS = int(os.environ.get("NIGHTJAR_KILLS", "5"))  # above FEW, the first night is killed too
 SEED = int(os.environ.get("NIGHTJAR_KILLS_SEED", "1"))

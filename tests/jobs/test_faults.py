@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from mlflow.tracking import MlflowClient
 
-from tests.jobs.small_house import FIRST, ROOT, SECOND, House, command, run
+from tests.jobs.house import FIRST, ROOT, SECOND, House, command, run
 
 STACK = re.compile(r"Traceback|^\s+at \S+\(|^\s+File \"", re.MULTILINE)
 

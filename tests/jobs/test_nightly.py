@@ -19,14 +19,7 @@ from model.checkpoint import load_checkpoint
 from model.evaluation import SLICES
 from model.index import load_index
 from pipelines.session import find_java_home
-from tests.jobs.small_house import FIRST, ROOT, SECOND, House, run
-
-
-@pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> House:
-    built = House.build(tmp_path_factory.mktemp("house"))
-    run("nightly", "--config", built.config, "--from", FIRST, "--to", SECOND, "--bootstrap-days", "4")
-    return built
+from tests.jobs.house import FIRST, ROOT, SECOND, House, run
 
 
 def test_a_night_ends_in_a_release_that_readers_follow(house: House) -> None:

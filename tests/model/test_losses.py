@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from model import losses
+from model import losses, objective
 from model.candidates import COARSE, FINE, POPULARITY, UNIFORM, Candidates, Rows, collect_candidates
 from model.catalogue import SamplingProbabilities
 from model.config import LossConfig
 from model.correction import OtherDraws, expected_counts, logit_offsets, other_draws
 from model.losses import MASKED, Logits
-from model.objective import logits_of, mask_, positive_ranks, row_losses
+from model.objective import batch_loss, logits_of, mask_, positive_ranks, row_losses, vectors_of
 
 ROWS, K, LENGTH, ITEMS, DIM = 12, 5, 4, 20, 6
 SEEDS = range(5)
@@ -225,6 +225,39 @@ def test_gradients(kind: Any, correction: Any) -> None:
     assert torch.autograd.gradcheck(losses_of, [tensor.requires_grad_() for tensor in inputs])
 
 
+@pytest.mark.parametrize(("kind", "correction"), itertools.product(KINDS, CORRECTIONS))
+@pytest.mark.parametrize("block", [1, 60, 10**6])
+def test_blocks_of_rows_change_nothing(kind: Any, correction: Any, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loss, rows and the gradients of vectors and temperature: of one row a block, of a few, of all rows in one."""
+    monkeypatch.setattr(objective, "BLOCK", block)
+    case = make(3)
+    candidates = candidates_of(case)
+    expected_U = None if correction == "none" else expected_of(case, candidates)
+    config = LossConfig(kind=kind, correction=correction, margin=0.3)
+    weights_B, items_Md = torch.from_numpy(case["weights"]), torch.from_numpy(case["item_vectors"])
+
+    def inputs() -> list[torch.Tensor]:
+        vectors = [torch.from_numpy(case["user_vectors"]), items_Md[candidates.items_U], items_Md[candidates.hard_BK]]
+        leaves = [*vectors, torch.tensor(0.5, dtype=torch.float64)]
+        return [leaf.clone().requires_grad_() for leaf in leaves]
+
+    whole, blocks = inputs(), inputs()
+    wanted = row_losses(*whole[:3], candidates, expected_U, whole[3], config)
+    loss = losses.weighted_mean(wanted.losses_B, weights_B, candidates.rows)
+    (3 * loss).backward()
+    found = batch_loss(*blocks[:3], weights_B, candidates, expected_U, blocks[3], config)
+    (3 * found.loss).backward()
+    torch.testing.assert_close(found.loss, loss)
+    torch.testing.assert_close(found.losses_B, wanted.losses_B.detach())
+    assert found.contrasted_B.equal(wanted.contrasted_B)
+    for one, other in zip(blocks, whole):
+        torch.testing.assert_close(one.grad, other.grad)
+    with torch.no_grad():
+        again = batch_loss(*blocks[:3], weights_B, candidates, expected_U, blocks[3], config)
+    assert again.loss.equal(found.loss)
+    assert again.losses_B.equal(found.losses_B)
+
+
 def test_the_gradient_of_revisited_is_that_of_its_log_times_a_constant() -> None:
     case = make(2)
     candidates = candidates_of(case)
@@ -234,9 +267,8 @@ def test_the_gradient_of_revisited_is_that_of_its_log_times_a_constant() -> None
     offsets, draws = logit_offsets("revisited", candidates, expected_U), other_draws(candidates, expected_U)
 
     def logits() -> Logits:
-        return logits_of(
-            users_Bd / 0.3, items_Md[candidates.items_U], items_Md[candidates.hard_BK], candidates, offsets
-        )
+        items_Ud, hard_BKd = items_Md[candidates.items_U], items_Md[candidates.hard_BK]
+        return logits_of(vectors_of(users_Bd, items_Ud, hard_BKd, candidates, 0.3), candidates, offsets)
 
     given = logits()
     n_B = draws.actual_B
@@ -257,13 +289,9 @@ def test_the_positive_is_never_masked_and_what_is_known_always_is(seed: int) -> 
     logits_BU = torch.zeros(ROWS, len(candidates.items_U))
     mask_(logits_BU, candidates)
     items_Md = torch.from_numpy(case["item_vectors"])
-    logits = logits_of(
-        torch.from_numpy(case["user_vectors"]),
-        items_Md[candidates.items_U],
-        items_Md[candidates.hard_BK],
-        candidates,
-        None,
-    )
+    items_Ud, hard_BKd = items_Md[candidates.items_U], items_Md[candidates.hard_BK]
+    vectors = vectors_of(torch.from_numpy(case["user_vectors"]), items_Ud, hard_BKd, candidates, 1.0)
+    logits = logits_of(vectors, candidates, None)
     positive = (case["user_vectors"] * case["item_vectors"][case["items"]]).sum(1)
     np.testing.assert_allclose(logits.positive_B, positive)
     for row in range(ROWS):

@@ -10,7 +10,7 @@ import torch
 
 from model.catalogue import Catalogue
 from model.checkpoint import load_checkpoint
-from model.objective import logits_of
+from model.objective import logits_of, vectors_of
 from model.retrieval import embed_items, embed_users
 from model.training import build_step, train
 from tests.model import toy
@@ -62,10 +62,8 @@ def test_the_score_of_training_is_the_product_of_published_vectors(tmp_path: Pat
         output = step({name: torch.from_numpy(values).long() if values.dtype.kind == "i" else torch.from_numpy(values)
                        for name, values in rows.items()}, 50)  # fmt: skip
         candidates = output.candidates
-        logits = logits_of(
-            step.towers.user_vectors(batch), output.items_Ud, output.items_Ud[:0].new_zeros(50, 4, spec.model.dim),
-            candidates, None,
-        )  # fmt: skip
+        users_Bd, hard_BKd = step.towers.user_vectors(batch), torch.zeros(50, 4, spec.model.dim)
+        logits = logits_of(vectors_of(users_Bd, output.items_Ud, hard_BKd, candidates, 1.0), candidates, None)
     model, catalogue = load_checkpoint(spec.output), step.catalogue
     items = {name: values.numpy() for name, values in catalogue.gather(candidates.items_U).items()}
     published = embed_users(model, rows, catalogue) @ embed_items(model, items).T

@@ -1,0 +1,156 @@
+"""Releases: list them, show one, go back to an earlier one, take old ones away."""
+
+import argparse
+import json
+import re
+import sys
+from contextlib import ExitStack
+
+from jobs.evaluate import headline_k, recalls
+from jobs.support.gates import refused_by, verdict_of
+from jobs.support.release import (
+    FOLDER,
+    Current,
+    all_releases,
+    find_release,
+    folder_of,
+    read_current,
+    write_current,
+)
+from jobs.support.runner import Context, aligned, log, main, parser, positive
+from jobs.support.tracking import Tracker
+from model.release import SERVED, Release
+from pipelines.errors import InputError, UsageError
+from pipelines.locks import locked
+
+LEFTOVER = re.compile(r"(\d{4}-\d{2}-\d{2})-[0-9a-f]{8}")
+
+
+def run(context: Context) -> None:
+    """What the first word says."""
+    args = context.args
+    if args.release and args.action in ("list", "prune"):
+        raise UsageError(f"releases {args.action} takes no release id, got {args.release!r}")
+    if (args.keep is None) == (args.action == "prune"):
+        raise UsageError("--keep N belongs to prune, and prune needs it: the number of newest releases to keep")
+    {"list": list_releases, "show": show, "rollback": rollback, "prune": prune}[args.action](context)
+
+
+def list_releases(context: Context) -> None:
+    """Print a table, the newest day first."""
+    k, current = headline_k(context.config.evaluation.ks), read_current(context.warehouse)
+    table = [["release", "ds", "items", "dim", "index", "state", "gates", f"recall@{k}"]]
+    table += [_row(context, release, current, k) for release in all_releases(context.warehouse)]
+    print(aligned(table) if len(table) > 1 else f"nothing is published yet in {context.warehouse.root}/{FOLDER}")
+
+
+def show(context: Context) -> None:
+    """Print all that is known of a release (default: the current one), and whether its files are what was published."""
+    release, current = find_release(context, context.args.release), read_current(context.warehouse)
+    told = {name: value for name, value in release.manifest.items() if name not in ("files", "schema")}
+    print(json.dumps({"uri": release.uri, "state": _state(context, release, current), **told}, indent=1))
+    verdict = verdict_of(context, release.uri)
+    for gate in verdict.gates if verdict else []:
+        print(gate.line())
+    faults = release.faults()
+    for name, fault in faults.items():
+        print(f"{name}: {fault}")
+    print(f"{len(release.manifest['files']) - len(faults)} of {len(release.manifest['files'])} files as published")
+
+
+def rollback(context: Context) -> None:
+    """Lead readers to the named release, or to the newest of an earlier day that passed its gates; `champion` goes along.
+
+    What was left does not become the current one again by repeating its night, only by publish_items --force or by name.
+    """
+    warehouse, before = context.warehouse, read_current(context.warehouse)
+    target = _target(context, before)
+    with ExitStack() as locks:
+        for ds in sorted({before.ds, str(target.manifest["ds"])} - {""}):
+            locks.enter_context(locked(warehouse, ds, "releases"))
+        target.files(*SERVED)
+        if before.release_id != target.release_id:
+            left = [name for name in (*before.rolled_back, before.release_id) if name and name != target.release_id]
+            write_current(warehouse, Current(target.release_id, target.manifest["ds"], list(dict.fromkeys(left))))
+        tracker = Tracker(context.config, warehouse, target.manifest["ds"])
+        if version := tracker.version_of(target.release_id):
+            tracker.make_champion(version)
+        else:
+            log.warning("releases: %s is no model version; the alias champion stays where it is", target.release_id)
+    log.info("releases: current is %s, was %s", target.release_id, before.release_id or "nothing")
+
+
+def prune(context: Context) -> None:
+    """Take away all but the newest N and the current one. The manifest goes first: a reader finds all of a release or none."""
+    warehouse, keep = context.warehouse, context.args.keep
+    for release in all_releases(warehouse)[keep:]:
+        with locked(warehouse, release.manifest["ds"], "releases"):
+            if read_current(warehouse).release_id != release.release_id:
+                warehouse.delete(f"{release.uri}/manifest.json")
+                warehouse.delete(release.uri)
+                log.info("releases: pruned %s", release.release_id)
+    for name in (status.getPath().getName() for status in warehouse.children(f"{warehouse.root}/{FOLDER}")):
+        if found := LEFTOVER.fullmatch(name):  # What a killed prune left.
+            with locked(warehouse, found[1], "releases"):
+                if not warehouse.exists(f"{folder_of(warehouse, name)}/manifest.json"):
+                    warehouse.delete(folder_of(warehouse, name))
+
+
+def _target(context: Context, current: Current) -> Release:
+    """Where a rollback goes. InputError where there is nothing to go back to, UsageError for a release that was refused."""
+    if context.args.release:
+        named = find_release(context, context.args.release)
+        refused = refused_by(context, named.uri)
+        if refused and not context.force:
+            raise UsageError(
+                f"release {named.release_id} was refused by {', '.join(refused)}: --force goes to it anyway"
+            )
+        return named
+    for release in all_releases(context.warehouse):
+        earlier = release.manifest["ds"] < current.ds and release.release_id not in current.rolled_back
+        verdict = verdict_of(context, release.uri)
+        if earlier and verdict is not None and verdict.refusal() is None:
+            return release
+    raise InputError(
+        f"no release of a day before {current.ds or 'the first'} has passed its gates: `jobs.releases list` says which there "
+        "are; name one"
+    )
+
+
+def _row(context: Context, release: Release, current: Current, k: int) -> list[str]:
+    manifest, verdict = release.manifest, verdict_of(context, release.uri)
+    refused = [gate.name for gate in verdict.gates if not gate.passed] if verdict else []
+    gates = f"refused: {', '.join(refused)}" if refused else f"passed {len(verdict.gates)}" if verdict else "not asked"
+    recall = recalls(context.at(manifest["ds"]), k, release.release_id).get("two_tower")
+    index = manifest["index"]
+    index = " ".join([index["factory"], *([f"{index['parameter']}={index['value']}"] if index["parameter"] else [])])
+    return [
+        release.release_id,
+        manifest["ds"],
+        f"{manifest['items']:,}",
+        str(manifest["dim"]),
+        index,
+        _state(context, release, current),
+        gates,
+        "-" if recall is None else f"{recall:.4f}",
+    ]
+
+
+def _state(context: Context, release: Release, current: Current) -> str:
+    if release.release_id == current.release_id:
+        return "current"
+    if release.release_id in current.rolled_back:
+        return "rolled back"
+    return "refused" if refused_by(context, release.uri) else ""
+
+
+def _flags() -> argparse.ArgumentParser:
+    flags = parser("releases", __doc__ or "", with_ds=False)
+    flags.add_argument("action", choices=["list", "show", "rollback", "prune"])
+    flags.add_argument("release", nargs="?", metavar="ID", help="of show and rollback: the release")
+    flags.add_argument("--keep", type=positive, metavar="N", help="of prune: newest releases to keep")
+    return flags
+
+
+if __name__ == "__main__":
+    sys.exit(main(_flags(), run))
