@@ -2,6 +2,7 @@
 
 import hashlib
 
+import numpy as np
 import torch
 
 
@@ -14,3 +15,8 @@ def derive_seed(*parts: int | str) -> int:
 def generator(*parts: int | str) -> torch.Generator:
     """A generator of its own, so that no other draw can shift its sequence."""
     return torch.Generator().manual_seed(derive_seed(*parts))
+
+
+def reader_generator(*parts: int | str) -> np.random.Generator:
+    """The same for the thread that reads, where torch must not work (batching.py)."""
+    return np.random.default_rng(derive_seed(*parts))
