@@ -49,6 +49,9 @@ def rows_of(feature: Feature) -> int:
     return feature.table_size if isinstance(feature, IdFeature) else feature.size  # type: ignore[union-attr]
 
 
+HISTORY = "history"  # The table of items in histories, where that is another than the items'.
+
+
 def table_name(feature: Feature) -> str:
     """Features of one vocabulary share one table; a bucket has no vocabulary and keeps its own."""
     name = feature.column if isinstance(feature, BucketFeature) else feature.vocabulary  # type: ignore[union-attr]
@@ -78,7 +81,7 @@ class EmbeddingTables(nn.ModuleDict):
                 dim = config.embedding_dim if isinstance(feature, IdFeature) else config.small_embedding_dim
                 self._add(table_name(feature), rows_of(feature), dim, feature.name)
         if schema.history and not config.share_history:
-            self._add("history", schema.item_id.table_size, config.embedding_dim, schema.history.name)
+            self._add(HISTORY, schema.item_id.table_size, config.embedding_dim, schema.history.name)
 
     def _add(self, name: str, rows: int, dim: int, feature: str) -> None:
         if name in self:

@@ -32,8 +32,8 @@ class TrainingSpec(Config):
     )
     incremental: bool = Field(
         False,
-        description="An update within the day: embedding tables alone learn, rows come in the order of the files, and "
-        "nothing is drawn. Everything else stays as it was, bit for bit.",
+        description="An update within the day: embedding tables of ids alone learn, rows come in the order of the files, "
+        "and nothing is drawn. Everything else stays as it was, bit for bit.",
     )
     warm_start: str | None = Field(None, description="Checkpoint folder to continue from; None: from nothing.")
     output: str = Field(description="Folder that the checkpoint is moved to when it is complete.")

@@ -20,7 +20,7 @@ from model.catalogue import Catalogue, SamplingProbabilities
 from model.checkpoint import WarmStartError, read_state, save_checkpoint, state_file, warm_start
 from model.collectives import rank, sum_over_ranks, world_size
 from model.data import USER, Samples, SharedSamples, sample_columns
-from model.features import Batch, table_name
+from model.features import HISTORY, Batch, table_name
 from model.frequency import FrequencyEstimator
 from model.health import look
 from model.metrics import Recorder
@@ -32,7 +32,7 @@ from model.optimisation import (
     set_learning_rates,
 )
 from model.progress import Progress, find_progress, identity, save_progress
-from model.schema import DEFAULT, FeatureSchema
+from model.schema import DEFAULT, FeatureSchema, IdFeature
 from model.seeds import derive_seed
 from model.self_supervision import SelfSupervision
 from model.sharding import here, parameter_count, restore, shares_of, whole_state
@@ -158,8 +158,15 @@ def rest_unseen_items(step: RetrievalStep) -> None:
 
 
 def freeze(step: RetrievalStep) -> None:
-    """Leave nothing to be trained but embedding tables."""
-    for parameter in (*step.towers.dense_parameters(), step.log_temperature):
+    """Leave nothing to be trained but the embedding tables of ids.
+
+    What many share (a category) knows more than a few hours can tell it, and would move every item that has it.
+    """
+    schema, tables = step.towers.schema, step.towers.tables
+    ids = {table_name(feature) for feature in (*schema.user, *schema.item) if isinstance(feature, IdFeature)}
+    shared = (table for name, table in tables.items() if name not in (*ids, HISTORY))
+    of_tables = (parameter for table in shared for parameter in table.parameters())
+    for parameter in (*step.towers.dense_parameters(), step.log_temperature, *of_tables):
         parameter.requires_grad_(False)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from model.config import ModelConfig
 from model.features import (
+    HISTORY,
     Batch,
     EmbeddingTables,
     HistoryPooling,
@@ -69,7 +70,7 @@ class TwoTower(nn.Module):
         """
         inputs = [self._embed(feature, batch) for feature in self.schema.user]
         if self.schema.history and self.pooling:
-            shared = table_name(self.schema.item_id) if self.config.share_history else "history"
+            shared = table_name(self.schema.item_id) if self.config.share_history else HISTORY
             ids = self.schema.item_id
             column = history_column(ids.table_column) if ids.hashed else self.schema.history.column
             inputs.append(self.pooling(self.tables[shared], column_of(batch, column)))

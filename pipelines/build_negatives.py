@@ -65,7 +65,9 @@ def build_negatives(
     night.inputs.write_quarantine(night.ds, recipe, ("ranking_logs",))
 
     known = _known(night, config, setting, positives, stats, seen, logs, keep_last_out)
-    layout = shuffle.layout_of(positives, night.seed, config.samples.row_group_rows, config.samples.trainers)
+    update = night.warehouse.update
+    place = shuffle.by_time(update.since, update.until) if update else shuffle.by_hash(night.seed)
+    layout = shuffle.layout_of(positives, place, config.samples.row_group_rows, config.samples.trainers)
     columns = ["user_id", "item_id", "user_index", *sides(config.features)[0].encoded_columns()]
     columns += ["item_index", "example_age", "weight"]
     rows = _rows(positives, columns, setting, layout, stats)

@@ -3,7 +3,7 @@ and item_stats out."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import reduce
 from typing import Any
 
@@ -13,7 +13,7 @@ from pyspark.sql import functions as F
 from pipelines import encode, histories, popularity, positives, positives_checks, vocabulary
 from pipelines.night import POSITIVE_TABLES, Night, SampleConfig, is_done, log
 from pipelines.positives_inputs import Inputs, Logs, find_logs, read_inputs, refuse_new_meanings
-from pipelines.storage import Manifest, Recipe
+from pipelines.storage import Manifest, Recipe, digest
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,8 @@ def build_positives(
         "items": night.inputs.fingerprint("items", [logs.items]),
         "users": night.inputs.fingerprint("users", logs.user_snapshots),
     }
+    if night.warehouse.update:
+        fingerprints["update"] = digest(asdict(night.warehouse.update))
     fingerprints |= {f"{table}@{night.yesterday}": manifest.fingerprint for table, manifest in before.items()}
     recipe = Recipe(config_hash, fingerprints)
     tables = (*POSITIVE_TABLES, "holdout") if keep_last_out else POSITIVE_TABLES

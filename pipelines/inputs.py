@@ -70,7 +70,7 @@ class InputTables:
         return found[-1] if found else None
 
     def events(self, table: str, days: list[str], check: bool = True) -> DataFrame:
-        """Good rows of interactions or ranking_logs on these days, with `ds`.
+        """Good rows of interactions or ranking_logs on these days, with `ds`; of an update within the day, up to its end.
 
         `check`: one pass over the rows counts them first; InputError where too many of them break the contract.
         Without it (a step before this one has checked the same files) the rows are the same.
@@ -78,7 +78,8 @@ class InputTables:
         theirs = self._theirs(table, days)
         if check:
             self._check(theirs)
-        return theirs.typed(self._good(theirs), ["ds"])
+        rows, update = theirs.typed(self._good(theirs), ["ds"]), self.warehouse.update
+        return rows.where(F.col("event_time") <= F.lit(update.until).cast("timestamp")) if update else rows
 
     def snapshot(self, table: str, ds: str, check: bool = True) -> DataFrame:
         """Good rows of the snapshot of users or items of a day: ids as strings under `user_id`/`item_id`, features as

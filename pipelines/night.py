@@ -41,6 +41,12 @@ class Night:
         return days_back(self.ds, max(1, self.bootstrap_days))
 
     @property
+    def end(self) -> str:
+        """The last moment that this night knows of (UTC)."""
+        update = self.warehouse.update
+        return update.until if update else f"{self.ds} 23:59:59.999999"
+
+    @property
     def yesterday(self) -> str | None:
         """The night whose state this one rolls forward; None when bootstrapping."""
         return None if self.bootstrap_days else shift(self.ds, -1)

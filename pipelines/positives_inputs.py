@@ -77,18 +77,20 @@ def refuse_new_meanings(night: Night, features: Features, known: dict[str, Any])
 def read_inputs(night: Night, config: SampleConfig, logs: Logs, keep_last_out: bool) -> Inputs:
     """Read and check every input. InputError where one of them cannot make a night."""
     interactions = night.inputs.events("interactions", logs.days)
+    if update := night.warehouse.update:
+        interactions = interactions.where(F.col("event_time") > F.lit(update.since).cast("timestamp"))
     items = night.inputs.snapshot("items", logs.items)
     user_side, item_side = encode.sides(config.features)
     encode.check_columns(item_side, items)
     users = {day: night.inputs.snapshot("users", day) for day in logs.user_snapshots if user_side.features}
     for snapshot in users.values():
         encode.check_columns(user_side, snapshot)
-    end_of_day = F.lit(f"{night.ds} 23:59:59.999999").cast("timestamp")
-    items = items.where(F.col("publish_time").isNull() | (F.col("publish_time") <= end_of_day))
+    end = F.lit(night.end).cast("timestamp")
+    items = items.where(F.col("publish_time").isNull() | (F.col("publish_time") <= end))
     if items.isEmpty():
         raise InputError(
-            f"table items, column publish_time: no item of the snapshot ds={logs.items} is published by the end of "
-            f"ds={night.ds}, so there is nothing to recall. Correct publish_time, or leave it null where it is not known"
+            f"table items, column publish_time: no item of the snapshot ds={logs.items} is published by "
+            f"{night.end}, so there is nothing to recall. Correct publish_time, or leave it null where it is not known"
         )
     checks.compare_with_before(night, "positives", night.inputs.facts(), config.checks)
 

@@ -1,9 +1,9 @@
-"""A global shuffle at write time, and row groups that are equal within one row.
+"""A global order at write time, and row groups that are equal within one row.
 
 Trainers read row groups: a shard is whole row groups, so equal groups make equal shards, and a shuffle on disk makes
-a small window shuffle while reading enough. Rows are ordered by a hash, and the hashes at which groups begin are found
-once: in two phases (rows a bucket of hashes, then ranks within a bucket), so no single task ever sorts the table. Then
-any frame with row keys knows its groups without a shuffle.
+a small window shuffle while reading enough. A row's place is a hash of it (or, where time must stay, its time), and the
+places at which groups begin are found once: in two phases (rows a bucket of places, then ranks within a bucket), so no
+single task ever sorts the table. Then any frame with places knows its groups without a shuffle.
 """
 
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from pyspark.sql import functions as F
 from pipelines.hashing import hashed
 
 BITS = 12  # buckets: 2**BITS
+PLACES = 63  # bits of a place
 GROUPS_A_TASK = 8
 
 
@@ -22,27 +23,28 @@ GROUPS_A_TASK = 8
 class Layout:
     """Where each row stands: its group by hash, and its place there."""
 
-    seed: int
+    place_of: Column  # of by_hash or by_time
     groups: dict[str, int]  # split -> number of row groups
     # The stretches of places that belong to one group, cut at buckets: split, bucket, low, high, cell.
     stretches: DataFrame
 
     def place(self, rows: DataFrame) -> DataFrame:
-        """Rows (row_key, split, …) with `cell` (int): the group that each belongs to; null without a split."""
-        placed, stretches = _hashed(rows, self.seed).alias("row"), F.broadcast(self.stretches).alias("stretch")
+        """Rows (row_key, event_time, split, …) with `cell` (int): the group that each belongs to; null without a split."""
+        placed, stretches = _placed(rows, self.place_of).alias("row"), F.broadcast(self.stretches).alias("stretch")
         within = (F.col("place") >= F.col("low")) & (F.col("place") <= F.col("high"))
         same = (F.col("row.split") == F.col("stretch.split")) & (F.col("row.bucket") == F.col("stretch.bucket"))
         joined = placed.join(stretches, on=same & within, how="left")
         return joined.select(*[F.col(f"row.{name}") for name in rows.columns], "cell")
 
     def gather(self, rows: DataFrame) -> DataFrame:
-        """Rows (row_key, cell, …) moved to the task that writes their group, in order; with `group` (00000…) and `split`."""
-        moved = rows.repartition(self.tasks, "cell").sortWithinPartitions(_place(self.seed))
+        """Rows (row_key, event_time, cell, …) moved to the task that writes their group, in order; with split and `group`."""
         group = F.when(F.col("cell") < 0, -1 - F.col("cell")).otherwise(F.col("cell"))
         digits = group.cast("string")
-        return moved.withColumn("split", F.when(F.col("cell") < 0, "valid").otherwise("train")).withColumn(
-            "group", F.when(group > 99_999, digits).otherwise(F.lpad(digits, 5, "0"))
-        )
+        split = F.when(F.col("cell") < 0, "valid").otherwise("train")
+        name = F.when(group > 99_999, digits).otherwise(F.lpad(digits, 5, "0"))
+        moved = rows.repartition(self.tasks, "cell").withColumns({"split": split, "group": name})
+        # By folder first, as the writer wants them: else it sorts again by folders alone.
+        return moved.sortWithinPartitions("split", "group", self.place_of, "row_key")
 
     @property
     def tasks(self) -> int:
@@ -58,9 +60,21 @@ def groups_for(rows: int, row_group_rows: int, trainers: int) -> int:
     return max(1, min(rows, -(-wanted // trainers) * trainers))
 
 
-def layout_of(rows: DataFrame, seed: int, row_group_rows: int, trainers: int) -> Layout:
-    """The layout of all rows (row_key, split) that have a split."""
-    placed = _hashed(rows.where("split is not null").select("row_key", "split"), seed)
+def by_hash(seed: int) -> Column:
+    """The place of a row (row_key) in an order that nobody could guess."""
+    return F.shiftrightunsigned(hashed("shuffle", seed, F.col("row_key")), 64 - PLACES)
+
+
+def by_time(since: str, until: str) -> Column:
+    """The place of a row (event_time, of this span) in the order of time; spread over all buckets."""
+    first, last = (F.unix_micros(F.lit(moment).cast("timestamp")) for moment in (since, until))
+    step = F.floor(F.lit(2**PLACES - 1) / (last - first + 1)).cast("long")
+    return (F.unix_micros("event_time") - first) * step
+
+
+def layout_of(rows: DataFrame, place_of: Column, row_group_rows: int, trainers: int) -> Layout:
+    """The layout of all rows (row_key, event_time, split) that have a split."""
+    placed = _placed(rows.where("split is not null"), place_of).select("split", "place", "bucket")
     counts = {(r["split"], r["bucket"]): r["count"] for r in placed.groupBy("split", "bucket").count().collect()}
     totals: dict[str, int] = {}
     starts = {}
@@ -89,11 +103,11 @@ def layout_of(rows: DataFrame, seed: int, row_group_rows: int, trainers: int) ->
     found = {(row["split"], row["bucket"]): row["bounds"] for row in bounds}
     table = []
     for split, bucket, first, _ in wanted:
-        edges = [bucket << (63 - BITS), *found.get((split, bucket), []), (bucket + 1) << (63 - BITS)]
+        edges = [bucket << (PLACES - BITS), *found.get((split, bucket), []), (bucket + 1) << (PLACES - BITS)]
         for group, (low, after) in enumerate(pairwise(edges), first):
             table.append((split, bucket, low, after - 1, group if split == "train" else -1 - group))
     schema = "split string, bucket int, low long, high long, cell int"
-    return Layout(seed, groups, spark.createDataFrame(table, schema))
+    return Layout(place_of, groups, spark.createDataFrame(table, schema))
 
 
 def _ranks_by_bucket(
@@ -115,12 +129,7 @@ def _ranks_by_bucket(
     return rows
 
 
-def _hashed(rows: DataFrame, seed: int) -> DataFrame:
-    """Adds `place` and `bucket`, its upper bits."""
-    bucket = F.shiftrightunsigned("place", 63 - BITS).cast("int")
-    return rows.withColumn("place", _place(seed)).withColumn("bucket", bucket)
-
-
-def _place(seed: int) -> Column:
-    """The order of all rows, from row_key; never negative."""
-    return F.shiftrightunsigned(hashed("shuffle", seed, F.col("row_key")), 1)
+def _placed(rows: DataFrame, place_of: Column) -> DataFrame:
+    """Adds `place` (never negative) and `bucket`, its upper bits."""
+    bucket = F.shiftrightunsigned("place", PLACES - BITS).cast("int")
+    return rows.withColumn("place", place_of).withColumn("bucket", bucket)

@@ -107,8 +107,27 @@ class Manifest:
         return self.config_hash == recipe.config_hash and self.inputs == dict(recipe.inputs)
 
 
+@dataclass(frozen=True)
+class Update:
+    """A part of a day that is worked on before its night: events after `since`, up to and with `until` (ISO, UTC)."""
+
+    number: int  # From 1, within the day.
+    since: str
+    until: str
+    after: int | None  # The update that this one goes on from; None: last night.
+    base: str  # The release of that.
+    night: str  # The release of last night.
+
+    @property
+    def name(self) -> str:
+        """As runs and releases call it."""
+        return f"update-{self.number}"
+
+
 class Warehouse:
     """The tables under one root URI, and the files of input tables elsewhere."""
+
+    update: Update | None = None  # Where this is the warehouse of one (pipelines/updates.py).
 
     def __init__(self, spark: SparkSession, root: str) -> None:
         self.spark = spark

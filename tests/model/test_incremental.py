@@ -45,14 +45,16 @@ def update_of(night: TrainingSpec, folder: Path, **changes: object) -> TrainingS
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adagrad"])
 def test_only_rows_that_were_met_change(night: TrainingSpec, tmp_path: Path, optimizer: str) -> None:
-    """Everything that is no table stays, bit for bit."""
+    """Everything that is no table of ids stays, bit for bit."""
     training = night.training.model_copy(update={"optimizer": optimizer})
     spec = update_of(night, tmp_path, training=training)
     train(spec)
     before, after = parameters_of(night.output), parameters_of(spec.output)
     assert before.keys() == after.keys()
-    tables = {name for name in before if "tables." in name}
-    assert len(tables) > 3
+    tables = {
+        name for name in before if "tables.user_id" in name or "tables.item_id" in name or "tables.history" in name
+    }
+    assert len(tables) in (2, 3)
     for name in before.keys() - tables:
         assert torch.equal(before[name], after[name]), name
     users = next(name for name in tables if "user_id" in name)
