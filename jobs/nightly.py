@@ -11,6 +11,7 @@ from jobs.support.tracking import Tracker
 from pipelines.errors import UsageError
 from pipelines.locks import locked
 from pipelines.storage import days_back, parse_ds
+from pipelines.updates import forget
 
 STEPS: tuple[tuple[str, Step], ...] = (
     ("build_positives", build_positives.run),
@@ -47,6 +48,7 @@ def _run_steps(context: Context) -> None:
         tracker.close_night("FAILED")
         raise
     tracker.close_night("FINISHED")
+    forget(context.warehouse, context.ds)  # Updates within the day have been before it.
     log.info("night %s: %.1f s; the record is in %s", context.ds, time.perf_counter() - started, tracker.uri)
 
 

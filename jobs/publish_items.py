@@ -1,9 +1,13 @@
-"""Publish a night: item vectors, Faiss index, towers and vocabularies as one release; past the gates, `current` moves."""
+"""Publish a night: item vectors, Faiss index, towers and vocabularies as one release; past the gates, `current` moves.
+
+An update within the day (jobs/incremental.py) is a release like any other, and holds what it changed beside the whole.
+"""
 
 import json
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,7 @@ import numpy as np
 from pyarrow import parquet as pq
 from pyspark.sql import functions as F
 
+from jobs.support.changes import write_changes
 from jobs.support.embeddings import write_item_embeddings
 from jobs.support.gates import GateError, Verdict, judge
 from jobs.support.index import description, index_of_night, log_index
@@ -67,8 +72,9 @@ def run(context: Context, tracker: Tracker) -> None:
     if refusal := verdict.refusal():
         tracker.make_challenger(version)
         tracker.night_tags({"gates": "refused"})
+        stays = read_current(warehouse).release_id or "as it is"
         raise GateError(
-            f"release {release_id} is not published; `current` stays {verdict.against or 'as it is'}. {refusal} "
+            f"release {release_id} is not published; `current` stays {stays}. {refusal} "
             "If it is what you want, raise the tolerance (--set gates.NAME=VALUE) and publish again"
         )
     before = current_release(context)
@@ -126,6 +132,8 @@ def _write_release(context: Context, release_id: str) -> tuple[dict[str, Any], C
         warehouse.upload(Path(local), staging)
     for table, name in COPIED.items():
         _copy_files(context, warehouse.path(table, ds), f"{staging}/{name}")
+    update = warehouse.update
+    of_update = {"update": asdict(update), "changes": write_changes(context, update, staging)} if update else {}
     manifest = {
         "release_id": release_id,
         "ds": ds,
@@ -135,6 +143,7 @@ def _write_release(context: Context, release_id: str) -> tuple[dict[str, Any], C
         "schema": schema,
         "request": _request(context, schema),
         "inputs": warehouse.require("item_embeddings", ds, "").inputs,
+        **of_update,
         "files": {file.removeprefix(staging).lstrip("/"): checksum(file) for file in warehouse.data_files(staging)},
         "code_version": code_version(),
     }

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from pyspark.sql import DataFrame
@@ -9,19 +10,22 @@ from pyspark.sql import functions as F
 
 from jobs.support.embeddings import within_model
 from jobs.support.nights import open_night
-from jobs.support.release import find_release
+from jobs.support.release import find_release, update_of
 from jobs.support.retrieval import top_items
 from jobs.support.runner import Context, log, main, parser, positive
 from model.release import INDEX, ITEMS, MODEL
 from model.schema import FeatureSchema
 from pipelines.errors import UsageError
 from pipelines.queries import user_queries
+from pipelines.updates import UpdateWarehouse
 
 
 def run(context: Context) -> None:
     """Write the recommendations to --output."""
     args, warehouse = context.args, context.warehouse
     release = find_release(context, args.release)
+    if (update := update_of(release)) and release.manifest["ds"] == context.ds:
+        context = replace(context, warehouse=UpdateWarehouse(warehouse, context.ds, update))
     night = open_night(context)
     users = _listed(context, args.users) if args.users else None
     rows = within_model(

@@ -12,9 +12,12 @@ from jobs.support.release import (
     FOLDER,
     Current,
     all_releases,
+    current_release,
     find_release,
     folder_of,
+    night_of,
     read_current,
+    update_of,
     write_current,
 )
 from jobs.support.runner import Context, aligned, log, main, parser, positive
@@ -23,7 +26,7 @@ from model.release import SERVED, Release
 from pipelines.errors import InputError, UsageError
 from pipelines.locks import locked
 
-LEFTOVER = re.compile(r"(\d{4}-\d{2}-\d{2})-[0-9a-f]{8}")
+LEFTOVER = re.compile(r"(\d{4}-\d{2}-\d{2})(-update-\d+)?-[0-9a-f]{8}")
 
 
 def run(context: Context) -> None:
@@ -81,11 +84,16 @@ def rollback(context: Context) -> None:
 
 
 def prune(context: Context) -> None:
-    """Take away all but the newest N and the current one. The manifest goes first: a reader finds all of a release or none."""
-    warehouse, keep = context.warehouse, context.args.keep
-    for release in all_releases(warehouse)[keep:]:
+    """Take away all but the newest N nights and the current one. The manifest goes first: readers find all of it or none.
+
+    Of updates within the day only the current one stays, with the night's release that it goes on from.
+    """
+    warehouse, releases = context.warehouse, all_releases(context.warehouse)
+    nights = [release.release_id for release in releases if update_of(release) is None]
+    for release in (release for release in releases if release.release_id not in nights[: context.args.keep]):
         with locked(warehouse, release.manifest["ds"], "releases"):
-            if read_current(warehouse).release_id != release.release_id:
+            current = current_release(context)
+            if current is None or release.release_id not in (current.release_id, night_of(context, current).release_id):
                 warehouse.delete(f"{release.uri}/manifest.json")
                 warehouse.delete(release.uri)
                 log.info("releases: pruned %s", release.release_id)

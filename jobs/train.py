@@ -1,8 +1,12 @@
-"""Train the two towers on a day's samples, from last night's model or (first night) from nothing."""
+"""Train the two towers on a day's samples, from last night's model or (first night) from nothing.
+
+Of an update within the day (jobs/incremental.py): on its samples, in the order of time, embedding tables of ids alone.
+"""
 
 import sys
+from typing import Any
 
-from jobs.support.examining import test_then_train
+from jobs.support.examining import test_then_train, test_update
 from jobs.support.feature_information import item_relations
 from jobs.support.nights import alone, require_model
 from jobs.support.plots import loss_curve, tower_weights
@@ -28,9 +32,8 @@ def run(context: Context, tracker: Tracker) -> None:
     _refuse_stale(context, made["samples"], "positives", ds, remedy)
     first_night = made["samples"].facts["bootstrap_days"] > 0
     inputs = {table: manifest.fingerprint for table, manifest in made.items()}
-    before = None
+    before, yesterday = None, shift(ds, -1)
     if not first_night:
-        yesterday = shift(ds, -1)
         remedy = f"run train for ds={yesterday} first: nights build on each other"
         before = warehouse.require("models", yesterday, remedy)
         _refuse_stale(context, before, "samples", yesterday, f"run train for ds={yesterday} again")
@@ -41,15 +44,20 @@ def run(context: Context, tracker: Tracker) -> None:
         log.info("train %s: already done (loss %.4f)", ds, existing.facts["loss"])
         return
     if before:
-        require_model(context, before.ds, "")
-    day_recall = test_then_train(context, tracker, made["samples"])
+        require_model(context, yesterday, "")
+    update = warehouse.update
+    if update:
+        tested: dict[str, Any] = {"within_day": test_update(context, tracker, made["samples"])}
+    else:
+        tested = {"day_recall": test_then_train(context, tracker, made["samples"])}
     offered = FeatureSchema.model_validate(made["samples"].facts["schema"])
     schema = _without(offered, config.model.leave_out)
     staging = warehouse.new_staging("models", ds)
     if context.force:
         warehouse.finished("models", ds)
-    epochs = config.training.bootstrap_epochs if first_night else config.training.epochs
-    scale = config.training.warm_start_scale if before else 1.0
+    epochs = config.training.bootstrap_epochs if first_night else 1 if update else config.training.epochs
+    # An update learns what is new today, from few rows.
+    scale = config.training.warm_start_scale if before and not update else 1.0
     training = config.training.model_copy(
         update={name: getattr(config.training, name) * scale for name in ("learning_rate", "embedding_learning_rate")}
     )
@@ -58,7 +66,9 @@ def run(context: Context, tracker: Tracker) -> None:
         for name in ("model", "loss", "training"):
             job.params({name: getattr(config, name).model_dump()})
         job.params({"epochs": epochs, "warm_start": before.ds if before else "none"})
-        relations = item_relations(context, offered.item, schema.item, job) if config.loss.self_supervision else None
+        relations = None
+        if config.loss.self_supervision and not update:
+            relations = item_relations(context, offered.item, schema.item, job)
         spec = TrainingSpec(
             features=schema,
             train=_files(context, made["samples"], "train"),
@@ -68,11 +78,12 @@ def run(context: Context, tracker: Tracker) -> None:
             item_relations=relations,
             negatives=made["samples"].facts["negatives"],
             model=config.model,
-            loss=config.loss,
+            loss=config.loss.model_copy(update={"self_supervision": None}) if update else config.loss,
             training=training,
             seed=config.seed,
             epochs=epochs,
-            warm_start=warehouse.path("models", before.ds) if before else None,
+            incremental=update is not None,
+            warm_start=warehouse.path("models", yesterday) if before else None,
             output=staging,
             resume=warehouse.on_the_way("models", ds, inputs),
             progress=sys.stderr.isatty(),
@@ -87,7 +98,7 @@ def run(context: Context, tracker: Tracker) -> None:
             "epochs": epochs,
             "health": {name: points[-1][name] for name in Health.model_fields},
             "schema": schema.model_dump(mode="json"),
-            "day_recall": day_recall,  # Of the release in use, before it knew this day.
+            **tested,  # Of the release in use, before it knew these events.
         }
         # Before it is recorded: the record may not answer, and hours of training would be lost with it.
         warehouse.finish_folder(staging, "models", ds, recipe, facts)

@@ -18,7 +18,7 @@ from model.retrieval import batch_columns, embed_items, embed_users
 from model.schema import FeatureSchema, HistoryFeature, MultiCategoricalFeature, NumericFeature
 from model.two_tower import TwoTower
 from pipelines.errors import InputError
-from pipelines.storage import Manifest, Recipe, digest
+from pipelines.storage import Manifest, Recipe, Update, digest
 from pipelines.vocabulary import DEFAULT
 
 VECTOR = "item_id {id_type}, item_index int, embedding array<float>, release_id string"
@@ -32,9 +32,10 @@ def cached_model(uri: str, fingerprint: str) -> TwoTower:
     return load_checkpoint(uri)
 
 
-def release_id_of(model: Manifest, item_features: Manifest) -> str:
+def release_id_of(model: Manifest, item_features: Manifest, update: Update | None = None) -> str:
     """The id of the release that a model and a catalogue make: the same for the same night, however often it runs."""
-    return f"{model.ds}-{digest([model.fingerprint, item_features.fingerprint])[:8]}"
+    name = f"{model.ds}-{update.name}" if update else model.ds
+    return f"{name}-{digest([model.fingerprint, item_features.fingerprint])[:8]}"
 
 
 def write_item_embeddings(context: Context) -> Manifest:
@@ -51,7 +52,11 @@ def write_item_embeddings(context: Context) -> Manifest:
     if existing and existing.made_by(recipe):
         return existing
     require_model(context, ds, "")
-    uri, fingerprint, release = warehouse.path("models", ds), model.fingerprint, release_id_of(model, features)
+    uri, fingerprint, release = (
+        warehouse.path("models", ds),
+        model.fingerprint,
+        release_id_of(model, features, warehouse.update),
+    )
     columns = FeatureSchema.model_validate(model.facts["schema"]).item_columns
     rows = warehouse.read("item_features", ds)
     schema = T.StructType(

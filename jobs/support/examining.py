@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jobs.support.release import comparable_release
+from jobs.support.release import comparable_release, current_release, night_of
 from jobs.support.runner import Context, log
 from jobs.support.tracking import Tracker
 from model.catalogue import Catalogue
 from model.checkpoint import load_checkpoint
-from model.examination import Examination, examine, held_out
+from model.examination import Examination, certain_loss, examine, held_out
 from model.index import load_index
 from model.release import INDEX, ITEMS, MODEL, Release
 from model.schema import FeatureSchema
@@ -53,3 +53,35 @@ def test_then_train(context: Context, tracker: Tracker, samples: Manifest) -> fl
     tracker.record(f"test_then_train.recall_at_{k}", found.recall)
     log.info("train %s: release %s had Recall@%d %.4f on this day", context.ds, current.release_id, k, found.recall)
     return found.recall
+
+
+def test_update(context: Context, tracker: Tracker, samples: Manifest) -> dict[str, float]:
+    """Record how the release in use does on the events of an update within the day, before anything is trained on them.
+
+    Returns `recall` of the release in use; where that is an update itself, also `night`, the recall of the night's release
+    that it goes on from, and `loss`, what it has certainly lost against that.
+    """
+    current = current_release(context)
+    events = events_of(context, samples, ("train",), FeatureSchema.model_validate(samples.facts["schema"]))
+    if current is None or events is None:
+        return {}
+    config = context.config.gates
+    night, k = night_of(context, current), config.recall_at
+    found = examined(current, events, k)
+    told = {"recall": found.recall}
+    if night.release_id != current.release_id:
+        without = examined(night, events, k)
+        surely = certain_loss(without.by_user(), found.by_user(), config.bootstrap_samples, context.config.seed)
+        told |= {"night": without.recall, "loss": surely}
+    tracker.record(f"within_day.recall_at_{k}", told["recall"])
+    tracker.record(f"within_day.night.recall_at_{k}", told.get("night", told["recall"]))
+    beside = f", that of the night {told['night']:.4f}" if "night" in told else ""
+    log.info(
+        "train %s: release %s had Recall@%d %.4f on these events%s",
+        context.ds,
+        current.release_id,
+        k,
+        found.recall,
+        beside,
+    )
+    return told

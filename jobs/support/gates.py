@@ -97,8 +97,11 @@ def _gates(context: Context, release: Release, before: Release | None) -> Iterat
     samples, model = warehouse.require("samples", ds, ""), warehouse.require("models", ds, "")
     # A night that begins from raw logs has nothing in common with the one before.
     last = None if samples.facts["bootstrap_days"] else warehouse.manifest("models", shift(ds, -1))
-    yield from _rows(context, samples, config)
-    yield from _day(context, model, config)
+    if warehouse.update:
+        yield from _before_update(context, model)
+    else:
+        yield from _rows(context, samples, config)
+        yield from _day(context, model, config)
     yield from _health(model, last, config)
     yield from _vocabularies(model, last, config)
     index = release.manifest["index"]
@@ -106,6 +109,8 @@ def _gates(context: Context, release: Release, before: Release | None) -> Iterat
         "index_recall", index["recall"], context.config.index.recall_target, True,
         f"Of the exact answer, at the setting that {index['factory']} is published with.",
     )  # fmt: skip
+    if warehouse.update:  # It learns from all events that there are.
+        return
     events = events_of(context, samples, ("valid",), FeatureSchema.model_validate(model.facts["schema"]))
     if events is None:
         log.warning("publish_items %s: no held-out events to compare releases on; set positives.valid_hours", ds)
@@ -144,6 +149,18 @@ def _day(context: Context, model: Manifest, config: Gates) -> Iterator[Gate]:
             "day_recall", recall / usual, config.day_recall, True,
             f"The release in use had Recall@{config.recall_at} {recall:.4f} on this day before training, and {usual:.4f} on "
             f"the median of {len(recalls)} nights: below, look at what the day's interactions are.",
+        )  # fmt: skip
+
+
+def _before_update(context: Context, model: Manifest) -> Iterator[Gate]:
+    """Whether the updates of the day so far have been worth it: on events that came after them."""
+    told = model.facts["within_day"]
+    if "loss" in told:
+        yield Gate(
+            "update_loss", told["loss"] / told["night"] if told["night"] else 0.0, context.config.gates.recall_loss, False,
+            f"Share of Recall@{context.config.gates.recall_at} that the update in use has lost for certain on events since, "
+            f"against the night's release: {told['recall']:.4f} now, {told['night']:.4f} without updates. Above, go back to "
+            "that release (jobs.releases rollback).",
         )  # fmt: skip
 
 

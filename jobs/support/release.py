@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from jobs.support.runner import Context
 from model.release import Release
 from pipelines.errors import InputError
-from pipelines.storage import Warehouse, shift
+from pipelines.storage import Update, Warehouse, shift
 
 FOLDER = "releases"
 NAME = re.compile(r"\w[\w-]*")
@@ -51,7 +51,13 @@ def all_releases(warehouse: Warehouse) -> list[Release]:
         if warehouse.exists(f"{uri}/manifest.json"):
             manifest = json.loads(warehouse.read_text(f"{uri}/manifest.json"))
             found.append(Release(manifest["release_id"], uri, manifest))
-    return sorted(found, key=lambda release: (release.manifest["ds"], release.release_id), reverse=True)
+    return sorted(found, key=_age, reverse=True)
+
+
+def _age(release: Release) -> tuple[str, bool, int, str]:
+    """The night of a day comes after the updates within it."""
+    update = update_of(release)
+    return release.manifest["ds"], update is None, update.number if update else 0, release.release_id
 
 
 def find_release(context: Context, release_id: str | None = None) -> Release:
@@ -71,6 +77,18 @@ def find_release(context: Context, release_id: str | None = None) -> Release:
     return Release(release_id, uri, json.loads(warehouse.read_text(f"{uri}/manifest.json")))
 
 
+def update_of(release: Release) -> Update | None:
+    """The update within the day that a release is of; None for the release of a night."""
+    told = release.manifest.get("update")
+    return Update(**told) if told else None
+
+
+def night_of(context: Context, release: Release) -> Release:
+    """The release of a night that an update goes on from; the release itself where it is none."""
+    update = update_of(release)
+    return find_release(context, update.night) if update else release
+
+
 def current_release(context: Context) -> Release | None:
     """The release in use; None before the first one."""
     return find_release(context) if context.warehouse.exists(current_uri(context.warehouse)) else None
@@ -79,10 +97,12 @@ def current_release(context: Context) -> Release | None:
 def comparable_release(context: Context) -> Release | None:
     """The release in use, where it is of an earlier night and speaks of the same users and items; else None.
 
+    Where it is an update within the day: the night's release that it goes on from, since nights know nothing of updates.
     A night that begins from raw logs (--bootstrap-days) gives indices anew: a release from before it cannot be asked for
     users and items by those of after.
     """
-    current = current_release(context)
+    in_use = current_release(context)
+    current = night_of(context, in_use) if in_use else None
     if current is None or current.manifest["ds"] >= context.ds:
         return None
     day = shift(current.manifest["ds"], 1)

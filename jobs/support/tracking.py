@@ -8,9 +8,10 @@ import logging
 import os
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import date
+from datetime import date, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -172,6 +173,8 @@ class Tracker:
     def __init__(self, config: Config, warehouse: Warehouse, ds: str, *, join_finished: bool = False) -> None:
         """`join_finished`: add to the newest run of this ds even where it has ended (jobs run one by one)."""
         self._config, self._root, self.ds, self._join = config, warehouse.root, ds, join_finished
+        self._update = warehouse.update
+        self.name = f"{ds} {self._update.name}" if self._update else ds
         self.uri = tracking_uri(config, warehouse.root)
         self._night_run: str | None = None
         # Runs are opened when there is something to say; they began when the one before ended.
@@ -196,7 +199,7 @@ class Tracker:
         return str(self._client.create_experiment(name, artifact_location=place, tags=tags))
 
     def _night(self) -> str:
-        """The night's parent run: the newest of this ds where it was not finished (a killed night goes on), else a new one."""
+        """The night's parent run: the newest of its name where that has not ended (a killed night goes on), else a new one."""
         if self._night_run is None:
             experiment = self._experiment()
             before = self._newest(experiment)
@@ -205,8 +208,9 @@ class Tracker:
                 self._client.update_run(self._night_run, status="RUNNING")
                 self._end_killed(experiment, before.info.run_id)
             else:
-                tags = {NIGHT: self.ds} | self._tags("nightly")
-                run = self._client.create_run(experiment, self._since, run_name=f"night {self.ds}", tags=tags)
+                tags = {NIGHT: self.name} | self._tags("incremental" if self._update else "nightly")
+                name = self.name if self._update else f"night {self.name}"
+                run = self._client.create_run(experiment, self._since, run_name=name, tags=tags)
                 self._night_run = run.info.run_id
                 night = JobRun(self._client, self._night_run)
                 night.params(self._config.model_dump(mode="json"))
@@ -214,8 +218,8 @@ class Tracker:
         return self._night_run
 
     def _newest(self, experiment: str) -> Any:
-        """The newest parent run of this ds; None where there is none."""
-        found = self._client.search_runs([experiment], f"tags.`{NIGHT}` = '{self.ds}'", max_results=1)
+        """The newest parent run of this name; None where there is none."""
+        found = self._client.search_runs([experiment], f"tags.`{NIGHT}` = '{self.name}'", max_results=1)
         return found[0] if found else None
 
     def _end_killed(self, experiment: str, night: str) -> None:
@@ -234,7 +238,7 @@ class Tracker:
         """A child run of the night; FAILED with the error where the job raises."""
         parent = self._night()
         tags = {"mlflow.parentRunId": parent, JOB: name} | self._tags(name)
-        run = self._client.create_run(self._experiment(), self._since, run_name=f"{name} {self.ds}", tags=tags)
+        run = self._client.create_run(self._experiment(), self._since, run_name=f"{name} {self.name}", tags=tags)
         job = JobRun(self._client, run.info.run_id)
         try:
             yield job
@@ -255,7 +259,10 @@ class Tracker:
         JobRun(self._client, self._night()).tags(values)
 
     def record(self, name: str, value: float) -> None:
-        """A point of a curve over the nights: one run of the experiment has them all, and the step is the day since 1970."""
+        """A point of a curve over the nights: one run of the experiment has them all, and the step is the day since 1970.
+
+        Of an update within the day the step is the minute since 1970 that it ends at.
+        """
         experiment = self._experiment()
         found = self._client.search_runs([experiment], f"tags.`{RECORD}` = 'true'", max_results=1)
         if found:
@@ -265,8 +272,10 @@ class Tracker:
             run = self._client.create_run(experiment, self._since, run_name="all nights", tags=tags)
             run_id = run.info.run_id
             self._client.set_terminated(run_id, "FINISHED")
-        day = (parse_ds(self.ds) - date(1970, 1, 1)).days
-        JobRun(self._client, run_id).metrics({name: value}, day)
+        step = (parse_ds(self.ds) - date(1970, 1, 1)).days
+        if self._update:
+            step = (datetime.fromisoformat(self._update.until) - datetime(1970, 1, 1)) // timedelta(minutes=1)
+        JobRun(self._client, run_id).metrics({name: value}, step)
         self.night_metrics({name: value})
 
     def close_night(self, status: str) -> None:
@@ -339,16 +348,18 @@ def _save_served(folder: Path, manifest: dict[str, Any], uri: str) -> None:
     # Requests come to the retriever as they were sent. Else MLflow makes a pandas table of them: it drops a field that it
     # does not know, makes floats of whole numbers where one is missing, and refuses a 3 for a 3.0.
     signature._is_signature_from_type_hint = True
-    mlflow.pyfunc.save_model(
-        folder,
-        python_model=str(Path(__file__).with_name("served.py")),
-        code_paths=[str(Path(model.__file__).parent)],
-        model_config={"release": uri},
-        signature=signature,
-        input_example=([example_request(fields)], {"k": 10}),
-        metadata={"release_id": manifest["release_id"], "request": manifest["request"]},
-        pip_requirements=[f"{package}=={version(package)}" for package in SERVING],
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*Add type hints to the `predict`")  # Why there are none: served.py.
+        mlflow.pyfunc.save_model(
+            folder,
+            python_model=str(Path(__file__).with_name("served.py")),
+            code_paths=[str(Path(model.__file__).parent)],
+            model_config={"release": uri},
+            signature=signature,
+            input_example=([example_request(fields)], {"k": 10}),
+            metadata={"release_id": manifest["release_id"], "request": manifest["request"]},
+            pip_requirements=[f"{package}=={version(package)}" for package in SERVING],
+        )
 
 
 def _kind(field: Field) -> DataType:

@@ -60,6 +60,7 @@ class House:
 
     @classmethod
     def _at(cls, folder: Path) -> "House":
+        folder.mkdir(exist_ok=True)
         house = cls(folder, str(folder / "night.yaml"))
         Path(house.config).write_text(CONFIG.format(warehouse=house.warehouse))
         return house

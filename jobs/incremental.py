@@ -1,0 +1,144 @@
+"""An update within the day: learn from the events since the last one, embedding tables of ids alone, publish what changed.
+
+The release in use must be of the night before ds, or an update of ds that goes on from it. The night of ds knows nothing of
+its updates: it begins from the models of the nights.
+"""
+
+import sys
+import time
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from pyspark.sql import functions as F
+
+from jobs import build_negatives, build_positives, publish_items, train
+from jobs.support.nights import Step, open_night
+from jobs.support.release import current_release, night_of, update_of
+from jobs.support.runner import Context, log, main, parser
+from jobs.support.tracking import Tracker
+from pipelines.errors import InputError, UsageError
+from pipelines.locks import locked
+from pipelines.positives import is_positive
+from pipelines.storage import Update, shift
+from pipelines.updates import UpdateWarehouse, forget
+
+STEPS: tuple[tuple[str, Step], ...] = (
+    ("build_positives", build_positives.run),
+    ("build_negatives", build_negatives.run),
+    ("train", train.run),
+    ("publish_items", publish_items.run),
+)
+
+
+def run(context: Context) -> None:
+    """One update. Where nothing has happened since the last one, nothing is done."""
+    with locked(context.warehouse, context.ds, "incremental"):
+        update = next_update(context)
+        if update is None:
+            _complete(context)
+            return
+        forget(context.warehouse, context.ds, keep=update.after)
+        _run_steps(_within(context, update), update)
+
+
+def next_update(context: Context) -> Update | None:
+    """From the end of the last update (or the beginning of ds) to --until, or to the newest positive. None: none is newer.
+
+    Raises InputError where the release in use is none that an update of ds can go on from, UsageError for an --until
+    outside ds.
+    """
+    ds = context.ds
+    in_use = current_release(context)
+    last = update_of(in_use) if in_use else None
+    of_ds = last is not None and in_use is not None and in_use.manifest["ds"] == ds
+    if in_use is None or not (of_ds or (last is None and in_use.manifest["ds"] == shift(ds, -1))):
+        what = f"is {in_use.release_id}" if in_use else "does not exist"
+        raise InputError(
+            f"an update of ds={ds} goes on from the release of the night before, and the one in use {what}: run jobs.nightly "
+            f"for ds={shift(ds, -1)} and see that it is published. Where the night of ds={ds} is done, it needs no update"
+        )
+    before = last if of_ds else None
+    since = before.until if before else _moment(datetime.fromisoformat(ds) - timedelta(microseconds=1))
+    until = _until(context, since)
+    if until is None:
+        log.info("incremental %s: no positive since %s; nothing to do", ds, since)
+        return None
+    number, after = (before.number + 1, before.number) if before else (1, None)
+    return Update(number, since, until, after, in_use.release_id, night_of(context, in_use).release_id)
+
+
+def _until(context: Context, since: str) -> str | None:
+    """The end of the update; None where no positive lies after `since`."""
+    asked = context.args.until
+    if asked is not None:
+        try:
+            moment = datetime.fromisoformat(asked)
+        except ValueError:
+            moment = datetime.min
+        if moment.tzinfo is not None or moment.date().isoformat() != context.ds:
+            raise UsageError(
+                f"--until {asked!r} is no time of ds={context.ds}: write it in UTC as {context.ds}T12:00, without a time zone"
+            )
+        asked = _moment(moment)
+    night = open_night(context, 0)
+    events = night.inputs.events("interactions", night.log_days(), check=False).where(
+        is_positive(context.config.positives)
+    )
+    at = F.col("event_time")
+    new = events.where(at > F.lit(since).cast("timestamp"))
+    new = new.where(at <= F.lit(asked).cast("timestamp")) if asked else new
+    newest = new.agg(F.max(F.unix_micros(at))).first()
+    if newest is None or newest[0] is None:
+        return None
+    return asked or _moment(datetime(1970, 1, 1) + timedelta(microseconds=newest[0]))
+
+
+def _moment(moment: datetime) -> str:
+    return moment.isoformat(timespec="microseconds")
+
+
+def _within(context: Context, update: Update) -> Context:
+    """The context of the steps: all events are learnt from, none is held out."""
+    config = context.config
+    changes = {
+        "positives": config.positives.model_copy(update={"valid_hours": 0.0}),
+        "evaluation": config.evaluation.model_copy(update={"split": "next_days"}),
+    }
+    warehouse = UpdateWarehouse(context.warehouse, context.ds, update)
+    return replace(context, config=config.model_copy(update=changes), warehouse=warehouse)
+
+
+def _complete(context: Context) -> None:
+    """What a run that was killed right after it had published has left undone."""
+    in_use = current_release(context)
+    update = update_of(in_use) if in_use else None
+    if in_use is None or update is None:
+        return
+    tracker = Tracker(context.config, UpdateWarehouse(context.warehouse, context.ds, update), context.ds)
+    if version := tracker.version_of(in_use.release_id):
+        tracker.make_champion(version)
+    tracker.close_night("FINISHED")
+
+
+def _run_steps(context: Context, update: Update) -> None:
+    tracker = Tracker(context.config, context.warehouse, context.ds)
+    started = time.perf_counter()
+    try:
+        for name, step in STEPS:
+            since = time.perf_counter()
+            step(context, tracker)
+            log.info("%s %s: %.1f s", name, tracker.name, time.perf_counter() - since)
+    except BaseException:
+        tracker.close_night("FAILED")
+        raise
+    forget(context.warehouse, context.ds, keep=update.number)
+    tracker.close_night("FINISHED")
+    log.info("incremental %s until %s: %.1f s", tracker.name, update.until, time.perf_counter() - started)
+
+
+if __name__ == "__main__":
+    flags = parser("incremental", __doc__)
+    flags.add_argument(
+        "--until", metavar="TIME", help="end of the update, as YYYY-MM-DDTHH:MM in UTC; default: the newest event"
+    )
+    sys.exit(main(flags, run))

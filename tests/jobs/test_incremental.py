@@ -1,0 +1,159 @@
+"""Updates within the day: what they learn from, what they change, and that nights know nothing of them."""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from mlflow.tracking import MlflowClient
+
+from jobs.support.changes import file_of
+from model.checkpoint import PARAMETERS
+from model.files import checksum
+from model.retriever import Retriever
+from model.tensor_file import TensorFile
+from tests.jobs.house import FIRST, SECOND, House, rows_of, run
+
+NOON, EVENING = f"{SECOND}T12:00", f"{SECOND}T18:00"
+
+
+def manifest_of(house: House, release: str) -> dict[str, Any]:
+    return json.loads((house.warehouse / "releases" / release / "manifest.json").read_text())
+
+
+def incremental(house: House, *flags: str, code: int = 0) -> str:
+    return run("incremental", "--config", house.config, "--ds", SECOND, *flags, code=code)
+
+
+def tables_of(house: House, number: int, table: str) -> Path:
+    return house.warehouse / "updates" / f"ds={SECOND}" / f"{number:03d}" / table / f"ds={SECOND}"
+
+
+@pytest.fixture(scope="module")
+def updated(
+    first_night: House, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[House, list[str], list[dict[str, Any]]]:
+    """The first night, then two updates; its releases in order, and the samples of each update."""
+    house = first_night.copy(tmp_path_factory.mktemp("updated"))
+    releases, samples = [house.current()], []
+    for number, until in enumerate((NOON, EVENING), 1):
+        incremental(house, "--until", until)
+        releases.append(house.current())
+        folder = tables_of(house, number, "samples")
+        facts = json.loads((folder / "_manifest.json").read_text())["facts"]
+        groups = facts["splits"]["train"]["groups"]
+        samples += [[row for group in groups for row in pq.ParquetFile(folder / group["path"]).read().to_pylist()]]
+    return house, releases, samples
+
+
+Updated = tuple[House, list[str], list[list[dict[str, Any]]]]
+
+
+def test_an_update_learns_from_what_came_since_the_last_one_in_the_order_of_time(updated: Updated) -> None:
+    house, _, samples = updated
+    every = [row["event_time"] for rows in samples for row in rows]
+    assert every == sorted(every)
+    morning, afternoon = ({row["row_key"] for row in rows} for rows in samples)
+    assert morning.isdisjoint(afternoon)
+    assert all(row["event_time"].isoformat() <= NOON for row in samples[0])
+    assert all(NOON < row["event_time"].isoformat() <= EVENING for row in samples[1])
+    # What the user did in the morning is history in the afternoon.
+    did = {(row["user_id"], row["item_index"]) for row in samples[0]}
+    assert any((row["user_id"], item) in did for row in samples[1] for item in row["history"])
+    assert house.warehouse.joinpath("updates", f"ds={SECOND}").is_dir()
+    assert not tables_of(house, 1, "samples").exists(), "what no update goes on from is removed"
+
+
+def test_nothing_but_embedding_tables_changes_and_changes_are_told_whole(updated: Updated) -> None:
+    house, releases, _ = updated
+    for before, after in pairwise(releases):
+        old, new = (house.warehouse / "releases" / name for name in (before, after))
+        manifest = manifest_of(house, after)
+        changes = manifest["changes"]
+        with TensorFile(f"{old}/model/{PARAMETERS}") as one, TensorFile(f"{new}/model/{PARAMETERS}") as other:
+            for name in one.names:
+                then, now = one.read(name).numpy(), other.read(name).numpy()
+                if name not in changes["tables"]:
+                    np.testing.assert_array_equal(then, now)
+                    continue
+                told = pq.ParquetFile(new / "changes" / "tables" / file_of(name)).read()
+                patched = np.zeros_like(now)
+                patched[: len(then)] = then
+                patched[told["row"].to_numpy()] = np.array(told["values"].to_pylist(), np.float32)
+                np.testing.assert_array_equal(patched, now)
+                assert told.num_rows == changes["tables"][name]
+        vectors = {row["item_index"]: row["embedding"] for row in rows_of(old / "embeddings")}
+        found = rows_of(new / "changes" / "items")
+        assert len(found) == changes["items"] > 0
+        vectors |= {row["item_index"]: row["embedding"] for row in found}
+        for row in rows_of(new / "changes" / "gone"):
+            del vectors[row["item_index"]]
+        assert vectors == {row["item_index"]: row["embedding"] for row in rows_of(new / "embeddings")}
+        assert manifest["update"]["base"] == before
+        assert manifest["update"]["night"] == releases[0]
+        assert all(checksum(str(new / name)) == digest for name, digest in manifest["files"].items())
+
+
+def test_those_who_serve_read_an_update_like_any_release(updated: Updated, tmp_path: Path) -> None:
+    house, releases, samples = updated
+    run("recommend", "--config", house.config, "--ds", SECOND, "--k", "5", "--output", str(tmp_path / "out"))
+    rows = rows_of(tmp_path / "out")
+    assert {row["user_id"] for row in samples[1]} <= {str(row["user_id"]) for row in rows}
+    state = {row["user_id"]: row["history_items"] for row in rows_of(tables_of(house, 2, "user_histories"))}
+    ids = {row["item_index"]: row["item_id"] for row in rows_of(tables_of(house, 2, "item_features"))}
+    newest = max((house.warehouse / "users").glob("ds=*"))
+    users = {str(row["user_id"]): row for row in rows_of(newest)}
+    user = samples[1][-1]["user_id"]
+    asked = {"history": [ids[item] for item in state[user]]}
+    asked |= {name: users[user][name] for name in ("user_id", "age", "interests")}
+    (found,) = Retriever(str(house.warehouse / "releases" / releases[-1])).retrieve([asked], 5)
+    best = sorted((row["rank"], row["item_id"]) for row in rows if str(row["user_id"]) == user)
+    assert [item for _, item in best] == found.item_ids
+
+
+def test_the_record_has_the_recall_of_before_and_champion_goes_along(updated: Updated) -> None:
+    house, releases, _ = updated
+    client = MlflowClient(f"sqlite:///{house.warehouse}/mlflow.db")
+    champion = client.get_model_version_by_alias("nightjar", "champion")
+    assert champion.tags["release_id"] == releases[-1]
+    experiment = client.get_experiment_by_name("nightjar").experiment_id
+    runs = client.search_runs([experiment])
+    nights = {run.data.tags["nightjar.night"]: run for run in runs if "nightjar.night" in run.data.tags}
+    assert nights.keys() == {FIRST, f"{SECOND} update-1", f"{SECOND} update-2"}
+    assert all(run.info.status == "FINISHED" for run in nights.values())
+    (record,) = [run for run in runs if run.data.tags.get("nightjar.record")]
+    points = {name: client.get_metric_history(record.info.run_id, name) for name in record.data.metrics}
+    for name in ("within_day.recall_at_50", "within_day.night.recall_at_50"):
+        assert [point.step for point in sorted(points[name], key=lambda point: point.step)] == [28_494_000, 28_494_360]
+    assert "test_then_train.recall_at_50" not in points
+
+
+def test_what_an_update_cannot_go_on_from(updated: Updated) -> None:
+    house, releases, _ = updated
+    assert "nothing to do" in incremental(house, "--until", EVENING)
+    assert house.current() == releases[-1]
+    assert "--until '2024-03-06T01:00' is no time of ds=2024-03-05" in incremental(
+        house, "--until", "2024-03-06T01:00", code=2
+    )
+    said = run("incremental", "--config", house.config, "--ds", "2024-03-06", code=3)
+    assert f"the one in use is {releases[-1]}: run jobs.nightly for ds={SECOND}" in said
+
+
+def test_the_night_is_what_it_would_have_been(updated: Updated, house: House, tmp_path: Path) -> None:
+    """And it takes the place of its updates, whose tables are gone then; so does going back to the release before them."""
+    other, releases, _ = updated
+    back, mine = (other.copy(tmp_path / name) for name in ("back", "on"))
+    run("releases", "rollback", "--config", back.config)
+    assert back.current() == releases[0]
+    run("nightly", "--config", mine.config, "--ds", SECOND)
+    place = f"models/ds={SECOND}/{PARAMETERS}"
+    assert checksum(str(mine.warehouse / place)) == checksum(str(house.warehouse / place))
+    manifest = manifest_of(mine, mine.current())
+    assert "update" not in manifest
+    assert manifest["ds"] == SECOND
+    gates = json.loads((mine.warehouse / "releases" / mine.current() / "gates.json").read_text())
+    assert gates["against"] == releases[0]
+    assert not (mine.warehouse / "updates" / f"ds={SECOND}").exists()
