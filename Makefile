@@ -1,6 +1,6 @@
 # Every target builds its virtual environment by itself where it is missing.
 #   make setup | demo | demo-grocery | test | test-crash | lint | bench (or one: bench-samples | bench-loss | bench-frequency |
-#   bench-consistency | bench-towers | bench-index | bench-training | bench-links LINKS=folder of Wikispeedia)      SPARK=4 runs the same on pyspark 4.0
+#   bench-consistency | bench-towers | bench-index | bench-training | bench-nights | bench-links LINKS=folder of Wikispeedia)      SPARK=4 runs the same on pyspark 4.0
 PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3.10 python3))
 SPARK  ?= 3
 ifeq ($(SPARK),4)
@@ -13,7 +13,7 @@ endif
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.nightjar-installed
 
-BENCHES := bench-samples bench-loss bench-frequency bench-consistency bench-towers bench-index bench-training
+BENCHES := bench-samples bench-loss bench-frequency bench-consistency bench-towers bench-index bench-training bench-nights
 .PHONY: setup demo demo-grocery test test-crash bench $(BENCHES) bench-links lint clean
 .DEFAULT_GOAL := setup
 
