@@ -296,7 +296,7 @@ def measure(spark: SparkSession, folder: Path, count: int) -> dict[str, Any]:
     both = list(recalls["scratch"])
     late = both[len(both) // 2 :]
     late_nights = [seconds[ds] for ds in nights if ds >= late[0]]
-    within = {ds: updates(spark, house, folder / "updates", ds) for ds in both}
+    within = {ds: updates(spark, house, folder / f"updates-{ds}", ds) for ds in both}
     pairs = [pair for recalls_of, _ in within.values() for pair in recalls_of]
 
     def mean(name: str, days: list[str]) -> float:
