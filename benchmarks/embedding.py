@@ -14,7 +14,8 @@ from benchmarks import night
 from benchmarks.support import copy, seconds_of
 from jobs.support.embeddings import write_item_embeddings
 from jobs.support.runner import Context
-from model.checkpoint import save_checkpoint
+from model.checkpoint import PARAMETERS, STATE, save_checkpoint
+from model.files import checksum
 from model.spec import TrainingResult
 from model.two_tower import TwoTower
 from pipelines.storage import Recipe, Warehouse
@@ -63,5 +64,7 @@ def _night(spark: SparkSession, folder: Path, items: int) -> Warehouse:
     result = TrainingResult(parameters=0, rows_without_negatives=0, temperature=1.0, seconds=0.0, **nothing)
     save_checkpoint(staging, TwoTower(schema, night.MODEL), {}, result)
     recipe = Recipe("", {"item_features": features.fingerprint})
-    warehouse.finish_folder(staging, "models", DS, recipe, {"schema": schema.model_dump(mode="json")})
+    content = [checksum(f"{staging}/{name}") for name in (PARAMETERS, STATE)]
+    facts = {"content": content, "schema": schema.model_dump(mode="json")}
+    warehouse.finish_folder(staging, "models", DS, recipe, facts)
     return warehouse
