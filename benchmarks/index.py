@@ -8,8 +8,8 @@ moved a little in one direction, as vectors of trained towers are (their covaria
 from 0). An item: a taste, drawn by a power law, and noise. A user: a random mixture of three tastes, and noise. All of unit
 length. `effective` prints (tr C)^2 / tr C^2 of the covariance C of items and of users.
 
-A factory gets its setting as in a night, from 250 users; recall@100 of the exact answer and time are then measured on
-250 others, searched as one batch by all threads, and so is exact search (IndexFlatIP). Seconds are medians of three.
+A factory gets its setting as in a night, from 1,000 users; recall@100 of the exact answer and time are then measured on
+1,000 others, searched as one batch by all threads, and so is exact search (IndexFlatIP). Seconds are medians of three.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from model.index import Floats, Ints, choose_index, clustered, factory_of, recal
 
 DIM, TASTES, DECAY, POWER = 64, 2000, 0.35, 0.7
 MOVED, ITEM_NOISE, USER_NOISE, MIXED = 0.5, 0.7, 0.5, 3
-BATCH, K, QUERIES, RUNS = 65_536, 100, 250, 3
+BATCH, K, QUERIES, RUNS = 65_536, 100, 1000, 3
 LARGE = 1_000_000
 FACTORIES = ["IVF1024,SQ8", "IVF1024,PQ32", "HNSW16"]
 
