@@ -5,14 +5,13 @@ its updates: it begins from the models of the nights.
 """
 
 import sys
-import time
 from dataclasses import replace
 from datetime import datetime, timedelta
 
 from pyspark.sql import functions as F
 
 from jobs import build_negatives, build_positives, publish_items, train
-from jobs.support.nights import Step, open_night
+from jobs.support.nights import Step, open_night, run_steps
 from jobs.support.release import current_release, night_of, update_of
 from jobs.support.runner import Context, log, main, parser
 from jobs.support.tracking import Tracker
@@ -20,7 +19,7 @@ from pipelines.errors import InputError, UsageError
 from pipelines.locks import locked
 from pipelines.positives import is_positive
 from pipelines.storage import Update, shift
-from pipelines.updates import UpdateWarehouse, forget
+from pipelines.updates import UpdateWarehouse, folder_of, forget
 
 STEPS: tuple[tuple[str, Step], ...] = (
     ("build_positives", build_positives.run),
@@ -38,7 +37,8 @@ def run(context: Context) -> None:
             _complete(context)
             return
         forget(context.warehouse, context.ds, keep=update.after)
-        _run_steps(_within(context, update), update)
+        run_steps(_within(context, update), STEPS)
+        forget(context.warehouse, context.ds, keep=update.number)
 
 
 def next_update(context: Context) -> Update | None:
@@ -57,14 +57,17 @@ def next_update(context: Context) -> Update | None:
             f"an update of ds={ds} goes on from the release of the night before, and the one in use {what}: run jobs.nightly "
             f"for ds={shift(ds, -1)} and see that it is published. Where the night of ds={ds} is done, it needs no update"
         )
-    before = last if of_ds else None
+    night = night_of(context, in_use)
+    # Who went back to an update that is not the last one begins at the night again: its tables are gone.
+    before = last if last and context.warehouse.exists(folder_of(context.warehouse, ds, last.number)) else None
     since = before.until if before else _moment(datetime.fromisoformat(ds) - timedelta(microseconds=1))
     until = _until(context, since)
     if until is None:
         log.info("incremental %s: no positive since %s; nothing to do", ds, since)
         return None
-    number, after = (before.number + 1, before.number) if before else (1, None)
-    return Update(number, since, until, after, in_use.release_id, night_of(context, in_use).release_id)
+    if before is None:
+        return Update(1, since, until, None, night.release_id, night.release_id)
+    return Update(before.number + 1, since, until, before.number, in_use.release_id, night.release_id)
 
 
 def _until(context: Context, since: str) -> str | None:
@@ -118,22 +121,6 @@ def _complete(context: Context) -> None:
     if version := tracker.version_of(in_use.release_id):
         tracker.make_champion(version)
     tracker.close_night("FINISHED")
-
-
-def _run_steps(context: Context, update: Update) -> None:
-    tracker = Tracker(context.config, context.warehouse, context.ds)
-    started = time.perf_counter()
-    try:
-        for name, step in STEPS:
-            since = time.perf_counter()
-            step(context, tracker)
-            log.info("%s %s: %.1f s", name, tracker.name, time.perf_counter() - since)
-    except BaseException:
-        tracker.close_night("FAILED")
-        raise
-    forget(context.warehouse, context.ds, keep=update.number)
-    tracker.close_night("FINISHED")
-    log.info("incremental %s until %s: %.1f s", tracker.name, update.until, time.perf_counter() - started)
 
 
 if __name__ == "__main__":

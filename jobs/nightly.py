@@ -2,12 +2,10 @@
 
 import argparse
 import sys
-import time
 
 from jobs import build_negatives, build_positives, evaluate, publish_items, train
-from jobs.support.nights import Step
-from jobs.support.runner import Context, log, main, parser, positive
-from jobs.support.tracking import Tracker
+from jobs.support.nights import Step, run_steps
+from jobs.support.runner import Context, main, parser, positive
 from pipelines.errors import UsageError
 from pipelines.locks import locked
 from pipelines.storage import days_back, parse_ds
@@ -33,23 +31,8 @@ def run(context: Context) -> None:
 def run_night(context: Context) -> None:
     """All steps of one ds; a step that is done is skipped. LockedError where another run works on this ds."""
     with locked(context.warehouse, context.ds, "nightly"):
-        _run_steps(context)
-
-
-def _run_steps(context: Context) -> None:
-    tracker = Tracker(context.config, context.warehouse, context.ds)
-    started = time.perf_counter()
-    try:
-        for name, step in STEPS:
-            since = time.perf_counter()
-            step(context, tracker)
-            log.info("%s %s: %.1f s", name, context.ds, time.perf_counter() - since)
-    except BaseException:
-        tracker.close_night("FAILED")
-        raise
-    tracker.close_night("FINISHED")
-    forget(context.warehouse, context.ds)  # Updates within the day have been before it.
-    log.info("night %s: %.1f s; the record is in %s", context.ds, time.perf_counter() - started, tracker.uri)
+        run_steps(context, STEPS)
+        forget(context.warehouse, context.ds)  # Updates within the day have been before it.
 
 
 def days_of(args: argparse.Namespace) -> list[str]:

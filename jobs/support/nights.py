@@ -1,10 +1,11 @@
 """What the jobs of a night share: the day with its window, the config that shapes tables, the record."""
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from jobs.support.config import Config
-from jobs.support.runner import Context
+from jobs.support.runner import Context, log
 from jobs.support.tracking import Tracker
 from model.checkpoint import PARAMETERS, STATE
 from model.files import checksum
@@ -43,6 +44,22 @@ def require_model(context: Context, ds: str, remedy: str) -> Manifest:
                 f"delete the folder {folder} and run the night of ds={ds} again: the model is trained anew"
             )
     return manifest
+
+
+def run_steps(context: Context, steps: Sequence[tuple[str, Step]]) -> None:
+    """The steps of a night, or of an update within the day, under one run of the record."""
+    tracker = Tracker(context.config, context.warehouse, context.ds)
+    started = time.perf_counter()
+    try:
+        for name, step in steps:
+            since = time.perf_counter()
+            step(context, tracker)
+            log.info("%s %s: %.1f s", name, tracker.name, time.perf_counter() - since)
+    except BaseException:
+        tracker.close_night("FAILED")
+        raise
+    tracker.close_night("FINISHED")
+    log.info("night %s: %.1f s; the record is in %s", tracker.name, time.perf_counter() - started, tracker.uri)
 
 
 def alone(step: Step) -> Callable[[Context], None]:

@@ -17,6 +17,7 @@ from model.retriever import Retriever
 from model.tensor_file import TensorFile
 from tests.jobs.house import FIRST, SECOND, House, rows_of, run
 
+Updated = tuple[House, list[str], list[list[dict[str, Any]]]]
 NOON, EVENING = f"{SECOND}T12:00", f"{SECOND}T18:00"
 
 
@@ -33,9 +34,7 @@ def tables_of(house: House, number: int, table: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def updated(
-    first_night: House, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[House, list[str], list[dict[str, Any]]]:
+def updated(first_night: House, tmp_path_factory: pytest.TempPathFactory) -> Updated:
     """The first night, then two updates; its releases in order, and the samples of each update."""
     house = first_night.copy(tmp_path_factory.mktemp("updated"))
     releases, samples = [house.current()], []
@@ -47,9 +46,6 @@ def updated(
         groups = facts["splits"]["train"]["groups"]
         samples += [[row for group in groups for row in pq.ParquetFile(folder / group["path"]).read().to_pylist()]]
     return house, releases, samples
-
-
-Updated = tuple[House, list[str], list[list[dict[str, Any]]]]
 
 
 def test_an_update_learns_from_what_came_since_the_last_one_in_the_order_of_time(updated: Updated) -> None:
