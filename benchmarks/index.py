@@ -93,14 +93,17 @@ def measure(items: int, factories: list[str]) -> list[dict[str, Any]]:
     for factory in factories:
         chosen = choose_index(lambda: held, DIM, items, swept, IndexConfig(factory=factory), seed=1)
         for point in chosen.sweep:
-            say(f"{factory} {point.value}: {point.recall:.4f}, {1000 * point.seconds:.0f} ms")
+            say(
+                f"{factory} {point.value}: {point.recall:.4f} (at least {point.at_least:.4f}), {1000 * point.seconds:.0f} ms"
+            )
         if chosen.factory != factory:
-            setting = f"at most {max(point.recall for point in chosen.sweep):.3f}"
+            setting = f"at least {max(point.at_least for point in chosen.sweep):.3f}"
             rows.append(_row(items, factory, setting, chosen.build_seconds, None, None, exact))
             continue
         found, seconds = searched(chosen.index, users)
         setting = f"{chosen.parameter} {chosen.value}"
-        rows.append(_row(items, factory, setting, chosen.build_seconds, recall_of(found, wanted), seconds, exact))
+        recall = float(recall_of(found, wanted).mean())
+        rows.append(_row(items, factory, setting, chosen.build_seconds, recall, seconds, exact))
     return rows
 
 

@@ -203,7 +203,7 @@ class IndexConfig(Config):
         0.95,
         gt=0,
         le=1,
-        description="Of the exact answer; the smallest nprobe or efSearch that reaches it is published.",
+        description="Of the exact answer; the smallest nprobe or efSearch that surely reaches it is published.",
     )
     recall_at: PositiveInt = Field(
         100, description="Items a user that the recall is measured on: as many as you serve."

@@ -29,10 +29,10 @@ def index_of_night(context: Context, batches: Batches, dim: int) -> ChosenIndex:
         raise UsageError(str(error)) from None
     if chosen.factory != chosen.tried:
         log.warning(
-            "publish_items %s: %s reaches a recall of %.4f at most, below index.recall_target %s: the index will be exact",
+            "publish_items %s: %s surely reaches a recall of %.4f, below index.recall_target %s: the index will be exact",
             context.ds,
             chosen.tried,
-            max(point.recall for point in chosen.sweep),
+            max(point.at_least for point in chosen.sweep),
             config.recall_target,
         )
     return chosen
@@ -51,10 +51,8 @@ def log_index(job: JobRun, chosen: ChosenIndex, config: IndexConfig) -> None:
     if not chosen.sweep:
         return
     points = [asdict(point) for point in chosen.sweep]
-    job.series(
-        [{f"index.sweep.{name}": p[name] for name in ("recall", "seconds")} | {"value": p["value"]} for p in points],
-        "value",
-    )
+    names = ("recall", "at_least", "seconds")
+    job.series([{f"index.sweep.{name}": p[name] for name in names} | {"value": p["value"]} for p in points], "value")
     job.table({name: [point[name] for point in points] for name in points[0]}, "index_sweep")
     job.figure(index_sweep(points, chosen.exact_seconds, chosen.tried), "index_sweep")
 

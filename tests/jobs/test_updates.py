@@ -127,15 +127,42 @@ def test_the_record_has_the_recall_of_before_and_champion_goes_along(updated: Up
     assert "test_then_train.recall_at_50" not in points
 
 
-def test_what_an_update_cannot_go_on_from(updated: Updated) -> None:
+def test_an_update_that_was_killed_when_it_had_published_is_completed_by_the_next(updated: Updated) -> None:
     house, releases, _ = updated
+    client = MlflowClient(f"sqlite:///{house.warehouse}/mlflow.db")
+    versions = {one.tags["release_id"]: one.version for one in client.search_model_versions("name = 'nightjar'")}
+    experiment = client.get_experiment_by_name("nightjar").experiment_id
+    (run_of_it,) = client.search_runs([experiment], f"tags.`nightjar.night` = '{SECOND} update-2'")
+    # What SIGKILL leaves between the moves of `current` and of the alias.
+    client.set_registered_model_alias("nightjar", "champion", versions[releases[1]])
+    client.update_run(run_of_it.info.run_id, status="RUNNING")
     assert "nothing to do" in incremental(house, "--until", EVENING)
     assert house.current() == releases[-1]
+    assert client.get_model_version_by_alias("nightjar", "champion").version == versions[releases[-1]]
+    assert client.get_run(run_of_it.info.run_id).info.status == "FINISHED"
+
+
+def test_what_an_update_cannot_go_on_from(updated: Updated) -> None:
+    house, releases, _ = updated
     assert "--until '2024-03-06T01:00' is no time of ds=2024-03-05" in incremental(
         house, "--until", "2024-03-06T01:00", code=2
     )
     said = run("incremental", "--config", house.config, "--ds", "2024-03-06", code=3)
     assert f"the one in use is {releases[-1]}: run jobs.nightly for ds={SECOND}" in said
+
+
+def test_after_going_back_to_an_earlier_update_the_next_one_begins_at_the_night(
+    updated: Updated, tmp_path: Path
+) -> None:
+    """Its own tables are gone, so the events since the night are learnt from again; none is lost."""
+    house, releases, samples = updated
+    back = house.copy(tmp_path / "back")
+    run("releases", "rollback", releases[1], "--config", back.config)
+    incremental(back, "--until", EVENING)
+    told = manifest_of(back, back.current())["update"]
+    assert (told["number"], told["after"], told["base"]) == (1, None, releases[0])
+    groups = back.manifest(f"updates/ds={SECOND}/001/samples", SECOND)["facts"]["splits"]["train"]["groups"]
+    assert sum(group["rows"] for group in groups) == sum(map(len, samples))
 
 
 def test_the_night_is_what_it_would_have_been(updated: Updated, house: House, tmp_path: Path) -> None:
