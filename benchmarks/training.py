@@ -1,4 +1,4 @@
-"""How fast training is fed and runs, on one machine: `python -m benchmarks.training [PART …]` (about 8 minutes on 2 cores).
+"""How fast training is fed and runs, on one machine: `python -m benchmarks.training [PART …]` (about 10 minutes on 2 cores).
 
 Every figure is a ratio within one run, of medians over repeats that take turns. The last line printed is JSON; with parts
 named, it has these alone:
@@ -7,9 +7,10 @@ named, it has these alone:
                                 rows shuffled, lists reshaped from their flat values, batches of 4,096 views. Same files, 4M
                                 rows of 3 scalars and two lists of 20 and 4; tensors of the file's types there, int64 here
     fed_over_memory             rows/s of epochs that are read over epochs of the same training on tensors held in memory
-    two_over_one                rows/s of 2 processes x 1 thread over 1 process x 1 thread, same global batch of 4,096.
-                                `apart_over_one` in the details: two trainings at once that share nothing, each with a
-                                batch of 4,096, which is as much as the machine has to give
+    two_over_one                rows/s of 2 processes x 1 thread over 1 process x 1 thread, same global batch of 16,384.
+                                In the details the same with 4,096, where what a process does whole, however few its
+                                rows, weighs more (`small_two_over_one`); and two trainings at once that share nothing,
+                                each with 4,096, which is as much as the machine has to give (`apart_over_one`)
     over_torch_rechub           samples/s of our DSSM over torch-rechub's (point-wise), from files here, through its own
                                 DataLoader over arrays in memory there. Same features, dimensions and batch of 4,096, 2
                                 cores each. A sample is a positive with its own four negatives: five rows of its batch.
@@ -61,9 +62,11 @@ from pipelines.session import open_session
 
 ROOT = Path(__file__).resolve().parent.parent
 READ = ["user_index", "item_index", "weight", "history", "negatives"]
-WINDOW, BATCH, INBATCH = 65_536, 4096, 512
+WINDOW, BATCH, INBATCH, LARGE_BATCH = 65_536, 4096, 512, 16_384
 READ_ROWS, TRAIN_ROWS, ITEMS = 4_000_000, 65_536, 1_000_000
 PEER, PEER_VENV, PEER_WORKERS = "torch-rechub==0.9.0", ROOT / ".venv-rechub", (0, 8)
+
+SMALL = {"small_two_over_one": "small_two", "apart_over_one": "apart"}
 
 Figure = tuple[float, dict[str, Any]]  # the ratio, and what is behind it
 
@@ -163,17 +166,20 @@ def fed_over_memory(folder: Path, options: argparse.Namespace) -> Figure:
 
 def two_over_one(folder: Path, options: argparse.Namespace) -> Figure:
     """Rows/s of two processes over rows/s of one, a thread each; beside it what two that share nothing reach together."""
-    rates: dict[str, list[float]] = {"one": [], "two": [], "apart": []}
+    rates: dict[str, list[float]] = {name: [] for name in ("one", "two", "small_one", "small_two", "apart")}
     for _ in range(2):
-        for name, processes in (("one", 1), ("two", 2)):
-            rates[name] += _rates(_spec(folder, options, epochs=3, processes=processes, threads=1))[1:]
-            say(f"{name}: {rates[name][-1]:,.0f} rows/s")
-        specs = [_spec(folder / f"apart-{number}", options, epochs=3, threads=1) for number in range(2)]
+        for size, batch in (("", LARGE_BATCH), ("small_", BATCH)):
+            for name, processes in (("one", 1), ("two", 2)):
+                spec = _spec(folder, options, 3, processes=processes, threads=1, batch_size=batch)
+                rates[size + name] += _rates(spec)[1:]
+                say(f"{name}, batch {batch:,}: {rates[size + name][-1]:,.0f} rows/s")
+        specs = [_spec(folder / f"apart-{number}", options, 3, threads=1, batch_size=BATCH) for number in range(2)]
         with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
             rates["apart"] += [sum(both) for both in zip(*pool.map(_rates, specs))][1:]
         say(f"two apart: {rates['apart'][-1]:,.0f} rows/s")
     found = {name: statistics.median(values) for name, values in rates.items()}
-    return found["two"] / found["one"], found | {"apart_over_one": found["apart"] / found["one"]}
+    small = {name: found[of] / found["small_one"] for name, of in SMALL.items()}
+    return found["two"] / found["one"], found | small
 
 
 def _spec(folder: Path, options: argparse.Namespace, epochs: int, **settings: Any) -> TrainingSpec:
