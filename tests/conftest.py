@@ -39,16 +39,21 @@ def nights(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> War
 
 
 @pytest.fixture(scope="session")
-def house(tmp_path_factory: pytest.TempPathFactory) -> House:
-    """Two nights from logs to release. Who changes what is published works on a copy."""
+def begun(tmp_path_factory: pytest.TempPathFactory) -> House:
+    """What `house` is made of; for no test."""
     built = House.build(tmp_path_factory.mktemp("house"))
-    run("nightly", "--config", built.config, "--from", FIRST, "--to", SECOND, "--bootstrap-days", "4")
+    run("nightly", "--config", built.config, "--ds", FIRST, "--bootstrap-days", "4")
     return built
 
 
 @pytest.fixture(scope="session")
-def first_night(tmp_path_factory: pytest.TempPathFactory) -> House:
-    """The first of the two alone, to be copied by who goes on from it."""
-    built = House.build(tmp_path_factory.mktemp("first"))
-    run("nightly", "--config", built.config, "--ds", FIRST, "--bootstrap-days", "4")
-    return built
+def first_night(begun: House, tmp_path_factory: pytest.TempPathFactory) -> House:
+    """The first of two nights alone, to be copied by who goes on from it."""
+    return begun.copy(tmp_path_factory.mktemp("first"))
+
+
+@pytest.fixture(scope="session")
+def house(begun: House, first_night: House) -> House:
+    """Two nights from logs to release. Who changes what is published works on a copy."""
+    run("nightly", "--config", begun.config, "--ds", SECOND)
+    return begun

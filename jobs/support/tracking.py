@@ -348,8 +348,8 @@ def _save_served(folder: Path, manifest: dict[str, Any], uri: str) -> None:
     # Requests come to the retriever as they were sent. Else MLflow makes a pandas table of them: it drops a field that it
     # does not know, makes floats of whole numbers where one is missing, and refuses a 3 for a 3.0.
     signature._is_signature_from_type_hint = True
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*Add type hints to the `predict`")  # Why there are none: served.py.
+    # MLflow asks for type hints, over any filter: why there are none is said in served.py.
+    with warnings.catch_warnings(record=True) as said:
         mlflow.pyfunc.save_model(
             folder,
             python_model=str(Path(__file__).with_name("served.py")),
@@ -360,6 +360,9 @@ def _save_served(folder: Path, manifest: dict[str, Any], uri: str) -> None:
             metadata={"release_id": manifest["release_id"], "request": manifest["request"]},
             pip_requirements=[f"{package}=={version(package)}" for package in SERVING],
         )
+    for one in said:
+        if "Add type hints to the `predict`" not in str(one.message):
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
 
 
 def _kind(field: Field) -> DataType:
