@@ -72,7 +72,7 @@ def learn(problem: Problem, name: str, steps: int, seed: int, frequencies: str =
     table_MR = nn.Parameter(torch.zeros(ITEMS + FIRST, KINDS))
     optimizer = torch.optim.Adam([table_MR], lr=0.05)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
-    config = LossConfig(temperature=1.0, correction="none" if name == FULL else name)  # type: ignore[arg-type]
+    config = LossConfig(temperature=1.0, correction="none" if name == FULL else name)
     frequency = (
         FrequencyEstimator(StreamingConfig(hashes=3), ITEMS / BATCH, BATCH) if frequencies == "streaming" else None
     )

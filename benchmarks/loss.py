@@ -141,7 +141,7 @@ def main() -> None:
     options = flags.parse_args()
     losses: dict[str, LossConfig | None] = {"bare": None}
     losses |= {
-        name: LossConfig(temperature=TAU, correction=name, frequencies="streaming")  # type: ignore[arg-type]
+        name: LossConfig(temperature=TAU, correction=name, frequencies="streaming")
         for name in ("classic", "mns", "revisited")
     }
     losses["classic, exact"] = LossConfig(temperature=TAU, correction="classic")

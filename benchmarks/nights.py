@@ -269,7 +269,7 @@ def main() -> None:
     options = flags.parse_args()
     with tempfile.TemporaryDirectory(prefix="nightjar-bench-") as temporary:
         folder = (options.folder or Path(temporary)).absolute()
-        conf = {"spark.master": "local[2]", "spark.driver.memory": "4g", "spark.sql.shuffle.partitions": 2}
+        conf = {"spark.master": "local[2]", "spark.driver.memory": "4g", "spark.sql.shuffle.partitions": "2"}
         spark = open_session("nightjar-bench-nights", conf)
         try:
             figures = measure(spark, folder, options.nights)
