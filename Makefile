@@ -42,9 +42,8 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Two at a time, a file of tests each: most of what a job of a test does is starting.
 test: $(STAMP)
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q
 
 # Two nights, killed 40 times on their way: docs/faults.md.
 test-crash: export NIGHTJAR_KILLS ?= 40
