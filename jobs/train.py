@@ -86,7 +86,7 @@ def run(context: Context, tracker: Tracker) -> None:
             warm_start=warehouse.path("models", yesterday) if before else None,
             output=staging,
             resume=warehouse.on_the_way("models", ds, inputs),
-            progress=sys.stderr.isatty(),
+            progress=sys.stderr.isatty() and (config.training.processes == 1 or config.training.launcher == "torchrun"),
         )
         result = launch(spec)
         loss, points = result.epochs[-1].loss, [point.model_dump() for point in result.metrics]

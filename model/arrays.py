@@ -5,7 +5,9 @@ import pyarrow as pa
 
 
 class ColumnError(ValueError):
-    """A column that breaks the contract of its table (nulls, lists of unequal lengths, an unexpected type)."""
+    """A column that breaks the contract of its table: nulls, lists of unequal lengths, an unexpected type (exit 3)."""
+
+    exit_code = 3
 
 
 def to_arrays(table: pa.Table | pa.RecordBatch, source: str = "") -> dict[str, np.ndarray]:

@@ -17,7 +17,9 @@ Arrays = dict[str, np.ndarray]
 
 
 class TooFewRowGroupsError(ValueError):
-    """More ranks than row groups: some would have nothing to read."""
+    """More ranks than row groups: some would have nothing to read (exit 2)."""
+
+    exit_code = 2
 
 
 @dataclass(frozen=True)

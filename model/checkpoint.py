@@ -21,7 +21,9 @@ VERSION = 3  # 1 had no training.safetensors, and other names of the towers' par
 
 
 class WarmStartError(ValueError):
-    """Last night's model does not fit tonight's architecture or features."""
+    """Last night's model does not fit tonight's architecture or features (exit 2)."""
+
+    exit_code = 2
 
 
 def save_checkpoint(

@@ -1,6 +1,7 @@
 """Starting training: in this process, in several on this machine (torchrun), or on Spark's executors."""
 
 import atexit
+import codecs
 import logging
 import os
 import subprocess
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import IO
 
 import torch
 import torch.distributed as dist
@@ -26,7 +28,9 @@ _TAIL_LINES = 80
 
 
 class LaunchError(RuntimeError):
-    """The processes of a training run have failed; the message holds the end of what they said."""
+    """The processes of a training run have failed (exit 1); the message holds the end of what they said."""
+
+    exit_code = 1
 
 
 def launch(spec: TrainingSpec) -> TrainingResult:
@@ -87,10 +91,9 @@ def _launch_torchrun(spec: TrainingSpec) -> TrainingResult:
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
         }
         tail: deque[str] = deque(maxlen=_TAIL_LINES * spec.training.processes)
-        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as child:
+        with subprocess.Popen(command, stderr=subprocess.PIPE, bufsize=0, env=environment) as child:
             try:
-                for line in child.stderr or ():
-                    sys.stderr.write(line)
+                for line in _passed_on(child.stderr):
                     tail.append(line)
             except BaseException:
                 child.terminate()  # torchrun ends its workers.
@@ -100,6 +103,18 @@ def _launch_torchrun(spec: TrainingSpec) -> TrainingResult:
                 f"{spec.training.processes} training processes failed, exit code {child.returncode}:\n{''.join(tail)}"
             )
         return TrainingResult.model_validate_json(result_file.read_text())
+
+
+def _passed_on(stream: IO[bytes] | None) -> Iterator[str]:
+    """The lines of a stream, which is written to stderr as it comes: a progress bar moves without ending its line."""
+    decoder, rest = codecs.getincrementaldecoder("utf-8")("replace"), ""
+    while stream and (chunk := stream.read(65_536)):
+        text = decoder.decode(chunk)
+        sys.stderr.write(text)
+        sys.stderr.flush()
+        *lines, rest = (rest + text).split("\n")
+        yield from (line.rpartition("\r")[2] + "\n" for line in lines)
+    yield rest.rpartition("\r")[2]
 
 
 def _launch_spark(spec: TrainingSpec) -> TrainingResult:

@@ -21,6 +21,7 @@ def build_optimizers(step: RetrievalStep, config: TrainingConfig) -> list[Optimi
     """
     tables = [table for table in step.towers.tables.values() if isinstance(table, nn.Embedding)]
     sparse = [*(table.weight for table in tables if table.sparse), *shares_of(step)]
+    sparse = [values for values in sparse if values.requires_grad]
     embeddings = [table.weight for table in tables if not table.sparse]
     mlps = list(step.towers.dense_parameters())
     groups = [
@@ -120,7 +121,8 @@ def clip_gradients(parameters: Iterable[Tensor], shares: Iterable[Tensor], limit
 
 
 def _norm(values: Sequence[Tensor]) -> float:
-    return float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(value) for value in values])))
+    norms = [torch.linalg.vector_norm(value) for value in values]
+    return float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
 
 
 def _gradient_values(tensors: Iterable[Tensor]) -> list[Tensor]:

@@ -40,7 +40,7 @@ class TrainingSpec(Config):
     resume: str | None = Field(
         None, description="Folder for checkpoints on the way: the same run, killed, goes on from there. None: neither."
     )
-    progress: bool = Field(False, description="A progress bar, where there is a terminal.")
+    progress: bool = Field(False, description="A progress bar on stderr.")
 
 
 class StepMetrics(Health):

@@ -45,7 +45,9 @@ log = logging.getLogger(__name__)
 
 
 class DegenerateLossError(RuntimeError):
-    """The loss is no longer a number: nothing that follows could be."""
+    """The loss is no longer a number: nothing that follows could be (exit 1)."""
+
+    exit_code = 1
 
 
 def train(spec: TrainingSpec) -> TrainingResult:
@@ -165,7 +167,7 @@ def freeze(step: RetrievalStep) -> None:
     schema, tables = step.towers.schema, step.towers.tables
     ids = {table_name(feature) for feature in (*schema.user, *schema.item) if isinstance(feature, IdFeature)}
     shared = (table for name, table in tables.items() if name not in (*ids, HISTORY))
-    of_tables = (parameter for table in shared for parameter in table.parameters())
+    of_tables = (here(table, torch.empty(0, dtype=torch.int64))[0] for table in shared)
     for parameter in (*step.towers.dense_parameters(), step.log_temperature, *of_tables):
         parameter.requires_grad_(False)
 
@@ -197,7 +199,8 @@ class Fit:
         # After the tensors are there: DDP spreads those of rank 0.
         # It averages gradients over ranks; the step has multiplied its loss by their number, so it is the whole's.
         self.module: nn.Module = step
-        if world_size() > 1:
+        # Without a parameter of its own (an update of tables in shares alone) there is nothing to average.
+        if world_size() > 1 and any(parameter.requires_grad for parameter in step.parameters()):
             self.module = DistributedDataParallel(step, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     def run(self) -> list[EpochMetrics]:
@@ -206,7 +209,7 @@ class Fit:
             total=self.total_steps,
             initial=self.recorder.step,
             unit="step",
-            disable=None if self.spec.progress and rank() == 0 else True,
+            disable=not (self.spec.progress and rank() == 0),
         )
         progress = self.progress
         for epoch in range(progress.epoch if progress else 0, self.spec.epochs):

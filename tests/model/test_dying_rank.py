@@ -1,4 +1,4 @@
-"""A process that dies in the middle ends the training with an error, soon, and leaves no checkpoint and no other process."""
+"""A process that dies or falls silent ends the training with an error, soon, and leaves no checkpoint and no other process."""
 
 import os
 import signal
@@ -28,8 +28,16 @@ def workers(spec_output: str) -> list[psutil.Process]:
     return found
 
 
-def test_a_killed_rank_ends_the_job_with_its_error(tmp_path: Path) -> None:
-    spec = toy.make_spec(tmp_path, [64, 64], training={"processes": 2}, epochs=100_000)
+@pytest.mark.parametrize(
+    ("stopped_by", "said"),
+    [
+        (signal.SIGKILL, r"2 training processes failed, exit code 1[\s\S]*Signal 9 \(SIGKILL\)"),
+        # It lives, and says nothing more: a machine that swaps, a network that is gone.
+        (signal.SIGSTOP, r"2 training processes failed, exit code 1[\s\S]*[Tt]imed out"),
+    ],
+)
+def test_a_rank_that_is_gone_ends_the_job_with_its_error(tmp_path: Path, stopped_by: signal.Signals, said: str) -> None:
+    spec = toy.make_spec(tmp_path, [64, 64], training={"processes": 2, "timeout_seconds": 10}, epochs=100_000)
     errors: list[BaseException] = []
 
     def run() -> None:
@@ -48,10 +56,10 @@ def test_a_killed_rank_ends_the_job_with_its_error(tmp_path: Path) -> None:
             break
         time.sleep(0.2)
     assert len(ranks) == 2
-    os.kill(ranks[1].pid, signal.SIGKILL)
+    os.kill(ranks[1].pid, stopped_by)
     job.join(PATIENCE)
     assert not job.is_alive(), "the other rank hangs"
-    with pytest.raises(LaunchError, match=r"2 training processes failed, exit code 1[\s\S]*Signal 9 \(SIGKILL\)"):
+    with pytest.raises(LaunchError, match=said):
         raise errors[0]
     assert not any(rank.is_running() and rank.status() != psutil.STATUS_ZOMBIE for rank in ranks)
     assert not Path(spec.output).exists()

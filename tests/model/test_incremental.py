@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from model.checkpoint import PARAMETERS, load_checkpoint
+from model.checkpoint import PARAMETERS, load_checkpoint, read_description
 from model.data import SharedSamples
+from model.launch import launch
 from model.spec import TrainingSpec
 from model.tensor_file import TensorFile
 from model.training import train
@@ -61,8 +62,8 @@ def test_only_rows_that_were_met_change(night: TrainingSpec, tmp_path: Path, opt
     met = np.unique(toy.sample_rows(80, seed=3)["user_index"])
     changed = (before[users] != after[users]).any(1).nonzero().squeeze(1).numpy()
     assert set(changed) == set(met)
-    frequencies = [name for name in after if name.startswith("frequency")]
-    assert all(torch.equal(before[name], after[name]) for name in frequencies)
+    told = [read_description(checkpoint)["result"]["temperature"] for checkpoint in (night.output, spec.output)]
+    assert told[0] == told[1] != night.loss.temperature, "learned at night, kept by the update"
 
 
 def test_it_learns_what_it_was_given(night: TrainingSpec, tmp_path: Path) -> None:
@@ -94,3 +95,17 @@ def test_an_item_of_today_begins_as_the_default_one(night: TrainingSpec, tmp_pat
     )
     assert len(after) == len(before) + 2
     assert torch.equal(after[-1], before[1])  # Nobody has met it yet.
+
+
+def test_two_processes_update_tables_in_shares(night: TrainingSpec, tmp_path: Path) -> None:
+    """Nothing that is not in shares is trained then: no gradient is left for the ranks to average."""
+    training = night.training.model_copy(update={"processes": 2, "embedding_rows_sharded": 2})
+    spec = update_of(night, tmp_path, training=training)
+    launch(spec)
+    before, after = parameters_of(night.output), parameters_of(spec.output)
+    tables = {name for name in before if "tables.user_id" in name or "tables.item_id" in name}
+    for name in before.keys() - tables:
+        assert torch.equal(before[name], after[name]), name
+    met = np.unique(toy.sample_rows(80, seed=3)["user_index"])
+    users = next(name for name in tables if "user_id" in name)
+    assert set((before[users] != after[users]).any(1).nonzero().squeeze(1).tolist()) == set(met.tolist())

@@ -101,7 +101,7 @@ def test_two_ranks_on_half_batches_equal_one_rank_on_the_whole(tmp_path: Path) -
     assert len(seen) == len(losses) + 1, "every loss is another one, and so is that of another tower"
 
 
-def test_two_processes_train_like_one(tmp_path: Path) -> None:
+def test_two_processes_train_like_one(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     spec = toy.make_spec(
         tmp_path,
         [40, 40, 41],
@@ -111,7 +111,11 @@ def test_two_processes_train_like_one(tmp_path: Path) -> None:
     )
     one = launch(spec)
     processes = spec.training.model_copy(update={"processes": 2, "threads": None, "timeout_seconds": 60})
-    two = launch(spec.model_copy(update={"training": processes, "output": str(tmp_path / "two")}))
+    assert "step/s" not in capfd.readouterr().err
+    asked = {"training": processes, "output": str(tmp_path / "two"), "progress": True}
+    two = launch(spec.model_copy(update=asked))
+    bar = [line for line in capfd.readouterr().err.replace("\r", "\n").splitlines() if "step/s" in line]
+    assert f"{two.steps}/{two.steps}" in bar[-1], "of rank 0 alone"
     assert (two.steps, two.rows, two.parameters) == (one.steps, one.rows, one.parameters)
     for a, b in zip(one.epochs, two.epochs, strict=True):
         # Three steps of an optimiser that divides by small numbers: not as close as one gradient is.
