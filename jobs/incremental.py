@@ -15,11 +15,12 @@ from jobs.support.nights import Step, open_night, run_steps
 from jobs.support.release import current_release, night_of, update_of
 from jobs.support.runner import Context, log, main, parser
 from jobs.support.tracking import Tracker
+from model.release import Release
 from pipelines.errors import InputError, UsageError
 from pipelines.locks import locked
 from pipelines.positives import is_positive
-from pipelines.storage import Update, shift
-from pipelines.updates import UpdateWarehouse, folder_of, forget
+from pipelines.storage import Update, Warehouse, shift
+from pipelines.updates import UpdateWarehouse, forget
 
 STEPS: tuple[tuple[str, Step], ...] = (
     ("build_positives", build_positives.run),
@@ -58,8 +59,13 @@ def next_update(context: Context) -> Update | None:
             f"for ds={shift(ds, -1)} and see that it is published. Where the night of ds={ds} is done, it needs no update"
         )
     night = night_of(context, in_use)
-    # Who went back to an update that is not the last one begins at the night again: its tables are gone.
-    before = last if last and context.warehouse.exists(folder_of(context.warehouse, ds, last.number)) else None
+    if not _is_of(night, context.warehouse, night.manifest["ds"]):
+        raise InputError(
+            f"release {night.release_id} is not of the model of ds={night.manifest['ds']}, which was trained again since: "
+            f"publish that one (jobs.publish_items --ds {night.manifest['ds']}), or go to its release (jobs.releases rollback)"
+        )
+    # Who went back to an update that is not the last one begins at the night again: its tables are gone, or of another.
+    before = last if last and _is_of(in_use, UpdateWarehouse(context.warehouse, ds, last), ds) else None
     since = before.until if before else _moment(datetime.fromisoformat(ds) - timedelta(microseconds=1))
     until = _until(context, since)
     if until is None:
@@ -68,6 +74,12 @@ def next_update(context: Context) -> Update | None:
     if before is None:
         return Update(1, since, until, None, night.release_id, night.release_id)
     return Update(before.number + 1, since, until, before.number, in_use.release_id, night.release_id)
+
+
+def _is_of(release: Release, warehouse: Warehouse, ds: str) -> bool:
+    """Whether a release was made of the model that a warehouse has of ds."""
+    model = warehouse.manifest("models", ds)
+    return model is not None and model.fingerprint == release.manifest["inputs"]["models"]
 
 
 def _until(context: Context, since: str) -> str | None:

@@ -30,6 +30,7 @@ from model.files import checksum, resolve
 from model.index import ChosenIndex, save_index
 from model.release import INDEX, ITEMS, MODEL, VOCABULARIES, Release
 from pipelines.errors import InputError
+from pipelines.locks import locked_for_a_moment
 from pipelines.storage import code_version
 from pipelines.vocabulary import FIRST
 
@@ -75,7 +76,8 @@ def run(context: Context, tracker: Tracker) -> None:
         stays = read_current(warehouse).release_id or "as it is"
         raise GateError(
             f"release {release_id} is not published; `current` stays {stays}. {refusal} "
-            "If it is what you want, raise the tolerance (--set gates.NAME=VALUE) and publish again"
+            "If it is what you want, raise the tolerance (--set gates.NAME=VALUE; of index_recall index.recall_target, of "
+            "update_loss gates.recall_loss) and publish again"
         )
     before = current_release(context)
     if _make_current(context, release_id):
@@ -125,31 +127,32 @@ def _write_release(context: Context, release_id: str) -> tuple[dict[str, Any], C
     warehouse, ds = context.warehouse, context.ds
     schema = require_model(context, ds, "").facts["schema"]
     staging = warehouse.new_staging("releases", ds)
-    with tempfile.TemporaryDirectory(prefix="nightjar-index-") as local:
-        chosen = index_of_night(context, lambda: _vectors(context), _dim(context))
-        save_index(chosen.index, Path(local, INDEX))
-        export_towers(load_checkpoint(warehouse.path("models", ds)), Path(local, "towers"))
-        warehouse.upload(Path(local), staging)
-    for table, name in COPIED.items():
-        _copy_files(context, warehouse.path(table, ds), f"{staging}/{name}")
-    update = warehouse.update
-    of_update = {"update": asdict(update), "changes": write_changes(context, update, staging)} if update else {}
-    manifest = {
-        "release_id": release_id,
-        "ds": ds,
-        "items": int(chosen.index.ntotal),
-        "dim": int(chosen.index.d),
-        "index": description(chosen, context.config.index),
-        "schema": schema,
-        "request": _request(context, schema),
-        "inputs": warehouse.require("item_embeddings", ds, "").inputs,
-        **of_update,
-        "files": {file.removeprefix(staging).lstrip("/"): checksum(file) for file in warehouse.data_files(staging)},
-        "code_version": code_version(),
-    }
-    # The manifest is part of what is moved; `current` names the folder only once it is whole.
-    warehouse.write_text(f"{staging}/manifest.json", json.dumps(manifest, indent=1, sort_keys=True))
-    warehouse.replace_folder(staging, folder_of(warehouse, release_id))
+    with warehouse.removed_where_it_fails(staging):
+        with tempfile.TemporaryDirectory(prefix="nightjar-index-") as local:
+            chosen = index_of_night(context, lambda: _vectors(context), _dim(context))
+            save_index(chosen.index, Path(local, INDEX))
+            export_towers(load_checkpoint(warehouse.path("models", ds)), Path(local, "towers"))
+            warehouse.upload(Path(local), staging)
+        for table, name in COPIED.items():
+            _copy_files(context, warehouse.path(table, ds), f"{staging}/{name}")
+        update = warehouse.update
+        of_update = {"update": asdict(update), "changes": write_changes(context, update, staging)} if update else {}
+        manifest = {
+            "release_id": release_id,
+            "ds": ds,
+            "items": int(chosen.index.ntotal),
+            "dim": int(chosen.index.d),
+            "index": description(chosen, context.config.index),
+            "schema": schema,
+            "request": _request(context, schema),
+            "inputs": warehouse.require("item_embeddings", ds, "").inputs,
+            **of_update,
+            "files": {file.removeprefix(staging).lstrip("/"): checksum(file) for file in warehouse.data_files(staging)},
+            "code_version": code_version(),
+        }
+        # The manifest is part of what is moved; `current` names the folder only once it is whole.
+        warehouse.write_text(f"{staging}/manifest.json", json.dumps(manifest, indent=1, sort_keys=True))
+        warehouse.replace_folder(staging, folder_of(warehouse, release_id))
     return manifest, chosen
 
 
@@ -160,21 +163,22 @@ def _make_current(context: Context, release_id: str) -> bool:
     Returns whether it is the current one now.
     """
     warehouse = context.warehouse
-    now = read_current(warehouse)
-    if now.release_id == release_id:
+    with locked_for_a_moment(warehouse, "current", "publish_items"):
+        now = read_current(warehouse)
+        if now.release_id == release_id:
+            return True
+        if now.ds > context.ds:
+            log.info("publish_items %s: current stays %s, which is of a later day", context.ds, now.release_id)
+            return False
+        if release_id in now.rolled_back and not context.force:
+            log.info(
+                "publish_items %s: current stays %s: %s was rolled back from; --force publishes it again",
+                context.ds, now.release_id, release_id,
+            )  # fmt: skip
+            return False
+        others = [name for name in now.rolled_back if name != release_id]
+        write_current(warehouse, Current(release_id, context.ds, others))
         return True
-    if now.ds > context.ds:
-        log.info("publish_items %s: current stays %s, which is of a later day", context.ds, now.release_id)
-        return False
-    if release_id in now.rolled_back and not context.force:
-        log.info(
-            "publish_items %s: current stays %s: %s was rolled back from; --force publishes it again",
-            context.ds, now.release_id, release_id,
-        )  # fmt: skip
-        return False
-    others = [name for name in now.rolled_back if name != release_id]
-    write_current(warehouse, Current(release_id, context.ds, others))
-    return True
 
 
 def _files(context: Context) -> list[str]:

@@ -24,7 +24,7 @@ from jobs.support.runner import Context, aligned, log, main, parser, positive
 from jobs.support.tracking import Tracker
 from model.release import SERVED, Release
 from pipelines.errors import InputError, UsageError
-from pipelines.locks import locked
+from pipelines.locks import locked, locked_for_a_moment
 
 LEFTOVER = re.compile(r"(\d{4}-\d{2}-\d{2})(-update-\d+)?-[0-9a-f]{8}")
 
@@ -72,11 +72,18 @@ def rollback(context: Context) -> None:
         for ds in sorted({before.ds, str(target.manifest["ds"])} - {""}):
             locks.enter_context(locked(warehouse, ds, "releases"))
         target.files(*SERVED)
-        if before.release_id != target.release_id:
-            left = [name for name in (*before.rolled_back, before.release_id) if name and name != target.release_id]
-            write_current(warehouse, Current(target.release_id, target.manifest["ds"], list(dict.fromkeys(left))))
+        # The record is asked first: where it does not answer, nothing has moved, and the same command does the same again.
         tracker = Tracker(context.config, warehouse, target.manifest["ds"])
-        if version := tracker.version_of(target.release_id):
+        version = tracker.version_of(target.release_id)
+        with locked_for_a_moment(warehouse, "current", "releases"):
+            if read_current(warehouse) != before:
+                raise InputError(
+                    f"`current` has moved from {before.release_id} meanwhile: look again (jobs.releases list)"
+                )
+            if before.release_id != target.release_id:
+                left = [name for name in (*before.rolled_back, before.release_id) if name and name != target.release_id]
+                write_current(warehouse, Current(target.release_id, target.manifest["ds"], list(dict.fromkeys(left))))
+        if version:
             tracker.make_champion(version)
         else:
             log.warning("releases: %s is no model version; the alias champion stays where it is", target.release_id)

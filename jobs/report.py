@@ -1,4 +1,4 @@
-"""A table of nights: samples by kind, loss, Recall of the model and of what it is measured against, release."""
+"""Tables of nights: samples by kind, loss, Recall of the model and of what it is measured against, release; and its gates."""
 
 import argparse
 import sys
@@ -6,22 +6,27 @@ import sys
 from jobs.evaluate import headline_k, recalls
 from jobs.nightly import add_days, days_of
 from jobs.support.embeddings import release_id_of
-from jobs.support.gates import refused_by
+from jobs.support.gates import Verdict, refused_by, verdict_of
 from jobs.support.release import folder_of
 from jobs.support.runner import Context, aligned, main, parser
 from jobs.support.tracking import tracking_uri
 
+GATED_NIGHTS = 10  # The newest of those asked for: more columns than these fit no screen.
 MODELS = {"two_tower": "model", "popularity": "popularity", "item_cf": "item-CF", "best_reachable": "best reachable"}
 
 
 def run(context: Context) -> None:
-    """Print the table, and how to look closer."""
+    """Print the tables, and how to look closer."""
     k = headline_k(context.config.evaluation.ks)
     header = ["night", "samples", "uniform", "popular", "coarse", "fine", "loss"]
     header += [f"{name}" for name in MODELS.values()] + ["release"]
     table = [header] + [_night(context.at(ds), k) for ds in days_of(context.args)]
     print(f"\nRecall@{k} in the columns {', '.join(MODELS.values())}; negatives a kind over all rows\n")
     print(aligned(table))
+    asked = {ds: _verdict(context.at(ds)) for ds in days_of(context.args)[-GATED_NIGHTS:]}
+    if verdicts := {ds: verdict for ds, verdict in asked.items() if verdict}:
+        print("\nGates of each release (! refused, - not asked); `jobs.releases show ID` says what they mean\n")
+        print(aligned(_gates(verdicts)))
     uri = tracking_uri(context.config, context.warehouse.root)
     print(
         f"\nLook closer:  mlflow ui --backend-store-uri {uri}\n(in this project's virtual environment), then open http://127.0.0.1:5000"
@@ -45,6 +50,27 @@ def _night(context: Context, k: int) -> list[str]:
         return [*cells, "not published"]
     refused = refused_by(context, folder)
     return [*cells, f"{release} refused: {', '.join(refused)}" if refused else release]
+
+
+def _verdict(context: Context) -> Verdict | None:
+    """What the gates said of the release of a night, where there is one."""
+    warehouse, ds = context.warehouse, context.ds
+    model, features = (warehouse.manifest(table, ds) for table in ("models", "item_features"))
+    return verdict_of(context, folder_of(warehouse, release_id_of(model, features))) if model and features else None
+
+
+def _gates(verdicts: dict[str, Verdict]) -> list[list[str]]:
+    """A line a gate: its limit on the newest night, and its value on each."""
+    by_night = {ds: {gate.name: gate for gate in verdict.gates} for ds, verdict in verdicts.items()}
+    newest = {name: gate for gates in by_night.values() for name, gate in gates.items()}
+    table = [["gate", "must be", *by_night]]
+    for name, last in newest.items():
+        cells = [
+            f"{found.value:.4g}{'' if found.passed else ' !'}" if (found := gates.get(name)) else "-"
+            for gates in by_night.values()
+        ]
+        table.append([name, f"{'>=' if last.at_least else '<='} {last.limit:.4g}", *cells])
+    return table
 
 
 def _flags() -> argparse.ArgumentParser:

@@ -1,4 +1,4 @@
-"""One run of a day at a time: a lock file beside the tables, which dies with its run."""
+"""One run of a day at a time, and one that moves `current`: a lock file beside the tables, which dies with its run."""
 
 import json
 import logging
@@ -8,7 +8,8 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -23,8 +24,11 @@ BEAT = 30.0  # seconds between two signs of life
 SILENCE = 10 * BEAT  # after so many without one, a run on another machine counts as dead
 
 
+PATIENCE = 60.0  # seconds to wait for a lock that is held for moments
+
+
 class LockedError(NightjarError):
-    """Another run works on the same day (exit 1)."""
+    """Another run works on the same (exit 1)."""
 
 
 @contextmanager
@@ -34,8 +38,30 @@ def locked(warehouse: Warehouse, ds: str, job: str) -> Iterator[None]:
     Dead: its process is gone from this machine, or it has been silent for SILENCE on another one. Where a name can be
     taken twice (object stores), two runs that begin in the same instant may both get it.
     """
-    uri = f"{warehouse.root}/_locks/{parse_ds(ds).isoformat()}.json"
-    mine = {"token": uuid.uuid4().hex, "job": job, "host": socket.gethostname(), "pid": os.getpid(), "begun": _begun()}
+    with _held(warehouse, parse_ds(ds).isoformat(), job):
+        yield
+
+
+@contextmanager
+def locked_for_a_moment(warehouse: Warehouse, name: str, job: str) -> Iterator[None]:
+    """Hold a lock that nobody holds for long: to read a small file, decide, and write it. Waits PATIENCE, then LockedError."""
+    with ExitStack() as stack:
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                stack.enter_context(_held(warehouse, name, job))
+                break
+            except LockedError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+        yield
+
+
+@contextmanager
+def _held(warehouse: Warehouse, name: str, job: str) -> Iterator[None]:
+    uri = f"{warehouse.root}/_locks/{name}.json"
+    mine = {"token": uuid.uuid4().hex, "job": job, "host": place(), "pid": os.getpid(), "begun": begun(os.getpid())}
     _take(warehouse, uri, mine)
     done = threading.Event()
     heart = threading.Thread(target=_beat, args=(warehouse, uri, mine, done), name="lock", daemon=True)
@@ -56,8 +82,8 @@ def _take(warehouse: Warehouse, uri: str, mine: dict[str, Any]) -> None:
             continue  # It has just been given back.
         if not _is_dead(held):
             raise LockedError(
-                f"this day is being worked on by jobs.{held['job']} (process {held['pid']} on {held['host']}, last sign of "
-                f"life {time.time() - held['beat']:.0f} s ago): wait until it has ended. If it has, delete {uri}"
+                f"{name_of(uri)} is being worked on by jobs.{held['job']} (process {held['pid']} on {held['host']}, last sign "
+                f"of life {time.time() - held['beat']:.0f} s ago): wait until it has ended. If it has, delete {uri}"
             )
         # Of several that find it dead, one may put its own in its place: whoever holds the right to that of this token.
         right = f"{uri}.{held['token']}"
@@ -72,12 +98,15 @@ def _take(warehouse: Warehouse, uri: str, mine: dict[str, Any]) -> None:
 
 def _beat(warehouse: Warehouse, uri: str, mine: dict[str, Any], done: threading.Event) -> None:
     while not done.wait(BEAT):
-        if (_read(warehouse, uri) or {}).get("token") != mine["token"]:
-            log.error("the lock %s was taken over or deleted while this run goes on: another may work on this day", uri)
-            return
         try:
+            if (_read(warehouse, uri) or {}).get("token") != mine["token"]:
+                log.error("the lock %s was taken over or deleted while this run goes on: another may work there", uri)
+                return
             warehouse.write_text(uri, _alive(mine))
-        except (OSError, Py4JError) as error:  # A full disk, say: the next beat may find room.
+        except (
+            OSError,
+            Py4JError,
+        ) as error:  # A full disk, or a store that does not answer: the next beat may do better.
             log.warning("the lock %s could not be renewed: %s", uri, error)
 
 
@@ -92,18 +121,41 @@ def _read(warehouse: Warehouse, uri: str) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except ValueError:
-        return {"token": "broken", "job": "?", "pid": -1, "host": socket.gethostname(), "begun": 0.0, "beat": 0.0}
+        return {"token": "broken", "job": "?", "pid": -1, "host": place(), "begun": "", "beat": 0.0}
 
 
 def _is_dead(held: dict[str, Any]) -> bool:
-    if held["host"] != socket.gethostname():
+    if held["host"] != place():
         return bool(time.time() - held["beat"] > SILENCE)
+    return begun(held["pid"]) != held["begun"]
+
+
+def place() -> str:
+    """Where numbers of processes mean the same: the host, and on Linux its namespace, which containers have of their own."""
     try:
-        return abs(psutil.Process(held["pid"]).create_time() - held["begun"]) > 1
+        return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return socket.gethostname()
+
+
+def begun(pid: int) -> str | None:
+    """When a process began: a number that is used again belongs to another one. None where it does not live.
+
+    On Linux in ticks since the machine started, which no change of its clock moves.
+    """
+    try:
+        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return None if state == "Z" else f"{boot} {rest[18]}"
+    except OSError:
+        pass
+    try:
+        return str(psutil.Process(pid).create_time())
     except (psutil.Error, ValueError):
-        return True
+        return None
 
 
-def _begun() -> float:
-    """When this process began: a number that is used again belongs to another process."""
-    return float(psutil.Process().create_time())
+def name_of(uri: str) -> str:
+    """The day, or whatever a lock is of."""
+    name = uri.rpartition("/")[2].partition(".json")[0]
+    return f"ds={name}" if name[:1].isdigit() else name

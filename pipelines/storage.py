@@ -285,7 +285,7 @@ class Warehouse:
         """
         target = self.path(table)
         staging = self.new_staging(table, "import")
-        with self._removed_where_it_fails(staging):
+        with self.removed_where_it_fails(staging):
             frame.repartition("ds").sortWithinPartitions("ds").write.partitionBy("ds").parquet(staging)
             days = self.spark.read.parquet(staging).groupBy("ds").count().collect()
             counts = {row["ds"]: row["count"] for row in days}
@@ -348,7 +348,7 @@ class Warehouse:
         has been moved by then, so a failed check leaves the table as it was.
         """
         staging = self.new_staging(table, ds)
-        with self._removed_where_it_fails(staging):
+        with self.removed_where_it_fails(staging):
             writer = frame.write.partitionBy(*partition_by) if partition_by else frame.write
             writer.parquet(staging)
             staged = self.spark.read.schema(frame.schema).option("basePath", staging).parquet(staging)
@@ -376,7 +376,7 @@ class Warehouse:
                 f"{uri} holds {foreign[0]!r}, which no export wrote: name another folder, or empty this one"
             )
         staging = f"{uri}.writing-{uuid.uuid4().hex[:8]}"
-        with self._removed_where_it_fails(staging):
+        with self.removed_where_it_fails(staging):
             frame.write.parquet(staging)
             rows = self.spark.read.parquet(staging).count()
         self.delete(uri)
@@ -385,7 +385,7 @@ class Warehouse:
 
     def replace_folder(self, staging: str, target: str) -> None:
         """Put a staged folder in the place of another; readers miss it between two renames, not while files go."""
-        aside = f"{self.root}/_staging/replaced/{uuid.uuid4().hex}"
+        aside = f"{staging.rpartition('/')[0]}/{uuid.uuid4().hex}"  # Where new_staging finds what a killed run left.
         old = self.exists(target)
         if old:
             self.rename(target, aside)
@@ -418,7 +418,7 @@ class Warehouse:
         return staging
 
     @contextmanager
-    def _removed_where_it_fails(self, staging: str) -> Iterator[None]:
+    def removed_where_it_fails(self, staging: str) -> Iterator[None]:
         """What a full disk cut short would keep it full."""
         try:
             yield

@@ -4,7 +4,7 @@ An update is a small night. It reads the events since the one before it, rolls s
 from last night's), and writes the tables that a night writes, in a place of its own. No night ever reads them.
 """
 
-from pipelines.storage import Update, Warehouse, parse_ds, shift
+from pipelines.storage import Update, Warehouse, shift
 
 FOLDER = "updates"
 
@@ -34,10 +34,9 @@ def folder_of(warehouse: Warehouse, ds: str, number: int) -> str:
 
 def forget(warehouse: Warehouse, ds: str, keep: int | None = None) -> None:
     """Remove the tables of all updates up to ds but one of ds; their releases stay."""
-    days = [
-        status.getPath().getName().removeprefix("ds=") for status in warehouse.children(f"{warehouse.root}/{FOLDER}")
-    ]
-    for day in (day for day in days if parse_ds(day) <= parse_ds(ds)):
+    names = (status.getPath().getName() for status in warehouse.children(f"{warehouse.root}/{FOLDER}"))
+    days = [name.removeprefix("ds=") for name in names if name.startswith("ds=")]  # What else lies there is not ours.
+    for day in (day for day in days if day <= ds):
         if day < ds or keep is None:
             warehouse.delete(_day_of(warehouse, day))
             continue

@@ -54,7 +54,9 @@ class Gates(Section):
     )
     coverage: float = Field(0.5, ge=0, description="items that anybody gets, against the release in use, at least")
     rows: float = Field(0.5, ge=0, description="training rows against the median of the last 7 nights, at least")
-    unknown_ids: float = Field(0.5, ge=0, le=1, description="share of held-out events whose user has no index, at most")
+    unknown_users: float = Field(
+        0.5, ge=0, le=1, description="share of held-out events whose user has no index, at most"
+    )
     effective_dimensions: float = Field(2.0, ge=0, description="of the item vectors (participation ratio), at least")
     mean_cosine: float = Field(0.95, le=1, description="of two items, at most")
     embedding_growth: float = Field(2.0, gt=0, description="length of item embeddings against last night's, at most")

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 from jobs.support.config import Gates
 from jobs.support.examining import events_of, examined
-from jobs.support.release import comparable_release, current_release
+from jobs.support.release import GATES, comparable_release, current_release
 from jobs.support.runner import Context, log
 from model.examination import Examination, certain_loss
 from model.release import Release
@@ -15,8 +15,6 @@ from model.schema import DEFAULT, FeatureSchema
 from pipelines.checks import NIGHTS_BEFORE
 from pipelines.errors import NightjarError
 from pipelines.storage import Manifest, days_back, digest, shift
-
-FILE = "gates.json"  # Beside the manifest of a release, and not among its files: it is said of the release.
 
 
 class GateError(NightjarError):
@@ -62,7 +60,7 @@ class Verdict:
 
 def verdict_of(context: Context, release_uri: str) -> Verdict | None:
     """The gates of a release as they were asked last; None where they were not."""
-    uri = f"{release_uri}/{FILE}"
+    uri = f"{release_uri}/{GATES}"
     if not context.warehouse.exists(uri):
         return None
     known = json.loads(context.warehouse.read_text(uri))
@@ -80,7 +78,7 @@ def judge(context: Context, release: Release) -> Verdict:
     current = current_release(context)
     before = comparable_release(context)
     asked = digest([context.config.gates.model_dump(mode="json"), before.release_id if before else None])
-    uri = f"{release.uri}/{FILE}"
+    uri = f"{release.uri}/{GATES}"
     if context.warehouse.exists(uri) and not context.force:
         known = json.loads(context.warehouse.read_text(uri))
         published = current is not None and current.release_id == release.release_id
@@ -117,7 +115,7 @@ def _gates(context: Context, release: Release, before: Release | None) -> Iterat
         return
     users = events["user_index"]
     yield Gate(
-        "unknown_users", float((users == DEFAULT).mean()), config.unknown_ids, False,
+        "unknown_users", float((users == DEFAULT).mean()), config.unknown_users, False,
         f"Share of {len(users):,} held-out events whose user has no index: look at the users' ids in interactions.",
     )  # fmt: skip
     if before is None:

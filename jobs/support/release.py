@@ -10,6 +10,7 @@ from pipelines.errors import InputError
 from pipelines.storage import Update, Warehouse, shift
 
 FOLDER = "releases"
+GATES = "gates.json"  # Beside the manifest of a release, and not among its files: it is said of the release.
 NAME = re.compile(r"\w[\w-]*")
 
 
@@ -98,12 +99,16 @@ def comparable_release(context: Context) -> Release | None:
     """The release in use, where it is of an earlier night and speaks of the same users and items; else None.
 
     Where it is an update within the day: the night's release that it goes on from, since nights know nothing of updates.
+    Where it is of this night, which is done again: the one that it took the place of. None where it is of a later one: a
+    back-fill takes nobody's place.
     A night that begins from raw logs (--bootstrap-days) gives indices anew: a release from before it cannot be asked for
     users and items by those of after.
     """
     in_use = current_release(context)
     current = night_of(context, in_use) if in_use else None
-    if current is None or current.manifest["ds"] >= context.ds:
+    if current is not None and current.manifest["ds"] == context.ds:
+        current = _replaced_by(context, current)
+    if current is None or current.manifest["ds"] > context.ds:
         return None
     day = shift(current.manifest["ds"], 1)
     while day <= context.ds:
@@ -112,3 +117,11 @@ def comparable_release(context: Context) -> Release | None:
             return None
         day = shift(day, 1)
     return current
+
+
+def _replaced_by(context: Context, release: Release) -> Release | None:
+    """The release that one was compared with before it took its place, where it is still there."""
+    uri = f"{release.uri}/{GATES}"
+    against = json.loads(context.warehouse.read_text(uri))["against"] if context.warehouse.exists(uri) else None
+    there = against and context.warehouse.exists(f"{folder_of(context.warehouse, against)}/manifest.json")
+    return find_release(context, against) if there else None

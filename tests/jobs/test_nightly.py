@@ -86,6 +86,7 @@ def test_a_release_that_a_gate_refuses_is_inspectable_and_not_current(house: Hou
     assert alias["challenger"].tags["release_id"] == second
     report = run("report", "--config", house.config, "--ds", SECOND)
     assert f"{second} refused: effective_dimensions" in report
+    assert re.search(r"effective_dimensions +>= 17 +\S+ !$", report, re.MULTILINE)
     assert load_index(str(house.warehouse / "releases" / second / "index.faiss")).ntotal
     again = run(*flags)
     assert "already done" in again
@@ -216,6 +217,7 @@ def test_the_record_holds_a_parent_a_night_with_a_child_a_job(house: House) -> N
         (["--ds", FIRST, "--set", "training.epoch=2"], 2, "did you mean 'epochs'"),
         (["--from", SECOND, "--to", FIRST], 2, "swap them"),
         (["--ds", "2024-03-02"], 3, "--bootstrap-days N"),
+        (["--ds", SECOND, "--set", "model.dim=8"], 2, "cannot continue from"),
         (["--ds", "2024-03-20", "--bootstrap-days", "3"], 3, "it has 2024-03-01 to 2024-03-06"),
     ],
 )
@@ -227,6 +229,12 @@ def test_the_report_shows_the_nights(house: House) -> None:
     said = run("report", "--config", house.config, "--from", FIRST, "--to", SECOND)
     assert house.current() in said
     assert "best reachable" in said
+    gates = json.loads((house.warehouse / "releases" / house.current() / "gates.json").read_text())["gates"]
+    lines = {line.split()[0]: line.split() for line in said.splitlines() if line}
+    assert lines["gate"] == ["gate", "must", "be", FIRST, SECOND]
+    for gate in gates:
+        assert lines[gate["name"]][-1] == f"{gate['value']:.4g}"
+    assert lines["recall_loss"][-2] == "-", "the first night has nothing to be compared with"
     assert "mlflow ui" in said
 
 

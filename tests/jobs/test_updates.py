@@ -151,6 +151,13 @@ def test_what_an_update_cannot_go_on_from(updated: Updated) -> None:
     assert f"the one in use is {releases[-1]}: run jobs.nightly for ds={SECOND}" in said
 
 
+def test_an_update_needs_the_model_that_the_release_in_use_was_made_of(first_night: House, tmp_path: Path) -> None:
+    house = first_night.copy(tmp_path / "other")
+    run("train", "--config", house.config, "--ds", FIRST, "--set", "training.bootstrap_epochs=1")
+    said = incremental(house, "--until", NOON, code=3)
+    assert f"release {house.current()} is not of the model of ds={FIRST}, which was trained again since" in said
+
+
 def test_after_going_back_to_an_earlier_update_the_next_one_begins_at_the_night(
     updated: Updated, tmp_path: Path
 ) -> None:
