@@ -10,13 +10,15 @@ after, of items that the user did not have yet:
                     anew every night
     scratch         every fifth night a new model, trained on the samples of the last seven nights, six epochs as the first
     unscaled        as nightly, with the first night's learning rates (training.warm_start_scale 1)
-    updates         within every fifth day, jobs.incremental at 6:00, 12:00, 18:00 and the end of the day
+    updates         within every second day, jobs.incremental at 6:00, 12:00, 18:00 and the end of the day
 
     nightly_over_frozen, nightly_over_scratch,  ratios of mean recalls over every fifth night, for frozen and unscaled those
     nightly_over_unscaled                       of the second half
     cost_over_scratch                           seconds of a night's training over those of one from scratch, medians
     updated_over_night                          Recall@50 of the updates over that of last night's release, on the
                                                 events of those days that came after an update and before the next
+    updated_gain                                the mean over days of what the updates of a day gain on those events, and
+                                                its standard error
     update_cost                                 seconds of an update over those of a night of the second half, medians
     refused                                     nights of those thirty that the gates refused; none should be
     poisoned, broken                            what refuses a day with half of its clicks at random, and one that lacks 90%
@@ -27,6 +29,7 @@ With --folder the warehouses stay, and the same command goes on where it was sto
 
 import argparse
 import json
+import math
 import os
 import shutil
 import statistics
@@ -296,8 +299,9 @@ def measure(spark: SparkSession, folder: Path, count: int) -> dict[str, Any]:
     both = list(recalls["scratch"])
     late = both[len(both) // 2 :]
     late_nights = [seconds[ds] for ds in nights if ds >= late[0]]
-    within = {ds: updates(spark, house, folder / f"updates-{ds}", ds) for ds in both}
+    within = {ds: updates(spark, house, folder / f"updates-{ds}", ds) for ds in nights[1::2]}
     pairs = [pair for recalls_of, _ in within.values() for pair in recalls_of]
+    gains = [statistics.mean(now - then for now, then in recalls_of) for recalls_of, _ in within.values()]
 
     def mean(name: str, days: list[str]) -> float:
         return statistics.mean(recalls[name][ds] for ds in days)
@@ -308,6 +312,7 @@ def measure(spark: SparkSession, folder: Path, count: int) -> dict[str, Any]:
         "nightly_over_unscaled": mean("nightly", late) / mean("unscaled", late),
         "cost_over_scratch": statistics.median(continued) / statistics.median(scratch),
         "updated_over_night": statistics.mean(now for now, _ in pairs) / statistics.mean(then for _, then in pairs),
+        "updated_gain": [statistics.mean(gains), statistics.stdev(gains) / math.sqrt(len(gains))],
         "update_cost": statistics.median(one for _, spent in within.values() for one in spent)
         / statistics.median(late_nights),
         "refused": refused,

@@ -7,10 +7,10 @@ named, it has these alone:
                                 rows shuffled, lists reshaped from their flat values, batches of 4,096 views. Same files, 4M
                                 rows of 3 scalars and two lists of 20 and 4; tensors of the file's types there, int64 here
     fed_over_memory             rows/s of epochs that are read over epochs of the same training on tensors held in memory
-    two_over_one                rows/s of 2 processes x 1 thread over 1 process x 1 thread, same global batch of 16,384.
-                                In the details the same with 4,096, where what a process does whole, however few its
-                                rows, weighs more (`small_two_over_one`); and two trainings at once that share nothing,
-                                each with 4,096, which is as much as the machine has to give (`apart_over_one`)
+    two_over_one                rows/s of 2 processes x 1 thread over 1 process x 1 thread, same global batch of 4,096,
+                                the default. In the details the same with 16,384, where what a process does whole, however
+                                few its rows, weighs less (`large_two_over_one`); and two trainings at once that share
+                                nothing, each with 4,096, which is as much as the machine has to give (`apart_over_one`)
     over_torch_rechub           samples/s of our DSSM over torch-rechub's (point-wise), from files here, through its own
                                 DataLoader over arrays in memory there. Same features, dimensions and batch of 4,096, 2
                                 cores each. A sample is a positive with its own four negatives: five rows of its batch.
@@ -65,8 +65,6 @@ READ = ["user_index", "item_index", "weight", "history", "negatives"]
 WINDOW, BATCH, INBATCH, LARGE_BATCH = 65_536, 4096, 512, 16_384
 READ_ROWS, TRAIN_ROWS, ITEMS = 4_000_000, 65_536, 1_000_000
 PEER, PEER_VENV, PEER_WORKERS = "torch-rechub==0.9.0", ROOT / ".venv-rechub", (0, 8)
-
-SMALL = {"small_two_over_one": "small_two", "apart_over_one": "apart"}
 
 Figure = tuple[float, dict[str, Any]]  # the ratio, and what is behind it
 
@@ -166,9 +164,9 @@ def fed_over_memory(folder: Path, options: argparse.Namespace) -> Figure:
 
 def two_over_one(folder: Path, options: argparse.Namespace) -> Figure:
     """Rows/s of two processes over rows/s of one, a thread each; beside it what two that share nothing reach together."""
-    rates: dict[str, list[float]] = {name: [] for name in ("one", "two", "small_one", "small_two", "apart")}
+    rates: dict[str, list[float]] = {name: [] for name in ("one", "two", "large_one", "large_two", "apart")}
     for _ in range(2):
-        for size, batch in (("", LARGE_BATCH), ("small_", BATCH)):
+        for size, batch in (("", BATCH), ("large_", LARGE_BATCH)):
             for name, processes in (("one", 1), ("two", 2)):
                 spec = _spec(folder, options, 3, processes=processes, threads=1, batch_size=batch)
                 rates[size + name] += _rates(spec)[1:]
@@ -178,8 +176,11 @@ def two_over_one(folder: Path, options: argparse.Namespace) -> Figure:
             rates["apart"] += [sum(both) for both in zip(*pool.map(_rates, specs))][1:]
         say(f"two apart: {rates['apart'][-1]:,.0f} rows/s")
     found = {name: statistics.median(values) for name, values in rates.items()}
-    small = {name: found[of] / found["small_one"] for name, of in SMALL.items()}
-    return found["two"] / found["one"], found | small
+    beside = {
+        "large_two_over_one": found["large_two"] / found["large_one"],
+        "apart_over_one": found["apart"] / found["one"],
+    }
+    return found["two"] / found["one"], found | beside
 
 
 def _spec(folder: Path, options: argparse.Namespace, epochs: int, **settings: Any) -> TrainingSpec:

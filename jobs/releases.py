@@ -24,7 +24,7 @@ from jobs.support.runner import Context, aligned, log, main, parser, positive
 from jobs.support.tracking import Tracker
 from model.release import SERVED, Release
 from pipelines.errors import InputError, UsageError
-from pipelines.locks import locked, locked_for_a_moment
+from pipelines.locks import LockedError, locked, locked_for_a_moment
 
 LEFTOVER = re.compile(r"(\d{4}-\d{2}-\d{2})(-update-\d+)?-[0-9a-f]{8}")
 
@@ -77,7 +77,7 @@ def rollback(context: Context) -> None:
         version = tracker.version_of(target.release_id)
         with locked_for_a_moment(warehouse, "current", "releases"):
             if read_current(warehouse) != before:
-                raise InputError(
+                raise LockedError(
                     f"`current` has moved from {before.release_id} meanwhile: look again (jobs.releases list)"
                 )
             if before.release_id != target.release_id:

@@ -20,10 +20,11 @@ def run(context: Context) -> None:
     k = headline_k(context.config.evaluation.ks)
     header = ["night", "samples", "uniform", "popular", "coarse", "fine", "loss"]
     header += [f"{name}" for name in MODELS.values()] + ["release"]
-    table = [header] + [_night(context.at(ds), k) for ds in days_of(context.args)]
+    nights = [context.at(ds) for ds in days_of(context.args)]
+    table = [header] + [_night(night, k) for night in nights]
     print(f"\nRecall@{k} in the columns {', '.join(MODELS.values())}; negatives a kind over all rows\n")
     print(aligned(table))
-    asked = {ds: _verdict(context.at(ds)) for ds in days_of(context.args)[-GATED_NIGHTS:]}
+    asked = {night.ds: verdict_of(night, folder) for night in nights[-GATED_NIGHTS:] if (folder := _release(night))}
     if verdicts := {ds: verdict for ds, verdict in asked.items() if verdict}:
         print("\nGates of each release (! refused, - not asked); `jobs.releases show ID` says what they mean\n")
         print(aligned(_gates(verdicts)))
@@ -43,20 +44,19 @@ def _night(context: Context, k: int) -> list[str]:
     cells.append(f"{model.facts['loss']:.4f}")
     recall = recalls(context, k)
     cells += [f"{recall[name]:.4f}" if name in recall else "-" for name in MODELS]
-    features = warehouse.require("item_features", ds, "")
-    release = release_id_of(model, features)
-    folder = folder_of(warehouse, release)
-    if not warehouse.exists(f"{folder}/manifest.json"):
+    folder = _release(context)
+    if folder is None:
         return [*cells, "not published"]
-    refused = refused_by(context, folder)
+    release, refused = folder.rpartition("/")[2], refused_by(context, folder)
     return [*cells, f"{release} refused: {', '.join(refused)}" if refused else release]
 
 
-def _verdict(context: Context) -> Verdict | None:
-    """What the gates said of the release of a night, where there is one."""
-    warehouse, ds = context.warehouse, context.ds
-    model, features = (warehouse.manifest(table, ds) for table in ("models", "item_features"))
-    return verdict_of(context, folder_of(warehouse, release_id_of(model, features))) if model and features else None
+def _release(context: Context) -> str | None:
+    """The folder of the release of a night; None where there is none."""
+    warehouse = context.warehouse
+    model, features = (warehouse.manifest(table, context.ds) for table in ("models", "item_features"))
+    folder = folder_of(warehouse, release_id_of(model, features)) if model and features else None
+    return folder if folder and warehouse.exists(f"{folder}/manifest.json") else None
 
 
 def _gates(verdicts: dict[str, Verdict]) -> list[list[str]]:

@@ -88,7 +88,8 @@ def run(context: Context, tracker: Tracker) -> None:
             resume=warehouse.on_the_way("models", ds, inputs),
             progress=sys.stderr.isatty() and (config.training.processes == 1 or config.training.launcher == "torchrun"),
         )
-        result = launch(spec)
+        with warehouse.removed_where_it_fails(staging):
+            result = launch(spec)
         loss, points = result.epochs[-1].loss, [point.model_dump() for point in result.metrics]
         facts = {
             "content": [checksum(f"{staging}/{name}") for name in (PARAMETERS, STATE)],

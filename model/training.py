@@ -167,7 +167,7 @@ def freeze(step: RetrievalStep) -> None:
     schema, tables = step.towers.schema, step.towers.tables
     ids = {table_name(feature) for feature in (*schema.user, *schema.item) if isinstance(feature, IdFeature)}
     shared = (table for name, table in tables.items() if name not in (*ids, HISTORY))
-    of_tables = (here(table, torch.empty(0, dtype=torch.int64))[0] for table in shared)
+    of_tables = (values for table in shared for values in (*table.parameters(), *shares_of(table)))
     for parameter in (*step.towers.dense_parameters(), step.log_temperature, *of_tables):
         parameter.requires_grad_(False)
 

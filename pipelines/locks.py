@@ -22,13 +22,11 @@ log = logging.getLogger("nightjar")
 
 BEAT = 30.0  # seconds between two signs of life
 SILENCE = 10 * BEAT  # after so many without one, a run on another machine counts as dead
-
-
 PATIENCE = 60.0  # seconds to wait for a lock that is held for moments
 
 
 class LockedError(NightjarError):
-    """Another run works on the same (exit 1)."""
+    """Another run holds the lock (exit 1)."""
 
 
 @contextmanager
@@ -82,8 +80,8 @@ def _take(warehouse: Warehouse, uri: str, mine: dict[str, Any]) -> None:
             continue  # It has just been given back.
         if not _is_dead(held):
             raise LockedError(
-                f"{name_of(uri)} is being worked on by jobs.{held['job']} (process {held['pid']} on {held['host']}, last sign "
-                f"of life {time.time() - held['beat']:.0f} s ago): wait until it has ended. If it has, delete {uri}"
+                f"{_name_of(uri)} is being worked on by jobs.{held['job']} (process {held['pid']} on {held['host']}, last "
+                f"sign of life {time.time() - held['beat']:.0f} s ago): wait until it has ended. If it has, delete {uri}"
             )
         # Of several that find it dead, one may put its own in its place: whoever holds the right to that of this token.
         right = f"{uri}.{held['token']}"
@@ -103,10 +101,7 @@ def _beat(warehouse: Warehouse, uri: str, mine: dict[str, Any], done: threading.
                 log.error("the lock %s was taken over or deleted while this run goes on: another may work there", uri)
                 return
             warehouse.write_text(uri, _alive(mine))
-        except (
-            OSError,
-            Py4JError,
-        ) as error:  # A full disk, or a store that does not answer: the next beat may do better.
+        except (OSError, Py4JError) as error:  # A full disk, a store that does not answer: the next beat may do better.
             log.warning("the lock %s could not be renewed: %s", uri, error)
 
 
@@ -155,7 +150,7 @@ def begun(pid: int) -> str | None:
         return None
 
 
-def name_of(uri: str) -> str:
+def _name_of(uri: str) -> str:
     """The day, or whatever a lock is of."""
     name = uri.rpartition("/")[2].partition(".json")[0]
     return f"ds={name}" if name[:1].isdigit() else name
