@@ -37,6 +37,12 @@ def from_first(value: int) -> int:
     return int(told)
 
 
+def from_first_(values: Tensor) -> None:
+    """Overwrite a tensor by that of rank 0."""
+    if world_size() > 1:
+        dist.broadcast(values, src=0)
+
+
 def gather_rows(rows_ND: Tensor, capacity: int) -> Tensor:
     """[R * capacity, D]: integer rows of all ranks, each padded with 0 to `capacity`, in rank order. No gradient."""
     if world_size() == 1:
@@ -46,6 +52,17 @@ def gather_rows(rows_ND: Tensor, capacity: int) -> Tensor:
     gathered = padded.new_empty((world_size() * capacity, rows_ND.shape[1]))
     dist.all_gather_into_tensor(gathered, padded)
     return gathered
+
+
+def gather_ragged(values: Tensor, counts: list[int]) -> list[Tensor]:
+    """Numbers [N] of all ranks, in rank order; `counts`: how many each has. No gradient."""
+    if world_size() == 1:
+        return [values]
+    padded = values.new_empty(max(counts))
+    padded[: len(values)] = values
+    gathered = padded.new_empty(world_size() * len(padded))
+    dist.all_gather_into_tensor(gathered, padded)
+    return [of_rank[:count] for of_rank, count in zip(gathered.reshape(world_size(), len(padded)), counts)]
 
 
 def exchange_counts(counts: list[int]) -> list[int]:
@@ -80,9 +97,10 @@ class _GatherVectors(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        gradient = gradients[0].clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(gradient)
-        return gradient.chunk(world_size())[rank()]
+        # Each rank is told of its own vectors, and of no other's: half of an all-reduce.
+        counts = [len(gradients[0]) // world_size()] * world_size()
+        told = exchange(gradients[0], counts, counts)
+        return told.reshape(world_size(), counts[0], told.shape[1]).sum(0)
 
 
 def gather_vectors(vectors_Nd: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from model.collectives import world_size
 from model.config import ModelConfig
+from model.replication import ReplicatedEmbedding
 from model.schema import (
     DEFAULT,
     PADDING,
@@ -99,7 +100,8 @@ class EmbeddingTables(nn.ModuleDict):
         weight = torch.empty(rows, dim)
         for part, piece in zip(pieces_of(rows), _initial_rows(rows, dim)):
             weight[part] = piece
-        self[name] = nn.Embedding.from_pretrained(weight, freeze=False, padding_idx=PADDING, sparse=sparse)
+        kind = nn.Embedding if world_size() == 1 else ReplicatedEmbedding
+        self[name] = kind.from_pretrained(weight, freeze=False, padding_idx=PADDING, sparse=sparse)
 
 
 def _initial_rows(rows: int, dim: int) -> Iterator[Tensor]:

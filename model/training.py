@@ -11,8 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 from tqdm import tqdm
 
 from model.batching import plan_epoch
@@ -32,6 +31,7 @@ from model.optimisation import (
     set_learning_rates,
 )
 from model.progress import Progress, find_progress, identity, save_progress
+from model.replication import distribute, exchange_gradients, replicated_tables
 from model.schema import DEFAULT, FeatureSchema, IdFeature
 from model.seeds import derive_seed
 from model.self_supervision import SelfSupervision
@@ -196,12 +196,10 @@ class Fit:
             self._resume(*found)
         elif spec.warm_start:
             self._warm_start(spec.warm_start)
-        # After the tensors are there: DDP spreads those of rank 0.
-        # It averages gradients over ranks; the step has multiplied its loss by their number, so it is the whole's.
-        self.module: nn.Module = step
-        # Without a parameter of its own (an update of tables in shares alone) there is nothing to average.
-        if world_size() > 1 and any(parameter.requires_grad for parameter in step.parameters()):
-            self.module = DistributedDataParallel(step, broadcast_buffers=False, gradient_as_bucket_view=True)
+        # After the tensors are there: those of rank 0 are spread.
+        # Gradients are averaged over ranks; the step has multiplied its loss by their number, so they are the whole's.
+        self.module = distribute(step) if world_size() > 1 else step
+        self.replicated = list(replicated_tables(step).values())
 
     def run(self) -> list[EpochMetrics]:
         """Train to the end. Returns what is known of each epoch."""
@@ -285,6 +283,7 @@ class Fit:
         for optimizer in self.optimizers:
             optimizer.zero_grad()
         output.loss.backward()
+        exchange_gradients(self.replicated)
         norm = clip_gradients(self.step.parameters(), shares_of(self.step), config.gradient_clip)
         if not math.isfinite(norm):
             raise DegenerateLossError(_describe(output, batch, self.spec.features, number + 1, norm))

@@ -8,10 +8,10 @@ from typing import Any
 import pyarrow  # noqa: F401
 import torch
 import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 
 from model.collectives import rank, sum_over_ranks, world_size
 from model.data import Samples, sample_columns
+from model.replication import distribute, exchange_gradients, replicated_tables
 from model.spec import TrainingSpec
 from model.training import build_step
 
@@ -29,7 +29,7 @@ def main(out: str, *spec_files: str) -> None:
 def one_pass(spec: TrainingSpec) -> dict[str, Any]:
     """Two forward passes (the second finds what a streaming estimator has learned from the first), one backward."""
     step = build_step(spec)
-    module = DistributedDataParallel(step, broadcast_buffers=False) if world_size() > 1 else step
+    module = distribute(step) if world_size() > 1 else step
     samples = Samples(spec.train, sample_columns(spec.features), spec.training, spec.seed, rank(), world_size())
     with samples.epoch(0) as batches:
         batch = next(batches)
@@ -37,6 +37,7 @@ def one_pass(spec: TrainingSpec) -> dict[str, Any]:
         module(batch, samples.plan.capacity)
     output = module(batch, samples.plan.capacity)
     output.loss.backward()
+    exchange_gradients(list(replicated_tables(step).values()))
     figures = sum_over_ranks(output.figures)
     gradients = {
         name: parameter.grad.to_dense() for name, parameter in step.named_parameters() if parameter.grad is not None

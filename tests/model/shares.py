@@ -1,4 +1,4 @@
-"""What several processes do with sharded tables: `python -m tests.model.shares SPEC.json ...`, under torchrun."""
+"""What processes do with tables in shares and whole ones: `python -m tests.model.shares SPEC.json ...`, under torchrun."""
 
 import os
 import sys
@@ -10,7 +10,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from model import sharding
-from model.collectives import rank, sum_over_ranks, world_size
+from model.collectives import gather_ragged, rank, sum_over_ranks, world_size
+from model.replication import ReplicatedEmbedding, exchange_gradients
 from model.sharding import ShardedEmbedding, fill, pieces_of, sharded_tables, whole
 from model.spec import TrainingSpec
 from model.training import build_step, train
@@ -36,6 +37,10 @@ def lookups_and_gradients_are_those_of_an_embedding(rows: int) -> None:
     plain = nn.Embedding.from_pretrained(values.clone(), freeze=False, padding_idx=0)
     sharded = ShardedEmbedding(rows, 3)
     fill(sharded.share, (values[part] for part in pieces_of(rows)))
+    whole_ones = [
+        ReplicatedEmbedding.from_pretrained(values.clone(), freeze=False, padding_idx=0, sparse=sparse)
+        for sparse in (False, True)
+    ]
     pieces = list(whole(sharded.share, rows))
     if rank() == 0:
         torch.testing.assert_close(torch.cat(pieces), values, rtol=0, atol=0)
@@ -44,21 +49,42 @@ def lookups_and_gradients_are_those_of_an_embedding(rows: int) -> None:
     one_row = torch.full((4, 2), rows - 1)
     many = torch.randint(rows, (5, 3), generator=draw)
     for batch in (many, one_row, many[:0] if rank() == 0 else many, many[:0], torch.zeros(3, dtype=torch.int64)):
-        lookup_twice(plain, sharded, batch, draw)
+        lookup_twice(plain, sharded, whole_ones, batch, draw)
 
 
-def lookup_twice(plain: nn.Embedding, sharded: ShardedEmbedding, batch: Tensor, draw: torch.Generator) -> None:
-    plain.weight.grad = sharded.share.grad = None
+def lookup_twice(
+    plain: nn.Embedding,
+    sharded: ShardedEmbedding,
+    whole_ones: list[ReplicatedEmbedding],
+    batch: Tensor,
+    draw: torch.Generator,
+) -> None:
+    """Gradients are of these two lookups alone, whatever came before."""
+    for parameter in (plain.weight, sharded.share, *(table.weight for table in whole_ones)):
+        parameter.grad = None
     for indices in (batch, batch.flip(0)):
         weights = torch.randn(*batch.shape, 3, generator=draw)
         expected, found = plain(indices), sharded(indices)
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
         (expected * weights).sum().backward()
         (found * weights * world_size()).sum().backward()
+        for table in whole_ones:
+            found = table(indices)
+            torch.testing.assert_close(found, expected, rtol=0, atol=0)
+            (found * weights * world_size()).sum().backward()
+    exchange_gradients(whole_ones)
     assert plain.weight.grad is not None
     assert sharded.share.grad is not None
-    expected = sum_over_ranks(plain.weight.grad)[rank() :: world_size()]
-    torch.testing.assert_close(sharded.share.grad.to_dense(), expected, rtol=1e-5, atol=1e-6)
+    expected = sum_over_ranks(plain.weight.grad)
+    torch.testing.assert_close(sharded.share.grad.to_dense(), expected[rank() :: world_size()], rtol=1e-5, atol=1e-6)
+    for table in whole_ones:
+        if table.weight.grad is None:
+            assert not expected.any(), "no rank has met a row"
+            continue
+        gradient = table.weight.grad.to_dense()
+        torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-6)
+        everyone = gather_ragged(gradient.reshape(-1), [gradient.numel()] * world_size())
+        assert all(torch.equal(everyone[0], of_rank) for of_rank in everyone), "ranks would drift apart"
 
 
 if __name__ == "__main__":
