@@ -23,6 +23,7 @@ after, of items that the user did not have yet:
     refused                                     nights of those thirty that the gates refused; none should be
     poisoned, broken                            what refuses a day with half of its clicks at random, and one that lacks 90%
                                                 of its rows
+    unchecked                                   what refuses the latter with checks.rows_low off
 
 With --folder the warehouses stay, and the same command goes on where it was stopped. Writes docs/plots/nights.png.
 """
@@ -212,11 +213,13 @@ def _evaluated(house: Context, ds: str) -> float:
     return found
 
 
-def spoiled(spark: SparkSession, house: Context, folder: Path, ds: str, table: str, rows: DataFrame) -> str:
+def spoiled(
+    spark: SparkSession, house: Context, folder: Path, ds: str, table: str, rows: DataFrame, *overrides: str
+) -> str:
     """What refuses the night of a day whose rows of a table are these; "" where nothing does."""
     shutil.rmtree(folder, ignore_errors=True)
     link(Path(house.config.warehouse), folder)
-    other = open_house(spark, folder)
+    other = open_house(spark, folder, *overrides)
     other.warehouse.write_input(rows, table)
     before = (folder / "releases" / "current.json").read_text()
     try:
@@ -320,6 +323,7 @@ def measure(spark: SparkSession, folder: Path, count: int) -> dict[str, Any]:
             spark, house, folder / "poisoned", tomorrow, "interactions", poison(house, house.config, tomorrow)
         ),
         "broken": spoiled(spark, house, folder / "broken", tomorrow, "interactions", few),
+        "unchecked": spoiled(spark, house, folder / "unchecked", tomorrow, "interactions", few, "checks.rows_low=null"),
         "within": {ds: [[round(value, 4) for value in pair] for pair in found] for ds, (found, _) in within.items()},
         "recalls": {name: {ds: round(value, 4) for ds, value in found.items()} for name, found in recalls.items()},
     }
