@@ -5,6 +5,7 @@ Shapes: M indices of the item vocabulary (padding and default included), N items
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -93,11 +94,7 @@ class _OneByOne(Mapping[str, np.ndarray]):
 
 @dataclass(frozen=True)
 class SamplingProbabilities:
-    """How likely one draw of each source is item j, all [M] float32. 0 where the source never draws it.
-
-    In-batch: as `read`, nothing is 0. An item that no training row has (a validation positive, say) cannot be more
-    likely than the rarest that one has; taken as 0, its logit would be raised without bound.
-    """
+    """How likely one draw of each source is item j, all [M] float32. 0 where the source never draws it."""
 
     in_batch_M: Tensor
     uniform_M: Tensor
@@ -112,10 +109,13 @@ class SamplingProbabilities:
         tensors = [torch.zeros(schema.item_id.size) for _ in names]
         for name, tensor in zip(names, tensors, strict=True):
             tensor[to_tensor(rows["item_index"])] = to_tensor(rows[name])
-        in_batch_M = tensors[0]
-        seen = in_batch_M[in_batch_M > 0]
-        in_batch_M.clamp_(min=float(seen.min()) / 2 if len(seen) else 1 / schema.item_id.size)
         return cls(*tensors)
+
+    @cached_property
+    def rarest(self) -> float:
+        """The smallest chance of an in-batch positive; of any item, where there are none."""
+        drawn = self.in_batch_M[self.in_batch_M > 0]
+        return float(drawn.min()) if len(drawn) else 1 / len(self.in_batch_M)
 
 
 def _columns(feature: Feature, rows: Mapping[str, np.ndarray], size: int, places: Tensor) -> dict[str, Column]:

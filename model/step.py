@@ -139,7 +139,13 @@ class RetrievalStep(nn.Module):
         if self.config.correction == "none":
             return None
         if self.frequency is None:
-            return expected_counts(candidates, candidates.rows * self.q.in_batch_M[candidates.items_U], self.q)
+            q_U = self.q.in_batch_M[candidates.items_U]
+            if not self.training:
+                # A positive of the valid split that no training row has: taken as 0, its logit would be raised without
+                # bound. Where an item is drawn as a negative alone 0 is the truth, and any floor would count it for less.
+                positive_U = torch.isin(candidates.items_U, items_G)
+                q_U = torch.where(positive_U, q_U.clamp(min=self.q.rarest / 2), q_U)
+            return expected_counts(candidates, candidates.rows * q_U, self.q)
         expected_U = expected_counts(
             candidates, self.frequency.probabilities(candidates.items_U, candidates.rows), self.q
         )

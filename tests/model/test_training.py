@@ -11,10 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from model.candidates import Candidates
 from model.checkpoint import WarmStartError, load_checkpoint, read_description, read_state
 from model.config import LossConfig
 from model.data import Samples, sample_columns
 from model.launch import ROOT, LaunchError, launch
+from model.objective import batch_loss
 from model.retrieval import embed_users
 from model.step import FIGURES, TEMPERATURES
 from model.training import DegenerateLossError, Fit, build_step, train
@@ -273,6 +275,37 @@ def test_estimated_frequencies_go_on_from_night_to_night(tmp_path: Path) -> None
     train(toy.make_spec(tmp_path, [64, 64]))  # A night with exact frequencies leaves none behind:
     assert not any(name.startswith("frequency.") for name in read_state(spec.output))
     assert int(build_step(tomorrow).frequency.step) == 0  # type: ignore[union-attr]
+
+
+def test_candidates_are_expected_as_often_as_they_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A night of few rows: any floor under the chances of a positive would outweigh all draws of the other items."""
+    spec = toy.make_spec(tmp_path, [12])
+    step = build_step(spec)
+    stats = pq.read_table(spec.item_stats[0]).to_pydict()
+    q = {name: dict(zip(stats["item_index"], stats[f"q_{name}"])) for name in ("in_batch", "uniform", "popularity")}
+    asked: list[tuple[Candidates, torch.Tensor]] = []
+
+    def listen(*arguments: Any) -> Any:
+        asked.append((arguments[4], arguments[5]))
+        return batch_loss(*arguments)
+
+    monkeypatch.setattr("model.step.batch_loss", listen)
+    for files, training in ((spec.train, True), (spec.valid, False)):
+        with Samples(files, sample_columns(spec.features), spec.training, 0, 0, 1).epoch(0) as batches:
+            batch = next(batches)
+        step.train(training)(batch, 64)
+        candidates, expected_U = asked.pop()
+        drawn_alone = 0
+        for item, expected in zip(candidates.items_U.tolist(), expected_U.tolist()):
+            others = candidates.uniform * q["uniform"][item] + candidates.popularity * q["popularity"][item]
+            if item in batch["item_index"] and not q["in_batch"][item]:
+                assert not training
+                least = min(value for value in q["in_batch"].values() if value)
+                assert expected == pytest.approx(others + candidates.rows * least / 2), "half of the rarest positive's"
+            else:
+                drawn_alone += not q["in_batch"][item]
+                assert expected == pytest.approx(others + candidates.rows * q["in_batch"][item])
+        assert drawn_alone > 3
 
 
 def test_a_batch_does_not_tell_of_itself(tmp_path: Path) -> None:
