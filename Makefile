@@ -42,8 +42,9 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Two at a time, a file in one of them: a session of Spark and the small nights are made once in each.
 test: $(STAMP)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 # Two nights, killed 40 times on their way: docs/faults.md.
 test-crash: export NIGHTJAR_KILLS ?= 40

@@ -1,5 +1,6 @@
 """What tests share: one Spark session with real shuffles, and an empty warehouse."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,9 @@ from small_nights import run_nights, write_inputs
 from pipelines.session import open_session
 from pipelines.storage import Warehouse
 from tests.jobs.house import FIRST, SECOND, House, run
+
+# Hundreds of short JVMs: none lives long enough to get back what the second compiler takes.
+os.environ.setdefault("SPARK_SUBMIT_OPTS", "-XX:TieredStopAtLevel=1")
 
 
 @pytest.fixture(scope="session")
