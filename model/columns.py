@@ -23,10 +23,9 @@ class Single:
     @classmethod
     def fill(cls, size: int, places: Tensor, values: np.ndarray, default: float) -> "Single":
         """`values` at `places`, the default elsewhere."""
-        kind = torch.int32 if values.dtype.kind in "iub" else torch.float32
-        values_M = torch.full((size,), default, dtype=kind)
-        values_M[places] = torch.from_numpy(values).to(kind)
-        return cls(values_M)
+        filled = np.full(size, default, dtype=np.int32 if values.dtype.kind in "iub" else np.float32)
+        filled[places.numpy()] = values
+        return cls(torch.from_numpy(filled))
 
     def gather(self, indices_S: Tensor) -> Tensor:
         """[*S] int64 or float32."""
@@ -51,7 +50,7 @@ class Several:
         values_T = torch.full((int(first_M[-1]),), default, dtype=kind)
         steps = torch.arange(values.shape[1])
         there = steps < lengths_M[places][:, None]
-        values_T[(first_M[places][:, None] + steps)[there]] = torch.from_numpy(values).to(kind)[there]
+        values_T[(first_M[places][:, None] + steps)[there]] = torch.from_numpy(values[there.numpy()]).to(kind)
         return cls(values_T, first_M, values.shape[1])
 
     def gather(self, indices_S: Tensor) -> Tensor:
