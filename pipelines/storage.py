@@ -1,28 +1,24 @@
 """The only reader and writer of tables: staging, counts, manifest, move into place.
 
-Everything goes through Hadoop's FileSystem API, so a warehouse may be a local folder, hdfs://, s3a:// or gs://.
 A written partition is complete when its `_manifest.json` is there, and the manifest is written last: on a file system
 with atomic renames and on an object store alike, a half-moved partition does not exist.
 """
 
 import hashlib
 import json
-import os
 import re
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import date, datetime, timedelta, timezone
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
-from py4j.protocol import Py4JJavaError
 from pyspark.sql import DataFrame, SparkSession
 
-from pipelines.broken_files import naming_broken_files, three_slashes
+from pipelines.broken_files import naming_broken_files
 from pipelines.errors import InputError, UsageError
+from pipelines.filesystem import FileSystem
 
 MANIFEST = "_manifest.json"
 NAME = re.compile(r"[a-z][a-z0-9_]*(/table=[a-z][a-z0-9_]*)?")  # quarantine keeps a folder for each table
@@ -63,16 +59,6 @@ def shift(ds: str, days: int) -> str:
 def digest(value: Any) -> str:
     """A short stable hash of a JSON-like value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def _local_uri(path: Path) -> str:
-    """Hadoop takes the path as it is: a space stays a space, where Path.as_uri would write %20 and make another folder."""
-    return f"file://{path.absolute()}"
-
-
-def _local_path(uri: str) -> Path | None:
-    """The path of a local URI."""
-    return Path(uri.removeprefix("file://")) if uri.startswith("file:///") else None
 
 
 @dataclass(frozen=True)
@@ -124,34 +110,14 @@ class Update:
         return f"update-{self.number}"
 
 
-class Warehouse:
+class Warehouse(FileSystem):
     """The tables under one root URI, and the files of input tables elsewhere."""
 
     update: Update | None = None  # Where this is the warehouse of one (pipelines/updates.py).
 
     def __init__(self, spark: SparkSession, root: str) -> None:
-        self.spark = spark
-        # The gateway to Hadoop is not in PySpark's typed surface; this class is the one place that reaches for it.
-        self._jvm: Any = spark._jvm
-        # Looking a class up by its dotted name is a call to the JVM for every dot; a night makes thousands of paths.
-        self._path_class: Any = self._jvm.org.apache.hadoop.fs.Path
-        self._predef: Any = self._jvm.scala.Predef
-        self._hadoop_conf: Any = spark._jsc.hadoopConfiguration()
+        super().__init__(spark)
         self.root = self._qualified(root)
-
-    # -- paths and small files ---------------------------------------------------------------------------------
-
-    def _path(self, uri: str) -> Any:
-        return self._path_class(uri)
-
-    def _fs(self, uri: str) -> Any:
-        return self._path(uri).getFileSystem(self._hadoop_conf)
-
-    def _qualified(self, uri: str) -> str:
-        if "://" not in uri and not uri.startswith("file:"):
-            # A bare path is a local one, whatever fs.defaultFS says: config files are read on laptops and clusters.
-            uri = _local_uri(Path(uri).expanduser())
-        return three_slashes(self._fs(uri).makeQualified(self._path(uri)).toString().rstrip("/"))
 
     def resolve(self, path: str) -> str:
         """A path from the config: absolute paths and URIs as they are, the rest under the warehouse."""
@@ -162,88 +128,6 @@ class Warehouse:
         if not NAME.fullmatch(table):
             raise UsageError(f"table name {table!r} is not of the form [a-z][a-z0-9_]*")
         return f"{self.root}/{table}" + (f"/ds={parse_ds(ds).isoformat()}" if ds else "")
-
-    def exists(self, uri: str) -> bool:
-        """Whether a file or folder is there."""
-        return bool(self._fs(uri).exists(self._path(uri)))
-
-    def delete(self, uri: str) -> None:
-        """Remove a file or folder, if it is there."""
-        self._fs(uri).delete(self._path(uri), True)
-
-    def rename(self, source: str, target: str) -> None:
-        """Move within the warehouse; the target must not be there."""
-        fs = self._fs(source)
-        fs.mkdirs(self._path(target).getParent())
-        if fs.exists(self._path(target)) or not fs.rename(self._path(source), self._path(target)):
-            raise OSError(f"could not move {source} to {target}: the target exists or cannot be written")
-
-    def children(self, uri: str) -> list[Any]:
-        """Hadoop FileStatus of what lies directly under a folder; empty where there is no folder."""
-        return list(self._fs(uri).listStatus(self._path(uri))) if self.exists(uri) else []
-
-    def read_text(self, uri: str) -> str:
-        """A small text file, whole. FileNotFoundError where there is none."""
-        if local := _local_path(uri):
-            return local.read_text(encoding="utf-8")
-        if not self.exists(uri):
-            raise FileNotFoundError(uri)
-        stream = self._fs(uri).open(self._path(uri))
-        try:
-            return str(self._jvm.org.apache.commons.io.IOUtils.toString(stream, "UTF-8"))
-        finally:
-            stream.close()
-
-    def write_text(self, uri: str, text: str) -> None:
-        """A small text file, replaced in one move: a reader sees the old one or the new one."""
-        self._move_text(uri, text, replace=True)
-
-    def create_text(self, uri: str, text: str) -> bool:
-        """A small text file where there is none; False where there is one. One move, but for object stores."""
-        if self.exists(uri):
-            return False
-        try:
-            self._move_text(uri, text, replace=False)
-        except FileExistsError:
-            return False
-        return True
-
-    def _move_text(self, uri: str, text: str, *, replace: bool) -> None:
-        if local := _local_path(uri):
-            # Not through Hadoop, which keeps checksums in a file of their own: a reader between its two moves finds one
-            # that does not fit.
-            local.parent.mkdir(parents=True, exist_ok=True)
-            new = local.with_name(f"{local.name}.{uuid.uuid4().hex}.tmp")
-            try:
-                new.write_text(text, encoding="utf-8")
-                if replace:
-                    new.replace(local)
-                else:
-                    os.link(new, local)  # Fails where the name is taken.
-                local.with_name(f".{local.name}.crc").unlink(missing_ok=True)
-            finally:
-                new.unlink(missing_ok=True)
-            return
-        temporary = f"{uri}.{uuid.uuid4().hex}.tmp"
-        stream = self._fs(uri).create(self._path(temporary), True)
-        try:
-            stream.write(bytearray(text.encode()))
-        finally:
-            stream.close()
-        context = self._jvm.org.apache.hadoop.fs.FileContext.getFileContext(self._path(uri).toUri(), self._hadoop_conf)
-        options = self.spark.sparkContext._gateway.new_array(self._jvm.org.apache.hadoop.fs.Options.Rename, 1)
-        options[0] = getattr(self._jvm.org.apache.hadoop.fs.Options.Rename, "OVERWRITE" if replace else "NONE")
-        try:
-            context.rename(self._path(temporary), self._path(uri), options)
-        except Py4JJavaError as error:
-            self.delete(temporary)
-            if "FileAlreadyExistsException" in str(error.java_exception.getClass().getName()):
-                raise FileExistsError(uri) from None
-            raise
-
-    def upload(self, local: Path, uri: str) -> None:
-        """Copy a local folder or file into the warehouse."""
-        self._fs(uri).copyFromLocalFile(False, True, self._path(_local_uri(local)), self._path(uri))
 
     # -- input tables: users own them, so there is no manifest to ask for -----------------------------------------
 
@@ -383,32 +267,6 @@ class Warehouse:
         self.rename(staging, uri)
         return rows
 
-    def replace_folder(self, staging: str, target: str) -> None:
-        """Put a staged folder in the place of another; readers miss it between two renames, not while files go."""
-        aside = f"{staging.rpartition('/')[0]}/{uuid.uuid4().hex}"  # Where new_staging finds what a killed run left.
-        old = self.exists(target)
-        if old:
-            self.rename(target, aside)
-        self.rename(staging, target)
-        if old:
-            self.delete(aside)
-
-    def copy(self, source: str, target: str) -> None:
-        """Copy a file or folder within the warehouse."""
-        files = self._jvm.org.apache.hadoop.fs.FileUtil
-        a, b = self._path(source), self._path(target)
-        files.copy(self._fs(source), a, self._fs(target), b, False, True, self._hadoop_conf)
-
-    def data_files(self, uri: str) -> list[str]:
-        """Every data file under a folder, as full URIs in order."""
-        found = self._fs(uri).listFiles(self._path(uri), True)
-        files = []
-        while found.hasNext():
-            status = found.next()
-            if not status.getPath().getName().startswith(("_", ".")):
-                files.append(three_slashes(status.getPath().toString()))
-        return sorted(files)
-
     def new_staging(self, table: str, ds: str) -> str:
         """A fresh folder name to write a partition under; what a killed run left there is removed."""
         parent = f"{self.root}/_staging/{table}/{ds}"
@@ -416,15 +274,6 @@ class Warehouse:
         staging = f"{parent}/{uuid.uuid4().hex}"
         self._fs(staging).mkdirs(self._path(parent))
         return staging
-
-    @contextmanager
-    def removed_where_it_fails(self, staging: str) -> Iterator[None]:
-        """What a full disk cut short would keep it full."""
-        try:
-            yield
-        except BaseException:
-            self.delete(staging)
-            raise
 
     def on_the_way(self, table: str, ds: str, inputs: Mapping[str, str]) -> str:
         """The folder for what a long step keeps while it writes a partition from these inputs.
