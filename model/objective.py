@@ -6,7 +6,7 @@ Shapes: B rows of this rank, U shared candidates, K negatives a row, d vector le
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from model import losses
@@ -142,7 +142,7 @@ def vectors_of(
         for vectors in (users_Bd, items_Ud, hard_BKd)
     )
     # The temperature before the products: one pass over [B, d] in place of [B, U].
-    return Vectors(users_Bd / temperature, items_Ud[candidates.positive_B], items_Ud, hard_BKd)
+    return Vectors(users_Bd / temperature, nn.functional.embedding(candidates.positive_B, items_Ud), items_Ud, hard_BKd)
 
 
 def _row_losses(vectors: Vectors, candidates: Candidates, expected_U: Tensor | None, config: LossConfig) -> RowLosses:
@@ -169,7 +169,7 @@ def logits_of(vectors: Vectors, candidates: Candidates, offsets: Offsets | None)
     users_Bd, positives_Bd, items_Ud, hard_BKd = vectors
     positive_B = (users_Bd * positives_Bd).sum(1)
     # One pass over [B, U] for products and offsets together.
-    shared_BU = torch.nn.functional.linear(users_Bd, items_Ud, offsets.shared_U.to(users_Bd.dtype) if offsets else None)
+    shared_BU = nn.functional.linear(users_Bd, items_Ud, offsets.shared_U.to(users_Bd.dtype) if offsets else None)
     mask_(shared_BU, candidates)
     hard_BK = torch.einsum("bd,bkd->bk", users_Bd, hard_BKd).masked_fill(candidates.hard_BK == PADDING, MASKED)
     return Logits(positive_B + offsets.positive_B if offsets else positive_B, shared_BU, hard_BK)

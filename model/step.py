@@ -175,4 +175,4 @@ class RetrievalStep(nn.Module):
             self.catalogue.gather(torch.cat([padded.chunk(world_size())[rank()], hard_H]))
         )
         shared, hard_Hd = vectors.split([share, len(hard_H)])
-        return gather_vectors(shared)[: len(candidates.items_U)], hard_Hd[places_BK]
+        return gather_vectors(shared)[: len(candidates.items_U)], nn.functional.embedding(places_BK, hard_Hd)

@@ -90,6 +90,28 @@ def test_a_run_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert_same(whole, train(spec), [str(tmp_path / "whole"), spec.output])
 
 
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"tower": "dssm"},
+        {"tower": "senet", "history_pooling": "decay"},
+        {"tower": "parallel", "history_pooling": "attention"},
+    ],
+    ids=["dssm", "senet", "parallel"],
+)
+def test_the_same_run_has_the_same_bits_where_threads_share_its_work(tmp_path: Path, model: dict[str, Any]) -> None:
+    """Above 32,768 numbers torch may add gradients of one item from two threads, in the order in which they come."""
+    spec = toy.make_spec(
+        tmp_path, [1024, 1024], {**model, "dim": 66, "id_dropout": 0.2}, EVERYTHING, {"batch_size": 1024, "threads": 2},
+        epochs=4,
+    )  # fmt: skip
+    first, *others = [
+        (launch(spec.model_copy(update={"output": str(tmp_path / name)})), str(tmp_path / name)) for name in "abc"
+    ]
+    for other in others:
+        assert_same(first[0], other[0], [first[1], other[1]])
+
+
 def test_killed_by_the_system_it_goes_on_too(tmp_path: Path) -> None:
     spec = make_spec(tmp_path).model_copy(update={"epochs": 20})
     whole = train(spec.model_copy(update={"resume": None, "output": str(tmp_path / "whole")}))
