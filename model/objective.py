@@ -142,7 +142,9 @@ def vectors_of(
         for vectors in (users_Bd, items_Ud, hard_BKd)
     )
     # The temperature before the products: one pass over [B, d] in place of [B, U].
-    return Vectors(users_Bd / temperature, nn.functional.embedding(candidates.positive_B, items_Ud), items_Ud, hard_BKd)
+    # Gathered as an embedding: indexing would add gradients of one item from several threads, each time in another order.
+    positives_Bd = nn.functional.embedding(candidates.positive_B, items_Ud)
+    return Vectors(users_Bd / temperature, positives_Bd, items_Ud, hard_BKd)
 
 
 def _row_losses(vectors: Vectors, candidates: Candidates, expected_U: Tensor | None, config: LossConfig) -> RowLosses:

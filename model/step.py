@@ -175,4 +175,5 @@ class RetrievalStep(nn.Module):
             self.catalogue.gather(torch.cat([padded.chunk(world_size())[rank()], hard_H]))
         )
         shared, hard_Hd = vectors.split([share, len(hard_H)])
+        # As an embedding, whose gradients are added in one order (model/objective.py, vectors_of).
         return gather_vectors(shared)[: len(candidates.items_U)], nn.functional.embedding(places_BK, hard_Hd)
