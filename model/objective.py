@@ -141,9 +141,9 @@ def vectors_of(
         vectors.float() if vectors.dtype in (torch.bfloat16, torch.float16) else vectors
         for vectors in (users_Bd, items_Ud, hard_BKd)
     )
-    # The temperature before the products: one pass over [B, d] in place of [B, U].
     # Gathered as an embedding: indexing would add gradients of one item from several threads, each time in another order.
     positives_Bd = nn.functional.embedding(candidates.positive_B, items_Ud)
+    # The temperature before the products: one pass over [B, d] in place of [B, U].
     return Vectors(users_Bd / temperature, positives_Bd, items_Ud, hard_BKd)
 
 
