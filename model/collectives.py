@@ -9,6 +9,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+# torch 2.13 calls it all_gather_single, and warns of the name that there is before.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
 
 def rank() -> int:
     """This process's number, 0 on its own."""
@@ -50,7 +53,7 @@ def gather_rows(rows_ND: Tensor, capacity: int) -> Tensor:
     padded = rows_ND.new_zeros((capacity, rows_ND.shape[1]))
     padded[: len(rows_ND)] = rows_ND
     gathered = padded.new_empty((world_size() * capacity, rows_ND.shape[1]))
-    dist.all_gather_into_tensor(gathered, padded)
+    _all_gather(gathered, padded)
     return gathered
 
 
@@ -61,7 +64,7 @@ def gather_ragged(values: Tensor, counts: list[int]) -> list[Tensor]:
     padded = values.new_empty(max(counts))
     padded[: len(values)] = values
     gathered = padded.new_empty(world_size() * len(padded))
-    dist.all_gather_into_tensor(gathered, padded)
+    _all_gather(gathered, padded)
     return [of_rank[:count] for of_rank, count in zip(gathered.reshape(world_size(), len(padded)), counts)]
 
 
@@ -92,7 +95,7 @@ class _GatherVectors(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, vectors_Nd: Tensor) -> Tensor:
         gathered = vectors_Nd.new_empty((world_size() * len(vectors_Nd), vectors_Nd.shape[1]))
-        dist.all_gather_into_tensor(gathered, vectors_Nd.contiguous())
+        _all_gather(gathered, vectors_Nd.contiguous())
         return gathered
 
     @staticmethod

@@ -169,7 +169,8 @@ def _cores() -> int:
 
 def main(arguments: list[str]) -> None:
     """`python -m model.launch SPEC.json RESULT.json`, as torchrun calls it."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(message)s")
+    logging.getLogger("model").setLevel(logging.INFO)  # Of what Petastorm says at this level nothing is news.
     spec_file, result_file = arguments
     result = worker(Path(spec_file).read_text())
     if os.environ.get("RANK", "0") == "0":
