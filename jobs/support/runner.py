@@ -85,6 +85,8 @@ def main(flags: argparse.ArgumentParser, run: Callable[[Context], None], argv: l
         return code
     finally:
         if spark is not None:
+            # Tasks of what has failed may still run, and Spark tells of stopping under them with stacks that explain nothing.
+            spark.sparkContext.setLogLevel("OFF")
             spark.stop()
     return 0
 
