@@ -44,7 +44,7 @@ lint: $(STAMP)
 
 # Two at a time, a file in one of them: a session of Spark and the small nights are made once in each.
 test: $(STAMP)
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 # Two nights, killed 40 times on their way: docs/faults.md.
 test-crash: export NIGHTJAR_KILLS ?= 40

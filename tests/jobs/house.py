@@ -5,10 +5,13 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+
+from tests.jobs.warm import WarmJobs
 
 ROOT = Path(__file__).resolve().parents[2]
 FIRST, SECOND = "2024-03-04", "2024-03-05"
@@ -37,11 +40,23 @@ def command(job: str, *flags: str) -> list[str]:
     return [sys.executable, "-m", f"jobs.{job}", *flags]
 
 
+@cache
+def warm_jobs() -> WarmJobs:
+    """Where `run` runs jobs."""
+    return WarmJobs(ROOT)
+
+
 def run(job: str, *flags: str, code: int = 0, env: dict[str, str] | None = None, traces: bool = False) -> str:
-    """A job to its end; its output, and an assertion on how it ended. `traces`: its trainers may print theirs."""
-    done = subprocess.run(command(job, *flags), cwd=ROOT, capture_output=True, text=True, timeout=1800, env=env)
-    said = done.stdout + done.stderr
-    assert done.returncode == code, said[-4000:]
+    """A job to its end; its output, and an assertion on how it ended. `traces`: its trainers may print theirs.
+
+    `env`: the environment of a process of its own.
+    """
+    if env is None:
+        ended, said = warm_jobs().run(job, *flags, timeout=1800)
+    else:
+        done = subprocess.run(command(job, *flags), cwd=ROOT, capture_output=True, text=True, timeout=1800, env=env)
+        ended, said = done.returncode, done.stdout + done.stderr
+    assert ended == code, said[-4000:]
     assert traces or "Traceback" not in said, said[-4000:]
     return said
 

@@ -95,7 +95,7 @@ def small_disk(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        subprocess.run(["umount", str(folder)], check=True)
+        subprocess.run(["umount", "-l", str(folder)], check=True)  # Spark keeps a file open that it could not end.
 
 
 def test_an_input_partition_that_is_missing(house: House) -> None:
