@@ -21,7 +21,7 @@ def spark() -> Iterator[SparkSession]:
     """Two cores and several shuffle partitions, so that order and placement differ between runs."""
     session = open_session(
         "nightjar-tests",
-        {"spark.master": "local[2]", "spark.sql.shuffle.partitions": "4", "spark.ui.enabled": "false"},
+        {"spark.master": "local[2]", "spark.sql.shuffle.partitions": "4", "spark.driver.memory": "2g"},
     )
     yield session
     session.stop()

@@ -31,7 +31,7 @@ loss: {{temperature: 0.2, self_supervision: {{weight: 0.05, items: 64}}}}
 training: {{batch_size: 128, bootstrap_epochs: 4, embedding_learning_rate: 0.02}}
 evaluation: {{simulated_truth: true, bootstrap_samples: 50}}
 index: {{factory: "IVF16,Flat", recall_target: 0.5, recall_at: 20, sweep_queries: 60}}
-spark: {{spark.sql.shuffle.partitions: 2}}
+spark: {{spark.sql.shuffle.partitions: 2, spark.driver.memory: 2g}}
 """
 
 

@@ -20,9 +20,11 @@ from mlflow.tracking import MlflowClient
 from tests.jobs.house import FIRST, ROOT, SECOND, House, command, run
 
 STACK = re.compile(r"Traceback|^\s+at \S+\(|^\s+File \"", re.MULTILINE)
-# A busy machine: Spark, told to stop, interrupts its own threads that still drop blocks, and the JVM prints their end.
+# A busy machine: Spark, told to stop, interrupts its own threads that still drop blocks, and refuses what they go on with;
+# the JVM prints both.
 INTERRUPTED = re.compile(
-    r'^Exception in thread "block-manager-storage-async-thread-pool-.*\n(?:(?:\s+at |\s+\.\.\. |Caused by: ).*\n)*',
+    r'^(?:Exception in thread "block-manager-storage-async-thread-pool-|java\.util\.concurrent\.RejectedExecutionException: )'
+    r".*\n(?:(?:\s+at |\s+\.\.\. |Caused by: ).*\n)*",
     re.MULTILINE,
 )
 
