@@ -12,7 +12,7 @@ from pipelines.session import open_session
 from pipelines.storage import Warehouse
 from tests.jobs.house import FIRST, SECOND, House, run
 
-# Many short JVMs: none lives long enough to get back what the second compiler takes.
+# Many JVMs are short, and two files share the cores: the second compiler would take more than most of them get back.
 os.environ.setdefault("SPARK_SUBMIT_OPTS", "-XX:TieredStopAtLevel=1")
 
 

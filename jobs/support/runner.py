@@ -4,9 +4,11 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
+from py4j.protocol import Py4JError
 from pyspark.sql import SparkSession
 
 from jobs.support.config import Config, load_config
@@ -86,8 +88,9 @@ def main(flags: argparse.ArgumentParser, run: Callable[[Context], None], argv: l
     finally:
         if spark is not None:
             # Tasks of what has failed may still run, and Spark tells of stopping under them with stacks that explain nothing.
-            spark.sparkContext.setLogLevel("OFF")
-            spark.stop()
+            with suppress(Py4JError, OSError):  # A JVM that is gone has stopped: what it was gone by is what is told.
+                spark.sparkContext.setLogLevel("OFF")
+                spark.stop()
     return 0
 
 

@@ -30,11 +30,16 @@ class WarmJobs:
     def run(self, job: str, *flags: str, timeout: float) -> tuple[int, str]:
         """A job to its end: its exit code, and all that it and Java said."""
         begin = self.log.stat().st_size
-        self.connection.send((job, flags))
-        if not self.connection.poll(timeout):
+        try:
+            self.connection.send((job, flags))
+            ended = self.connection.poll(timeout)
+            code = self.connection.recv() if ended else -1
+        except (EOFError, OSError) as error:
+            raise RuntimeError(f"the process that runs jobs.{job} has died: {self.log.read_text()[-4000:]}") from error
+        if not ended:
+            said = self.log.read_text()[-4000:]
             self.stop()
-            raise TimeoutError(f"jobs.{job} has not ended in {timeout} s: {self.log.read_text()[-4000:]}")
-        code = self.connection.recv()
+            raise TimeoutError(f"jobs.{job} has not ended in {timeout} s: {said}")
         with self.log.open("rb") as log:
             log.seek(begin)
             return code, log.read().decode()
