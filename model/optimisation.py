@@ -75,7 +75,8 @@ def optimizer_state(step: RetrievalStep, optimizers: Sequence[Optimizer]) -> dic
 def resume_optimizers(step: RetrievalStep, optimizers: Sequence[Optimizer], file: TensorFile, prefix: str) -> None:
     """Go on from what `optimizer_state` told of the same parameters, by optimisers of the same family.
 
-    Tables may have grown: new rows begin with what the default row has gathered, as their values do.
+    Tables may have grown. A new row has the value of the default row but none of its moments: the default row meets a
+    gradient in every step, and its second moment would slow down the first steps of a row that is met a few times a night.
     Raises ValueError where the state is another family's.
     """
     trained = _trained(step)
@@ -93,7 +94,7 @@ def resume_optimizers(step: RetrievalStep, optimizers: Sequence[Optimizer], file
                 optimizer.state[parameter][key] = int(steps) if isinstance(optimizer, SparseAdam) else steps.float()
             else:
                 optimizer.state[parameter][key] = torch.empty_like(parameter, requires_grad=False)
-                read_into(optimizer.state[parameter][key], file, name, table)
+                read_into(optimizer.state[parameter][key], file, name, table, "zero")
 
 
 def _trained(step: RetrievalStep) -> dict[str, tuple[Tensor, ShardedEmbedding | None]]:

@@ -7,7 +7,7 @@ Shapes: N indices of a lookup, D distinct ones, S rows of a share, e embedding l
 """
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -139,35 +139,41 @@ def whole_state(model: nn.Module) -> dict[str, Tensor | Rows]:
 
 
 @torch.no_grad()
-def read_into(target: Tensor, file: TensorFile, name: str, table: ShardedEmbedding | None) -> None:
-    """Give a tensor, or with its `table` one of the form of a share, the values of a file.
+def read_into(
+    target: Tensor, file: TensorFile, name: str, table: ShardedEmbedding | None, new_rows: Literal["default", "zero"]
+) -> None:
+    """Copy a tensor of a file into `target`, which is a share of it where its `table` is given.
 
-    New rows begin as the default one, which stood for them until now.
+    `new_rows`: the content of rows that the file lacks, a copy of the default row or zeros.
     """
     if table is not None:
-        fill(target, _grown(file, name, table.num_embeddings))
+        fill(target, _grown(file, name, table.num_embeddings, new_rows))
     elif not target.dim():
         target.copy_(file.read(name))
     else:
-        for part, piece in zip(target.split(PIECE), _grown(file, name, len(target))):
+        for part, piece in zip(target.split(PIECE), _grown(file, name, len(target), new_rows)):
             part.copy_(piece)
 
 
 def restore(model: nn.Module, file: TensorFile, prefix: str = "") -> None:
-    """Read into a model what `whole_state` told of it, under a prefix."""
+    """Read into a model what `whole_state` wrote of it, under a prefix.
+
+    New rows of a table begin as the default row, which stood for them until now.
+    """
     for name, value in model.state_dict().items():
-        read_into(value, file, f"{prefix}{name}", None)
+        read_into(value, file, f"{prefix}{name}", None, "default")
     for name, table in sharded_tables(model).items():
-        read_into(table.share, file, f"{prefix}{name}", table)
+        read_into(table.share, file, f"{prefix}{name}", table, "default")
 
 
-def _grown(file: TensorFile, name: str, rows: int) -> Iterator[Tensor]:
-    """So many rows of a tensor of a file in the pieces of `pieces_of`, the default one in place of those that it lacks."""
+def _grown(file: TensorFile, name: str, rows: int, new_rows: Literal["default", "zero"]) -> Iterator[Tensor]:
+    """The first `rows` rows of a tensor of a file, in the pieces of `pieces_of`; rows that it lacks as `new_rows` says."""
     old = file.shape(name)[0]
     for part in pieces_of(rows):
         known = file.read(name, slice(min(old, part.start), min(old, part.stop)))
         missing = part.stop - part.start - len(known)
         if missing:
-            default = file.read(name, slice(DEFAULT, DEFAULT + 1))
-            known = torch.cat([known, default.expand(missing, *default.shape[1:])])
+            row = file.read(name, slice(DEFAULT, DEFAULT + 1))
+            row = torch.zeros_like(row) if new_rows == "zero" else row
+            known = torch.cat([known, row.expand(missing, *row.shape[1:])])
         yield known

@@ -122,6 +122,9 @@ def test_new_rows_begin_from_the_default_one(trained: dict[str, tuple[TrainingSp
     after = load_checkpoint(spec.output).tables["item_id"].weight
     assert (after[len(before) :] == before[DEFAULT]).all()
     assert not torch.equal(after[: len(before)], before)
+    moments = read_state(spec.output)["optimizer.towers.tables.item_id.weight/exp_avg_sq"]
+    assert (moments[DEFAULT] != 0).any()
+    assert (moments[len(before) :] == 0).all(), "a new row has no moments of the default row"
 
 
 def test_a_run_in_shares_goes_on_from_its_checkpoint_on_the_way(
