@@ -19,9 +19,10 @@ from model.catalogue import Catalogue, SamplingProbabilities
 from model.checkpoint import WarmStartError, read_state, save_checkpoint, state_file, warm_start
 from model.collectives import rank, sum_over_ranks, world_size
 from model.data import USER, Samples, SharedSamples, sample_columns
-from model.features import HISTORY, Batch, table_name
+from model.features import Batch, table_name
 from model.frequency import FrequencyEstimator
 from model.health import look
+from model.incremental import drop_shared_rows, freeze
 from model.metrics import Recorder
 from model.optimisation import (
     build_optimizers,
@@ -32,7 +33,7 @@ from model.optimisation import (
 )
 from model.progress import Progress, find_progress, identity, save_progress
 from model.replication import distribute, exchange_gradients, replicated_tables
-from model.schema import DEFAULT, FeatureSchema, IdFeature
+from model.schema import DEFAULT, FeatureSchema
 from model.seeds import derive_seed
 from model.self_supervision import SelfSupervision
 from model.sharding import here, parameter_count, restore, shares_of, whole_state
@@ -159,19 +160,6 @@ def rest_unseen_items(step: RetrievalStep) -> None:
     values[places] = default_1e
 
 
-def freeze(step: RetrievalStep) -> None:
-    """Leave nothing to be trained but the embedding tables of ids.
-
-    What many share (a category) knows more than a few hours can tell it, and would move every item that has it.
-    """
-    schema, tables = step.towers.schema, step.towers.tables
-    ids = {table_name(feature) for feature in (*schema.user, *schema.item) if isinstance(feature, IdFeature)}
-    shared = (table for name, table in tables.items() if name not in (*ids, HISTORY))
-    of_tables = (values for table in shared for values in (*table.parameters(), *shares_of(table)))
-    for parameter in (*step.towers.dense_parameters(), step.log_temperature, *of_tables):
-        parameter.requires_grad_(False)
-
-
 class Fit:
     """The loop over epochs and steps, with all that changes on the way."""
 
@@ -284,6 +272,8 @@ class Fit:
             optimizer.zero_grad()
         output.loss.backward()
         exchange_gradients(self.replicated)
+        if self.spec.incremental:
+            drop_shared_rows(self.step)
         norm = clip_gradients(self.step.parameters(), shares_of(self.step), config.gradient_clip)
         if not math.isfinite(norm):
             raise DegenerateLossError(_describe(output, batch, self.spec.features, number + 1, norm))

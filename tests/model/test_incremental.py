@@ -3,12 +3,16 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from model.checkpoint import PARAMETERS, load_checkpoint, read_description
-from model.data import SharedSamples
+from model.data import SampleFile, SharedSamples
 from model.launch import launch
+from model.retrieval import embed_items
+from model.schema import DEFAULT, FeatureSchema
 from model.spec import TrainingSpec
 from model.tensor_file import TensorFile
 from model.training import train
@@ -20,6 +24,38 @@ def parameters_of(checkpoint: str) -> dict[str, torch.Tensor]:
         return {name: file.read(name) for name in file.names}
 
 
+UNSEEN = toy.ITEMS  # The last item with a row of item_features: no event has it, and batches have it as a negative.
+
+
+def schema_of(more: int = 0) -> FeatureSchema:
+    """Items read the default row until their first positive."""
+    described = toy.grown_items(more).model_dump()
+    size = described["item"][0]["size"]
+    described["item"][0]["rows"] = {"column": "item_row", "size": size, "hashed": False}
+    return FeatureSchema.model_validate(described)
+
+
+def write_item_rows(spec: TrainingSpec) -> None:
+    rows = toy.item_rows()
+    rows["item_row"] = np.where(rows["item_index"] == UNSEEN, DEFAULT, rows["item_index"]).astype(np.int32)
+    pq.write_table(toy.table(rows), spec.item_features[0].removeprefix("file://"))
+
+
+def without_unseen(files: list[SampleFile]) -> list[SampleFile]:
+    """The files, with another item of its block wherever UNSEEN is a positive or in a history."""
+    for file in files:
+        path = file.url.removeprefix("file://")
+        table = pq.read_table(path)
+        for name in ("item_index", "history"):
+            column = table.column(name).combine_chunks()
+            values = column.flatten() if name == "history" else column
+            values = pa.array(np.where(values.to_numpy() == UNSEEN, UNSEEN - toy.BLOCKS, values.to_numpy()), pa.int32())
+            column = pa.ListArray.from_arrays(column.offsets, values) if name == "history" else values
+            table = table.set_column(table.schema.get_field_index(name), name, [column])
+        pq.write_table(table, path)
+    return files
+
+
 @pytest.fixture(scope="module")
 def night(tmp_path_factory: pytest.TempPathFactory) -> TrainingSpec:
     spec = toy.make_spec(
@@ -27,13 +63,16 @@ def night(tmp_path_factory: pytest.TempPathFactory) -> TrainingSpec:
         [100, 100],
         model={"tower": "senet", "history_pooling": "attention"},
         loss={"learned_temperature": True, "frequencies": "streaming"},
+        features=schema_of(),
     )
+    write_item_rows(spec)
+    without_unseen([*spec.train, *spec.valid])
     train(spec)
     return spec
 
 
 def update_of(night: TrainingSpec, folder: Path, **changes: object) -> TrainingSpec:
-    files = toy.write_samples(folder / "today", [40, 40], seed=3)
+    files = without_unseen(toy.write_samples(folder / "today", [40, 40], seed=3))
     new = {
         "train": files,
         "valid": [],
@@ -56,6 +95,8 @@ def test_only_rows_that_were_met_change(night: TrainingSpec, tmp_path: Path, opt
         name for name in before if "tables.user_id" in name or "tables.item_id" in name or "tables.history" in name
     }
     assert len(tables) in (2, 3)
+    for name in tables:
+        assert torch.equal(before[name][: DEFAULT + 1], after[name][: DEFAULT + 1]), name
     for name in before.keys() - tables:
         assert torch.equal(before[name], after[name]), name
     users = next(name for name in tables if "user_id" in name)
@@ -64,6 +105,25 @@ def test_only_rows_that_were_met_change(night: TrainingSpec, tmp_path: Path, opt
     assert set(changed) == set(met)
     told = [read_description(checkpoint)["result"]["temperature"] for checkpoint in (night.output, spec.output)]
     assert told[0] == told[1] != night.loss.temperature, "learned at night, kept by the update"
+
+
+def test_unseen_items_stay_through_a_chain_of_updates(night: TrainingSpec, tmp_path: Path) -> None:
+    """They read the default row, which an update meets in negatives only: their vectors do not move, the others' do."""
+    rows = toy.item_rows()
+    rows["item_row"] = np.where(rows["item_index"] == UNSEEN, DEFAULT, rows["item_index"]).astype(np.int32)
+    place = int(np.flatnonzero(rows["item_index"] == UNSEEN)[0])
+    before, spec = embed_items(load_checkpoint(night.output), rows), night
+    for number in range(8):
+        files = without_unseen(toy.write_samples(tmp_path / f"samples-{number}", [40], seed=number))
+        output = str(tmp_path / f"update-{number}")
+        spec = update_of(night, tmp_path, train=files, warm_start=spec.output, output=output)
+        train(spec)
+        after = embed_items(load_checkpoint(spec.output), rows)
+        np.testing.assert_array_equal(after[place], before[place])
+    assert (np.abs(np.delete(after - before, place, 0)).max(1) > 1e-3).all()
+    tables = {name: (values, parameters_of(night.output)[name]) for name, values in parameters_of(spec.output).items()}
+    for now, then in (pair for name, pair in tables.items() if name.startswith("tables.")):
+        assert torch.equal(now[: DEFAULT + 1], then[: DEFAULT + 1])
 
 
 def test_it_learns_what_it_was_given(night: TrainingSpec, tmp_path: Path) -> None:
@@ -78,7 +138,8 @@ def test_rows_come_in_the_order_of_time(night: TrainingSpec, tmp_path: Path) -> 
     samples = SharedSamples(spec.train, columns, spec.training, spec.seed, 0, 1, 1, shuffle=False)
     with samples.epoch(0) as batches:
         found = torch.cat([batch["item_index"] for batch in batches]).numpy()
-    np.testing.assert_array_equal(found, toy.sample_rows(80, seed=3)["item_index"])
+    written = toy.sample_rows(80, seed=3)["item_index"]
+    np.testing.assert_array_equal(found, np.where(written == UNSEEN, UNSEEN - toy.BLOCKS, written))
     train(spec)
     backwards = update_of(night, tmp_path / "backwards")
     train(backwards.model_copy(update={"train": backwards.train[::-1]}))
@@ -87,7 +148,7 @@ def test_rows_come_in_the_order_of_time(night: TrainingSpec, tmp_path: Path) -> 
 
 
 def test_an_item_of_today_begins_as_the_default_one(night: TrainingSpec, tmp_path: Path) -> None:
-    spec = update_of(night, tmp_path, features=toy.grown_items(2))
+    spec = update_of(night, tmp_path, features=schema_of(2))
     train(spec)
     before, after = (
         load_checkpoint(night.output).tables["item_id"].weight,
@@ -106,6 +167,8 @@ def test_two_processes_update_tables_in_shares(night: TrainingSpec, tmp_path: Pa
     tables = {name for name in before if "tables.user_id" in name or "tables.item_id" in name}
     for name in before.keys() - tables:
         assert torch.equal(before[name], after[name]), name
+    for name in tables:
+        assert torch.equal(before[name][: DEFAULT + 1], after[name][: DEFAULT + 1]), name
     met = np.unique(toy.sample_rows(80, seed=3)["user_index"])
     users = next(name for name in tables if "user_id" in name)
     assert set((before[users] != after[users]).any(1).nonzero().squeeze(1).tolist()) == set(met.tolist())
