@@ -6,14 +6,10 @@ A user's vector is computed when it is asked for and never stored: what the user
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from model.catalogue import Catalogue
 from model.checkpoint import load_checkpoint
-from model.files import resolve
 from model.index import load_index, search
+from model.item_ids import ItemIds
 from model.release import INDEX, ITEMS, MODEL, VOCABULARIES, ReleaseError, open_release
 from model.requests import Encoder, Fields, RequestError, Words
 from model.retrieval import embed_users
@@ -53,7 +49,7 @@ class Retriever:
             pooled = {feature.name for feature in self._model.history_features} | {schema.item_id.name}
             unread = [feature.name for feature in schema.item if feature.name not in pooled]
             self._catalogue = Catalogue.read(schema.without(unread), items)
-        self._row_M, self._ids = _item_ids(items, schema.item_id.size)
+        self._ids = ItemIds.read(items)
         self._index = load_index(self.release.files(INDEX)[0])
 
     def retrieve(
@@ -72,21 +68,5 @@ class Retriever:
         vectors = embed_users(self._model, columns, self._catalogue)
         scores, items = search(self._index, vectors, min(k, self._index.ntotal), had if exclude_seen else None)
         return [
-            Recommendation(
-                self._ids.take(pa.array(self._row_M[found[found >= 0]])).to_pylist(), best[found >= 0].tolist()
-            )
-            for found, best in zip(items, scores)
+            Recommendation(self._ids.of(row[row >= 0]), best[row >= 0].tolist()) for row, best in zip(items, scores)
         ]
-
-
-def _item_ids(urls: Sequence[str], size: int) -> tuple[np.ndarray, pa.Array]:
-    """Item index -> row [size], and the id of each row, in the type that the items table has."""
-    tables = []
-    for url in urls:
-        filesystem, path = resolve(url)
-        with filesystem.open_input_file(path) as file:
-            tables.append(pq.ParquetFile(file).read(columns=["item_index", "item_id"]))
-    table = pa.concat_tables(tables)
-    row_M = np.full(size, -1, np.int64)
-    row_M[table["item_index"].to_numpy()] = np.arange(table.num_rows)
-    return row_M, table["item_id"]
