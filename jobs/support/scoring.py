@@ -189,14 +189,22 @@ def _truth(exam: Exam, item_index: np.ndarray) -> tuple[np.ndarray | None, np.nd
 
 
 def _read_lists(urls: tuple[str, ...], columns: list[str]) -> dict[str, pa.Array]:
-    """Columns of Parquet files as Arrow arrays, lists of any length among them."""
+    """Columns of Parquet files as Arrow arrays, lists of any length among them: with 64-bit offsets, so that they may join."""
     tables = []
     for url in urls:
         filesystem, path = resolve(url)
         with filesystem.open_input_file(path) as file:
             tables.append(pq.ParquetFile(file).read(columns=columns))
     table = pa.concat_tables(tables)
-    return {name: pa.concat_arrays(table.column(name).chunks) for name in columns}
+    return {
+        name: pa.concat_arrays([_with_large_offsets(chunk) for chunk in table.column(name).chunks]) for name in columns
+    }
+
+
+def _with_large_offsets(values: pa.Array) -> pa.Array:
+    if pa.types.is_string(values.type):
+        return values.cast(pa.large_string())
+    return values.cast(pa.large_list(values.type.value_type)) if pa.types.is_list(values.type) else values
 
 
 def _flat(lists: pa.ListArray) -> tuple[np.ndarray, np.ndarray]:
