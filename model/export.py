@@ -32,7 +32,7 @@ class UserTower(nn.Module):
 
     def __init__(self, towers: TwoTower) -> None:
         super().__init__()
-        self.towers = towers
+        self.towers = towers.side("user")
 
     def forward(self, columns: Batch) -> Tensor:  # noqa: D102
         age = self.towers.schema.example_age
@@ -47,14 +47,14 @@ class ItemTower(nn.Module):
 
     def __init__(self, towers: TwoTower) -> None:
         super().__init__()
-        self.towers = towers
+        self.towers = towers.side("item")
 
     def forward(self, columns: Batch) -> Tensor:  # noqa: D102
         return self.towers.item_vectors(columns)
 
 
 def export_towers(model: TwoTower, folder: Path) -> dict[str, Any]:
-    """Write user.pt2, item.pt2 and signature.json; returns the signature.
+    """Write user.pt2, item.pt2 and signature.json; returns the signature. Each tower has the tables that it reads, no other.
 
     The signature says of each side which columns go in, with type and shape ("rows" is free), and what comes out. Raises
     ExportError where what was written, read back, differs from the model on rows that it was not exported with.

@@ -255,7 +255,7 @@ def _measured(index: faiss.Index, parameter: str, value: int, queries_nd: Floats
 
 def _empty(dim: int, factory: str) -> faiss.Index:
     # np: no polysemous codes, which take most of the training time and serve a filter that nobody uses here.
-    name = f"IDMap2,{factory}" + ("np" if "PQ" in factory else "")
+    name = f"IDMap,{factory}" + ("np" if "PQ" in factory else "")
     try:
         return faiss.index_factory(dim, name, faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as error:

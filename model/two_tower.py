@@ -4,6 +4,8 @@ Shapes: B users, N items, L history length, V values a feature, e embedding leng
 """
 
 from collections.abc import Iterator
+from copy import copy
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +24,14 @@ from model.features import (
     mean_of_values,
     table_name,
 )
-from model.schema import CategoricalFeature, Feature, FeatureSchema, IdFeature, MultiCategoricalFeature
+from model.schema import (
+    CategoricalFeature,
+    Feature,
+    FeatureSchema,
+    IdFeature,
+    MultiCategoricalFeature,
+    NumericFeature,
+)
 from model.towers import Field, build_towers, fields_read
 
 
@@ -70,10 +79,9 @@ class TwoTower(nn.Module):
         """
         inputs = [self._embed(feature, batch) for feature in self.schema.user]
         if self.schema.history and self.pooling:
-            shared = table_name(self.schema.item_id) if self.config.share_history else HISTORY
             ids = self.schema.item_id
             column = history_column(ids.table_column) if ids.hashed else self.schema.history.column
-            inputs.append(self.pooling(self.tables[shared], column_of(batch, column)))
+            inputs.append(self.pooling(self.tables[self._history_table()], column_of(batch, column)))
             for feature in self._pooled_features():
                 values = column_of(batch, history_column(feature.column))
                 weights = self.pooling.fixed_weights(values)
@@ -108,12 +116,33 @@ class TwoTower(nn.Module):
             for name, weight in tower.weighs(inputs(batch)).items()  # type: ignore[operator]
         }
 
+    def side(self, side: Literal["user", "item"]) -> "TwoTower":
+        """This model with what one side reads of it, to compute the vectors of that side; the tensors are shared."""
+        part = copy(self)
+        unread = ("item_tower",) if side == "user" else ("user_tower", "pooling")
+        part._modules = {name: module for name, module in self._modules.items() if name not in unread}
+        part.tables = copy(self.tables)
+        names = self._tables_of(side)
+        part.tables._modules = {name: table for name, table in self.tables._modules.items() if name in names}
+        return part
+
+    def _tables_of(self, side: str) -> set[str]:
+        """Names of the embedding tables that a side reads."""
+        features = [*self.schema.user, *self._pooled_features()] if side == "user" else self.item_features
+        names = {table_name(feature) for feature in features if not isinstance(feature, NumericFeature)}
+        if side == "user" and self.schema.history:
+            names.add(self._history_table())
+        return names
+
     def dense_parameters(self) -> Iterator[nn.Parameter]:
         """All parameters but the embedding tables, each once however many towers share it."""
         return (parameter for name, parameter in self.named_parameters() if not name.startswith("tables."))
 
     def _field(self, feature: Feature) -> Field:
         return Field(feature.name, feature.kind, embedded_length([feature], self.config))
+
+    def _history_table(self) -> str:
+        return table_name(self.schema.item_id) if self.config.share_history else HISTORY
 
     def _pooled_features(self) -> list[Feature]:
         return [feature for feature in self.history_features if not isinstance(feature, IdFeature)]

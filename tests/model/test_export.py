@@ -66,3 +66,30 @@ def test_a_tower_that_exports_to_something_else_is_refused(tmp_path: Path, monke
     monkeypatch.setattr("model.export.load_exported", lambda path: lambda columns: torch.zeros(1, 16))
     with pytest.raises(ExportError, match=r"exported user tower differs from the model by 0\.\d+ on 1 rows"):
         export_towers(model, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "config", [{}, {"share_history": False}, {"history_features": ["tags"]}, {"tower": "youtube_dnn"}]
+)
+@pytest.mark.parametrize("history", [True, False])
+def test_a_tower_holds_the_tables_that_it_reads(tmp_path: Path, config: dict[str, Any], history: bool) -> None:
+    """A table of the other side would be most of the file."""
+    if config.get("history_features") and not history:
+        pytest.skip("features of a history need one")
+    schema = toy.schema() if history else toy.schema(history=None)
+    model = TwoTower(schema, ModelConfig.model_validate({"dim": 32, "hidden": [8], **config})).eval()
+    export_towers(model, tmp_path)
+    held = {side: dict(torch.export.load(tmp_path / f"{side}.pt2").state_dict) for side in ("user", "item")}
+    tables = {side: {name.split("tables.")[1] for name in held[side] if "tables." in name} for side in held}
+    user = {"user_id.weight", "user/age.weight", "user_tenure.weight"}
+    user |= {"item_id.weight" if config.get("share_history", True) else "history.weight"} if history else set()
+    user |= {"item/tags.weight"} if "history_features" in config else set()
+    only_ids = config.get("tower") == "youtube_dnn"
+    assert tables["user"] == user
+    assert tables["item"] == {"item_id.weight"} | (set() if only_ids else {"item/category.weight", "item/tags.weight"})
+    assert not any("item_tower" in name for name in held["user"])
+    assert not any("user_tower" in name or "pooling" in name for name in held["item"])
+    for side, tensors in held.items():
+        numbers = sum(tensor.numel() for tensor in tensors.values())
+        assert (tmp_path / f"{side}.pt2").stat().st_size < 4 * numbers + 150_000, "the rest is the graph"
+    assert model.tables.keys() >= {"user_id", "item_id"}, "the model itself keeps all of them"

@@ -152,3 +152,21 @@ def test_a_factory_that_does_not_fit_says_why() -> None:
         build_index(batches, DIM, "IVF32,PQ5")
     with pytest.raises(ValidationError, match="factory"):
         IndexConfig(factory="LSH")
+
+
+@pytest.mark.parametrize("factory", ["Flat", "HNSW16"])
+def test_an_index_of_an_earlier_release_answers_alike(tmp_path: Path, factory: str) -> None:
+    """Releases were written with IDMap2, which has a second map for `reconstruct` beside what IDMap has."""
+    index = build_index(batches, DIM, factory)
+    assert type(index) is faiss.IndexIDMap
+    earlier = faiss.index_factory(DIM, f"IDMap2,{factory}", faiss.METRIC_INNER_PRODUCT)
+    for ids, vectors in batches():
+        earlier.add_with_ids(vectors, ids)
+    found = []
+    for name, one in (("now", index), ("earlier", earlier)):
+        save_index(one, tmp_path / name)
+        loaded = load_index(str(tmp_path / name))
+        assert isinstance(loaded, faiss.IndexIDMap)
+        found.append(search(loaded, QUERIES, 10, [best(3)[row] for row in range(USERS)]))
+    for one, other in zip(*found):
+        np.testing.assert_array_equal(one, other)
