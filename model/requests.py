@@ -25,7 +25,7 @@ WANTED = {"text": "a text", "integer": "a whole number", "boolean": "true or fal
 
 
 class RequestError(ValueError):
-    """A request that is not what the release expects."""
+    """A request that is not what the release expects. The message holds no value of the request."""
 
 
 class Words(Config):
@@ -102,7 +102,7 @@ class Encoder:
     def encode(self, requests: Sequence[Request]) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
         """Columns [n] or [n, length] as `samples` has them, and the item indices that each request says were had.
 
-        Raises RequestError naming the request, the field, its value and what is expected.
+        Raises RequestError naming the request, the field, the type of its value and what is expected.
         """
         rows: dict[str, list[Any]] = {}
         had = []
@@ -123,7 +123,7 @@ class Encoder:
 
     def _check_names(self, place: int, request: Request) -> None:
         if not isinstance(request, Mapping):
-            raise RequestError(f"request {place} is {_told(request)}, expected an object of fields and values")
+            raise RequestError(f"request {place} is {_kind(request)}, expected an object of fields and values")
         for name in request:
             if name not in self.names:
                 near = difflib.get_close_matches(str(name), self.names, n=1, cutoff=0.5)
@@ -191,13 +191,13 @@ def _text(value: Any, kind: str, name: str) -> str:
             return str(value).lower()
     elif isinstance(value, str):
         return value
-    raise RequestError(f"{name!r} is {_told(value)}, expected {WANTED.get(kind, WANTED['text'])}")
+    raise RequestError(f"{name!r} is {_kind(value)}, expected {WANTED.get(kind, WANTED['text'])}")
 
 
 def _finite(value: Any, boolean: bool, name: str) -> float | None:
     """The number as a double; None for NaN and the infinities, which the tables take for not known."""
     if isinstance(value, bool) != boolean or not isinstance(value, int | float):
-        raise RequestError(f"{name!r} is {_told(value)}, expected {WANTED['boolean'] if boolean else 'a number'}")
+        raise RequestError(f"{name!r} is {_kind(value)}, expected {WANTED['boolean'] if boolean else 'a number'}")
     return float(value) if math.isfinite(value) else None
 
 
@@ -208,13 +208,13 @@ def _weights(value: Any, count: int, name: str) -> list[float]:
     given = _list(value, name, "a number")[:count]
     numbers = [0.0 if weight is None else _finite(weight, False, name) for weight in given]
     if None in numbers:
-        raise RequestError(f"{name!r} holds {given[numbers.index(None)]}, expected finite numbers")
+        raise RequestError(f"{name!r} holds NaN or an infinity at place {numbers.index(None)}, expected finite numbers")
     return [*(number for number in numbers if number is not None), *[0.0] * (count - len(numbers))]
 
 
 def _list(value: Any, name: str, wanted: str) -> list[Any]:
     if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray):
-        raise RequestError(f"{name!r} is {_told(value)}, expected a list, each of its elements {wanted}")
+        raise RequestError(f"{name!r} is {_kind(value)}, expected a list, each of its elements {wanted}")
     return [item.item() if isinstance(item, np.generic) else item for item in value]
 
 
@@ -226,5 +226,6 @@ def _weights_column(field: Several) -> str:
     return f"{field.column}_weights"
 
 
-def _told(value: Any) -> str:
-    return f"{value!r:.60} ({type(value).__name__})"
+def _kind(value: Any) -> str:
+    """What a message says of a value: never the value, which may be private and would end up in logs."""
+    return f"of type {type(value).__name__}"

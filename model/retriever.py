@@ -21,6 +21,8 @@ class Recommendation(NamedTuple):
 
     item_ids: list[Any]
     scores: list[float]
+    k: int  # How many were asked for.
+    release_id: str  # The release that answered.
 
 
 class Retriever:
@@ -58,7 +60,7 @@ class Retriever:
         """The k best items of each request. `exclude_seen`: without those of its history.
 
         A request is raw values by field (`fields`, docs/serving.md): features of the user as the users table has them, and
-        `history`, ids of items with the newest last. Raises RequestError naming request, field, value and what is expected.
+        `history`, ids of items with the newest last. Raises RequestError naming request, field, its type and what is expected.
         """
         if isinstance(k, bool) or not isinstance(k, int) or k < 1:
             raise RequestError(f"k is {k!r}, expected a whole number of at least 1")
@@ -68,5 +70,6 @@ class Retriever:
         vectors = embed_users(self._model, columns, self._catalogue)
         scores, items = search(self._index, vectors, min(k, self._index.ntotal), had if exclude_seen else None)
         return [
-            Recommendation(self._ids.of(row[row >= 0]), best[row >= 0].tolist()) for row, best in zip(items, scores)
+            Recommendation(self._ids.of(row[row >= 0]), best[row >= 0].tolist(), k, self.release.release_id)
+            for row, best in zip(items, scores)
         ]

@@ -9,7 +9,7 @@ from model.retriever import Retriever
 
 
 class Served(mlflow.pyfunc.PythonModel):
-    """Requests -> item_ids and scores of each."""
+    """Requests -> item_ids and scores of each, with the k and the release that they were answered with."""
 
     def load_context(self, context: Any) -> None:
         """Open the release that the version names."""

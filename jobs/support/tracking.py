@@ -342,7 +342,10 @@ def _save_served(folder: Path, manifest: dict[str, Any], uri: str) -> None:
         columns.append(ColSpec(Array(kind) if isinstance(field, Several | Past) else kind, field.name, required=False))
         if isinstance(field, Several) and field.weights:
             columns.append(ColSpec(Array(DataType.double), field.weights, required=False))
-    outputs = Schema([ColSpec(Array(_kind(fields[-1])), "item_ids"), ColSpec(Array(DataType.double), "scores")])
+    answer = {"item_ids": Array(_kind(fields[-1])), "scores": Array(DataType.double)}
+    outputs = Schema(
+        [ColSpec(kind, name) for name, kind in (answer | {"k": DataType.long, "release_id": DataType.string}).items()]
+    )
     params = ParamSchema([ParamSpec("k", DataType.long, 100), ParamSpec("exclude_seen", DataType.boolean, False)])
     signature = ModelSignature(Schema(columns), outputs, params)
     # Requests come to the retriever as they were sent. Else MLflow makes a pandas table of them: it drops a field that it
