@@ -121,6 +121,8 @@ def _differences(description: dict[str, Any], model: TwoTower) -> list[str]:
     for name in ("history", "example_age"):
         if (getattr(old, name) is None) != (getattr(new, name) is None):
             found.append(f"{name} was {'off' if getattr(old, name) is None else 'on'}, no longer is")
+    if old.example_age and new.example_age and old.example_age != new.example_age:
+        found.append("example_age has another scale")
     if model.config.history_pooling == "attention" and old.history and new.history:
         was, length = old.history.length, new.history.length
         if was != length:

@@ -10,6 +10,7 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
+from model.arrays import ColumnError
 from model.catalogue import Catalogue
 from model.evaluation import bootstrap_interval
 from model.files import read_columns
@@ -62,8 +63,18 @@ def examine(model: TwoTower, index: faiss.Index, events: Arrays, k: int, catalog
 
 
 def known_to(schema: FeatureSchema, events: Arrays) -> dict[str, np.ndarray]:
-    """The user side with indices beyond the schema's as default: vocabularies only grow, so an index keeps its meaning."""
-    known = {name: events[name] for name in schema.user_columns}
+    """The user side with indices beyond the schema's as default: vocabularies only grow, so an index keeps its meaning.
+
+    Raises ColumnError where the events lack a column.
+    """
+    age = {schema.example_age.column} if schema.example_age else set()  # It counts as 0.
+    columns = [name for name in schema.user_columns if name not in age]
+    if lacking := sorted(set(columns) - set(events)):
+        raise ColumnError(
+            f"the release in use reads {', '.join(lacking)}, which samples no longer have: set the features of the config "
+            "back, or train a new model from the past days with --bootstrap-days"
+        )
+    known = {name: events[name] for name in columns}
     features = [*schema.user, *([schema.history] if schema.history else [])]
     for feature in features:
         if not isinstance(feature, NumericFeature):

@@ -15,6 +15,7 @@ from model.replication import ReplicatedEmbedding
 from model.schema import (
     DEFAULT,
     PADDING,
+    AgeFeature,
     BucketFeature,
     Feature,
     FeatureSchema,
@@ -116,11 +117,23 @@ def _initial_rows(rows: int, dim: int) -> Iterator[Tensor]:
         yield piece
 
 
+def scaled_age(feature: AgeFeature | NumericFeature, batch: Batch) -> Tensor:
+    """[B, 1] of the age of a row."""
+    days_B = column_of(batch, feature.column)
+    if isinstance(feature, NumericFeature):
+        return _standardised(days_B, feature)
+    return (days_B.clamp(0, feature.days).log1p() / math.log1p(feature.days)).float().unsqueeze(1)
+
+
+def _standardised(values_B: Tensor, feature: NumericFeature) -> Tensor:
+    return ((values_B - feature.mean) / (feature.std or 1.0)).float().unsqueeze(1)
+
+
 def embed_feature(tables: EmbeddingTables, feature: Feature, batch: Batch) -> Tensor:
     """[B, e] of one feature: [B, 1] standardised for a numeric one, else its embedding or their weighted mean."""
     values = column_of(batch, lookup_column(feature))
     if isinstance(feature, NumericFeature):
-        return ((values - feature.mean) / (feature.std or 1.0)).float().unsqueeze(1)
+        return _standardised(values, feature)
     table = tables[table_name(feature)]
     if isinstance(feature, MultiCategoricalFeature):
         weights = column_of(batch, feature.weights_column) if feature.weights_column else None

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from model.config import Config
 
@@ -93,6 +93,18 @@ class BucketFeature(Config):
     size: PositiveInt
 
 
+class AgeFeature(Config):
+    """Days from the event to the end of the night, read as log(1 + age) / log(1 + `days`): from 0 to 1, and 0 when serving.
+
+    `days`: the oldest that counts, frozen on the first night; older events count as old as that.
+    """
+
+    kind: Literal["age"]
+    name: str
+    column: str
+    days: PositiveFloat
+
+
 class HistoryFeature(Config):
     """The user's last `length` positives, 0-padded on the left."""
 
@@ -117,7 +129,8 @@ class FeatureSchema(Config):
     user: list[Feature]
     item: list[Feature]
     history: HistoryFeature | None = None
-    example_age: NumericFeature | None = None
+    # A number: models of earlier versions read the days as they are.
+    example_age: Annotated[AgeFeature | NumericFeature, Field(discriminator="kind")] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> "FeatureSchema":

@@ -22,6 +22,7 @@ from model.features import (
     embedded_length,
     history_column,
     mean_of_values,
+    scaled_age,
     table_name,
 )
 from model.schema import (
@@ -65,7 +66,8 @@ class TwoTower(nn.Module):
                 self._field(feature)._replace(name=f"history_{feature.name}", kind="history")
                 for feature in self._pooled_features()
             ]
-        return fields + ([self._field(self.schema.example_age)] if self.schema.example_age else [])
+        age = self.schema.example_age
+        return fields + ([Field(age.name, age.kind, 1)] if age else [])
 
     def item_fields(self) -> list[Field]:
         """What the item tower gets."""
@@ -87,7 +89,7 @@ class TwoTower(nn.Module):
                 weights = self.pooling.fixed_weights(values)
                 inputs.append(mean_of_values(self.tables[table_name(feature)], values.flatten(1), weights))
         if self.schema.example_age:
-            inputs.append(embed_feature(self.tables, self.schema.example_age, batch))
+            inputs.append(scaled_age(self.schema.example_age, batch))
         return inputs
 
     def item_inputs(self, batch: Batch) -> list[Tensor]:

@@ -111,7 +111,8 @@ def _write_meanings(
     with _kept(vocabulary.unseen_values(previous, values, encode.min_counts(config.features))) as unseen:
         grown, grown_sizes = vocabulary.append(previous, unseen)
         sizes = dict.fromkeys(names, vocabulary.FIRST) | grown_sizes | hashed
-        schema = encode.feature_schema(config.features, sizes, statistics)
+        age = encode.example_age(night.bootstrap_days or config.positives.window_days, known)
+        schema = encode.feature_schema(config.features, sizes, statistics, age)
         facts = {"sizes": sizes, "numeric": statistics, "schema": schema, "hashed": hashed}
         facts["request"] = _request(night, config, inputs, logs)
         night.warehouse.write(grown, "vocabularies", night.ds, recipe, facts=facts)

@@ -115,7 +115,11 @@ class Features(Section):
     user: list[Feature] = []
     item: list[Feature] = []
     history: History | None = Field(History(), description="null switches the history off")
-    example_age: bool = Field(True, description="days from the event to the end of ds; 0 when serving (YoutubeDNN)")
+    example_age: bool = Field(
+        False,
+        description="the user tower reads log(1 + days from the event to the end of ds), scaled to 0 to 1; 0 when serving "
+        "(YoutubeDNN). Off: on nights of one day it is the time of day, see docs/algorithms.md",
+    )
     user_id: bool = Field(True, description="an embedding of the user's id; off, users live on features and history")
     ids: FeatureIds = FeatureIds()
 

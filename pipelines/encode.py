@@ -241,8 +241,16 @@ def without_snapshot(side: Side, statistics: Statistics) -> dict[str, Column]:
     return blank
 
 
-def feature_schema(features: Features, sizes: dict[str, int], statistics: Statistics) -> dict[str, Any]:
-    """The JSON object of docs/tables.md: all that the model room knows of the features."""
+def example_age(oldest_days: int, known: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema's entry of example_age. `known`: facts of the vocabularies before; its scale is frozen on the first night."""
+    before = known.get("schema", {}).get("example_age")
+    return before or {"name": "example_age", "kind": "age", "column": "example_age", "days": float(oldest_days)}
+
+
+def feature_schema(
+    features: Features, sizes: dict[str, int], statistics: Statistics, age: dict[str, Any]
+) -> dict[str, Any]:
+    """The JSON object of docs/tables.md: all that the model room knows of the features. `age`: see `example_age`."""
     user, item = sides(features)
 
     def identity(side: Side) -> dict[str, Any]:
@@ -279,7 +287,6 @@ def feature_schema(features: Features, sizes: dict[str, int], statistics: Statis
             "size": sizes["item_id"],
             "length": features.history.length,
         }
-    age = {"name": "example_age", "kind": "numeric", "column": "example_age", "mean": 0.0, "std": 1.0}
     users = ([identity(user)] if features.user_id else []) + [entry(user, f) for f in user.features]
     return {
         "version": 1,

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from model.arrays import ColumnError
 from model.checkpoint import load_checkpoint
 from model.config import ModelConfig
 from model.examination import Examination, certain_loss, examine, held_out, known_to
@@ -55,3 +56,11 @@ def test_a_trained_model_recalls_more_than_a_new_one_and_what_it_does_not_know_i
     assert (known["user_index"] == 1).all()
     assert (known["history"] == 1).all()
     assert (known["user_income"] == events["user_income"]).all()
+    aged = {name: values for name, values in events.items() if name != "example_age"}
+    assert known_to(spec.features, aged).keys() == known.keys(), "age counts as 0: it need not be there"
+    with pytest.raises(
+        ColumnError, match=r"reads user_age, user_income, which samples no longer have: set the features"
+    ):
+        known_to(
+            spec.features, {name: values for name, values in aged.items() if name not in ("user_age", "user_income")}
+        )

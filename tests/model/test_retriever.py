@@ -84,7 +84,7 @@ def encoded(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> tu
     grown.write.parquet(str(folder))
     names = ["user_id", "item_id"] + [side.label(f) for f in side.features if f.kind != "numeric"]
     sizes = dict.fromkeys(names, 2) | sizes | encode.hashed_sizes(FEATURES)
-    schema = FeatureSchema.model_validate(encode.feature_schema(FEATURES, sizes, statistics))
+    schema = FeatureSchema.model_validate(encode.feature_schema(FEATURES, sizes, statistics, encode.example_age(1, {})))
     fields = Fields.validate_python(encode.request_fields(FEATURES, dict(snapshot.dtypes), "bigint"))
     urls = sorted(str(path) for path in folder.glob("*.parquet"))
     words = {f.vocabulary for f in fields if getattr(f, "vocabulary", None)}  # type: ignore[union-attr]

@@ -50,7 +50,7 @@ SCHEMA: dict[str, Any] = {
         "size": ITEMS + 2,
         "length": HISTORY,
     },
-    "example_age": {"name": "example_age", "kind": "numeric", "column": "example_age", "mean": 0.5, "std": 0.3},
+    "example_age": {"name": "example_age", "kind": "age", "column": "example_age", "days": 30.0},
 }
 
 

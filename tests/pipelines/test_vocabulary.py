@@ -88,7 +88,7 @@ def test_buckets_need_no_vocabulary_and_tell_features_apart(spark: SparkSession)
     sizes = {"user_id": 2, "item_id": 12, "user.likes": 2, "item.brand": 2, "item.shop": 3} | encode.hashed_sizes(
         features
     )
-    schema = encode.feature_schema(features, sizes, {})
+    schema = encode.feature_schema(features, sizes, {}, encode.example_age(30, {}))
     assert [entry["size"] for entry in schema["user"]] == [52, 7]
     rows = {"column": "item_row", "size": 9, "hashed": True}
     assert schema["item"][0] | {"rows": rows, "size": 12} == schema["item"][0]
