@@ -1,5 +1,7 @@
 """The item side as tensors: samples carry item indices only, and everything else is gathered from here.
 
+In training an item may have several rows, one a version of its features (model/versions.py). Elsewhere a row is an item.
+
 Shapes: M indices of the item vocabulary (padding and default included), N items asked for, V values a feature.
 """
 
@@ -17,17 +19,25 @@ from model.columns import Column, MappedFiles, Several, Single, bytes_of
 from model.features import Batch, history_column, lookup_column, rows_of
 from model.files import read_columns
 from model.schema import DEFAULT, PADDING, Feature, FeatureSchema, IdFeature, MultiCategoricalFeature, NumericFeature
+from model.versions import VALID_BEFORE, Stacked, Versions
 
 
 class Catalogue:
-    """Features of every item, by item index.
+    """Features of every item, by the row that `rows` tells of an item index.
 
     An index without a row (an item that has left, or the default one) has default features: index 1, or the mean.
     """
 
-    def __init__(self, schema: FeatureSchema, rows: Mapping[str, np.ndarray], memory_mb: int | None = None) -> None:
+    def __init__(
+        self,
+        schema: FeatureSchema,
+        rows: Mapping[str, np.ndarray],
+        memory_mb: int | None = None,
+        earlier: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
         """`rows`: the schema's item columns of `item_features`, asked for one by one.
 
+        `earlier`: those of `item_versions` and its `valid_before`; None: every item has its current version only.
         `memory_mb`: once the columns take more, they are mapped from files; None: never.
         Raises ColumnError for an index that does not fit.
         """
@@ -35,11 +45,18 @@ class Catalogue:
         self.size = schema.item_id.size
         index = rows[schema.item_id.column]
         _check_indices(index, self.size, schema.item_id.column)
-        self.present = to_tensor(index)  # Indices that have a row, in no order.
+        self.present = to_tensor(index)  # Indices that have a current row, in no order.
+        self.versions, places = Versions.none(), self.present
+        if earlier is not None:
+            self.versions, order = Versions.build(earlier[schema.item_id.column], earlier[VALID_BEFORE])
+            rows = Stacked(rows, earlier, order)
+            _check_indices(rows[schema.item_id.column], self.size, schema.item_id.column)
+            places = torch.cat([self.versions.rows(self.present), self.versions.rows_V])
+        size = self.size + len(self.versions)
         self.columns: dict[str, Column] = {}
         self._files: MappedFiles | None = None
         for feature in schema.item:
-            made = _columns(feature, rows, self.size, self.present)
+            made = _columns(feature, rows, size, places)
             if self._files is None and memory_mb is not None and bytes_of(self.columns | made) > memory_mb * 2**20:
                 self._files = MappedFiles()
                 self.columns, made = {}, self.columns | made
@@ -51,25 +68,44 @@ class Catalogue:
         return self._files is not None
 
     @classmethod
-    def read(cls, schema: FeatureSchema, urls: Sequence[str], memory_mb: int | None = None) -> "Catalogue":
-        """From the Parquet files of one partition of `item_features`, a column at a time: as read they are padded."""
-        return cls(schema, _OneByOne(urls, schema.item_columns), memory_mb)
+    def read(
+        cls, schema: FeatureSchema, urls: Sequence[str], memory_mb: int | None = None, earlier: Sequence[str] = ()
+    ) -> "Catalogue":
+        """From the Parquet files of one partition of `item_features`, a column at a time: as read they are padded.
 
-    def gather(self, indices: Tensor) -> Batch:
-        """The item tower's batch for indices of any shape: every column [*shape] or [*shape, V]."""
-        found = {name: column.gather(indices) for name, column in self.columns.items()}
-        return {self.schema.item_id.column: indices, **found}
+        `earlier`: those of `item_versions`; none: every item has its current version only.
+        """
+        columns = schema.item_columns
+        versions = _OneByOne(earlier, [*columns, VALID_BEFORE]) if earlier else None
+        return cls(schema, _OneByOne(urls, columns), memory_mb, versions)
+
+    def rows(self, items: Tensor, snapshots: Tensor | None = None) -> Tensor:
+        """The rows of items as some snapshots know them, or as they are now: see Versions.rows."""
+        return self.versions.rows(items, snapshots)
+
+    def gather(self, rows: Tensor) -> Batch:
+        """The item tower's batch for rows of any shape: every column [*shape] or [*shape, V]."""
+        found = {name: column.gather(rows) for name, column in self.columns.items()}
+        return {self.schema.item_id.column: self.versions.items(rows), **found}
 
     def defaults(self) -> Batch:
         """The item tower's batch of one item of which nothing is known: index 1, default features."""
         return self.gather(torch.tensor([DEFAULT]))
 
-    def history_columns(self, history_BL: Tensor, features: Sequence[Feature]) -> Batch:
-        """Columns `history_COLUMN` of some item features for every item in the histories; padding stays padding."""
-        columns = {}
+    def history_columns(
+        self, history_BL: Tensor, features: Sequence[Feature], snapshots_B: Tensor | None = None
+    ) -> Batch:
+        """Columns `history_COLUMN` of some item features for every item in the histories; padding stays padding.
+
+        `snapshots_B`: which snapshot each row sees; None: features as they are now.
+        """
+        columns: Batch = {}
+        if not features:
+            return columns
+        rows_BL = self.rows(history_BL, None if snapshots_B is None else snapshots_B[:, None])
         for feature in features:
             column = lookup_column(feature)
-            values = self.columns[column].gather(history_BL)
+            values = self.columns[column].gather(rows_BL)
             padding = (history_BL == PADDING).reshape(history_BL.shape + (1,) * (values.dim() - history_BL.dim()))
             columns[history_column(column)] = values.masked_fill(padding, PADDING)
         return columns

@@ -4,6 +4,11 @@ An estimate of a sum over the catalogue from what was sampled: candidate j, whic
 to enter expected_j times, stands for count_j / expected_j items like it. In a softmax that weight is log count_j - log
 expected_j, added to its logit; in a mean it is the weight itself.
 
+Where an item stands among the candidates in several versions, its expected entries are those of the item, whatever
+version enters: expected_j is the same for all of them, and the counts of the versions add up to the item's. The sum over
+the catalogue then has one term an item, the mean of its versions over the draws that saw them. (Splitting expected_j among
+the versions in proportion to their counts would give each of them the weight of the whole item.)
+
 Shapes: U shared candidates, B rows of this rank, M item indices.
 """
 
@@ -62,9 +67,12 @@ class OtherDraws(NamedTuple):
 
 
 def other_draws(candidates: Candidates, expected_U: Tensor) -> OtherDraws:
-    """Expected: N - expected_positive; actual: N - count_positive; N: all draws. 1 where it would be less."""
+    """Expected: N - expected_positive; actual: N - count_positive; N: all draws. 1 where it would be less.
+
+    The positive is the item in any version: all of them are masked.
+    """
     draws = candidates.counts_U.sum()
     return OtherDraws(
         (draws - expected_U[candidates.positive_B]).clamp(min=1.0),
-        (draws - candidates.counts_U[candidates.positive_B]).clamp(min=1.0),
+        (draws - candidates.item_counts_U[candidates.positive_B]).clamp(min=1.0),
     )

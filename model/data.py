@@ -30,6 +30,7 @@ from model.files import naming_broken_file, resolve
 from model.prefetch import prefetched
 from model.schema import FeatureSchema
 from model.seeds import reader_generator
+from model.versions import SNAPSHOT
 
 USER = "user_index"
 _POLL_SECONDS = 0.02  # How soon threads that read notice that nobody wants more.
@@ -42,9 +43,13 @@ class SampleFile(Config):
     rows: int
 
 
-def sample_columns(schema: FeatureSchema) -> list[str]:
-    """Columns of `samples` that training reads. The user's index is among them even where it is no feature: for masks."""
+def sample_columns(schema: FeatureSchema, *, versions: bool = False) -> list[str]:
+    """Columns of `samples` that training reads. The user's index is among them even where it is no feature: for masks.
+
+    `versions`: rows see items as of their own snapshot.
+    """
     needed = [USER, *schema.user_columns, schema.item_id.column, "weight", "negatives", "negative_kinds"]
+    needed += [SNAPSHOT] if versions else []
     return list(dict.fromkeys(needed))
 
 

@@ -27,7 +27,7 @@ class Health(Config):
 def look(step: RetrievalStep, output: StepOutput) -> Health:
     """How the model is, after a step."""
     ids = step.towers.schema.item_id
-    rows_U = step.catalogue.gather(output.candidates.items_U)[lookup_column(ids)]
+    rows_U = step.catalogue.gather(output.candidates.rows_U)[lookup_column(ids)]
     return Health(
         embedding_norm=float(step.towers.tables[table_name(ids)](rows_U).norm(dim=1).mean()),
         mean_cosine=mean_cosine(output.items_Ud),

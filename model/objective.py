@@ -188,8 +188,15 @@ def mask_(logits_BU: Tensor, candidates: Candidates) -> None:
 
 
 def positive_ranks(users_Bd: Tensor, items_Ud: Tensor, candidates: Candidates) -> Tensor:
-    """[B]: how many shared candidates score above the row's positive, by the uncorrected score that serving uses."""
+    """[B]: how many shared candidates score above the row's positive, by the uncorrected score that serving uses.
+
+    An item that is there in several versions counts once, by the best of them.
+    """
     scores_BU = users_Bd @ items_Ud.T
     positive_B1 = scores_BU.gather(1, candidates.positive_B[:, None])
     mask_(scores_BU, candidates)
+    items, item_U = torch.unique_consecutive(candidates.items_U, return_inverse=True)
+    if len(items) < len(item_U):
+        best_BD = scores_BU.new_full((len(scores_BU), len(items)), MASKED)
+        scores_BU = best_BD.scatter_reduce_(1, item_U.expand_as(scores_BU), scores_BU, "amax")
     return (scores_BU > positive_B1).sum(1)

@@ -60,7 +60,7 @@ class SelfSupervision:
         items_m = present[torch.randint(len(present), (count * world_size(),), generator=self.draw)]
         masks = self._masks(len(items_m))
         mine = slice(rank() * count, (rank() + 1) * count)
-        batch = self.catalogue.gather(items_m[mine])
+        batch = self.catalogue.gather(self.catalogue.rows(items_m[mine]))
         if masks is None:
             views = [towers.item_inputs(self._drop_values(batch)) for _ in range(2)]
         else:

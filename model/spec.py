@@ -17,6 +17,10 @@ class TrainingSpec(Config):
     train: list[SampleFile] = Field(description="Facts `splits.train.groups`, with whole URLs.")
     valid: list[SampleFile] = Field([], description="Facts `splits.valid.groups`; empty: no validation.")
     item_features: list[str] = Field(description="Parquet files of `item_features`.")
+    item_versions: list[str] = Field(
+        [],
+        description="Parquet files of `item_versions`, where it has rows: samples then see items as of `item_snapshot`.",
+    )
     item_stats: list[str] = Field([], description="Parquet files of `item_stats`; needed for a logQ correction.")
     item_relations: list[list[float]] | None = Field(
         None,

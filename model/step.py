@@ -22,6 +22,7 @@ from model.objective import batch_loss, positive_ranks
 from model.schema import PADDING
 from model.self_supervision import SelfSupervision
 from model.two_tower import TwoTower
+from model.versions import SNAPSHOT
 
 TEMPERATURES = (0.005, 1.0)  # Where a learned one may go: below, one candidate takes all; above, nothing is told apart.
 
@@ -87,7 +88,9 @@ class RetrievalStep(nn.Module):
         history_BL, batch = self._with_history(batch)
         local = self._rows(batch)
         everyone = self._gather(local, capacity)
-        candidates = collect_candidates(everyone, local, history_BL, positives_once=self.frequency is not None)
+        candidates = collect_candidates(
+            everyone, local, history_BL, self.catalogue.versions, positives_once=self.frequency is not None
+        )
         expected_U = self._expected(candidates, everyone.items)
         items_Ud, hard_BKd = self._embed(candidates)
         users_Bd = self.towers.user_vectors(batch)
@@ -120,7 +123,8 @@ class RetrievalStep(nn.Module):
     def tower_weights(self, batch: Batch) -> dict[str, float]:
         """SIDE.NAME -> what the towers weigh, over the rows of a batch and their positives. In eval mode: no dropout."""
         _, batch = self._with_history(batch)
-        return self.towers.weights(batch, self.catalogue.gather(batch[self.towers.schema.item_id.column]))
+        rows = self.catalogue.rows(batch[self.towers.schema.item_id.column], batch.get(SNAPSHOT))
+        return self.towers.weights(batch, self.catalogue.gather(rows))
 
     def _with_history(self, batch: Batch) -> tuple[Tensor | None, Batch]:
         """The history [B, L], where there is one, and the batch with what the catalogue says of the items in it."""
@@ -128,7 +132,8 @@ class RetrievalStep(nn.Module):
         if history is None:
             return None, batch
         history_BL = batch[history.column]
-        return history_BL, {**batch, **self.catalogue.history_columns(history_BL, self.towers.history_features)}
+        columns = self.catalogue.history_columns(history_BL, self.towers.history_features, batch.get(SNAPSHOT))
+        return history_BL, {**batch, **columns}
 
     def _expected(self, candidates: Candidates, items_G: Tensor) -> Tensor | None:
         """[U] expected entries of each candidate; None where the loss takes no correction.
@@ -155,25 +160,29 @@ class RetrievalStep(nn.Module):
 
     def _rows(self, batch: Batch) -> Rows:
         items = batch[self.towers.schema.item_id.column]
-        return Rows(batch[USER], items, batch["negatives"], batch["negative_kinds"])
+        snapshots = batch[SNAPSHOT] if len(self.catalogue.versions) else None
+        return Rows(batch[USER], items, batch["negatives"], batch["negative_kinds"], snapshots)
 
     def _gather(self, local: Rows, capacity: int) -> Rows:
         """Indices of all ranks' rows; a few integers a row, in one message."""
-        together = torch.cat([local.users[:, None], local.items[:, None], local.negatives, local.kinds], dim=1)
-        users, items, negatives, kinds = gather_rows(together, capacity).split(
-            [1, 1, *[local.kinds.shape[1]] * 2], dim=1
+        columns = [local.users[:, None], local.items[:, None], local.negatives, local.kinds]
+        if local.snapshots is not None:
+            columns.append(local.snapshots[:, None])
+        gathered = gather_rows(torch.cat(columns, dim=1), capacity).split([part.shape[1] for part in columns], dim=1)
+        users, items, negatives, kinds, *snapshots = gathered
+        return Rows(
+            users.squeeze(1), items.squeeze(1), negatives, kinds, snapshots[0].squeeze(1) if snapshots else None
         )
-        return Rows(users.squeeze(1), items.squeeze(1), negatives, kinds)
 
     def _embed(self, candidates: Candidates) -> tuple[Tensor, Tensor]:
         """[U, d] of the shared candidates, of which each rank embeds its share, and [B, K, d] of hard negatives."""
-        share = math.ceil(len(candidates.items_U) / world_size())
-        padded = candidates.items_U.new_full((share * world_size(),), PADDING)
-        padded[: len(candidates.items_U)] = candidates.items_U
+        share = math.ceil(len(candidates.rows_U) / world_size())
+        padded = candidates.rows_U.new_full((share * world_size(),), PADDING)
+        padded[: len(candidates.rows_U)] = candidates.rows_U
         hard_H, places_BK = torch.unique(candidates.hard_BK, return_inverse=True)
         vectors = self.towers.item_vectors(
             self.catalogue.gather(torch.cat([padded.chunk(world_size())[rank()], hard_H]))
         )
         shared, hard_Hd = vectors.split([share, len(hard_H)])
         # As an embedding, whose gradients are added in one order (model/objective.py, vectors_of).
-        return gather_vectors(shared)[: len(candidates.items_U)], nn.functional.embedding(places_BK, hard_Hd)
+        return gather_vectors(shared)[: len(candidates.rows_U)], nn.functional.embedding(places_BK, hard_Hd)

@@ -89,7 +89,7 @@ def build_step(spec: TrainingSpec) -> RetrievalStep:
         q = SamplingProbabilities(*(torch.zeros(spec.features.item_id.size) for _ in range(3)))
     else:
         q = SamplingProbabilities.read(spec.features, spec.item_stats)
-    catalogue = Catalogue.read(spec.features, spec.item_features, spec.training.catalogue_memory_mb)
+    catalogue = Catalogue.read(spec.features, spec.item_features, spec.training.catalogue_memory_mb, spec.item_versions)
     supervision = _self_supervision(spec, towers, catalogue)
     step = RetrievalStep(towers, catalogue, q, spec.loss, _frequency(spec, before), supervision)
     if before and spec.loss.learned_temperature:
@@ -153,7 +153,7 @@ def rest_unseen_items(step: RetrievalStep) -> None:
     if ids.rows is None or ids.hashed:
         return
     items = step.catalogue.present
-    unseen = items[step.catalogue.columns[ids.rows.column].gather(items) == DEFAULT]
+    unseen = items[step.catalogue.columns[ids.rows.column].gather(step.catalogue.rows(items)) == DEFAULT]
     table = step.towers.tables[table_name(ids)]
     default_1e = table(torch.tensor([DEFAULT]))
     values, places = here(table, unseen)
@@ -216,7 +216,7 @@ class Fit:
     def samples(self, shards: int) -> SharedSamples:
         """The rows of an epoch, in so many shares."""
         spec = self.spec
-        columns = sample_columns(spec.features)
+        columns = sample_columns(spec.features, versions=bool(spec.item_versions))
         return SharedSamples(
             spec.train, columns, spec.training, spec.seed, rank(), world_size(), shards, not spec.incremental
         )
@@ -327,7 +327,8 @@ def validate(step: RetrievalStep, spec: TrainingSpec) -> tuple[float | None, flo
     """
     if not sum(file.rows for file in spec.valid):
         return None, None
-    samples = Samples(spec.valid, sample_columns(spec.features), spec.training, spec.seed, rank=0, world_size=1)
+    columns = sample_columns(spec.features, versions=bool(spec.item_versions))
+    samples = Samples(spec.valid, columns, spec.training, spec.seed, rank=0, world_size=1)
     capacity = math.ceil(samples.plan.capacity / world_size())
     loss = rows = hits = 0.0
     with torch.no_grad(), samples.epoch(0, shuffle=False) as batches:

@@ -30,7 +30,8 @@ def one_pass(spec: TrainingSpec) -> dict[str, Any]:
     """Two forward passes (the second finds what a streaming estimator has learned from the first), one backward."""
     step = build_step(spec)
     module = distribute(step) if world_size() > 1 else step
-    samples = Samples(spec.train, sample_columns(spec.features), spec.training, spec.seed, rank(), world_size())
+    columns = sample_columns(spec.features, versions=bool(spec.item_versions))
+    samples = Samples(spec.train, columns, spec.training, spec.seed, rank(), world_size())
     with samples.epoch(0) as batches:
         batch = next(batches)
     with torch.no_grad():

@@ -83,6 +83,7 @@ def test_two_ranks_on_half_batches_equal_one_rank_on_the_whole(tmp_path: Path) -
     ]
     only_ids = whole.model.model_copy(update={"tower": "youtube_dnn", "embedding_dim": whole.model.dim})
     specs.append(whole.model_copy(update={"model": only_ids}))
+    specs.append(toy.versioned(whole, toy.earlier_rows()))
     pairs = zip(run_gradients(specs, tmp_path, 1), run_gradients(specs, tmp_path, 2), strict=True)
     seen = set()
     for spec, (one, two) in zip(specs, pairs, strict=True):
@@ -100,7 +101,7 @@ def test_two_ranks_on_half_batches_equal_one_rank_on_the_whole(tmp_path: Path) -
             torch.testing.assert_close(gradient, two["gradients"][name], rtol=1e-4, atol=1e-5 * largest, msg=message)
         assert one["frequency"].keys() == two["frequency"].keys()
         assert all(torch.equal(values, two["frequency"][name]) for name, values in one["frequency"].items())
-    assert len(seen) == len(losses) + 1, "every loss is another one, and so is that of another tower"
+    assert len(seen) == len(losses) + 2, "every loss is another one, and so is that of another tower or other features"
 
 
 def test_two_processes_train_like_one(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -11,9 +11,11 @@ from model.config import LossConfig, ModelConfig, TrainingConfig
 from model.data import SampleFile
 from model.schema import FeatureSchema
 from model.spec import TrainingSpec
+from model.versions import NEVER_REPLACED
 
 USERS, ITEMS, HISTORY, NEGATIVES = 60, 40, 5, 4
 BLOCKS = 4
+DAYS = (20240304, 20240305, 20240306)  # Of the items snapshots that rows of `versioned` see.
 
 SCHEMA: dict[str, Any] = {
     "version": 1,
@@ -74,6 +76,17 @@ def item_rows() -> dict[str, np.ndarray]:
         "item_category": (2 + draw.integers(0, 4, len(index))).astype(np.int32),
         "item_tags": np.stack([2 + index % 7, 2 + index % 5, np.zeros_like(index)], 1).astype(np.int32),
         "item_tags_weights": np.tile(np.array([1.0, 0.5, 0.0], np.float32), (len(index), 1)),
+    }
+
+
+def earlier_rows() -> dict[str, np.ndarray]:
+    """Versions of item 3 before the second and the third day, of item 5 before the third, and of the one that has left."""
+    return {
+        "item_index": np.array([ITEMS + 1, 3, 5, 3], np.int32),
+        "valid_before": np.array([NEVER_REPLACED, DAYS[2], DAYS[2], DAYS[1]], np.int32),
+        "item_category": np.array([2, 3, 4, 5], np.int32),
+        "item_tags": np.array([[2, 0, 0], [3, 4, 0], [0, 0, 0], [8, 0, 0]], np.int32),
+        "item_tags_weights": np.array([[1, 0, 0], [1, 0.5, 0], [0, 0, 0], [0.25, 0, 0]], np.float32),
     }
 
 
@@ -170,3 +183,15 @@ def make_spec(
         "output": str(folder / "checkpoint"),
     }
     return TrainingSpec(**{**defaults, **changes})
+
+
+def versioned(spec: TrainingSpec, earlier: dict[str, np.ndarray]) -> TrainingSpec:
+    """The same night with earlier versions of items, its rows being of DAYS in turn."""
+    for file in (*spec.train, *spec.valid):
+        path = file.url.removeprefix("file://")
+        samples = pq.read_table(path)
+        snapshots = np.resize(np.array(DAYS, np.int32), samples.num_rows)
+        pq.write_table(samples.append_column("item_snapshot", [snapshots]), path)
+    path = spec.item_features[0].removeprefix("file://").replace("item_features", "item_versions")
+    pq.write_table(table(earlier), path)
+    return spec.model_copy(update={"item_versions": [path]})
