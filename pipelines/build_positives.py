@@ -12,7 +12,7 @@ from pyspark.sql import functions as F
 
 from pipelines import encode, histories, popularity, positives, positives_checks, vocabulary
 from pipelines.night import POSITIVE_TABLES, Night, SampleConfig, is_done, log
-from pipelines.positives_inputs import Inputs, Logs, find_logs, read_inputs, refuse_new_meanings
+from pipelines.positives_inputs import Inputs, Logs, find_logs, read_inputs, refuse_new_meanings, refuse_other_items
 from pipelines.storage import Manifest, Recipe, digest
 
 
@@ -62,10 +62,11 @@ def build_positives(
     refuse_new_meanings(night, config.features, known)
     inputs = read_inputs(night, config, logs, keep_last_out)
     try:
-        # Only now: a night that is refused leaves the tables as they were.
-        night.inputs.write_quarantine(night.ds, recipe, ("interactions", "items", "users"))
-        night.warehouse.retract(tables, night.ds)
         with _kept(popularity.count_days(inputs.events)) as item_days:
+            refuse_other_items(night, inputs, item_days, logs)
+            # Only now: a night that is refused leaves the tables as they were.
+            night.inputs.write_quarantine(night.ds, recipe, ("interactions", "items", "users"))
+            night.warehouse.retract(tables, night.ds)
             words = _write_meanings(night, config, recipe, inputs, logs, known, item_days)
             if inputs.held is not None:
                 _write_holdout(night, config, recipe, inputs.held, words)

@@ -4,10 +4,19 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from pipelines.errors import InputError
-from pipelines.positives import DROPPED
+from pipelines.positives import DOWNSAMPLED, DROPPED, NOT_LIVE, OVER_CAP
 
 REQUIRED = ("row_key", "user_id", "item_id", "event_time", "user_index", "item_index", "example_age", "weight")
 MINIMUM_INDEX = 1  # 0 is padding: no user and no item
+FILTERS = {
+    "dropped_repeated": "repeat another row",
+    "dropped_deduplicated": "came before the last one of their user, item and day (positives.deduplicate)",
+    "dropped_unrewarded": "have a reward of 0",
+    "dropped_held_out": "are the last one of their user (evaluation.split)",
+    f"dropped_{NOT_LIVE}": "have an item_id that is not live: absent from table items, or published later",
+    f"dropped_{DOWNSAMPLED}": "were dropped by popularity (positives.downsample)",
+    f"dropped_{OVER_CAP}": "are beyond positives.per_user_cap",
+}
 
 
 def check_rows(staged: DataFrame, counts: dict[str, int]) -> dict[str, int]:
@@ -35,6 +44,7 @@ def check_rows(staged: DataFrame, counts: dict[str, int]) -> dict[str, int]:
     }
     found = [F.count(F.when(condition, 1)).alias(str(n)) for n, (_, condition) in enumerate(wrong.values())]
     found += [F.count(F.when(F.col("dropped") == reason, 1)).alias(reason) for reason in DROPPED]
+    found += [F.count(F.when(F.col("split") == "train", 1)).alias("train")]
     row = staged.agg(F.count(F.lit(1)).alias("rows"), F.count("split").alias("kept"), *found).first()
     assert row is not None
     for number, (place, (what, condition)) in enumerate(wrong.items()):
@@ -42,6 +52,8 @@ def check_rows(staged: DataFrame, counts: dict[str, int]) -> dict[str, int]:
             _refuse(place.strip(), row[str(number)], what, staged.where(condition))
     told = {"positives": row["rows"]} | {f"dropped_{reason}": row[reason] for reason in DROPPED} | {"kept": row["kept"]}
     check_counts(counts | told)
+    if not row["train"]:
+        _refuse_nothing_to_train_on(staged, counts | told)
     return told
 
 
@@ -53,6 +65,24 @@ def check_counts(counts: dict[str, int]) -> None:
             f"table positives: {counts['positives']} rows were written, but of {counts['interactions']} interactions "
             f"{dropped} were dropped and {counts['kept']} kept. Nothing was written; please report this"
         )
+
+
+def _refuse_nothing_to_train_on(staged: DataFrame, counts: dict[str, int]) -> None:
+    """InputError that says which filter dropped how many rows."""
+    if counts["kept"]:
+        raise InputError(
+            f"table positives: all {counts['kept']} rows that are left are in the valid split (the last hours of ds, "
+            "positives.valid_hours), so there is no row to train on. Lower positives.valid_hours, or read more days "
+            "with --bootstrap-days N"
+        )
+    reasons = [f"{number} {FILTERS.get(name, name)}" for name, number in counts.items() if number and "dropped" in name]
+    foreign = staged.where(F.col("dropped") == NOT_LIVE).agg(F.min("item_id")).first()
+    example = f", for example {foreign[0]!r}" if foreign and foreign[0] is not None else ""
+    raise InputError(
+        f"table positives: no row is left to train on. Of {counts['interactions']} interactions whose action counts, "
+        f"{', '.join(reasons)}{example}. Check that interactions and items are of the same product and write item_id alike, "
+        "and the settings under positives"
+    )
 
 
 def _refuse(place: str, number: int, what: str, rows: DataFrame) -> None:

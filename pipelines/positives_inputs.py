@@ -12,6 +12,8 @@ from pipelines.errors import InputError
 from pipelines.night import Night, SampleConfig
 from pipelines.vocabulary import FIRST
 
+LOOKED_UP = 1000  # items of the night that are looked up in the catalogue, before all are
+
 
 @dataclass(frozen=True)
 class Logs:
@@ -124,3 +126,20 @@ def _refuse_selected(night: Night, config: SampleConfig, counts: dict[str, int])
             "have a reward of 0. Check the column, and the rewards under positives.actions"
         )
     checks.refuse_repeats(counts["dropped_repeated"], counts["interactions"], config.checks)
+
+
+def refuse_other_items(night: Night, inputs: Inputs, item_days: DataFrame, logs: Logs) -> None:
+    """InputError where no item of the night's positives is in the catalogue. `item_days`: of popularity.count_days."""
+    for some in (item_days.limit(LOOKED_UP), item_days):  # nearly always the first few suffice
+        wanted = some.select("item_id").distinct()
+        if not inputs.items.join(wanted, on="item_id", how="left_semi").isEmpty():
+            return
+    row = item_days.agg(F.sum("count").alias("rows"), F.min("item_id").alias("example")).first()
+    known = inputs.items.agg(F.min("item_id").alias("example")).first()
+    assert row is not None
+    assert known is not None
+    raise InputError(
+        f"table interactions, column item_id: none of the items of {row['rows']} positives up to ds={night.ds} is in the "
+        f"snapshot ds={logs.items} of items and published, for example {row['example']!r}; items has {known['example']!r}. "
+        "Every positive would be dropped. Check that both tables are of one product and write item_id alike"
+    )

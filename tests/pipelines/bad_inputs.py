@@ -320,6 +320,13 @@ CASES = [
         lambda root: put(root, "items", DS, _with(items(), publish_time=NOON + timedelta(days=30))),
     ),
     Case(
+        "items of another product",
+        ["table interactions, column item_id: none of the items of 12 positives", "'1000'", "items has '0'"],
+        lambda root: put(
+            root, "interactions", DS, [row | {"item_id": row["item_id"] + 1000} for row in interactions()]
+        ),
+    ),
+    Case(
         "no users before the first day",
         ["table users", "no snapshot before the events", "earlier day"],
         lambda root: _remove(root / "users"),

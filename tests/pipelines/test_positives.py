@@ -162,6 +162,27 @@ def test_no_row_vanishes_uncounted(spark: SparkSession) -> None:
             positives_checks.check_rows(cut, counts)
 
 
+@pytest.mark.parametrize(
+    ("every", "said"),
+    [
+        (
+            {"dropped": "item_not_live", "split": None},
+            [
+                "no row is left to train on. Of 7 interactions",
+                "1 repeat another row, 6 have an item_id that is not live",
+            ],
+        ),
+        ({"split": "valid"}, ["all 6 rows that are left are in the valid split", "positives.valid_hours"]),
+    ],
+)
+def test_rows_of_which_none_trains_are_refused_with_what_dropped_them(
+    spark: SparkSession, every: dict[str, Any], said: list[str]
+) -> None:
+    with pytest.raises(InputError) as caught:
+        check(staged(spark).withColumns({name: F.lit(value).cast("string") for name, value in every.items()}))
+    assert [part for part in said if part not in str(caught.value)] == []
+
+
 def test_the_cap_counts_what_down_sampling_left_and_the_heaviest_user_is_named(spark: SparkSession) -> None:
     rows = [("a", DS, n, n % 4 != 0, n % 3 != 0) for n in range(24)] + [("b", DS, 91, True, True)]
     frame = spark.createDataFrame(rows, "user_id string, ds string, row_key long, live boolean, survives boolean")
