@@ -4,6 +4,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
+from model.index_factory import PATTERN
+
 
 class Config(BaseModel):
     """Frozen, and strict about names: a misspelt setting is an error, not a default."""
@@ -196,7 +198,7 @@ class IndexConfig(Config):
 
     factory: str | None = Field(
         None,
-        pattern=r"^(Flat|IVF\d+,(Flat|SQ8|PQ\d+)|HNSW\d+)$",
+        pattern=PATTERN,
         description="Flat (exact), IVFn,Flat, IVFn,SQ8, IVFn,PQm or HNSWm; null: by the number of items (model/index.py).",
     )
     recall_target: float = Field(

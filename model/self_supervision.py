@@ -21,6 +21,15 @@ from model.seeds import generator
 from model.two_tower import TwoTower
 
 
+def require_views(towers: TwoTower) -> None:
+    """Raises ValueError where the item tower does not read every feature: views that hide the others would be equal."""
+    if len(towers.item_features) < len(towers.schema.item):
+        raise ValueError(
+            f"loss.self_supervision hides features of items, and tower {towers.config.tower} does not read them: take another "
+            "model.tower, or set loss.self_supervision: null"
+        )
+
+
 class SelfSupervision:
     """Draws items and masks, the same on every rank, and scores each rank's share of them."""
 

@@ -35,7 +35,7 @@ from model.progress import Progress, find_progress, identity, save_progress
 from model.replication import distribute, exchange_gradients, replicated_tables
 from model.schema import DEFAULT, FeatureSchema
 from model.seeds import derive_seed
-from model.self_supervision import SelfSupervision
+from model.self_supervision import SelfSupervision, require_views
 from model.sharding import here, parameter_count, restore, shares_of, whole_state
 from model.spec import EpochMetrics, TrainingResult, TrainingSpec
 from model.step import FIGURES, RetrievalStep, StepOutput
@@ -103,11 +103,7 @@ def _self_supervision(spec: TrainingSpec, towers: TwoTower, catalogue: Catalogue
     config = spec.loss.self_supervision
     if config is None:
         return None
-    if len(towers.item_features) < len(spec.features.item):
-        raise ValueError(
-            f"loss.self_supervision hides features of items, and tower {spec.model.tower} does not read them: take another "
-            "tower, or leave it out"
-        )
+    require_views(towers)
     return SelfSupervision(config, catalogue, spec.seed, spec.item_relations)
 
 

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, PositiveInt, ValidationError, field_validator, model_validator
 
+from jobs.support.config_checks import contradictions, tracking_uri_fault
 from model.config import IndexConfig, LossConfig, ModelConfig, TrainingConfig
 from pipelines.config import Checks, Features, Inputs, Negatives, Positives, Samples, Section, Simulation
 from pipelines.errors import UsageError
@@ -26,7 +27,7 @@ class Evaluation(Section):
     new_items_only: bool = Field(
         True, description="count only items that the user did not have yet, and take known ones out of the rankings"
     )
-    ks: list[int] = Field([10, 50, 100], min_length=1, description="cut-offs of recall, NDCG and hit rate")
+    ks: list[PositiveInt] = Field([10, 50, 100], min_length=1, description="cut-offs of recall, NDCG and hit rate")
     max_users: int = Field(20_000, ge=1, description="users evaluated, chosen by hash: enough for a tight interval")
     popularity_days: int = Field(7, ge=1, description="window of the popularity baseline")
     new_item_days: int = Field(7, ge=1, description="an item counts as new for so many days after its publish_time")
@@ -34,6 +35,13 @@ class Evaluation(Section):
     item_cf_items: int = Field(100, ge=2, description="latest known items a user brings to the item-item baseline")
     simulated_truth: bool = Field(False, description="compare with the best reachable ranking (simulated logs only)")
     bootstrap_samples: int = Field(500, ge=0, description="resamples of the users behind each 95% interval")
+
+    @field_validator("ks")
+    @classmethod
+    def _each_once(cls, ks: list[int]) -> list[int]:
+        if len(set(ks)) < len(ks):
+            raise ValueError("a cut-off is listed twice")
+        return ks
 
 
 class Gates(Section):
@@ -67,9 +75,20 @@ class Gates(Section):
 class Tracking(Section):
     """Where MLflow keeps the record."""
 
-    uri: str | None = Field(None, description="tracking URI; default: sqlite in the warehouse (local warehouses only)")
+    uri: str | None = Field(
+        None,
+        description="URI of an MLflow server or of a database, e.g. sqlite:////data/mlflow.db; default: sqlite in the "
+        "warehouse (local warehouses only)",
+    )
     experiment: str = "nightjar"
     registered_model: str = Field("nightjar", description="name under which releases are registered")
+
+    @field_validator("uri")
+    @classmethod
+    def _no_folder(cls, uri: str | None) -> str | None:
+        if uri is not None and (fault := tracking_uri_fault(uri)):
+            raise ValueError(fault)
+        return uri
 
 
 class Config(Section):
@@ -98,6 +117,12 @@ class Config(Section):
     def _fixed(cls, spark: dict[str, Any]) -> dict[str, Any]:
         refuse_fixed(spark)
         return spark
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Config":
+        if faults := contradictions(self):
+            raise ValueError("; ".join(faults))
+        return self
 
     def hash_of(self, *sections: str) -> str:
         """Identity of the parts of the config that shape a step's output (with the seed)."""
@@ -146,6 +171,8 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 
 def _explain(tree: dict[str, Any], error: Any) -> str:
     place = ".".join(str(part) for part in error["loc"])
+    if not place:  # Of several sections together: the message names its keys.
+        return str(error["msg"].removeprefix("Value error, "))
     if error["type"] != "extra_forbidden":
         return f"{place}: {error['msg'].removeprefix('Value error, ')} (got {error['input']!r:.80})"
     known = _known_keys(error["loc"][:-1])
