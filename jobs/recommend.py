@@ -16,6 +16,7 @@ from jobs.support.runner import Context, log, main, parser, positive
 from model.release import INDEX, ITEMS, MODEL
 from model.schema import FeatureSchema
 from pipelines.errors import UsageError
+from pipelines.joins import broadcast_small
 from pipelines.queries import user_queries
 from pipelines.updates import UpdateWarehouse
 
@@ -39,7 +40,7 @@ def run(context: Context) -> None:
     snapshot = night.inputs.snapshot_at("users", context.ds, strictly_before=False)
     id_type = night.inputs.id_type("users", snapshot) if snapshot else "string"
     out = (
-        found.join(F.broadcast(embedded), on="item_index", how="inner")
+        found.join(broadcast_small(embedded, release.manifest["items"]), on="item_index", how="inner")
         .select(F.col("user_id").cast(id_type).alias("user_id"), "item_id", "rank", "score")
         .sort("user_id", "rank")
     )

@@ -9,15 +9,13 @@ from pipelines import contexts, negatives, samplers, shuffle
 from pipelines.checks import compare_with_before
 from pipelines.draws import POPULARITY, UNIFORM
 from pipelines.encode import sides
+from pipelines.joins import broadcast_small
 from pipelines.known import Known
 from pipelines.night import Night, SampleConfig, is_done, log
 from pipelines.positives import is_positive
 from pipelines.samples_checks import check_samples
 from pipelines.storage import Manifest, Recipe, days_back
 from pipelines.streams import key_of
-
-# Users of a night up to this many are broadcast to cut the state and the logs down to them (8 bytes each).
-BROADCAST_USERS = 2_000_000
 
 
 def build_negatives(
@@ -118,10 +116,10 @@ def _known(
     tonight = night.warehouse.read("user_histories", night.ds)
     before = night.warehouse.read("user_histories", night.yesterday) if night.yesterday else None
     users = positives.select(key_of("user_id").alias("user_key")).distinct()
-    if users.count() <= BROADCAST_USERS:
-        users = F.broadcast(users)
+    # Broadcast, they cut the state and the logs down where these lie.
+    users = broadcast_small(users, users.count(), narrow=True)
     items = stats.select(key_of("item_id").alias("item_key"), "item_index")
-    items = F.broadcast(items) if setting.tables else items
+    items = broadcast_small(items, setting.width, narrow=True)
     positive = is_positive(config.positives)
     return Known(setting, config.positives.known_items, users, positives, items, tonight, before, seen, positive, logs)
 

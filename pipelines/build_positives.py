@@ -11,6 +11,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from pipelines import encode, histories, popularity, positives, positives_checks, vocabulary
+from pipelines.joins import broadcast_few, broadcast_small
 from pipelines.night import POSITIVE_TABLES, Night, SampleConfig, is_done, log
 from pipelines.positives_inputs import Inputs, Logs, find_logs, read_inputs, refuse_new_meanings, refuse_other_items
 from pipelines.storage import Manifest, Recipe, digest
@@ -31,7 +32,7 @@ class Words:
 
     def small(self, feature: str, frame: DataFrame) -> DataFrame:
         """A frame of one row a value: broadcast where the feature has few, else Spark decides."""
-        return F.broadcast(frame) if self.sizes[feature] <= vocabulary.BROADCAST else frame
+        return broadcast_small(frame, self.sizes[feature])
 
 
 def build_positives(
@@ -291,7 +292,7 @@ def _with_user_features(
         keys.append("snapshot")
         pairs = [(day, snapshot) for day, snapshot in logs.users.items()]
         snapshot_of = night.warehouse.spark.createDataFrame(pairs, "ds string, snapshot string")
-        rows = rows.join(F.broadcast(snapshot_of), on="ds", how="left")
+        rows = rows.join(broadcast_few(snapshot_of), on="ds", how="left")
     rows = rows.join(reduce(DataFrame.unionByName, encoded), on=keys, how="left").drop("snapshot")
     blanks = encode.without_snapshot(side, words.numeric)
     return rows.withColumns({column: F.coalesce(column, blank) for column, blank in blanks.items()})

@@ -4,7 +4,7 @@ It comes from a streaming pass (pipelines/timelines.py) over rows sorted by user
 order of the row key, a hash of what happened: the same whichever indices the ids have.
 """
 
-from pyspark.sql import Column, DataFrame
+from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from pipelines.hashing import hashed
@@ -30,7 +30,10 @@ def last_of_users(events: DataFrame, length: int, known: int) -> DataFrame:
     the order of (event_time, row_key), known_today in that of (last touch, a hash of user and item).
     """
     pair = hashed("touch", 0, F.col("user_id"), F.col("item_id")).alias("pair")
-    ordered = events.select(*USER, *WITHIN, "item_index", pair).sortWithinPartitions(*USER, *WITHIN)
+    # The window makes Spark bring the rows of a user together, whatever the joins before it did. Where they already lie
+    # in one partition, nothing is moved; then the sort asks for the order of this window.
+    number = F.row_number().over(Window.partitionBy(*USER).orderBy(*WITHIN)).alias("number")
+    ordered = events.select(*USER, *WITHIN, "item_index", pair, number).sortWithinPartitions(*USER, *WITHIN)
     schema = "user_id string, items_today array<int>, times_today array<timestamp>, known_today array<int>"
     return ordered.mapInArrow(lambda batches: last_rows(batches, length, known), schema)
 

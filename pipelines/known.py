@@ -7,6 +7,7 @@ from pyspark.sql import functions as F
 
 from pipelines.contexts import Setting
 from pipelines.funnel import requests_of
+from pipelines.joins import broadcast_few
 from pipelines.streams import EXCLUDED, PAST, context, key_of
 
 
@@ -84,4 +85,4 @@ def _of(histories: DataFrame, users: DataFrame) -> DataFrame:
 
 def _few(rows: DataFrame, users: DataFrame) -> DataFrame:
     """The rows of a few users (user_key)."""
-    return rows.withColumn("user_key", key_of("user_id")).join(F.broadcast(users), on="user_key", how="left_semi")
+    return rows.withColumn("user_key", key_of("user_id")).join(broadcast_few(users), on="user_key", how="left_semi")

@@ -4,6 +4,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from pipelines.config import Downsample
+from pipelines.joins import broadcast_few
 from pipelines.storage import parse_ds
 
 MASS = "decimal(28,9)"
@@ -103,7 +104,7 @@ def describe_items(
         F.count(F.when(F.col("live"), 1)).alias("live_items"),
         F.sum(F.when(F.col("live"), F.col("mass"))).cast("double").alias("live_mass"),
     )
-    rows = rows.crossJoin(F.broadcast(totals))
+    rows = rows.crossJoin(broadcast_few(totals))
     when_live = lambda value: F.when(F.col("live"), value).otherwise(F.lit(0.0))  # noqa: E731
     return rows.select(
         "item_index",

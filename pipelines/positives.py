@@ -8,12 +8,12 @@ from pyspark.sql import functions as F
 from pipelines.config import Positives
 from pipelines.hashing import hashed, unit
 from pipelines.histories import USER, WITHIN, user_key
+from pipelines.joins import broadcast_few, broadcast_small
 from pipelines.popularity import keep_probability
 from pipelines.streams import key_of
 
 COUNTS, REPEATED, DEDUPLICATED, UNREWARDED = range(4)  # why an interaction is a positive or not
 NOT_LIVE, DOWNSAMPLED, OVER_CAP = DROPPED = ("item_not_live", "downsampled", "over_cap")  # and why no training row
-BROADCAST_DAYS = 100_000
 LIGHTEST = 1e-30  # weight of the oldest row: a half-life must not make it nothing
 
 
@@ -56,8 +56,8 @@ def select_events(events: DataFrame, config: Positives) -> DataFrame:
 
     A row with the key of another one is REPEATED, whatever the config says; one with a reward of 0 is UNREWARDED. With
     `deduplicate` the last of a user, item and day counts, at one instant the action of the highest reward, and the others
-    are DEDUPLICATED. All rows of a user come out in one partition, in the order of (event_time, row_key): nothing after
-    this needs to move them.
+    are DEDUPLICATED. All rows of a user come out in one partition, in the order of (event_time, row_key), so that Spark
+    need not move them again for work by user; only a join may have to, so nothing relies on it.
     """
     worthless = F.col("reward") == 0
     # Hashes first, since nearly every comparison ends there; the ids behind them keep apart what they do not.
@@ -104,7 +104,7 @@ def item_chances(items: DataFrame, counts: DataFrame, live: DataFrame, config: P
     return (
         items.join(counts.select("item_index", "window_count"), on="item_index", how="inner")
         .join(live.select("item_index", F.lit(True).alias("live")), on="item_index", how="left")
-        .crossJoin(F.broadcast(total))
+        .crossJoin(broadcast_few(total))
         .select(
             "item_id", "item_index", F.coalesce("live", F.lit(False)).alias("live"), chance.alias("keep_probability")
         )
@@ -161,8 +161,7 @@ def choose(flagged: DataFrame, config: Positives, seed: int, over_cap: int) -> D
         last = days.agg(F.sort_array(F.collect_list(order)).alias("order"))
         last = last.where(F.size("order") > config.per_user_cap)
         last = last.select(*USER, "ds", F.col("order")[F.lit(config.per_user_cap) - 1].alias("last"))
-        last = F.broadcast(last) if over_cap <= BROADCAST_DAYS else last
-        flagged = flagged.join(last, on=[*USER, "ds"], how="left")
+        flagged = flagged.join(broadcast_small(last, over_cap), on=[*USER, "ds"], how="left")
         reason = reason.when(order > F.col("last"), OVER_CAP)
     return flagged.withColumn("dropped", reason).drop("live", "survives", "last")
 

@@ -33,7 +33,7 @@ class Logs:
 class Inputs:
     """The users' tables after every check: nothing of them is refused any more."""
 
-    events: DataFrame  # the night's positives, each user's in one partition and in order; persisted
+    events: DataFrame  # the night's positives; persisted
     items: DataFrame  # the published items of the newest snapshot
     users: dict[str, DataFrame]  # snapshot by day, for user features
     held: DataFrame | None  # each user's last positive, where it is kept out

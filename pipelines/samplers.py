@@ -12,6 +12,7 @@ from pyspark.sql import functions as F
 from pipelines.draws import POPULARITY, UNIFORM, AliasTable
 from pipelines.errors import InputError
 from pipelines.hashing import hashed
+from pipelines.joins import broadcast_few
 
 # One 64-bit integer holds the sum of all weights: the least likely item that can be drawn has q = 2**-50.
 UNIT = 2**50
@@ -83,7 +84,7 @@ def _intervals(stats: DataFrame, q: str) -> tuple[DataFrame, int, int]:
     start = stats.sparkSession.createDataFrame(starts, "block long, start long")
     within = Window.partitionBy("block").orderBy("item_index").rowsBetween(Window.unboundedPreceding, 0)
     placed = (
-        weighed.join(F.broadcast(start), on="block", how="inner")
+        weighed.join(broadcast_few(start), on="block", how="inner")
         .withColumn("high", F.col("start") + F.sum("weight").over(within))
         .select(
             "item_index",

@@ -13,6 +13,7 @@ from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from pipelines.hashing import hashed
+from pipelines.joins import broadcast_few
 
 BITS = 12  # buckets: 2**BITS
 PLACES = 63  # bits of a place
@@ -30,7 +31,7 @@ class Layout:
 
     def place(self, rows: DataFrame) -> DataFrame:
         """Rows (row_key, event_time, split, …) with `cell` (int): the group that each belongs to; null without a split."""
-        placed, stretches = _placed(rows, self.place_of).alias("row"), F.broadcast(self.stretches).alias("stretch")
+        placed, stretches = _placed(rows, self.place_of).alias("row"), broadcast_few(self.stretches).alias("stretch")
         within = (F.col("place") >= F.col("low")) & (F.col("place") <= F.col("high"))
         same = (F.col("row.split") == F.col("stretch.split")) & (F.col("row.bucket") == F.col("stretch.bucket"))
         joined = placed.join(stretches, on=same & within, how="left")
@@ -93,7 +94,7 @@ def layout_of(rows: DataFrame, place_of: Column, row_group_rows: int, trainers: 
     needed = spark.createDataFrame(wanted, schema)
     within = Window.partitionBy("split", "bucket").orderBy("place")
     bounds = (
-        placed.join(F.broadcast(needed.where(F.size("ranks") > 0)), on=["split", "bucket"], how="inner")
+        placed.join(broadcast_few(needed.where(F.size("ranks") > 0)), on=["split", "bucket"], how="inner")
         .withColumn("rank", (F.row_number().over(within) - 1).cast("long"))
         .where(F.array_contains("ranks", F.col("rank")))
         .groupBy("split", "bucket")

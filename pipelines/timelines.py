@@ -85,6 +85,7 @@ def histories_of_others(pools: Entries, group_N: Ints, item_N: Ints, length: int
 def last_rows(batches: Iterable[pa.RecordBatch], length: int, known: int) -> Iterator[pa.RecordBatch]:
     """Sorted rows in; one row a user out, with the last `length` events and the last `known` distinct items.
 
+    Column `number` numbers the rows of each user from 1. AssertionError if they are not in that order.
     Of the user that a batch ends in, only `length` events and `known` touches are carried on.
     """
     user: pa.Scalar | None = None  # the open one
@@ -94,13 +95,17 @@ def last_rows(batches: Iterable[pa.RecordBatch], length: int, known: int) -> Ite
         if batch.num_rows == 0:
             continue
         users, kind = batch.column("user_id"), batch.column("event_time").type
-        if user is not None and not users[0].equals(user):
+        number = batch.column("number").to_numpy()
+        begins = number == 1
+        follows = begins[0] or (user is not None and users[0].equals(user))
+        if not (follows and (begins[1:] | (np.diff(number) == 1)).all()):
+            raise AssertionError("rows of a user are not in one partition and in order; please report this")
+        if user is not None and begins[0]:
             yield _user_rows(pa.array([user.as_py()]), (events, _zeros(events)), (touches, _zeros(touches)), kind)
             events, touches = events[:, :0], touches[:, :0]
         columns = [batch.column("item_index").to_numpy(), _micros(batch.column("event_time"))]
         rows = np.stack([*columns, batch.column("pair").to_numpy()])
-        changes = _changes(users)
-        group = np.concatenate([[0], np.cumsum(changes)])
+        group = np.cumsum(begins) - begins[0]
 
         # What is carried belongs to the first user of the batch: nothing is carried of another one.
         events, event_group = _last(
@@ -112,7 +117,7 @@ def last_rows(batches: Iterable[pa.RecordBatch], length: int, known: int) -> Ite
         last = group[-1]
         done, touched = event_group < last, touch_group < last
         if last > 0:
-            ended = users.take(pa.array(np.flatnonzero(changes)))
+            ended = users.take(pa.array(np.flatnonzero(begins[1:])))
             yield _user_rows(
                 ended, (events[:, done], event_group[done]), (touches[:, touched], touch_group[touched]), kind
             )
@@ -169,11 +174,6 @@ def _lists(flat: Ints, sizes: Ints, element: pa.DataType) -> pa.ListArray:
 def _micros(times: pa.Array) -> Ints:
     """Timestamps as microseconds since 1970; 0 where there is none."""
     return pc.fill_null(times.cast(pa.int64()), 0).to_numpy()
-
-
-def _changes(values: pa.Array) -> npt.NDArray[np.bool_]:
-    """Whether each value but the first differs from the one before it."""
-    return pc.not_equal(values[1:], values[:-1]).to_numpy(zero_copy_only=False)
 
 
 def _zeros(rows: Ints) -> Ints:

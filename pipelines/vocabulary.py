@@ -10,10 +10,10 @@ from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from pipelines.hashing import hashed
+from pipelines.joins import broadcast_few, broadcast_small
 
 PADDING, DEFAULT, FIRST = 0, 1, 2
 BUCKET_BITS = 10  # 1,024 buckets of hashes a feature: what the driver sees of a vocabulary is so many counts
-BROADCAST = 250_000  # values: a vocabulary up to this size is some 15 MB on each executor; above it Spark decides
 
 
 def unseen_values(
@@ -52,7 +52,7 @@ def append(previous: DataFrame | None, unseen: DataFrame) -> tuple[DataFrame, di
     within = Window.partitionBy("feature", "bucket").orderBy("hash", "value")
     numbered = (
         hashes.withColumn("rank", F.row_number().over(within) - 1)
-        .join(F.broadcast(start_of), on=["feature", "bucket"], how="inner")
+        .join(broadcast_few(start_of), on=["feature", "bucket"], how="inner")
         .select("feature", "value", (F.col("start") + F.col("rank")).cast("int").alias("index"))
     )
     whole = numbered if previous is None else previous.select("feature", "value", "index").unionByName(numbered)
@@ -68,12 +68,12 @@ def sizes_of(vocabulary: DataFrame) -> dict[str, int]:
 def lookup(vocabulary: DataFrame, feature: str, value: str, index: str, size: int | None = None) -> DataFrame:
     """One feature's part of the vocabulary, its columns named for a join. `size`: its indices, where a manifest says it.
 
-    A small one goes to every executor; of a large or unknown one Spark decides: it must not pass through the driver.
+    A small one is broadcast; of a large or unknown one Spark decides: it must not pass through the driver.
     """
     words = vocabulary.where(F.col("feature") == feature).select(
         F.col("value").alias(value), F.col("index").alias(index)
     )
-    return F.broadcast(words) if size is not None and size <= BROADCAST else words
+    return broadcast_small(words, size)
 
 
 def bucket_of(feature: str, value: Column, buckets: int) -> Column:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from joining import chosen_joins
 from pyspark.sql import SparkSession
 from small_nights import run_nights, write_inputs
 
@@ -26,7 +27,7 @@ def spark() -> Iterator[SparkSession]:
     """Two cores and several shuffle partitions, so that order and placement differ between runs."""
     session = open_session(
         "nightjar-tests",
-        {"spark.master": "local[2]", "spark.sql.shuffle.partitions": "4", "spark.driver.memory": "2g"},
+        {"spark.master": "local[2]", "spark.sql.shuffle.partitions": "4", "spark.driver.memory": "2g"} | chosen_joins(),
     )
     yield session
     session.stop()

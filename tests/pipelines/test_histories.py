@@ -33,6 +33,7 @@ def stream(seed: int, users: int = 12) -> list[Row]:
                     "user_id": f"u{user:02d}",
                     "event_time": time,
                     "row_key": place,
+                    "number": place + 1,
                     "item_index": item,
                     "past": past if place == 0 else None,
                     "pair": hash((user, item)),  # a pair of user and item has one hash
@@ -132,3 +133,11 @@ def test_the_state_of_a_day_is_the_last_events_and_the_last_distinct_items(seed:
         assert [micros(time) for time in row["times_today"]] == [other["event_time"] for other in own][-length:]
         touches = {other["item_index"]: (other["event_time"], other["pair"]) for other in own}  # the last one wins
         assert row["known_today"] == sorted(touches, key=touches.__getitem__)[-known:]
+
+
+def test_rows_out_of_order_stop_the_stream() -> None:
+    rows = stream(3)
+    place = next(n for n, row in enumerate(rows) if row["number"] > 1)
+    rows[place - 1], rows[place] = rows[place], rows[place - 1]
+    with pytest.raises(AssertionError, match="please report this"):
+        list(timelines.last_rows(batches(rows, 16), 5, 7))

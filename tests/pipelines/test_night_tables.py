@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from joining import SHUFFLED, joins
 from small_nights import CONFIG, DAYS, FIRST, LATE_ITEM, LENGTH, SECOND, logs, run_nights, write_inputs
 
 from pipelines.build_negatives import build_negatives
@@ -236,15 +237,11 @@ def test_row_groups_are_equal_and_enough_and_the_manifest_counts_them(nights: Wa
         assert (parquet.num_row_groups, parquet.metadata.num_rows) == (1, group["rows"])
 
 
-def test_the_same_night_twice_gives_the_same_rows_under_other_partitioning(nights: Warehouse, tmp_path: Path) -> None:
+def test_the_same_night_twice_gives_the_same_rows_however_joins_are_executed(nights: Warehouse, tmp_path: Path) -> None:
     again = Warehouse(nights.spark, str(tmp_path / "again"))
     write_inputs(again)
-    before = nights.spark.conf.get("spark.sql.shuffle.partitions")
-    nights.spark.conf.set("spark.sql.shuffle.partitions", "7")
-    try:
+    with joins(nights.spark, SHUFFLED | {"spark.sql.shuffle.partitions": "7"}):
         run_nights(again)
-    finally:
-        nights.spark.conf.set("spark.sql.shuffle.partitions", before)
     for name in ("vocabularies", "user_histories", "item_stats", "item_features", "positives", "samples"):
         for ds in (FIRST, SECOND):
             assert sorted(map(repr, table(again, name, ds))) == sorted(map(repr, table(nights, name, ds))), name
