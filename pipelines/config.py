@@ -154,7 +154,12 @@ class Positives(Section):
     actions: dict[str, float] = Field(
         {"click": 1.0}, min_length=1, description="action -> reward; an action that is not here is no positive"
     )
-    deduplicate: bool = Field(True, description="same user, item and day: keep the last")
+    deduplicate: bool = Field(True, description="same user, item and day: keep one, see day_reward")
+    day_reward: Literal["last", "max", "sum"] = Field(
+        "max",
+        description="reward of a user, item and day: max keeps the event of the highest reward (the last of equals), last "
+        "the last event, sum the last event with the rewards of all",
+    )
     per_user_cap: int | None = Field(
         50, ge=1, description="positives a user and day, chosen by hash: heavy users must not own the loss"
     )

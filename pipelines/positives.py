@@ -55,20 +55,36 @@ def select_events(events: DataFrame, config: Positives) -> DataFrame:
     """Rewarded events with `reason`: COUNTS for those that are positives of their own.
 
     A row with the key of another one is REPEATED, whatever the config says; one with a reward of 0 is UNREWARDED. With
-    `deduplicate` the last of a user, item and day counts, at one instant the action of the highest reward, and the others
-    are DEDUPLICATED. All rows of a user come out in one partition, in the order of (event_time, row_key), so that Spark
-    need not move them again for work by user; only a join may have to, so nothing relies on it.
+    `deduplicate` one row of a user, item and day counts, with its own time: the last one (`day_reward: last`, `sum`) or
+    the one of the highest reward (`max`), of equals the last, at one instant the action of the highest reward. The others
+    are DEDUPLICATED; with `sum` their rewards are added to the row that counts. All rows of a user come out in one
+    partition, in the order of (event_time, row_key), so that Spark need not move them again for work by user; only a join
+    may have to, so nothing relies on it.
     """
     worthless = F.col("reward") == 0
     # Hashes first, since nearly every comparison ends there; the ids behind them keep apart what they do not.
     latest = Window.partitionBy("user_key", "item_key", "user_id", "item_id", "ds").orderBy(
         worthless, F.desc("event_time"), F.desc("worth"), "row_key", F.desc("reward")
     )
+    whole = latest.rowsBetween(Window.unboundedPreceding, Window.unboundedFollowing)  # the same sort serves both
     later = F.lag("row_key").over(latest)
-    reason = F.when(worthless, UNREWARDED).when(F.col("row_key") == later, REPEATED)
+    marked = events.repartition(*USER).withColumns(
+        {"later": later, "repeated": F.coalesce(later == F.col("row_key"), F.lit(False))}
+    )
+    reason = F.when(worthless, UNREWARDED).when(F.col("repeated"), REPEATED)
     if config.deduplicate:
-        reason = reason.when(later.isNotNull(), DEDUPLICATED)
-    marked = events.repartition(*USER).withColumn("reason", reason.otherwise(COUNTS)).drop("worth", "item_key")
+        counts = F.col("later").isNull()
+        if config.day_reward == "max":
+            order = F.struct("reward", "event_time", "worth", F.bitwise_not("row_key"))
+            marked = marked.withColumn("best", F.max(order).over(whole))
+            counts = order == F.col("best")
+        elif config.day_reward == "sum":
+            once = F.when(F.col("repeated"), 0.0).otherwise(F.col("reward").cast("double"))
+            marked = marked.withColumn("total", F.sum(once).over(whole).cast("float"))
+            marked = marked.withColumn("reward", F.when(counts, F.col("total")).otherwise(F.col("reward")))
+        reason = reason.when(~counts, DEDUPLICATED)
+    marked = marked.withColumn("reason", reason.otherwise(COUNTS))
+    marked = marked.drop("worth", "item_key", "later", "repeated", "best", "total")
     return marked.sortWithinPartitions(*USER, *WITHIN)
 
 

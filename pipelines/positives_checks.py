@@ -10,7 +10,7 @@ REQUIRED = ("row_key", "user_id", "item_id", "event_time", "user_index", "item_i
 MINIMUM_INDEX = 1  # 0 is padding: no user and no item
 FILTERS = {
     "dropped_repeated": "repeat another row",
-    "dropped_deduplicated": "came before the last one of their user, item and day (positives.deduplicate)",
+    "dropped_deduplicated": "are not the one that counts of their user, item and day (positives.deduplicate, day_reward)",
     "dropped_unrewarded": "have a reward of 0",
     "dropped_held_out": "are the last one of their user (evaluation.split)",
     f"dropped_{NOT_LIVE}": "have an item_id that is not live: absent from table items, or published later",

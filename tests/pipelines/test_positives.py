@@ -64,10 +64,23 @@ def test_exact_repeats_count_once_whatever_the_config_says(spark: SparkSession) 
         ("v", NOON, "", 1.0),
     ]
     assert sum(row["reason"] == positives.REPEATED for row in every) == 3
-    last = selected(spark, Positives(actions=ACTIONS))
-    assert kept(last) == [("u", NOON, "", 1.5), ("v", NOON, "", 1.0)]
-    assert sum(row["reason"] == positives.REPEATED for row in last) == 3
-    assert sum(row["reason"] == positives.DEDUPLICATED for row in last) == 3
+
+
+@pytest.mark.parametrize(
+    ("day_reward", "of_u"),
+    [
+        ("max", (NOON - HOUR, "r0", 3.0)),  # the like of 3.0, though clicks and a weaker like came later
+        ("last", (NOON, "", 1.5)),
+        ("sum", (NOON, "", 7.5)),  # 3.0 + 1.5 + 2.0 + 1.0, the repeated row not among them
+    ],
+)
+def test_one_event_of_a_day_counts_with_the_reward_of_the_day(
+    spark: SparkSession, day_reward: str, of_u: tuple[Any, ...]
+) -> None:
+    rows = selected(spark, Positives.model_validate({"actions": ACTIONS, "day_reward": day_reward}))
+    assert kept(rows) == [("u", *of_u), ("v", NOON, "", 1.0)]
+    assert sum(row["reason"] == positives.REPEATED for row in rows) == 3
+    assert sum(row["reason"] == positives.DEDUPLICATED for row in rows) == 3
 
 
 def test_weights_fall_with_age_and_the_last_hours_are_kept_out(spark: SparkSession) -> None:
