@@ -11,13 +11,13 @@ from pyspark.sql import functions as F
 from jobs.support.embeddings import within_model, write_item_embeddings
 from jobs.support.nights import alone, open_night
 from jobs.support.plots import recall_by_third
-from jobs.support.preconditions import require_truth
 from jobs.support.runner import Context, log, main, parser
 from jobs.support.scoring import Exam, score_users
 from jobs.support.tracking import Tracker
 from model.evaluation import METRICS, bootstrap_interval
 from model.schema import FeatureSchema
 from pipelines import queries
+from pipelines.lineage import one_lineage
 from pipelines.night import Night
 from pipelines.popularity import day_ordinal
 from pipelines.storage import Manifest, Recipe, shift
@@ -33,7 +33,6 @@ def run(context: Context, tracker: Tracker) -> None:
     if config.split == "next_days" and not days:
         log.info("evaluate %s: no interactions after this day yet; run it again when they are there", ds)
         return
-    require_truth(context, days[0] if days else ds)
     embeddings = write_item_embeddings(context)
     made = {
         t: warehouse.require(t, ds, f"run build_positives for ds={ds} first") for t in ("user_histories", "item_stats")
@@ -43,7 +42,11 @@ def run(context: Context, tracker: Tracker) -> None:
         inputs["interactions"] = night.inputs.fingerprint("interactions", days)
     if snapshot := night.inputs.snapshot_at("users", ds, strictly_before=False):
         inputs["users"] = night.inputs.fingerprint("users", [snapshot])
-    recipe = Recipe(context.config.hash_of("evaluation", "inputs", "features", "positives"), inputs)
+    lineage = one_lineage(
+        {f"table {t} ds={ds}": m for t, m in {"item_embeddings": embeddings, **made}.items()},
+        f"run build_negatives and train for ds={ds} again",
+    )
+    recipe = Recipe(context.config.hash_of("evaluation", "inputs", "features", "positives"), inputs, lineage)
     existing = warehouse.manifest("evaluations", ds)
     if existing and existing.made_by(recipe) and not context.force:
         log.info("evaluate %s: already done", ds)
@@ -169,7 +172,9 @@ def _neighbours(context: Context) -> tuple[str, ...]:
     warehouse, ds, config = context.warehouse, context.ds, context.config.evaluation
     night = open_night(context)
     state = warehouse.require("user_histories", ds, "")
-    recipe = Recipe(f"{config.item_cf_items}-{config.item_cf_neighbours}", {"user_histories": state.fingerprint})
+    recipe = Recipe(
+        f"{config.item_cf_items}-{config.item_cf_neighbours}", {"user_histories": state.fingerprint}, state.lineage
+    )
     existing = warehouse.manifest("item_neighbours", ds)
     if not existing or not existing.made_by(recipe):
         frame = queries.co_occurrence(night, config.item_cf_items, config.item_cf_neighbours)

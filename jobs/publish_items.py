@@ -30,6 +30,7 @@ from model.files import checksum, resolve
 from model.index import ChosenIndex, save_index
 from model.release import INDEX, ITEMS, MODEL, VOCABULARIES, Release
 from pipelines.errors import InputError
+from pipelines.lineage import one_lineage
 from pipelines.locks import locked_for_a_moment
 from pipelines.storage import code_version
 from pipelines.vocabulary import FIRST
@@ -126,6 +127,8 @@ def _write_release(context: Context, release_id: str) -> tuple[dict[str, Any], C
     """The folder of a release, staged, described and moved into place. Returns its manifest, and how its index was found."""
     warehouse, ds = context.warehouse, context.ds
     schema = require_model(context, ds, "").facts["schema"]
+    copied = {f"table {table} ds={ds}": warehouse.require(table, ds, "") for table in COPIED}
+    lineage = one_lineage(copied, f"run build_negatives and train for ds={ds} again")
     staging = warehouse.new_staging("releases", ds)
     with warehouse.removed_where_it_fails(staging):
         with tempfile.TemporaryDirectory(prefix="nightjar-index-") as local:
@@ -140,6 +143,7 @@ def _write_release(context: Context, release_id: str) -> tuple[dict[str, Any], C
         manifest = {
             "release_id": release_id,
             "ds": ds,
+            "lineage": lineage,
             "items": int(chosen.index.ntotal),
             "dim": int(chosen.index.d),
             "index": description(chosen, context.config.index),

@@ -10,7 +10,7 @@ from pyspark.sql import functions as F
 
 from jobs.support.embeddings import within_model
 from jobs.support.nights import open_night
-from jobs.support.release import find_release, update_of
+from jobs.support.release import find_release, require_same_lineage, update_of
 from jobs.support.retrieval import top_items
 from jobs.support.runner import Context, log, main, parser, positive
 from model.release import INDEX, ITEMS, MODEL
@@ -27,6 +27,7 @@ def run(context: Context) -> None:
     release = find_release(context, args.release)
     if (update := update_of(release)) and release.manifest["ds"] == context.ds:
         context = replace(context, warehouse=UpdateWarehouse(warehouse, context.ds, update))
+    require_same_lineage(context, release)
     night = open_night(context)
     users = _listed(context, args.users) if args.users else None
     rows = within_model(

@@ -15,6 +15,7 @@ from jobs.support.release import (
     current_release,
     find_release,
     folder_of,
+    lineage_of,
     night_of,
     read_current,
     update_of,
@@ -24,6 +25,7 @@ from jobs.support.runner import Context, aligned, log, main, parser, positive
 from jobs.support.tracking import Tracker
 from model.release import SERVED, Release
 from pipelines.errors import InputError, UsageError
+from pipelines.lineage import UNKNOWN, described
 from pipelines.locks import LockedError, locked, locked_for_a_moment
 
 LEFTOVER = re.compile(r"(\d{4}-\d{2}-\d{2})(-update-\d+)?-[0-9a-f]{8}")
@@ -88,6 +90,19 @@ def rollback(context: Context) -> None:
         else:
             log.warning("releases: %s is no model version; the alias champion stays where it is", target.release_id)
     log.info("releases: current is %s, was %s", target.release_id, before.release_id or "nothing")
+    _warn_of_lineages(context, before, target)
+
+
+def _warn_of_lineages(context: Context, before: Current, target: Release) -> None:
+    """A release is whole by itself, so any may be gone back to; the tables of the nights since are another matter."""
+    in_use = [one for one in all_releases(context.warehouse) if one.release_id == before.release_id]
+    lineages = [lineage_of(release) for release in (*in_use, target)]
+    if UNKNOWN not in lineages and len(set(lineages)) > 1:
+        log.warning(
+            "releases: %s goes back to the bootstrap of %s, %s to that of %s: the retriever and the server answer from it, "
+            "jobs.recommend refuses it for nights of the other lineage, and the next release is not compared with it",
+            target.release_id, described(lineages[-1]), before.release_id, described(lineages[0]),
+        )  # fmt: skip
 
 
 def prune(context: Context) -> None:

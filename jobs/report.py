@@ -10,6 +10,7 @@ from jobs.support.gates import Verdict, refused_by, verdict_of
 from jobs.support.release import folder_of
 from jobs.support.runner import Context, aligned, main, parser
 from jobs.support.tracking import tracking_uri
+from pipelines.lineage import described
 
 GATED_NIGHTS = 10  # The newest of those asked for: more columns than these fit no screen.
 MODELS = {"two_tower": "model", "popularity": "popularity", "item_cf": "item-CF", "best_reachable": "best reachable"}
@@ -24,6 +25,9 @@ def run(context: Context) -> None:
     table = [header] + [_night(night, k) for night in nights]
     print(f"\nRecall@{k} in the columns {', '.join(MODELS.values())}; negatives a kind over all rows\n")
     print(aligned(table))
+    models = [night.warehouse.manifest("models", night.ds) for night in nights]
+    if len(lineages := dict.fromkeys(model.lineage for model in models if model and model.lineage)) > 1:
+        print(f"\nThese nights go back to {len(lineages)} bootstraps: {', '.join(map(described, lineages))}")
     asked = {night.ds: verdict_of(night, folder) for night in nights[-GATED_NIGHTS:] if (folder := _release(night))}
     if verdicts := {ds: verdict for ds, verdict in asked.items() if verdict}:
         print("\nGates of each release (! refused, - not asked); `jobs.releases show ID` says what they mean\n")

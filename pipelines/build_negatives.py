@@ -11,6 +11,7 @@ from pipelines.draws import POPULARITY, UNIFORM
 from pipelines.encode import sides
 from pipelines.joins import broadcast_small
 from pipelines.known import Known
+from pipelines.lineage import one_lineage
 from pipelines.night import Night, SampleConfig, is_done, log
 from pipelines.positives import is_positive
 from pipelines.samples_checks import check_samples
@@ -34,12 +35,14 @@ def build_negatives(
     window = sorted({*night.window, *days_back(night.ds, config.negatives.exposed_days)})
     ranking_days = night.inputs.present("ranking_logs", window)
     fingerprints = {table: manifest.fingerprint for table, manifest in made.items()}
-    fingerprints |= {f"{t}@{night.yesterday}": m.fingerprint for t, m in night.state().items() if t == "user_histories"}
+    before = {f"{t}@{night.yesterday}": m for t, m in night.state().items() if t == "user_histories"}
+    fingerprints |= {table: manifest.fingerprint for table, manifest in before.items()}
+    lineage = one_lineage({**made, **before}, f"run build_positives for ds={night.ds} again")
     fingerprints["interactions"] = night.inputs.fingerprint("interactions", log_days)
     fingerprints["ranking_logs"] = night.inputs.fingerprint("ranking_logs", ranking_days)
     if keep_last_out:
         fingerprints["holdout"] = night.warehouse.require("holdout", night.ds, remedy).fingerprint
-    recipe = Recipe(config_hash, fingerprints)
+    recipe = Recipe(config_hash, fingerprints, lineage)
     if is_done(night, ("samples",), recipe, force):
         return night.warehouse.require("samples", night.ds, ""), False
 

@@ -3,7 +3,7 @@ and item_stats out."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import reduce
 from typing import Any
 
@@ -12,6 +12,7 @@ from pyspark.sql import functions as F
 
 from pipelines import encode, histories, popularity, positives, positives_checks, vocabulary
 from pipelines.joins import broadcast_few, broadcast_small
+from pipelines.lineage import lineage_of_night
 from pipelines.night import POSITIVE_TABLES, Night, SampleConfig, is_done, log
 from pipelines.positives_inputs import Inputs, Logs, find_logs, read_inputs, refuse_new_meanings, refuse_other_items
 from pipelines.storage import Manifest, Recipe, digest
@@ -55,6 +56,7 @@ def build_positives(
         fingerprints["update"] = digest(asdict(night.warehouse.update))
     fingerprints |= {f"{table}@{night.yesterday}": manifest.fingerprint for table, manifest in before.items()}
     recipe = Recipe(config_hash, fingerprints)
+    recipe = replace(recipe, lineage=lineage_of_night(night.warehouse, night.ds, before.values(), recipe))
     tables = (*POSITIVE_TABLES, "holdout") if keep_last_out else POSITIVE_TABLES
     if is_done(night, tables, recipe, force):
         return night.warehouse.require("positives", night.ds, ""), False

@@ -67,6 +67,7 @@ class Recipe:
 
     config_hash: str
     inputs: Mapping[str, str]
+    lineage: str = ""  # See pipelines/lineage.py. Inputs determine it, so it is no part of what tells recipes apart.
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ class Manifest:
     facts: dict[str, Any] = field(default_factory=dict)
     code_version: str = ""
     written_at: str = ""
+    lineage: str = ""  # The bootstrap that this goes back to; empty: an earlier version wrote it.
 
     @property
     def fingerprint(self) -> str:
@@ -304,6 +306,7 @@ class Warehouse(FileSystem):
             facts=facts,
             code_version=code_version(),
             written_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            lineage=recipe.lineage,
         )
         final = self.path(table, ds)
         self._replace(staging, final)

@@ -18,6 +18,7 @@ from model.retrieval import batch_columns, embed_items, embed_users
 from model.schema import FeatureSchema, HistoryFeature, MultiCategoricalFeature, NumericFeature
 from model.two_tower import TwoTower
 from pipelines.errors import InputError
+from pipelines.lineage import one_lineage
 from pipelines.storage import Manifest, Recipe, Update, digest
 from pipelines.vocabulary import DEFAULT
 
@@ -47,7 +48,10 @@ def write_item_embeddings(context: Context) -> Manifest:
         raise InputError(
             f"the model of ds={ds} was trained on an earlier item_features: run build_negatives and train again"
         )
-    recipe = Recipe("", {"models": model.fingerprint, "item_features": features.fingerprint})
+    lineage = one_lineage(
+        {f"table models ds={ds}": model, f"table item_features ds={ds}": features}, f"run train for ds={ds} again"
+    )
+    recipe = Recipe("", {"models": model.fingerprint, "item_features": features.fingerprint}, lineage)
     existing = warehouse.manifest("item_embeddings", ds)
     if existing and existing.made_by(recipe):
         return existing

@@ -20,7 +20,7 @@ def item_relations(context: Context, features: list[Feature], read: list[Feature
     warehouse, ds = context.warehouse, context.ds
     source = warehouse.require("item_features", ds, f"run build_positives for ds={ds} first")
     described = [feature.model_dump() for feature in features]
-    recipe = Recipe(context.config.hash_of("features"), {"item_features": source.fingerprint})
+    recipe = Recipe(context.config.hash_of("features"), {"item_features": source.fingerprint}, source.lineage)
     existing = warehouse.manifest(TABLE, ds)
     if not existing or not existing.made_by(recipe):
         frame = mutual_information(warehouse.read("item_features", ds), described, context.config.seed)

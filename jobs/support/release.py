@@ -4,9 +4,10 @@ import json
 import re
 from dataclasses import asdict, dataclass, field
 
-from jobs.support.runner import Context
+from jobs.support.runner import Context, log
 from model.release import Release
 from pipelines.errors import InputError
+from pipelines.lineage import UNKNOWN, agreed, described
 from pipelines.storage import Update, Warehouse, shift
 
 FOLDER = "releases"
@@ -101,8 +102,8 @@ def comparable_release(context: Context) -> Release | None:
     Where it is an update within the day: the night's release that it goes on from, since nights know nothing of updates.
     Where it is of this night, which is done again: the one that it took the place of. None where it is of a later one: a
     back-fill takes nobody's place.
-    A night that begins from raw logs (--bootstrap-days) gives indices anew: a release from before it cannot be asked for
-    users and items by those of after.
+    A night that begins from raw logs (--bootstrap-days) gives indices anew: a release of another lineage cannot be asked
+    for users and items by these.
     """
     in_use = current_release(context)
     current = night_of(context, in_use) if in_use else None
@@ -110,13 +111,62 @@ def comparable_release(context: Context) -> Release | None:
         current = _replaced_by(context, current)
     if current is None or current.manifest["ds"] > context.ds:
         return None
-    day = shift(current.manifest["ds"], 1)
-    while day <= context.ds:
-        samples = context.warehouse.manifest("samples", day)
-        if samples is None or samples.facts["bootstrap_days"]:
-            return None
+    samples = context.warehouse.manifest("samples", context.ds)
+    if samples is None:
+        return None
+    of_release = lineage_of(current)
+    if UNKNOWN in (of_release, samples.lineage):
+        return current if _goes_on(context.warehouse, "samples", current.manifest["ds"], context.ds) else None
+    if of_release == samples.lineage:
+        return current
+    log.info(
+        "%s: release %s is not compared with: it goes back to the bootstrap of %s, this night to that of %s",
+        context.ds, current.release_id, described(of_release), described(samples.lineage),
+    )  # fmt: skip
+    return None
+
+
+def lineage_of(release: Release) -> str:
+    """The lineage of a release; UNKNOWN where an earlier version wrote it."""
+    return str(release.manifest.get("lineage", UNKNOWN))
+
+
+def require_same_lineage(context: Context, release: Release) -> None:
+    """InputError where indices of the tables of ds mean other users and items than in a release.
+
+    A release of an earlier version names no lineage. It passes where no bootstrap lies between its night and ds, and the
+    tables of its night are still those that it was made from.
+    """
+    warehouse, ds = context.warehouse, context.ds
+    tables = warehouse.require("user_histories", ds, f"run build_positives for ds={ds} first")
+    of_release, name = lineage_of(release), f"release {release.release_id}"
+    remedy = (
+        f"finish the night of ds={ds} (build_negatives, train, publish_items), so that a release of its lineage is in use; "
+        "or name such a release with --release (jobs.releases list); or take a --ds of the lineage of this release"
+    )
+    if UNKNOWN not in (of_release, tables.lineage):
+        agreed({name: of_release, f"table user_histories ds={ds}": tables.lineage}, remedy)
+        return
+    night = night_of(context, release)
+    first, last = sorted((str(night.manifest["ds"]), ds))
+    made_from = warehouse.manifest("item_features", night.manifest["ds"])
+    unchanged = made_from is not None and made_from.fingerprint == night.manifest["inputs"]["item_features"]
+    if not unchanged or not _goes_on(warehouse, "positives", first, last):
+        raise InputError(
+            f"{name} was written by an earlier version and names no lineage, and the tables from ds={first} to ds={last} do "
+            f"not show that they go on from one bootstrap. Remedy: {remedy}"
+        )
+
+
+def _goes_on(warehouse: Warehouse, table: str, since: str, until: str) -> bool:
+    """Whether every night after `since`, up to and with `until`, has this table and is no bootstrap."""
+    day = shift(since, 1)
+    while day <= until:
+        manifest = warehouse.manifest(table, day)
+        if manifest is None or manifest.facts["bootstrap_days"]:
+            return False
         day = shift(day, 1)
-    return current
+    return True
 
 
 def _replaced_by(context: Context, release: Release) -> Release | None:

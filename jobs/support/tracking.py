@@ -71,10 +71,7 @@ class _Client:
         self._uri, self._error = uri, None  # type: str, TrackingError | None
         with self._answered():
             mlflow.set_tracking_uri(uri)
-            try:
-                self._client = MlflowClient(uri)
-            except ImportError as error:
-                raise UsageError(f"tracking.uri {uri} cannot be opened: {_first_line(error)}") from error
+            self._client = MlflowClient(uri)
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         method = getattr(self._client, name)

@@ -42,6 +42,23 @@ def test_a_night_ends_in_a_release_that_readers_follow(house: House) -> None:
     assert load_checkpoint(str(release / "model")).config.dim == 16
 
 
+def test_tables_models_and_releases_name_the_bootstrap_that_they_go_back_to(house: House) -> None:
+    tables = (
+        "vocabularies",
+        "item_features",
+        "positives",
+        "samples",
+        "models",
+        "item_embeddings",
+        "evaluations",
+        "item_neighbours",
+    )
+    named = {house.manifest(table, ds)["lineage"] for table in tables for ds in (FIRST, SECOND)}
+    release = json.loads((house.warehouse / "releases" / house.current() / "manifest.json").read_text())
+    assert named == {release["lineage"]}
+    assert release["lineage"].startswith(FIRST)
+
+
 def test_every_file_of_a_release_has_its_checksum(house: House) -> None:
     release = house.warehouse / "releases" / house.current()
     files = json.loads((release / "manifest.json").read_text())["files"]

@@ -1,6 +1,8 @@
 """State that rolls from night to night is what the raw logs say, and a night that is refused leaves it alone."""
 
+import json
 import random
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -10,8 +12,9 @@ from pyspark.sql import SparkSession
 from pipelines.build_positives import build_positives
 from pipelines.config import Features, Inputs, Negatives, Positives, Samples
 from pipelines.errors import InputError
-from pipelines.night import Night, SampleConfig
-from pipelines.storage import Warehouse
+from pipelines.lineage import UNKNOWN, lineage_of_bootstrap, lineage_of_night
+from pipelines.night import POSITIVE_TABLES, STATE_TABLES, Night, SampleConfig
+from pipelines.storage import Recipe, Warehouse
 
 DAYS = [f"2024-03-{day:02d}" for day in range(1, 5)]
 ITEMS = 14
@@ -65,6 +68,49 @@ def rolled(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> War
     run(warehouse, DAYS[2], 0)
     run(warehouse, DAYS[3], 0)
     return warehouse
+
+
+def test_all_tables_of_a_bootstrap_and_of_the_nights_after_it_are_of_one_lineage(rolled: Warehouse) -> None:
+    manifests = [rolled.require(table, ds, "") for table in POSITIVE_TABLES for ds in DAYS[1:]]
+    first = rolled.require("vocabularies", DAYS[1], "")
+    assert {manifest.lineage for manifest in manifests} == {lineage_of_bootstrap(DAYS[1], first)}
+    assert first.lineage.startswith(DAYS[1])
+
+
+def test_a_bootstrap_of_other_days_or_another_config_begins_another_lineage(rolled: Warehouse) -> None:
+    first = rolled.require("vocabularies", DAYS[1], "")
+    recipe = Recipe(first.config_hash, first.inputs)
+    again = lineage_of_night(rolled, DAYS[1], [], recipe)
+    assert again == first.lineage, "the same command on the same inputs"
+    others = [Recipe("other", first.inputs), Recipe(first.config_hash, first.inputs | {"items": "other"})]
+    names = {again, *(lineage_of_night(rolled, DAYS[1], [], other) for other in others)}
+    assert len(names | {lineage_of_night(rolled, DAYS[2], [], recipe)}) == 4
+
+
+def test_a_night_finds_the_lineage_of_tables_of_an_earlier_version(rolled: Warehouse) -> None:
+    """Their manifests name none: the walk back to the bootstrap gives the name that they would have."""
+    kept, state = {}, []
+    for ds in DAYS[1:3]:
+        uri = f"{rolled.path('vocabularies', ds)}/_manifest.json"
+        kept[uri] = rolled.read_text(uri)
+        rolled.write_text(uri, json.dumps({k: v for k, v in json.loads(kept[uri]).items() if k != "lineage"}))
+    try:
+        state = [rolled.require("vocabularies", DAYS[2], "")]
+        assert state[0].lineage == UNKNOWN
+        found = lineage_of_night(rolled, DAYS[3], state, Recipe("config", {}))
+    finally:
+        for uri, text in kept.items():
+            rolled.write_text(uri, text)
+    assert found == rolled.require("vocabularies", DAYS[1], "").lineage
+
+
+def test_state_of_two_lineages_is_refused_by_name(rolled: Warehouse) -> None:
+    state = [rolled.require(table, DAYS[2], "") for table in STATE_TABLES]
+    state[1] = replace(state[1], lineage="2024-02-01-00000000")
+    with pytest.raises(
+        InputError, match=r"bootstrap of ds=2024-03-02 .*user_histories ds=2024-03-03 .*bootstrap of ds=2024-02-01"
+    ):
+        lineage_of_night(rolled, DAYS[3], state, Recipe("config", {}))
 
 
 def state(warehouse: Warehouse, ds: str) -> tuple[dict[str, Any], dict[str, Any]]:
