@@ -31,10 +31,6 @@ class Words:
         """One feature's values and indices, to join."""
         return vocabulary.lookup(self.table, feature, value, index, self.sizes.get(feature))
 
-    def small(self, feature: str, frame: DataFrame) -> DataFrame:
-        """A frame of one row a value: broadcast where the feature has few, else Spark decides."""
-        return broadcast_small(frame, self.sizes[feature])
-
 
 def build_positives(
     night: Night, config: SampleConfig, config_hash: str, *, keep_last_out: bool = False, force: bool = False
@@ -217,12 +213,18 @@ def _write_rows(
     live = read("item_features", night.ds).select("item_index")
     today = item_days.join(ids, on="item_id", how="inner")
     with _kept(popularity.roll_counts(today, stats, night.ds, config.positives.window_days)) as counts:
-        chances = words.small("item_id", positives.item_chances(ids, counts, live, config.positives))
+        if night.yesterday:
+            total = counts.agg(F.sum("window_count").alias("total"))
+            window = counts.select("item_index", F.lit(night.ds).alias("ds"), "window_count")
+            of_days, rows = window.crossJoin(broadcast_few(total)), words.sizes["item_id"]
+        else:
+            of_days, rows = popularity.counts_of_days(today, config.positives.window_days), item_days.count()
+        chances = broadcast_small(positives.item_chances(ids, of_days, live, config.positives), rows)
         flagged = positives.flag(inputs.events, chances, night.seed)
         heaviest, over_cap = positives.heavy_days(flagged, config.positives)
         heaviest |= positives.heaviest_item(item_days)
-        rows = positives.choose(flagged, config.positives, night.seed, over_cap)
-        manifest = _write_positives(night, config, recipe, rows, inputs, words, logs, heaviest)
+        chosen = positives.choose(flagged, config.positives, night.seed, over_cap)
+        manifest = _write_positives(night, config, recipe, chosen, inputs, words, logs, heaviest)
         trained = read("positives", night.ds).where("split = 'train'")
         item_stats = popularity.describe_items(
             ids, counts, trained, live, config.positives.downsample, config.negatives.popularity_exponent

@@ -1,6 +1,6 @@
 """How often each item is a positive, over a rolling window, and what follows from it."""
 
-from pyspark.sql import Column, DataFrame
+from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from pipelines.config import Downsample
@@ -59,6 +59,21 @@ def roll_counts(today: DataFrame, previous: DataFrame | None, ds: str, window_da
         F.date_add(F.to_date(F.lit("1970-01-01")), F.col("first")).alias("first_seen"),
         F.date_add(F.to_date(F.lit("1970-01-01")), F.col("seen")).alias("last_seen"),
     )
+
+
+def counts_of_days(item_days: DataFrame, window_days: int) -> DataFrame:
+    """Each item's count over the window that ends with each of its days: item_index, ds, window_count, and `total`, the
+    count of all items over the same days. Nothing later than ds takes part.
+
+    `item_days`: of count_days, with item_index.
+    """
+    last_days = Window.orderBy("day").rangeBetween(1 - window_days, Window.currentRow)
+    totals = item_days.groupBy("day").agg(F.sum("count").alias("all"))
+    totals = totals.select("day", F.sum("all").over(last_days.partitionBy(F.lit(0))).alias("total"))
+    counted = item_days.withColumn("window_count", F.sum("count").over(last_days.partitionBy("item_index")))
+    ds = F.date_format(F.date_add(F.lit("1970-01-01"), F.col("day")), "yyyy-MM-dd").alias("ds")
+    rows = counted.join(broadcast_few(totals), on="day", how="inner")
+    return rows.select("item_index", ds, "window_count", "total")
 
 
 def keep_probability(count: Column, total: Column, config: Downsample | None) -> Column:

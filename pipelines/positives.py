@@ -8,7 +8,7 @@ from pyspark.sql import functions as F
 from pipelines.config import Positives
 from pipelines.hashing import hashed, unit
 from pipelines.histories import USER, WITHIN, user_key
-from pipelines.joins import broadcast_few, broadcast_small
+from pipelines.joins import broadcast_small
 from pipelines.popularity import keep_probability
 from pipelines.streams import key_of
 
@@ -110,19 +110,22 @@ def split_last(events: DataFrame) -> tuple[DataFrame, DataFrame]:
 
 
 def item_chances(items: DataFrame, counts: DataFrame, live: DataFrame, config: Positives) -> DataFrame:
-    """What decides over an item's positives: item_id, item_index, live, keep_probability (float).
+    """What decides over an item's positives of a day: item_id, ds, item_index, live, keep_probability (float).
 
-    `items`: item_id, item_index of the vocabulary. `counts`: item_index, window_count. `live`: item_index of items that
-    can be recalled.
+    `items`: item_id, item_index of the vocabulary. `counts`: item_index, ds, window_count, total, of the window that ends
+    with ds: a weight of sampling, so the row's own day takes part, but no later one. `live`: item_index of items that can
+    be recalled.
     """
-    total = counts.agg(F.sum("window_count").alias("total"))
     chance = keep_probability(F.col("window_count"), F.col("total"), config.downsample).cast("float")
     return (
-        items.join(counts.select("item_index", "window_count"), on="item_index", how="inner")
+        items.join(counts, on="item_index", how="inner")
         .join(live.select("item_index", F.lit(True).alias("live")), on="item_index", how="left")
-        .crossJoin(broadcast_few(total))
         .select(
-            "item_id", "item_index", F.coalesce("live", F.lit(False)).alias("live"), chance.alias("keep_probability")
+            "item_id",
+            "ds",
+            "item_index",
+            F.coalesce("live", F.lit(False)).alias("live"),
+            chance.alias("keep_probability"),
         )
     )
 
@@ -130,7 +133,7 @@ def item_chances(items: DataFrame, counts: DataFrame, live: DataFrame, config: P
 def flag(events: DataFrame, chances: DataFrame, seed: int) -> DataFrame:
     """Events with item_index, `live`, `keep_probability` and `survives` (popularity down-sampling, by hash of the row)."""
     survives = unit("keep", seed, F.col("row_key")) < F.col("keep_probability")
-    return events.join(chances, on="item_id", how="inner").withColumn("survives", survives)
+    return events.join(chances, on=["item_id", "ds"], how="inner").withColumn("survives", survives)
 
 
 def heavy_days(flagged: DataFrame, config: Positives) -> tuple[dict[str, Any], int]:

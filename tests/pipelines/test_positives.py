@@ -116,6 +116,31 @@ def test_down_sampling_follows_its_formula(spark: SparkSession, form: dict[str, 
     ] == [1.0] * 3
 
 
+def test_down_sampling_counts_the_window_that_ends_with_the_day(spark: SparkSession) -> None:
+    # Two days a window. Item 2 has most of the first day, item 3 most of the fourth; nothing happens on the third.
+    counts = [(2, 10, 8), (3, 10, 2), (2, 11, 1), (3, 11, 9), (3, 13, 30), (2, 13, 1)]
+    frame = spark.createDataFrame(counts, "item_index int, day int, count long")
+    rows = popularity.counts_of_days(frame, 2).collect()
+    assert {(row["item_index"], row["ds"]): (row["window_count"], row["total"]) for row in rows} == {
+        (2, "1970-01-11"): (8, 10),
+        (3, "1970-01-11"): (2, 10),
+        (2, "1970-01-12"): (9, 20),
+        (3, "1970-01-12"): (11, 20),
+        (2, "1970-01-14"): (1, 31),
+        (3, "1970-01-14"): (30, 31),
+    }
+    ids = spark.createDataFrame([(2, "two"), (3, "three")], "item_index int, item_id string")
+    config = Positives.model_validate({"downsample": {"threshold": 0.1, "form": "power"}})
+    chances = positives.item_chances(ids, popularity.counts_of_days(frame, 2), ids, config)
+    events = spark.createDataFrame(
+        [(n, item, day) for n, (item, day) in enumerate([("three", "1970-01-11"), ("three", "1970-01-14")])],
+        "row_key long, item_id string, ds string",
+    )
+    flagged = positives.flag(events, chances, 17).orderBy("row_key").collect()
+    # What the item becomes on the fourth day says nothing of its row of the first.
+    assert [row["keep_probability"] for row in flagged] == pytest.approx([0.5**0.5, (0.1 * 31 / 30) ** 0.5])
+
+
 def staged(spark: SparkSession, **changes: Any) -> DataFrame:
     """Two users' rows as they are written, the first with some columns changed."""
     rows = []
