@@ -51,6 +51,7 @@ def rows_of(feature: Feature) -> int:
     return feature.table_size if isinstance(feature, IdFeature) else feature.size  # type: ignore[union-attr]
 
 
+FARTHEST = 1e6  # standard deviations from the mean
 HISTORY = "history"  # The table of items in histories, where that is another than the items'.
 
 
@@ -126,7 +127,8 @@ def scaled_age(feature: AgeFeature | NumericFeature, batch: Batch) -> Tensor:
 
 
 def _standardised(values_B: Tensor, feature: NumericFeature) -> Tensor:
-    return ((values_B - feature.mean) / (feature.std or 1.0)).float().unsqueeze(1)
+    """[B, 1]. The deviation is the first night's: a later number may lie so far from it that float32 overflows."""
+    return ((values_B - feature.mean) / (feature.std or 1.0)).clamp(-FARTHEST, FARTHEST).float().unsqueeze(1)
 
 
 def embed_feature(tables: EmbeddingTables, feature: Feature, batch: Batch) -> Tensor:

@@ -20,6 +20,9 @@ from model.schema import DEFAULT, PADDING, FeatureSchema, NumericFeature
 from model.vocabulary import Vocabulary, bucket_of
 
 Request = Mapping[str, Any]
+# Larger numbers are bad rows in the tables (pipelines/contracts.py has the reasons), so the model never saw any.
+LARGEST = 1e19
+LARGEST_WEIGHT = 1e12
 EXACT = 2**53  # Above it a float does not tell one whole number from the next.
 WANTED = {"text": "a text", "integer": "a whole number", "boolean": "true or false"}
 
@@ -195,10 +198,14 @@ def _text(value: Any, kind: str, name: str) -> str:
 
 
 def _finite(value: Any, boolean: bool, name: str) -> float | None:
-    """The number as a double; None for NaN and the infinities, which the tables take for not known."""
+    """The number as a double; None for NaN, which the tables take for a missing number."""
     if isinstance(value, bool) != boolean or not isinstance(value, int | float):
         raise RequestError(f"{name!r} is {_kind(value)}, expected {WANTED['boolean'] if boolean else 'a number'}")
-    return float(value) if math.isfinite(value) else None
+    if abs(value) > LARGEST:
+        raise RequestError(
+            f"{name!r} is infinite or beyond {LARGEST:g}, expected a number that float32 can compute with"
+        )
+    return None if math.isnan(value) else float(value)
 
 
 def _weights(value: Any, count: int, name: str) -> list[float]:
@@ -206,10 +213,14 @@ def _weights(value: Any, count: int, name: str) -> list[float]:
     if value is None:
         return [1.0] * count
     given = _list(value, name, "a number")[:count]
-    numbers = [0.0 if weight is None else _finite(weight, False, name) for weight in given]
-    if None in numbers:
-        raise RequestError(f"{name!r} holds NaN or an infinity at place {numbers.index(None)}, expected finite numbers")
-    return [*(number for number in numbers if number is not None), *[0.0] * (count - len(numbers))]
+    weights = []
+    for place, weight in enumerate(given):
+        number = 0.0 if weight is None else _finite(weight, False, name)
+        if number is None or abs(number) > LARGEST_WEIGHT:
+            wanted = f"expected finite numbers up to {LARGEST_WEIGHT:g}"
+            raise RequestError(f"{name!r} holds NaN or a number that is too large at place {place}, {wanted}")
+        weights.append(number)
+    return weights + [0.0] * (count - len(weights))
 
 
 def _list(value: Any, name: str, wanted: str) -> list[Any]:

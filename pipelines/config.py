@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 
 class Section(BaseModel):
@@ -67,7 +67,7 @@ class NumericFeature(Section):
 
     kind: Literal["numeric"]
     name: str = Field(pattern=r"[a-z][a-z0-9_]*$")
-    boundaries: list[float] | None = Field(
+    boundaries: list[FiniteFloat] | None = Field(
         None, description="ascending bucket edges; without them the number is standardised"
     )
 
@@ -148,10 +148,13 @@ class Downsample(Section):
     exponent: float = Field(0.5, gt=0, le=1, description="a of the power form")
 
 
+Reward = Annotated[float, Field(ge=0, le=1e6)]  # of an action: the column reward, up to 1e12, is multiplied by it
+
+
 class Positives(Section):
     """Which interactions teach the model, and how often."""
 
-    actions: dict[str, float] = Field(
+    actions: dict[str, Reward] = Field(
         {"click": 1.0}, min_length=1, description="action -> reward; an action that is not here is no positive"
     )
     deduplicate: bool = Field(True, description="same user, item and day: keep one, see day_reward")

@@ -1,5 +1,6 @@
 """What the tables that users own must be: columns, types, and the rows that no contract allows, each with its reason."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import reduce
@@ -15,6 +16,10 @@ TIMES = {"timestamp", "timestamp_ntz"}
 NUMBERS = INTEGERS | {"float", "double"}
 STAGES = ("recall", "coarse", "fine", "rerank", "exposed")
 DAY_MICROS = 86_400_000_000
+# The rule for every number that enters (model/requests.py has the same for requests). The square of a feature must be finite
+# in float32; every 64-bit integer is smaller than that. What multiplies a gradient must leave room for sums of squares.
+LARGEST = 1e19
+LARGEST_WEIGHT = 1e12  # also of rewards
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,8 @@ class Theirs:
     days: list[str]
     raw: DataFrame
     renames: Mapping[str, str]
+    numbers: tuple[str, ...] = ()  # columns of numeric features
+    weights: tuple[str, ...] = ()  # columns of weights of a feature's values (arrays)
 
     @property
     def types(self) -> dict[str, str]:
@@ -124,7 +131,7 @@ class Theirs:
         if "reward" in present:
             # NaN sorts above every number, so it fails the upper bound.
             reward = F.coalesce(quoted(present["reward"]).cast("double"), F.lit(0.0))
-            found["reward is negative or not finite"] = ~reward.between(0.0, 1e300)
+            found[f"reward is negative, not finite or above {LARGEST_WEIGHT:g}"] = ~reward.between(0.0, LARGEST_WEIGHT)
         if "stage" in present:
             found[f"stage is none of {', '.join(STAGES)}"] = ~quoted(present["stage"]).isin(*STAGES)
         if "position" in present:
@@ -132,7 +139,21 @@ class Theirs:
         if "publish_time" in present:
             year = F.year(self.column("publish_time"))
             found["publish_time is before 1900 or after 9999"] = ~year.between(1900, 9999)
+        found |= self._beyond_float32()
         return {reason: F.coalesce(condition, F.lit(False)) for reason, condition in found.items()}
+
+    def _beyond_float32(self) -> dict[str, Column]:
+        """Reason -> whether a feature's number is too large to compute with. NaN is a missing number, but no weight."""
+        found = {}
+        for name in self.numbers:
+            if re.match("float|double|decimal", self.types.get(name, "")):
+                number = quoted(name).cast("double")
+                found[f"{name} is infinite or beyond {LARGEST:g}"] = ~F.isnan(number) & (F.abs(number) > LARGEST)
+        for name in self.weights:
+            if re.match("array<(float|double|decimal|bigint)", self.types.get(name, "")):
+                wrong = F.exists(quoted(name), lambda weight: F.abs(weight.cast("double")) > LARGEST_WEIGHT)
+                found[f"{name} holds a weight that is not finite or beyond {LARGEST_WEIGHT:g}"] = wrong
+        return found
 
     def _inside_its_day(self) -> Column:
         """event_time within its ds, in microseconds: formatting a date would cost more than all other checks together."""

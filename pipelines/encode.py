@@ -1,5 +1,6 @@
 """Features of users and items as indices and numbers, and the schema that tells the model room what they are."""
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from pipelines.config import CategoricalFeature, Feature, Features, MultiCategoricalFeature, NumericFeature
+from pipelines.contracts import LARGEST
 from pipelines.errors import InputError
 from pipelines.vocabulary import DEFAULT, FIRST, PADDING, bucket_of, lookup
 
@@ -125,7 +127,8 @@ def statistics_of(side: Side, snapshot: DataFrame, previous: Statistics) -> Stat
     """
     names = [f.name for f in side.features if isinstance(f, NumericFeature) and f.boundaries is None]
     found = {f"{side.name}.{name}": previous.get(f"{side.name}.{name}") for name in names}
-    missing = [name for name in names if found[f"{side.name}.{name}"] is None]
+    # Statistics that are not finite are of no use to any night: an earlier version could write them.
+    missing = [name for name in names if not _usable(found[f"{side.name}.{name}"])]
     if missing:
         aggregates = [F.mean(_finite(F.col(n))).alias(f"{n}_mean") for n in missing]
         aggregates += [F.stddev_pop(_finite(F.col(n))).alias(f"{n}_std") for n in missing]
@@ -170,9 +173,13 @@ def encode(
 
 
 def _finite(number: Column) -> Column:
-    """The number as a double; null for NaN and the infinities, which would spoil every mean."""
+    """The number as a double; null for NaN (a missing number) and for what the contract refuses (contracts.LARGEST)."""
     double = number.cast("double")
-    return F.when(~F.isnan(double) & (F.abs(double) < float("inf")), double)
+    return F.when(~F.isnan(double) & (F.abs(double) <= LARGEST), double)
+
+
+def _usable(statistics: dict[str, float] | None) -> bool:
+    return statistics is not None and all(math.isfinite(value) for value in statistics.values())
 
 
 def _bucket(number: Column, boundaries: list[float]) -> Column:

@@ -10,7 +10,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from pipelines.broken_files import naming_broken_files
-from pipelines.config import Checks, Features, Inputs, InputTable, MultiCategoricalFeature
+from pipelines.config import Checks, Features, Inputs, InputTable, MultiCategoricalFeature, NumericFeature
 from pipelines.contracts import CONTRACTS, KEYS, Theirs, exclusive, first_reason, not_known, quoted
 from pipelines.errors import InputError
 from pipelines.storage import Manifest, Recipe, Warehouse
@@ -43,6 +43,7 @@ class InputTables:
         self._config: dict[str, InputTable] = {name: getattr(config, name) for name in CONTRACTS}
         self._days: dict[str, list[str]] = {}
         self._watched = _feature_columns(features or Features())
+        self._numbers = _number_columns(features or Features())
         self._seen: dict[str, dict[str, Day]] = {}
 
     def uri(self, table: str) -> str:
@@ -125,7 +126,7 @@ class InputTables:
 
     def _theirs(self, table: str, days: list[str]) -> Theirs:
         raw = self.warehouse.read_input(self.uri(table), days, table)
-        theirs = Theirs(table, self.uri(table), days, raw, self._config[table].columns)
+        theirs = Theirs(table, self.uri(table), days, raw, self._config[table].columns, *self._numbers.get(table, ()))
         theirs.require_columns()
         return theirs
 
@@ -236,6 +237,16 @@ def _feature_columns(features: Features) -> dict[str, list[str]]:
     for table, side in (("users", features.user), ("items", features.item)):
         found[table] = [f.name for f in side]
         found[table] += [f.weights for f in side if isinstance(f, MultiCategoricalFeature) and f.weights]
+    return found
+
+
+def _number_columns(features: Features) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
+    """(columns of numeric features, columns of weights) of users and items."""
+    found = {}
+    for table, side in (("users", features.user), ("items", features.item)):
+        numbers = tuple(f.name for f in side if isinstance(f, NumericFeature))
+        weights = tuple(f.weights for f in side if isinstance(f, MultiCategoricalFeature) and f.weights)
+        found[table] = (numbers, weights)
     return found
 
 

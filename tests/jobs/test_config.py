@@ -48,6 +48,7 @@ def test_spark_settings_keep_the_dots_in_their_names(tmp_path: Path) -> None:
         ("features: {item: [{kind: categorical, name: item_id}]}\n", [], "is taken by the id itself"),
         ("negatives: {uniform: 0, popularity: 0, coarse: 0, fine: 0}\n", [], "at least one kind of negative"),
         ("", ["spark.spark.sql.session.timeZone=Asia/Shanghai"], "spark.sql.session.timeZone is always UTC"),
+        ("positives: {actions: {click: .inf}}\n", [], "positives.actions.click"),
         ("- a\n", [], "must be a mapping"),
         ("a: [\n", [], "not valid YAML"),
         ("", ["training.epochs"], "write it as section.key=value"),

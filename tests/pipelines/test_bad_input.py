@@ -171,12 +171,14 @@ def test_numbers_that_are_none_are_not_known(warehouse: Warehouse) -> None:
             }
         ).item,
     )
-    values = [1.0, 3.0, float("nan"), float("inf"), None]
+    values = [1.0, 3.0, float("nan"), 1e300, None]
     snapshot = warehouse.spark.createDataFrame(
         [(str(n), value, value) for n, value in enumerate(values)], "item_id string, price double, size double"
     )
     statistics = encode.statistics_of(side, snapshot, {})
     assert statistics == {"item.price": {"mean": 2.0, "std": 1.0}}
+    before = {"item.price": {"mean": float("inf"), "std": float("nan")}}  # as an earlier version wrote them
+    assert encode.statistics_of(side, snapshot, before) == statistics
     no_words = warehouse.spark.createDataFrame([], "feature string, value string, index int")
     rows = encode.encode(side, snapshot, no_words, statistics, ["item_id"]).orderBy("item_id").collect()
     assert [row["item_price"] for row in rows] == [1.0, 3.0, 2.0, 2.0, 2.0]

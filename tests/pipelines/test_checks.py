@@ -6,16 +6,19 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from pyspark.sql import SparkSession
 
+from model import requests
+from pipelines import contracts
 from pipelines.checks import compare_with_before, refuse_repeats
 from pipelines.config import Checks, Features, Inputs
 from pipelines.errors import InputError
 from pipelines.inputs import DAYS_TOLD, InputTables
 from pipelines.night import Night
 from pipelines.storage import Manifest, Recipe, Warehouse, days_back
-from tests.pipelines.bad_inputs import DS, LAST, NOON, interactions, put, users
+from tests.pipelines.bad_inputs import DS, LAST, NOON, interactions, items, put, users
 
 ALL = Checks(bad_rows=1.0)
 FEATURES = Features.model_validate(
@@ -65,7 +68,7 @@ def test_bad_rows_are_counted_once_and_put_aside_with_their_reason(spark: SparkS
     assert told["bad"] == {
         "event_time is outside its ds (UTC)": 1,
         "item_id is null": 1,
-        "reward is negative or not finite": 1,
+        "reward is negative, not finite or above 1e+12": 1,
         "user_id is null": 2,
     }
     assert (told["rows"], told["good"], told["by_day"]) == (24, 19, {LAST: 12, DS: 12})
@@ -121,6 +124,32 @@ def test_the_tolerance_is_a_share_of_the_rows(warehouse: Warehouse) -> None:
     InputTables(warehouse, Inputs(), Checks(bad_rows=1 / 12)).events("interactions", [DS])
     with pytest.raises(InputError, match=r"1 of 12 rows where user_id is null"):
         InputTables(warehouse, Inputs(), Checks(bad_rows=0.99 / 12)).events("interactions", [DS])
+
+
+NUMBERS = [1.0, None, float("nan"), -1e19, 1.1e19, 1e300, float("inf"), float("-inf")]
+WEIGHTS = [[0.5, None], None, [], [1e12, -1e12], [1.1e12], [1.0, float("nan")], [float("inf")], [1e300]]
+
+
+@pytest.mark.parametrize(
+    ("column", "kind", "values", "reason"),
+    [
+        ("price", pa.float64(), NUMBERS, "price is infinite or beyond 1e+19"),
+        ("price", pa.float32(), NUMBERS, "price is infinite or beyond 1e+19"),
+        ("how_much", pa.list_(pa.float64()), WEIGHTS, "how_much holds a weight that is not finite or beyond 1e+12"),
+    ],
+)
+def test_a_number_that_float32_cannot_compute_with_makes_its_row_bad(
+    warehouse: Warehouse, column: str, kind: pa.DataType, values: list[Any], reason: str
+) -> None:
+    rows = [item | {"how_much": None} | {column: value} for item, value in zip(items(), values)]
+    put(root_of(warehouse), "items", DS, rows, {"how_much": pa.list_(pa.float64()), column: kind})
+    inputs = InputTables(warehouse, Inputs(), ALL, FEATURES)
+    assert sorted(int(row["item_id"]) for row in inputs.snapshot("items", DS).collect()) == [0, 1, 2, 3]
+    assert inputs.facts()["items"]["bad"] == {reason: 4}
+
+
+def test_requests_hold_numbers_to_the_rule_of_the_tables() -> None:
+    assert (requests.LARGEST, requests.LARGEST_WEIGHT) == (contracts.LARGEST, contracts.LARGEST_WEIGHT)
 
 
 def test_a_long_window_tells_its_last_days(warehouse: Warehouse) -> None:
