@@ -11,6 +11,7 @@ from pyspark.sql import functions as F
 from jobs.support.embeddings import within_model, write_item_embeddings
 from jobs.support.nights import alone, open_night
 from jobs.support.plots import recall_by_third
+from jobs.support.preconditions import require_truth
 from jobs.support.runner import Context, log, main, parser
 from jobs.support.scoring import Exam, score_users
 from jobs.support.tracking import Tracker
@@ -33,6 +34,7 @@ def run(context: Context, tracker: Tracker) -> None:
     if config.split == "next_days" and not days:
         log.info("evaluate %s: no interactions after this day yet; run it again when they are there", ds)
         return
+    require_truth(context, days[0] if days else ds)
     embeddings = write_item_embeddings(context)
     made = {
         t: warehouse.require(t, ds, f"run build_positives for ds={ds} first") for t in ("user_histories", "item_stats")

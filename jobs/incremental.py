@@ -12,6 +12,7 @@ from pyspark.sql import functions as F
 
 from jobs import build_negatives, build_positives, publish_items, train
 from jobs.support.nights import Step, open_night, run_steps
+from jobs.support.preconditions import require_trainers
 from jobs.support.release import current_release, night_of, update_of
 from jobs.support.runner import Context, log, main, parser
 from jobs.support.tracking import Tracker
@@ -32,6 +33,7 @@ STEPS: tuple[tuple[str, Step], ...] = (
 
 def run(context: Context) -> None:
     """One update. Where nothing has happened since the last one, nothing is done."""
+    require_trainers(context)
     with locked(context.warehouse, context.ds, "incremental"):
         update = next_update(context)
         if update is None:

@@ -5,6 +5,7 @@ import sys
 
 from jobs import build_negatives, build_positives, evaluate, publish_items, train
 from jobs.support.nights import Step, run_steps
+from jobs.support.preconditions import require_trainers, require_truth
 from jobs.support.runner import Context, main, parser, positive
 from pipelines.errors import UsageError
 from pipelines.locks import locked
@@ -22,7 +23,10 @@ STEPS: tuple[tuple[str, Step], ...] = (
 
 def run(context: Context) -> None:
     """The night of --ds, or those of --from … --to in order; --bootstrap-days belongs to the first of them."""
-    for number, ds in enumerate(days_of(context.args)):
+    days = days_of(context.args)
+    require_trainers(context)
+    require_truth(context)
+    for number, ds in enumerate(days):
         if number:
             context.args.bootstrap_days = None
         run_night(context.at(ds))

@@ -11,6 +11,7 @@ from jobs.support.examining import test_then_train, test_update
 from jobs.support.feature_information import item_relations
 from jobs.support.nights import alone, require_model
 from jobs.support.plots import loss_curve, tower_weights
+from jobs.support.preconditions import require_trainers
 from jobs.support.runner import Context, log, main, parser
 from jobs.support.tracking import Tracker
 from model.checkpoint import PARAMETERS, STATE
@@ -46,9 +47,11 @@ def run(context: Context, tracker: Tracker) -> None:
     if existing and existing.made_by(recipe) and not context.force:
         log.info("train %s: already done (loss %.4f)", ds, existing.facts["loss"])
         return
+    require_trainers(context)
     if before:
         require_model(context, yesterday, "")
     update = warehouse.update
+    processes = _processes(context, made["samples"])
     if update:
         tested: dict[str, Any] = {"within_day": test_update(context, tracker, made["samples"])}
     else:
@@ -63,6 +66,7 @@ def run(context: Context, tracker: Tracker) -> None:
     scale = config.training.warm_start_scale if before and not update else 1.0
     training = config.training.model_copy(
         update={name: getattr(config.training, name) * scale for name in ("learning_rate", "embedding_learning_rate")}
+        | {"processes": processes}
     )
     with tracker.job("train") as job:
         job.inputs(warehouse.root, inputs)
@@ -89,7 +93,7 @@ def run(context: Context, tracker: Tracker) -> None:
             warm_start=warehouse.path("models", yesterday) if before else None,
             output=staging,
             resume=warehouse.on_the_way("models", ds, inputs),
-            progress=sys.stderr.isatty() and (config.training.processes == 1 or config.training.launcher == "torchrun"),
+            progress=sys.stderr.isatty() and (processes == 1 or config.training.launcher == "torchrun"),
         )
         with warehouse.removed_where_it_fails(staging):
             result = launch(spec)
@@ -162,6 +166,24 @@ def _lineage(made: Mapping[str, Manifest], before: Manifest | None) -> str:
         return lineage
     remedy = f"run build_negatives and train for ds={before.ds} again, then train for ds={ds}"
     return agreed({f"table samples ds={ds}": lineage, f"table models ds={before.ds}": before.lineage}, remedy)
+
+
+def _processes(context: Context, samples: Manifest) -> int:
+    """Training processes. UsageError if the samples have too few row groups for as many as the config asks for.
+
+    An update within the day has few rows by nature: it takes as many processes as have something to read.
+    """
+    wanted, groups = context.config.training.processes, len(_files(context, samples, "train"))
+    if groups >= wanted or not groups:
+        return wanted
+    if context.warehouse.update:
+        log.info("train %s: %d processes, since the update has so many row groups", context.ds, groups)
+        return groups
+    raise UsageError(
+        f"training.processes: {wanted} processes cannot share the {groups} row groups of samples ds={context.ds} "
+        f"({samples.facts['splits']['train']['rows']:,} rows for training): lower training.processes to {groups}, or raise "
+        "samples.trainers or lower samples.row_group_rows and run build_negatives again"
+    )
 
 
 def _files(context: Context, samples: Manifest, split: str) -> list[dict[str, object]]:

@@ -7,12 +7,13 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import torch
 import torch.distributed as dist
@@ -25,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Of failed children's stderr, for each: the one that failed first is followed by the others, which miss it, and by about
 # 30 lines of torchrun's own.
 _TAIL_LINES = 80
+_PATIENCE = 120.0  # seconds that executors may take to start
 
 
 class LaunchError(RuntimeError):
@@ -126,10 +128,35 @@ def _launch_spark(spec: TrainingSpec) -> TrainingResult:
         raise LaunchError(
             "training.launcher is spark, and no Spark session is active: open one, or use launcher torchrun"
         )
-    local = session.sparkContext.master.startswith("local")
+    local = is_local_master(session.sparkContext.master)
+    if not local:
+        _wait_for_slots(session, spec.training.processes)
     with _environment("PYTHONPATH", _python_path()):
         distributor = TorchDistributor(num_processes=spec.training.processes, local_mode=local, use_gpu=False)
         return TrainingResult.model_validate_json(distributor.run(worker, spec.model_dump_json()))
+
+
+def is_local_master(master: str) -> bool:
+    """Whether Spark's tasks run in the driver's own process. local-cluster[...] has executors, like any cluster."""
+    return master == "local" or master.startswith("local[")
+
+
+def _wait_for_slots(session: Any, processes: int) -> None:
+    """LaunchError if the executors cannot run all processes at once; executors that just start are waited for.
+
+    Spark itself would try for ten minutes, then fail with a stack trace.
+    """
+    context = session.sparkContext._jsc.sc()
+    profile = context.resourceProfileManager().defaultResourceProfile()
+    deadline = time.monotonic() + _PATIENCE
+    while (slots := int(context.maxNumConcurrentTasks(profile))) < processes:
+        if time.monotonic() > deadline:
+            raise LaunchError(
+                f"training.processes: {processes} processes start at once, and the executors run {slots} tasks at a time "
+                f"(after {_PATIENCE:.0f} s of waiting): give the application more executors or cores, or lower "
+                "training.processes; then the same command goes on"
+            )
+        time.sleep(1.0)
 
 
 def _python_path() -> str:

@@ -71,7 +71,10 @@ class _Client:
         self._uri, self._error = uri, None  # type: str, TrackingError | None
         with self._answered():
             mlflow.set_tracking_uri(uri)
-            self._client = MlflowClient(uri)
+            try:
+                self._client = MlflowClient(uri)
+            except ImportError as error:
+                raise UsageError(f"tracking.uri {uri} cannot be opened: {_first_line(error)}") from error
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         method = getattr(self._client, name)

@@ -185,12 +185,15 @@ def trained(nights: Nights, folder: Path, master: str, **training: object) -> tu
     return json.loads((root / "models" / f"ds={FIRST}" / "_manifest.json").read_text()), said
 
 
-def test_two_executors_train_like_one_process(master: str, nights: Nights, tmp_path: Path) -> None:
+@pytest.mark.parametrize("simulated", [None, "local-cluster[2,1,700]"])
+def test_two_executors_train_like_one_process(
+    simulated: str | None, master: str, nights: Nights, tmp_path: Path
+) -> None:
     """Spark's barrier mode, a process an executor. The loss to 1e-3: sums in another order, over six steps."""
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
     one, _ = trained(nights, tmp_path / "one", "local[1]")
-    two, said = trained(nights, tmp_path / "two", master, launcher="spark", processes=2)
+    two, said = trained(nights, tmp_path / "two", simulated or master, launcher="spark", processes=2)
     assert "Started distributed training with 2 executor processes" in said
     for fact in ("steps", "rows", "epochs"):
         assert two["facts"][fact] == one["facts"][fact]
