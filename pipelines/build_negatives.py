@@ -1,5 +1,6 @@
 """The step build_negatives: positives and ranking logs in, model-ready samples out."""
 
+from functools import reduce
 from typing import Any
 
 from pyspark.sql import DataFrame
@@ -15,7 +16,7 @@ from pipelines.lineage import one_lineage
 from pipelines.night import Night, SampleConfig, is_done, log
 from pipelines.positives import is_positive
 from pipelines.samples_checks import check_samples
-from pipelines.storage import Manifest, Recipe, days_back
+from pipelines.storage import Manifest, Recipe, days_back, shift
 from pipelines.streams import key_of
 
 
@@ -34,12 +35,14 @@ def build_negatives(
     log_days = night.log_days()
     window = sorted({*night.window, *days_back(night.ds, config.negatives.exposed_days)})
     ranking_days = night.inputs.present("ranking_logs", window)
+    # A click after midnight names a request that was logged on the day before.
+    before_days = night.inputs.present("ranking_logs", [shift(night.window[0], -1)])
     fingerprints = {table: manifest.fingerprint for table, manifest in made.items()}
     before = {f"{t}@{night.yesterday}": m for t, m in night.state().items() if t == "user_histories"}
     fingerprints |= {table: manifest.fingerprint for table, manifest in before.items()}
     lineage = one_lineage({**made, **before}, f"run build_positives for ds={night.ds} again")
     fingerprints["interactions"] = night.inputs.fingerprint("interactions", log_days)
-    fingerprints["ranking_logs"] = night.inputs.fingerprint("ranking_logs", ranking_days)
+    fingerprints["ranking_logs"] = night.inputs.fingerprint("ranking_logs", sorted({*before_days, *ranking_days}))
     if keep_last_out:
         fingerprints["holdout"] = night.warehouse.require("holdout", night.ds, remedy).fingerprint
     recipe = Recipe(config_hash, fingerprints, lineage)
@@ -60,7 +63,7 @@ def build_negatives(
 
     # build_positives has checked these interactions; the ranking logs are checked here.
     seen = night.inputs.events("interactions", log_days, check=False)
-    logs = _ranking_logs(night, ranking_days, config)
+    logs = _ranking_logs(night, ranking_days, before_days, positives, config)
     told = {name: facts for name, facts in night.inputs.facts().items() if name == "ranking_logs"}
     compare_with_before(night, "samples", told, config.checks)
     night.inputs.write_quarantine(night.ds, recipe, ("ranking_logs",))
@@ -89,7 +92,7 @@ def build_negatives(
             **checked,
             "history": config.features.history.order if config.features.history else None,
             "input": told,
-            "ranking_logs": bool(ranking_days),
+            "ranking_logs": logs is not None,
             "bootstrap_days": night.bootstrap_days,
             "sampler": "broadcast" if broadcast else "shuffle",
             "splits": _files(night, staged, folder),
@@ -127,10 +130,16 @@ def _known(
     return Known(setting, config.positives.known_items, users, positives, items, tonight, before, seen, positive, logs)
 
 
-def _ranking_logs(night: Night, days: list[str], config: SampleConfig) -> DataFrame | None:
-    """The logs of these days, with `own`: hard candidates come from the days of this night's positives alone."""
+def _ranking_logs(
+    night: Night, days: list[str], before_days: list[str], positives: DataFrame, config: SampleConfig
+) -> DataFrame | None:
+    """The logs of `days`, and of `before_days` (the day before the window) the requests that positives name; with `own`.
+
+    `own`: hard candidates come from the days of this night's positives and from the requests that these name, and only
+    from the stages of their kinds.
+    """
     wants_hard = config.negatives.coarse + config.negatives.fine > 0
-    if not days:
+    if not days and not before_days:
         if wants_hard:
             log.info(
                 "ranking_logs (%s) has nothing for %s: going on without hard negatives; easy ones take their places",
@@ -138,8 +147,26 @@ def _ranking_logs(night: Night, days: list[str], config: SampleConfig) -> DataFr
                 night.ds,
             )
         return None
-    own = F.col("ds").isin(night.window) & F.lit(wants_hard)
-    return night.inputs.events("ranking_logs", days).withColumn("own", own)
+    stages = [*config.negatives.coarse_stages, *config.negatives.fine_stages]
+    candidate = F.col("stage").isin(stages) & F.lit(wants_hard)
+    logs = []
+    if days:
+        read = night.inputs.events("ranking_logs", days)
+        logs.append(read.withColumn("own", F.col("ds").isin(night.window) & candidate))
+    if before_days:
+        # The night of that day has checked and counted these rows.
+        read = night.inputs.events("ranking_logs", before_days, check=False)
+        logs.append(_named_by(positives, read).withColumn("own", candidate))
+    return reduce(DataFrame.unionByName, logs)
+
+
+def _named_by(positives: DataFrame, logs: DataFrame) -> DataFrame:
+    """The log rows whose request some positive of a split names."""
+    named = positives.where("split IS NOT NULL AND request_id IS NOT NULL")
+    named = named.select(key_of("request_id").alias("request_key")).distinct()
+    named = broadcast_small(named, named.count(), narrow=True)
+    keyed = logs.withColumn("request_key", key_of("request_id"))
+    return keyed.join(named, on="request_key", how="left_semi").drop("request_key")
 
 
 def _rows(

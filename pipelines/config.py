@@ -4,6 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
+STAGES = ("recall", "coarse", "fine", "rerank", "exposed")  # of the ranking funnel, in order
+
 
 class Section(BaseModel):
     """A part of the config tree: unknown keys are refused, values never change after loading."""
@@ -182,8 +184,16 @@ class Negatives(Section):
 
     uniform: int = Field(2, ge=0, description="drawn from all live items alike: keeps the tail in the loss")
     popularity: int = Field(2, ge=0, description="drawn by popularity^exponent: punishes the merely popular")
-    coarse: int = Field(2, ge=0, description="fairly hard: recalled for this user, dropped before fine ranking")
+    coarse: int = Field(2, ge=0, description="fairly hard: recalled for this user, dropped by coarse ranking")
     fine: int = Field(2, ge=0, description="very hard: reached fine ranking, lowest positions, not exposed")
+    coarse_stages: list[str] = Field(
+        ["coarse"],
+        description="last stages (ranking_logs.stage) of the items that coarse negatives are drawn from; `recall` beside "
+        "coarse: also what was filtered before ranking, which is often filtered for what the user did (seen, blocked)",
+    )
+    fine_stages: list[str] = Field(
+        ["fine", "rerank"], description="last stages of the items that fine negatives are drawn from"
+    )
     popularity_exponent: float = Field(0.75, ge=0, le=1, description="0 is uniform, 1 is popularity itself")
     fine_share: float = Field(
         0.5, gt=0, le=1, description="share of the fine list, from its end, that hard negatives come from"
@@ -203,6 +213,23 @@ class Negatives(Section):
     def _some(self) -> "Negatives":
         if self.total == 0:
             raise ValueError("at least one kind of negative needs a quota above 0")
+        return self
+
+    @model_validator(mode="after")
+    def _stages(self) -> "Negatives":
+        for kind in ("coarse", "fine"):
+            stages = getattr(self, f"{kind}_stages")
+            unknown = [stage for stage in stages if stage not in STAGES]
+            if unknown:
+                raise ValueError(f"{kind}_stages: {unknown[0]!r} is not a stage; stages are {', '.join(STAGES[:-1])}")
+            if "exposed" in stages:
+                raise ValueError(f"{kind}_stages: 'exposed' items were shown to the user, and are never negatives")
+            if getattr(self, kind) and not stages:
+                raise ValueError(f"{kind}_stages is empty: name a stage, or set {kind} to 0")
+        if both := sorted(set(self.coarse_stages) & set(self.fine_stages)):
+            raise ValueError(
+                f"{both[0]!r} is in coarse_stages and in fine_stages: an item is of one kind, so remove one"
+            )
         return self
 
 

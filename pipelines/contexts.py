@@ -62,7 +62,7 @@ class Context:
         pieces = np.flatnonzero(role == DROPPED)
         places, packed = _flat(table, pieces)
         found = Candidates.build(
-            group[places], at[places], key[places], packed, forbidden, setting.width, setting.config.fine_share
+            group[places], at[places], key[places], packed, forbidden, setting.width, setting.config
         )
         candidates = found if opened is None else opened.candidates.before(found)
 

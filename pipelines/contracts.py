@@ -8,13 +8,13 @@ from functools import reduce
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
+from pipelines.config import STAGES
 from pipelines.errors import InputError
 
 INTEGERS = {"tinyint", "smallint", "int", "bigint"}
 IDS = INTEGERS | {"string"}
 TIMES = {"timestamp", "timestamp_ntz"}
 NUMBERS = INTEGERS | {"float", "double"}
-STAGES = ("recall", "coarse", "fine", "rerank", "exposed")
 DAY_MICROS = 86_400_000_000
 # The rule for every number that enters (model/requests.py has the same for requests). The square of a feature must be finite
 # in float32; every 64-bit integer is smaller than that. What multiplies a gradient must leave room for sums of squares.

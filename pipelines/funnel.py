@@ -1,6 +1,6 @@
 """What the ranking funnel did with each request: who was shown, who was dropped, and how late.
 
-A log row is one number, `last stage << 49 | position << 31 | item`, so that fifty million of them cross to numpy as
+A log row is one number, `stage code << 49 | position << 31 | item`, so that fifty million of them cross to numpy as
 columns of integers, leave it as lists of a request, and sorting the numbers sorts the request, best first.
 """
 
@@ -12,15 +12,23 @@ import pyarrow as pa
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
+from pipelines.config import Negatives
 from pipelines.draws import COARSE, FINE, Forbidden, Ints, Lists
 from pipelines.hashing import mix
 from pipelines.streams import CHUNK, CONTEXT, DROPPED, EXCLUDED, key_of
 
-# The last stage that an item reached, in the order of a request: re-ranked items stand before those of fine ranking.
-EXPOSED, NOT_FINE, RERANKED, RANKED = range(4)
-RANK_OF = {"exposed": EXPOSED, "recall": NOT_FINE, "coarse": NOT_FINE, "rerank": RERANKED, "fine": RANKED}
-ITEM_BITS, POSITION_BITS = 31, 18
-PACKED_BITS = ITEM_BITS + POSITION_BITS + 2
+# Codes of the last stage that an item reached, in the order of a request: re-ranked items stand before those of fine ranking.
+EXPOSED, RERANKED, FINE_RANKED, COARSE_RANKED, RECALLED = range(5)
+STAGE_CODES = {
+    "exposed": EXPOSED,
+    "rerank": RERANKED,
+    "fine": FINE_RANKED,
+    "coarse": COARSE_RANKED,
+    "recall": RECALLED,
+}
+ITEM_BITS, POSITION_BITS, STAGE_BITS = 31, 18, 3
+STAGE_SHIFT = ITEM_BITS + POSITION_BITS
+PACKED_BITS = STAGE_SHIFT + STAGE_BITS
 ITEM = 2**ITEM_BITS - 1
 LAST_POSITION = 2**POSITION_BITS - 1  # also of items without one: later places are one place
 AT_ONCE = 200_000  # log rows that a task gathers at once
@@ -34,16 +42,16 @@ def requests_of(logs: DataFrame, items: DataFrame) -> DataFrame:
     their key), as stream rows.
 
     Logs hold a request's rows close together, so a request is a row or two, whichever tasks read it. One that goes on
-    after midnight counts as two.
+    after midnight counts as two: `Candidates.lists` chooses between them.
 
-    `logs`: ranking_logs with `own` (boolean: of a day whose drops are wanted; others give exposures alone). `items`:
-    item_key (streams.key_of), item_index; rows of other items are left out.
+    `logs`: ranking_logs with `own` (boolean: a candidate for a hard negative; of the other rows only exposures count).
+    `items`: item_key (streams.key_of), item_index; rows of other items are left out.
     """
     stage = F.lit(None).cast("long")
-    for name, rank in RANK_OF.items():
-        stage = F.when(F.col("stage") == name, F.lit(rank).cast("long")).otherwise(stage)
+    for name, code in STAGE_CODES.items():
+        stage = F.when(F.col("stage") == name, F.lit(code).cast("long")).otherwise(stage)
     position = F.least(F.greatest(F.coalesce("position", F.lit(LAST_POSITION)), F.lit(0)), F.lit(LAST_POSITION))
-    packed = F.shiftleft(stage, ITEM_BITS + POSITION_BITS).bitwiseOR(F.shiftleft(position.cast("long"), ITEM_BITS))
+    packed = F.shiftleft(stage, STAGE_SHIFT).bitwiseOR(F.shiftleft(position.cast("long"), ITEM_BITS))
     rows = (
         logs.where((F.col("stage") == "exposed") | F.col("own"))
         .withColumn("item_key", key_of("item_id"))
@@ -75,7 +83,7 @@ def _by_request(batches: list[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     rows = np.stack([np.concatenate([batch.column(n).to_numpy() for batch in batches]) for n in range(4)])
     if len(_starts(rows)) * SCATTERED > rows.shape[1]:
         rows = rows[:, np.argsort(mix(rows[0].view(np.uint64), rows[1]))]
-    shown = rows[2] >> (PACKED_BITS - 2) == EXPOSED
+    shown = rows[2] >> STAGE_SHIFT == EXPOSED
     for role, chosen in ((EXCLUDED, shown), (DROPPED, ~shown)):
         user, request, packed, day = part = rows[:, chosen]
         start = _starts(part)
@@ -116,22 +124,25 @@ class Candidates:
 
     @classmethod
     def build(
-        cls, group: Ints, day: Ints, request: Ints, packed: Ints, forbidden: Forbidden, width: int, fine_share: float
+        cls, group: Ints, day: Ints, request: Ints, packed: Ints, forbidden: Forbidden, width: int, config: Negatives
     ) -> "Candidates":
-        """From packed rows [c] with their user, day and request, in this order; what is forbidden is left out."""
+        """From packed rows [c] sorted by user, day and request. Items that `forbidden` has are left out."""
         new = np.ones(len(packed), bool)
         new[1:] = (group[1:] != group[:-1]) | (day[1:] != day[:-1]) | (request[1:] != request[:-1])
         starts = np.append(np.flatnonzero(new), len(packed))
         segment = np.cumsum(new) - 1
         packed = _sorted_within(segment, starts, packed)
-        item, stage = packed & ITEM, packed >> (PACKED_BITS - 2)
+        item, stage = packed & ITEM, packed >> STAGE_SHIFT
         allowed = ~forbidden.contains(group * width + item)
-        fine = stage >= RERANKED
+        coarse, fine = (
+            np.isin(stage, [STAGE_CODES[name] for name in names])
+            for names in (config.coarse_stages, config.fine_stages)
+        )
         # How many of the fine list there are up to each value, and in all: the last share of the list is eligible.
         seen = np.concatenate([[0], np.cumsum(fine)])
         before = seen[:-1] - seen[starts[segment]]
         total = seen[starts[segment + 1]] - seen[starts[segment]]
-        kinds = {COARSE: stage == NOT_FINE, FINE: fine & (total - before <= fine_share * total + 1e-9)}
+        kinds = {COARSE: coarse, FINE: fine & (total - before <= config.fine_share * total + 1e-9)}
         items, offsets = {}, {}
         for kind, mine in kinds.items():
             kept = mine & allowed
@@ -159,18 +170,29 @@ class Candidates:
         return Candidates(group_S, day_S, np.concatenate([self.request_S, later.request_S]), items, starts)
 
     def lists(self, kind: int, group_N: Ints, day_N: Ints, request_N: Ints) -> tuple[Lists, Lists]:
-        """For each row the list of its own request, and that of all the user's requests of the day (own included)."""
+        """For each row the list of its own request, and that of all the user's requests of the day (own included).
+
+        The own request is looked for on the day of the row, then on the day before (a click after midnight), then on the
+        day after (a log that was written late): the first day that has items of the kind counts. So request ids may be
+        unique within a day only.
+        """
         edges = self.starts[kind]
-        day_S, day_N = self.group_S * 2**20 + self.day_S, group_N * 2**20 + day_N
-        wide = Lists(self.items[kind], *(edges[np.searchsorted(day_S, day_N, side)] for side in ("left", "right")))
+        user_day_S, user_day_N = self.group_S * 2**20 + self.day_S, group_N * 2**20 + day_N
+        places = (np.searchsorted(user_day_S, user_day_N, side) for side in ("left", "right"))
+        wide = Lists(self.items[kind], *(edges[place] for place in places))
         if len(self.group_S) == 0:
             return wide, wide
-        key_S = mix(self.request_S.view(np.uint64), self.group_S)
-        key_N = mix(request_N.view(np.uint64), group_N)
-        order = np.argsort(key_S, kind="stable")  # of two days of one request, the first
-        found = order[np.minimum(np.searchsorted(key_S, key_N, sorter=order), len(order) - 1)]
-        stop_N = np.where(key_S[found] == key_N, edges[found + 1], edges[found])
-        return Lists(self.items[kind], edges[found], stop_N), wide
+        key_S = mix(self.request_S.view(np.uint64), self.group_S, self.day_S)
+        order = np.argsort(key_S, kind="stable")
+        start_N, stop_N = np.zeros((2, len(group_N)), np.int64)
+        missing_N = np.ones(len(group_N), bool)
+        for days_later in (0, -1, 1):
+            key_N = mix(request_N.view(np.uint64), group_N, day_N + days_later)
+            found = order[np.minimum(np.searchsorted(key_S, key_N, sorter=order), len(order) - 1)]
+            matches = missing_N & (key_S[found] == key_N) & (edges[found + 1] > edges[found])
+            start_N[matches], stop_N[matches] = edges[found[matches]], edges[found[matches] + 1]
+            missing_N &= ~matches
+        return Lists(self.items[kind], start_N, stop_N), wide
 
 
 def _sorted_within(segment: Ints, starts: Ints, packed: Ints) -> Ints:

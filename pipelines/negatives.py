@@ -1,8 +1,9 @@
 """A history and negatives of every kind for every positive.
 
-The easy negatives come from the corpus, the hard ones from the funnel: what was recalled for this user and dropped before
-fine ranking (coarse), or reached fine ranking and came out last (fine). What the user has, did or saw is never a
-negative: Facebook measured -55% recall with exposed-but-not-clicked items as negatives (Huang et al., KDD 2020).
+The easy negatives come from the corpus, the hard ones from the funnel: what was recalled for this user and dropped by
+coarse ranking (coarse), or reached fine ranking and came out last (fine); the config may name other stages. What the user
+has, did or saw is never a negative: Facebook measured -55% recall with exposed-but-not-clicked items as negatives (Huang et
+al., KDD 2020).
 """
 
 from collections.abc import Iterable, Iterator

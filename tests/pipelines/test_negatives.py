@@ -10,16 +10,20 @@ from pyspark.sql import functions as F
 
 from pipelines.config import Negatives
 from pipelines.contexts import Setting, with_contexts
-from pipelines.draws import COARSE, FINE, NONE, POPULARITY, UNIFORM, AliasTable
+from pipelines.draws import COARSE, FINE, NONE, POPULARITY, UNIFORM, AliasTable, Forbidden
 from pipelines.funnel import (
+    COARSE_RANKED,
     DAY_MICROS,
+    FINE_RANKED,
     ITEM,
     ITEM_BITS,
     LAST_POSITION,
-    NOT_FINE,
     PACKED_BITS,
-    RANKED,
+    RECALLED,
     RERANKED,
+    STAGE_BITS,
+    STAGE_SHIFT,
+    Candidates,
     requests_of,
 )
 from pipelines.negatives import _complete as complete
@@ -50,7 +54,7 @@ def setting(config: Negatives = CONFIG) -> Setting:
 
 
 def packed(stage: int, *items: int) -> list[int]:
-    return [stage << (PACKED_BITS - 2) | place << ITEM_BITS | item for place, item in enumerate(items)]
+    return [stage << STAGE_SHIFT | place << ITEM_BITS | item for place, item in enumerate(items)]
 
 
 def stream() -> list[tuple[object, ...]]:
@@ -61,12 +65,12 @@ def stream() -> list[tuple[object, ...]]:
             rows.append((user, EXCLUDED, None, None, [50 + user % 5, 60]))
             rows.append((user, EXCLUDED, None, None, [70]))
             # In pieces, and not in order.
-            first = packed(NOT_FINE, 10, 11, 60) + packed(RERANKED, 20, 21) + packed(RANKED, 22, 23, 70, 24)
+            first = packed(COARSE_RANKED, 10, 11, 60) + packed(RERANKED, 20, 21) + packed(FINE_RANKED, 22, 23, 70, 24)
             rows.append((user, DROPPED, MONDAY, 100, first[5:][::-1]))
             rows.append((user, DROPPED, MONDAY, 100, first[:5]))
         if user == 5:
-            rows.append((user, DROPPED, MONDAY, 101, packed(NOT_FINE, 12, 13, 14)))
-            rows.append((user, DROPPED, TUESDAY, 102, packed(NOT_FINE, 15)))
+            rows.append((user, DROPPED, MONDAY, 101, packed(COARSE_RANKED, 12, 13, 14)))
+            rows.append((user, DROPPED, TUESDAY, 102, packed(COARSE_RANKED, 15)))
         if user == 1:
             rows.append((user, PAST, MONDAY * DAY_MICROS - 1, None, [81, 82]))
         if user != 3:
@@ -140,6 +144,47 @@ def test_hard_negatives_are_of_the_own_request_and_easy_ones_fill_up() -> None:
             assert by_kind[FINE] == {23, 24}
 
 
+@pytest.mark.parametrize(
+    ("stages", "coarse", "fine"),
+    [
+        ({}, {10}, {21, 22}),
+        ({"coarse_stages": ["recall"]}, {11}, {21, 22}),
+        ({"coarse_stages": ["recall", "coarse"]}, {10, 11}, {21, 22}),
+        ({"coarse_stages": ["fine"], "fine_stages": ["rerank"]}, {22}, {20, 21}),
+        ({"coarse_stages": ["recall"], "fine_stages": ["coarse", "rerank", "fine"]}, {11}, {10, 22}),
+    ],
+)
+def test_each_hard_kind_is_drawn_from_the_stages_that_the_config_names(
+    stages: dict[str, list[str]], coarse: set[int], fine: set[int]
+) -> None:
+    rows = packed(RECALLED, 11) + packed(COARSE_RANKED, 10) + packed(RERANKED, 20, 21) + packed(FINE_RANKED, 22)
+    zeros = np.zeros(len(rows), np.int64)
+    nothing = Forbidden.build(zeros[:0])
+    shares = {"fine_share": 1.0 if stages.get("fine_stages") == ["rerank"] else 0.7}
+    config = Negatives.model_validate(stages | shares)
+    built = Candidates.build(zeros, zeros, zeros, np.array(rows), nothing, ITEMS, config)
+    assert (set(built.items[COARSE].tolist()), set(built.items[FINE].tolist())) == (coarse, fine)
+
+
+def test_a_request_is_found_on_the_day_of_its_click_then_on_the_day_before_then_after() -> None:
+    rows = [
+        (MONDAY, 7, packed(COARSE_RANKED, 10)),
+        (MONDAY, 8, packed(COARSE_RANKED, 11)),
+        (TUESDAY, 8, packed(COARSE_RANKED, 12)),
+        (TUESDAY, 9, packed(COARSE_RANKED, 13)),
+        (TUESDAY + 1, 6, packed(COARSE_RANKED, 14)),
+        (TUESDAY + 2, 7, packed(COARSE_RANKED, 15)),
+    ]
+    days, keys, items = (np.array(column).ravel() for column in zip(*rows))
+    group = np.zeros(len(rows), np.int64)
+    built = Candidates.build(group, days, keys, items, Forbidden.build(group[:0]), ITEMS, CONFIG)
+    asked = np.array([7, 8, 9, 6, 5])  # of clicks on Tuesday
+    own, wide = built.lists(COARSE, np.zeros(5, np.int64), np.full(5, TUESDAY), asked)
+    found = [own.items[start:stop].tolist() for start, stop in zip(own.start_N, own.stop_N)]
+    assert found == [[10], [12], [13], [14], []]
+    assert {tuple(wide.items[start:stop]) for start, stop in zip(wide.start_N, wide.stop_N)} == {(12, 13)}
+
+
 def test_without_a_popularity_quota_uniform_takes_the_places() -> None:
     config = Negatives(uniform=1, popularity=0, coarse=1, fine=1)
     kinds = {kind for key, row in drawn(7, config).items() if key // 1000 == 4 for kind in row["negative_kinds"]}
@@ -181,15 +226,15 @@ def test_requests_are_packed_by_user_and_request(spark: SparkSession) -> None:
     dropped = {row["user_id"]: row for row in rows if row["role"] == DROPPED}
     assert len(rows) == len(shown) + len(dropped)
     assert {(row["at"], row["key"]) for row in dropped.values()} == {(MONDAY, request)}
-    assert [(value >> (PACKED_BITS - 2), value & ITEM) for value in sorted(dropped["u"]["values"])] == [
-        (NOT_FINE, 6),
+    assert [(value >> STAGE_SHIFT, value & ITEM) for value in sorted(dropped["u"]["values"])] == [
         (RERANKED, 4),
-        (RANKED, 3),
-        (RANKED, 5),  # without a position: last
+        (FINE_RANKED, 3),
+        (FINE_RANKED, 5),  # without a position: last
+        (RECALLED, 6),
     ]
-    assert dropped["v"]["values"] == [NOT_FINE << (PACKED_BITS - 2) | 2 << ITEM_BITS | 2]
+    assert dropped["v"]["values"] == [COARSE_RANKED << STAGE_SHIFT | 2 << ITEM_BITS | 2]
     assert max(row["values"][0] for row in rows) < 2**PACKED_BITS
-    assert LAST_POSITION < 2 ** (PACKED_BITS - 2 - ITEM_BITS)
+    assert LAST_POSITION < 2 ** (PACKED_BITS - STAGE_BITS - ITEM_BITS)
 
 
 def test_requests_that_lie_scattered_are_gathered(spark: SparkSession) -> None:
@@ -247,7 +292,7 @@ def test_a_user_and_a_request_of_any_size_pass(spark: SparkSession) -> None:
         F.lit("r").alias("request_id"),
         F.lit("u").alias("user_id"),
         F.col("id").cast("string").alias("item_id"),
-        F.lit("recall").alias("stage"),
+        F.lit("coarse").alias("stage"),
         F.lit(None).cast("int").alias("position"),
         F.lit(True).alias("own"),
         F.lit("2024-03-04 10:00:00").cast("timestamp").alias("event_time"),

@@ -253,7 +253,7 @@ def test_a_night_on_imported_tables_has_hard_negatives(
     config = SampleConfig(
         Features.model_validate(features),
         Positives(actions=actions, downsample=None),
-        Negatives(uniform=1, popularity=0, coarse=2, fine=2),
+        Negatives(uniform=1, popularity=0, coarse=2, fine=2, coarse_stages=["recall", "coarse"]),
         Samples(row_group_rows=64, trainers=1),
     )
     night = Night.open(warehouse, Inputs(), "2024-01-14", seed=5, bootstrap_days=1)
