@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,9 +16,10 @@ from jobs.support.retrieval import top_items
 from jobs.support.runner import Context, log, main, parser, positive
 from model.release import INDEX, ITEMS, MODEL
 from model.schema import FeatureSchema
-from pipelines.errors import UsageError
+from pipelines.errors import InputError, UsageError
 from pipelines.joins import broadcast_small
-from pipelines.queries import user_queries
+from pipelines.night import Night
+from pipelines.queries import known_users, user_queries, with_held_out_items
 from pipelines.updates import UpdateWarehouse
 
 
@@ -29,10 +31,11 @@ def run(context: Context) -> None:
         context = replace(context, warehouse=UpdateWarehouse(warehouse, context.ds, update))
     require_same_lineage(context, release)
     night = open_night(context)
-    users = _listed(context, args.users) if args.users else None
-    rows = within_model(
-        user_queries(night, context.config.features, users), FeatureSchema.model_validate(release.manifest["schema"])
-    )
+    users = _listed(context, night, args.users) if args.users else None
+    queries = user_queries(night, context.config.features, users)
+    if args.exclude_seen:
+        queries = with_held_out_items(queries, night)
+    rows = within_model(queries, FeatureSchema.model_validate(release.manifest["schema"]))
     # Checked here, once: the executors read what this process has seen to be whole.
     (index,), files, _ = release.files(INDEX), tuple(release.files(ITEMS)), release.files(MODEL)
     model = f"{release.uri}/{MODEL}"
@@ -49,14 +52,53 @@ def run(context: Context) -> None:
     log.info("recommend %s: %s rows from release %s in %s", context.ds, f"{written:,}", release.release_id, args.output)
 
 
-def _listed(context: Context, path: str) -> DataFrame:
-    """One user id a line. UsageError where there is no such file, or nothing in it."""
+def _listed(context: Context, night: Night, path: str) -> DataFrame:
+    """user_id of the users in a file. Logs how many of them are known; InputError if none is."""
+    listed = context.spark.createDataFrame([(user,) for user in _read_ids(context, path)], "user_id string")
+    known = known_users(night)
+    count, known_count = listed.count(), listed.join(known, on="user_id", how="left_semi").count()
+    unknown = listed.join(known, on="user_id", how="left_anti").agg(F.min("user_id")).first()
+    example = unknown[0] if unknown else None
+    if known_count == 0:
+        forms = [row["user_id"] for row in known.orderBy("user_id").limit(3).collect()]
+        raise InputError(
+            f"--users {path}: none of its {count:,} users is known on ds={context.ds}, for example {example!r}. Known ids "
+            f"look like {', '.join(map(repr, forms))}: write the values of column user_id of interactions, one a line"
+        )
+    told = f", for example {example!r}; these get the lists of a new user" if example is not None else ""
+    log.info(
+        "recommend %s: of %s users in %s, %s known, %s unknown%s",
+        context.ds, f"{count:,}", path, f"{known_count:,}", f"{count - known_count:,}", told,
+    )  # fmt: skip
+    return listed
+
+
+def _read_ids(context: Context, path: str) -> list[str]:
+    """One user id a line, each once; a byte-order mark and a first line that is the column's name are no ids.
+
+    UsageError if the file is missing, is not UTF-8 (UTF-16 with a byte-order mark is read too) or names nobody.
+    """
     if not Path(path).is_file():
-        raise UsageError(f"--users {path}: there is no such file; write one user id a line")
-    ids = sorted({line.strip() for line in Path(path).read_text().splitlines() if line.strip()})
-    if not ids:
+        raise UsageError(f"--users {path}: the file does not exist; write one user id a line")
+    data = Path(path).read_bytes()
+    try:
+        text = data.decode("utf-16" if data.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"--users {path}: the file is not UTF-8 (byte {error.start}); save it as UTF-8 text") from None
+    lines = [stripped for line in text.splitlines() if (stripped := line.strip())]
+    names = {
+        "user_id",
+        *(
+            table.columns.get("user_id", "")
+            for table in (context.config.inputs.users, context.config.inputs.interactions)
+        ),
+    }
+    if lines and lines[0].strip('"').casefold() in {name.casefold() for name in names}:
+        log.info("recommend %s: the first line of %s is the name of the column, and no user", context.ds, path)
+        lines = lines[1:]
+    if not lines:
         raise UsageError(f"--users {path}: the file names no user; write one user id a line")
-    return context.spark.createDataFrame([(user,) for user in ids], "user_id string")
+    return sorted(set(lines))
 
 
 def _flags() -> argparse.ArgumentParser:

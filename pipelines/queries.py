@@ -1,5 +1,7 @@
 """Users as the user tower wants them at the end of a day, and what they then went on to do."""
 
+from functools import reduce
+
 from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 
@@ -7,6 +9,7 @@ from pipelines import encode, positives, vocabulary
 from pipelines.config import Features, Positives
 from pipelines.hashing import hashed
 from pipelines.night import Night
+from pipelines.storage import shift
 
 
 def user_queries(night: Night, features: Features, users: DataFrame | None = None) -> DataFrame:
@@ -23,9 +26,7 @@ def user_queries(night: Night, features: Features, users: DataFrame | None = Non
     snapshot_day = night.inputs.snapshot_at("users", night.ds, strictly_before=False)
     snapshot = night.inputs.snapshot("users", snapshot_day) if snapshot_day else None
     if users is None:
-        users = state.select("user_id")
-        if snapshot is not None:
-            users = users.unionByName(snapshot.select("user_id")).distinct()
+        users = known_users(night)
     rows = users.join(state.drop("user_index", "history_times"), on="user_id", how="left")
     buckets = features.ids.user.buckets
     if buckets is None:
@@ -50,9 +51,42 @@ def user_queries(night: Night, features: Features, users: DataFrame | None = Non
     )
 
 
+def known_users(night: Night) -> DataFrame:
+    """user_id of everyone in the state of ds or in the newest users snapshot, each once."""
+    users = night.warehouse.read("user_histories", night.ds).select("user_id")
+    snapshot_day = night.inputs.snapshot_at("users", night.ds, strictly_before=False)
+    if snapshot_day is None:
+        return users
+    return users.unionByName(night.inputs.snapshot("users", snapshot_day).select("user_id")).distinct()
+
+
+def with_held_out_items(rows: DataFrame, night: Night) -> DataFrame:
+    """Queries whose known_items also hold what `holdout` keeps out of training and state: the users have these items.
+
+    Reads `holdout` of ds and of the nights before it, back to the first night of the state.
+    """
+    held, ds = [], night.ds
+    while (samples := night.warehouse.manifest("samples", ds)) is not None:
+        if night.warehouse.manifest("holdout", ds):
+            held.append(night.warehouse.read("holdout", ds).select("user_id", "item_index"))
+        if samples.facts["bootstrap_days"]:
+            break
+        ds = shift(ds, -1)
+    if not held:
+        return rows
+    by_user = reduce(DataFrame.unionByName, held).groupBy("user_id").agg(F.collect_set("item_index").alias("_held"))
+    had = F.coalesce("_held", F.array().cast("array<int>"))
+    rows = rows.join(by_user, on="user_id", how="left")
+    return rows.withColumn("known_items", F.array_union("known_items", had)).drop("_held")
+
+
 def next_positives(night: Night, config: Positives, days: list[str]) -> DataFrame:
-    """Positives of later days: user_id, item_id, item_index (null for an item that ds did not know)."""
-    events = positives.reward_events(night.inputs.events("interactions", days), config)
+    """Positives of later days: user_id, item_id, item_index (null for an item that ds did not know).
+
+    An event counts only with a reward above 0, as in training.
+    """
+    interactions = night.inputs.events("interactions", days)
+    events = interactions.where(positives.is_positive(config))
     vocab = night.warehouse.read("vocabularies", night.ds)
     items = vocabulary.lookup(vocab, "item_id", "item_id", "item_index")
     return events.select("user_id", "item_id").distinct().join(items, on="item_id", how="left")
