@@ -28,7 +28,7 @@ from model.checkpoint import STATE, load_checkpoint
 from model.export import export_towers
 from model.files import checksum, resolve
 from model.index import ChosenIndex, save_index
-from model.release import INDEX, ITEMS, MODEL, VOCABULARIES, Release
+from model.release import DIGEST, INDEX, ITEMS, MODEL, VOCABULARIES, Release, digest_of
 from pipelines.errors import InputError
 from pipelines.lineage import one_lineage
 from pipelines.locks import locked_for_a_moment
@@ -154,6 +154,7 @@ def _write_release(context: Context, release_id: str) -> tuple[dict[str, Any], C
             "files": {file.removeprefix(staging).lstrip("/"): checksum(file) for file in warehouse.data_files(staging)},
             "code_version": code_version(),
         }
+        manifest[DIGEST] = digest_of(manifest)
         # The manifest is part of what is moved; `current` names the folder only once it is whole.
         warehouse.write_text(f"{staging}/manifest.json", json.dumps(manifest, indent=1, sort_keys=True))
         warehouse.replace_folder(staging, folder_of(warehouse, release_id))

@@ -14,6 +14,7 @@ from jobs.support.nights import open_night
 from jobs.support.release import find_release, require_same_lineage, update_of
 from jobs.support.retrieval import top_items
 from jobs.support.runner import Context, log, main, parser, positive
+from model.coherence import check_release
 from model.release import INDEX, ITEMS, MODEL
 from model.schema import FeatureSchema
 from pipelines.errors import InputError, UsageError
@@ -37,6 +38,7 @@ def run(context: Context) -> None:
         queries = with_held_out_items(queries, night)
     rows = within_model(queries, FeatureSchema.model_validate(release.manifest["schema"]))
     # Checked here, once: the executors read what this process has seen to be whole.
+    check_release(release)
     (index,), files, _ = release.files(INDEX), tuple(release.files(ITEMS)), release.files(MODEL)
     model = f"{release.uri}/{MODEL}"
     found = top_items(rows, model, index, release.release_id, files, args.k, args.exclude_seen)

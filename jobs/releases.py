@@ -60,7 +60,8 @@ def show(context: Context) -> None:
     faults = release.faults()
     for name, fault in faults.items():
         print(f"{name}: {fault}")
-    print(f"{len(release.manifest['files']) - len(faults)} of {len(release.manifest['files'])} files as published")
+    files = release.manifest["files"]
+    print(f"{len(files) - len(files.keys() & faults.keys())} of {len(files)} files as published")
 
 
 def rollback(context: Context) -> None:

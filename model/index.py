@@ -211,6 +211,11 @@ def search(index: faiss.Index, vectors: Floats, k: int, excluded: list[Ints] | N
     return scores, items
 
 
+def search_everywhere(index: faiss.Index, vectors: Floats, k: int) -> tuple[Floats, Ints]:
+    """Like `search`, but an approximate index looks at everything that it has."""
+    return _search(index, vectors, k, None, _everywhere(index))
+
+
 def _search(
     index: faiss.Index, vectors: Floats, k: int, excluded: list[Ints] | None, parameters: Any
 ) -> tuple[Floats, Ints]:

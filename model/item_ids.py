@@ -18,10 +18,15 @@ class ItemIds:
     """The id of each item index, in the type that the items table has."""
 
     def __init__(self, index: Ints, ids: Sequence[pa.Array]) -> None:
-        """`index`: item indices; `ids`: the ids of these, as consecutive arrays of integers or strings."""
+        """`index`: item indices; `ids`: the ids of these, as consecutive arrays of integers or strings.
+
+        Raises ValueError where an item is there twice.
+        """
         size = int(index.max(initial=-1)) + 1
-        self._row_M = np.full(size, -1, np.int32 if len(index) < 2**31 else np.int64)
+        self._row_M: Ints = np.full(size, -1, np.int64)
         self._row_M[index] = np.arange(len(index))
+        if int((self._row_M >= 0).sum()) != len(index):
+            raise ValueError(f"of {len(index):,} rows some have the same item_index")
         numbers = all(pa.types.is_integer(part.type) for part in ids)
         # Offsets of 32 bits end at 2 GiB of text, and an array in chunks is searched through for every id.
         self._ids: np.ndarray | pa.Array = (

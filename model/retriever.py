@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from model.catalogue import Catalogue
 from model.checkpoint import load_checkpoint
+from model.coherence import check_parts, check_vocabularies, read_ids
 from model.index import load_index, search
-from model.item_ids import ItemIds
 from model.release import INDEX, ITEMS, MODEL, VOCABULARIES, ReleaseError, open_release
 from model.requests import Encoder, Fields, RequestError, Words
 from model.retrieval import embed_users
@@ -31,7 +31,8 @@ class Retriever:
     def __init__(self, uri: str) -> None:
         """`uri`: the folder of a release, a local path or any URI that Arrow reads; its files are checked as they are read.
 
-        Raises ReleaseError where the folder is no release, or a file of it not what was published.
+        Raises ReleaseError where the folder is no release, a file of it not what was published, or its parts do not belong
+        together.
         """
         self.release = open_release(uri)
         manifest = self.release.manifest
@@ -45,14 +46,17 @@ class Retriever:
         schema, items = self._model.schema, self.release.files(ITEMS)
         self.fields = Fields.validate_python(manifest["request"])
         worded = {field.vocabulary for field in self.fields if isinstance(field, Words) and field.buckets is None}
-        self._encoder = Encoder(self.fields, schema, read_vocabularies(self.release.files(VOCABULARIES), worded))
+        vocabularies = read_vocabularies(self.release.files(VOCABULARIES), worded)
+        check_vocabularies(self.release, schema, vocabularies)
+        self._encoder = Encoder(self.fields, schema, vocabularies)
         self._catalogue = None
         if self._model.history_features:
             pooled = {feature.name for feature in self._model.history_features} | {schema.item_id.name}
             unread = [feature.name for feature in schema.item if feature.name not in pooled]
             self._catalogue = Catalogue.read(schema.without(unread), items)
-        self._ids = ItemIds.read(items)
+        self._ids = read_ids(self.release)
         self._index = load_index(self.release.files(INDEX)[0])
+        check_parts(self.release, self._model, self._index, self._ids)
 
     def retrieve(
         self, requests: Sequence[Mapping[str, Any]], k: int = 100, exclude_seen: bool = False

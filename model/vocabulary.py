@@ -31,6 +31,11 @@ class Vocabulary:
     def __len__(self) -> int:
         return len(self._values)
 
+    @property
+    def largest(self) -> int:
+        """The largest index; that of the default where there is no value."""
+        return int(self._indices.max(initial=DEFAULT))
+
     def index(self, value: str) -> int:
         """The index of a value; default (1) for one that is not there."""
         # Arrow sorts the bytes of UTF-8, whose order is that of Python's texts.

@@ -9,6 +9,7 @@ from jobs.support.runner import Context, log
 from jobs.support.tracking import Tracker
 from model.catalogue import Catalogue
 from model.checkpoint import load_checkpoint
+from model.coherence import check_parts, read_ids
 from model.examination import Examination, certain_loss, examine, held_out
 from model.index import load_index
 from model.release import INDEX, ITEMS, MODEL, Release
@@ -32,7 +33,9 @@ def examined(release: Release, events: dict[str, np.ndarray], k: int) -> Examina
     release.files(MODEL)
     model = load_checkpoint(f"{release.uri}/{MODEL}")
     catalogue = Catalogue.read(model.schema, release.files(ITEMS)) if model.history_features else None
-    return examine(model, load_index(release.files(INDEX)[0]), events, k, catalogue)
+    index = load_index(release.files(INDEX)[0])
+    check_parts(release, model, index, read_ids(release))
+    return examine(model, index, events, k, catalogue)
 
 
 def test_then_train(context: Context, tracker: Tracker, samples: Manifest) -> float | None:

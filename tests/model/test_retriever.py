@@ -4,9 +4,11 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import faiss
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,11 +17,11 @@ import torch
 from pyspark.sql import SparkSession
 
 from model.catalogue import Catalogue
-from model.checkpoint import save_checkpoint
+from model.checkpoint import load_checkpoint, save_checkpoint
 from model.config import ModelConfig
 from model.files import checksum
 from model.index import build_index, save_index
-from model.release import ReleaseError, open_release
+from model.release import ReleaseError, digest_of, open_release
 from model.requests import Encoder, Fields, RequestError
 from model.retrieval import embed_items, embed_users
 from model.retriever import Retriever
@@ -334,6 +336,91 @@ def test_a_release_that_was_tampered_with_is_not_opened(release: Path, name: str
         Retriever(str(release))
 
 
+def make_checksums_match(folder: Path) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"] = {name: checksum(str(folder / name)) for name in manifest["files"]}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def replace_index(folder: Path, **how: Any) -> None:
+    """With one of another model, of another metric, of other items or of another size."""
+    schema, rows = toy.schema(), toy.item_rows()
+    torch.manual_seed(4)
+    vectors = embed_items(TwoTower(schema, ModelConfig(dim=how.get("dim", 8), hidden=[16])).eval(), rows)
+    kind = how.get("kind", "IDMap,Flat")
+    index = faiss.index_factory(vectors.shape[1], kind, how.get("metric", faiss.METRIC_INNER_PRODUCT))
+    items = rows["item_index"].astype(np.int64) + how.get("shift", 0)
+    if kind.startswith("IDMap"):
+        index.add_with_ids(vectors, items)
+    else:
+        index.add(vectors)
+    save_index(index, folder / "index.faiss")
+
+
+def change_items(folder: Path, take: list[int]) -> None:
+    path = folder / "items" / "part-0.parquet"
+    pq.write_table(pq.read_table(path).take(take), path)
+
+
+ALL = list(range(toy.ITEMS - 1))
+MIXED: dict[str, tuple[Callable[[Path], None], str]] = {
+    "index of another night": (replace_index, "the index does not have the vectors that the model gives to 16 of 16"),
+    "index of another metric": (
+        lambda f: replace_index(f, metric=faiss.METRIC_L2),
+        "does not compare by inner product",
+    ),
+    "index of another length": (lambda f: replace_index(f, dim=16), "vectors of length 16, the model of 8"),
+    "index of other items": (
+        lambda f: replace_index(f, shift=1),
+        "1 of 39 vectors are of items without a row.* item_index 41",
+    ),
+    "index without items": (lambda f: replace_index(f, kind="Flat"), "does not say which item a vector is of"),
+    "an item row too few": (
+        lambda f: change_items(f, ALL[:-1]),
+        "1 of 39 vectors are of items without a row.* item_index 40",
+    ),
+    "an item row twice": (lambda f: change_items(f, [*ALL, 3]), "of 40 rows some have the same item_index"),
+}
+
+
+@pytest.mark.parametrize("release", ["plain"], indirect=True)
+@pytest.mark.parametrize("case", MIXED)
+def test_parts_that_do_not_belong_together_are_refused_though_checksums_match(release: Path, case: str) -> None:
+    change, said = MIXED[case]
+    change(release)
+    make_checksums_match(release)
+    with pytest.raises(
+        ReleaseError, match=rf"release 2024-03-01-toy, .*{said}.*jobs\.publish_items --ds 2024-03-01 --force"
+    ):
+        Retriever(str(release))
+
+
+@pytest.mark.parametrize("release", ["plain"], indirect=True)
+def test_a_vocabulary_of_a_later_night_is_refused(release: Path) -> None:
+    path = release / "vocabularies" / "part-0.parquet"
+    table = pq.read_table(path)
+    later = pa.table({"feature": ["user.age"], "value": ["a6"], "index": pa.array([6], pa.int32())})
+    pq.write_table(pa.concat_tables([table, later]), path)
+    make_checksums_match(release)
+    with pytest.raises(ReleaseError, match=r"vocabularies and model: user.age has indices up to 6, the model has 6"):
+        Retriever(str(release))
+
+
+@pytest.mark.parametrize("release", ["plain"], indirect=True)
+def test_a_manifest_that_was_changed_is_refused(release: Path) -> None:
+    """A digest over all of it: whoever makes checksums match changes it too."""
+    manifest = json.loads((release / "manifest.json").read_text())
+    manifest["digest"] = digest_of(manifest)
+    (release / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True))
+    Retriever(str(release))
+    (release / "manifest.json").write_text(json.dumps(manifest | {"ds": "2024-03-02"}))
+    with pytest.raises(
+        ReleaseError, match=r"release 2024-03-01-toy, manifest.json: was changed after it was published"
+    ):
+        Retriever(str(release))
+    assert list(open_release(str(release)).faults()) == ["manifest.json"]
+
+
 @pytest.mark.parametrize("release", ["plain"], indirect=True)
 def test_what_is_no_release_says_so(release: Path) -> None:
     with pytest.raises(ReleaseError, match=r"there is no release in .*/items: name a folder under releases/"):
@@ -351,3 +438,18 @@ def test_a_server_needs_neither_spark_nor_mlflow(release: Path) -> None:
     code += "print(sorted({'pyspark', 'mlflow'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code, str(release)], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("kind", ["IDMap2,Flat", "IDMap,IVF4,Flat", "IDMap,IVF4,SQ8", "IDMap,IVF4,PQ4", "IDMap,HNSW8"])
+@pytest.mark.parametrize("release", ["plain"], indirect=True)
+@pytest.mark.filterwarnings("ignore")
+def test_any_index_of_the_models_own_vectors_is_opened(release: Path, kind: str) -> None:
+    """Approximate ones overlook and round vectors; IDMap2 is what earlier versions wrote."""
+    model, rows = load_checkpoint(str(release / "model")), toy.item_rows()
+    vectors = np.repeat(embed_items(model, rows), 20, axis=0)  # Enough to train on.
+    index = faiss.index_factory(8, kind, faiss.METRIC_INNER_PRODUCT)
+    index.train(vectors)
+    index.add_with_ids(vectors[::20], rows["item_index"].astype(np.int64))
+    save_index(index, release / "index.faiss")
+    make_checksums_match(release)
+    assert len(Retriever(str(release)).retrieve([{}], 5)[0].item_ids) == 5
