@@ -108,7 +108,7 @@ class Product:
         aside = self.folder / "_past"
         shutil.rmtree(aside, ignore_errors=True)
         with_past(self.warehouse, day).write.parquet(str(aside))
-        recipe = Recipe(manifest.config_hash, manifest.inputs)
+        recipe = Recipe(manifest.config_hash, manifest.inputs, manifest.lineage)
         aged = self.spark.read.parquet(str(aside))
         self.warehouse.write(aged, "user_histories", day.ds, recipe, facts=manifest.facts | {"past": KNOWN})
         shutil.rmtree(aside)

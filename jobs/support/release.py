@@ -120,7 +120,7 @@ def comparable_release(context: Context) -> Release | None:
     if of_release == samples.lineage:
         return current
     log.info(
-        "%s: release %s is not compared with: it goes back to the bootstrap of %s, this night to that of %s",
+        "%s: tonight is not compared with release %s, which goes back to the bootstrap of %s; tonight goes back to that of %s",
         context.ds, current.release_id, described(of_release), described(samples.lineage),
     )  # fmt: skip
     return None

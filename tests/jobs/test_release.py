@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from pyspark.sql import SparkSession
 
+from jobs.releases import _warn_of_lineages
 from jobs.support.config import Config
-from jobs.support.release import comparable_release, find_release, require_same_lineage
+from jobs.support.release import Current, comparable_release, find_release, require_same_lineage
 from jobs.support.runner import Context
 from jobs.train import _lineage
 from pipelines.errors import InputError
@@ -126,3 +127,17 @@ def test_training_does_not_go_on_from_a_model_of_another_lineage() -> None:
     mixed = made | {"item_stats": manifest("item_stats", "2024-03-05", OLD)}
     with pytest.raises(InputError, match=r"table samples ds=2024-03-05 .*, and table item_stats ds=2024-03-05"):
         _lineage(mixed, None)
+
+
+@pytest.mark.parametrize(("other", "warned"), [(OLD, False), (NEW, True), (UNKNOWN, False)])
+def test_a_rollback_to_another_lineage_warns(
+    spark: SparkSession, tmp_path: Path, caplog: pytest.LogCaptureFixture, other: str, warned: bool
+) -> None:
+    """It may be done, for a release needs no table; jobs that read tables refuse the release afterwards."""
+    context = Context(Config(), spark, Warehouse(spark, str(tmp_path)), argparse.Namespace(), "")
+    for name, lineage in (("before", other), ("target", OLD)):
+        manifest = {"release_id": name, "ds": CURRENT, "lineage": lineage}
+        context.warehouse.write_text(f"{context.warehouse.root}/releases/{name}/manifest.json", json.dumps(manifest))
+    with caplog.at_level("WARNING", "nightjar"):
+        _warn_of_lineages(context, Current("before", CURRENT), find_release(context, "target"))
+    assert ("target goes back to the bootstrap of ds=2024-03-01" in caplog.text) == warned
