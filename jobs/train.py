@@ -13,11 +13,13 @@ from jobs.support.nights import alone, require_model
 from jobs.support.plots import loss_curve, tower_weights
 from jobs.support.preconditions import require_trainers
 from jobs.support.runner import Context, log, main, parser
+from jobs.support.stopping import Stopped
 from jobs.support.tracking import Tracker
 from model.checkpoint import PARAMETERS, STATE
 from model.files import checksum
 from model.health import Health
 from model.launch import launch
+from model.progress import saved_steps
 from model.schema import FeatureSchema
 from model.spec import EpochMetrics, TrainingSpec
 from pipelines.errors import InputError, UsageError
@@ -96,7 +98,11 @@ def run(context: Context, tracker: Tracker) -> None:
             progress=sys.stderr.isatty() and (processes == 1 or config.training.launcher == "torchrun"),
         )
         with warehouse.removed_where_it_fails(staging):
-            result = launch(spec)
+            try:
+                result = launch(spec)
+            except Stopped:
+                log.info("train %s: %s", ds, _place_to_resume(spec))
+                raise
         loss, points = result.epochs[-1].loss, [point.model_dump() for point in result.metrics]
         facts = {
             "content": [checksum(f"{staging}/{name}") for name in (PARAMETERS, STATE)],
@@ -130,6 +136,17 @@ def run(context: Context, tracker: Tracker) -> None:
     tracker.night_metrics({"loss": loss})
     log.info(
         "train %s: %s rows in %s steps, %.1f s, loss %.4f", ds, f"{result.rows:,}", result.steps, result.seconds, loss
+    )
+
+
+def _place_to_resume(spec: TrainingSpec) -> str:
+    """Where a training that was stopped resumes."""
+    saved = saved_steps(spec.resume) if spec.resume else []
+    if saved:
+        return f"the training resumes from step {saved[-1]:,}, its last checkpoint"
+    return (
+        "the training has no checkpoint yet (training.checkpoint_steps = "
+        f"{spec.training.checkpoint_steps}): it starts again from its first step"
     )
 
 

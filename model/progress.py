@@ -70,7 +70,7 @@ def save_progress(folder: str, progress: Progress, tensors: Mapping[str, Tensor 
     step = progress.recorder.step
     write_folder(f"{folder}/step={step}", {TENSORS: content(), DESCRIPTION: description()})
     filesystem, path = resolve(folder)
-    for old in _steps(folder):
+    for old in saved_steps(folder):
         if old < step:
             filesystem.delete_dir(f"{path}/step={old}")
 
@@ -79,7 +79,7 @@ def find_progress(folder: str, run: str) -> tuple[Progress, str] | None:
     """The newest whole checkpoint of this run and the URL of its tensors; None without one. All get what rank 0 found."""
     step = -1
     if rank() == 0:
-        step = next((step for step in reversed(_steps(folder)) if _is_whole(f"{folder}/step={step}", run)), -1)
+        step = next((step for step in reversed(saved_steps(folder)) if _is_whole(f"{folder}/step={step}", run)), -1)
     step = from_first(step)
     if step < 0:
         return None
@@ -106,7 +106,7 @@ def _is_whole(place: str, run: str) -> bool:
     return True
 
 
-def _steps(folder: str) -> list[int]:
+def saved_steps(folder: str) -> list[int]:
     """Steps of the checkpoints that are there, oldest first."""
     filesystem, path = resolve(folder)
     names = [info.base_name for info in filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))]

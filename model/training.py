@@ -32,6 +32,7 @@ from model.optimisation import (
     set_learning_rates,
 )
 from model.progress import Progress, find_progress, identity, save_progress
+from model.progress_lines import ProgressLines
 from model.replication import distribute, exchange_gradients, replicated_tables
 from model.schema import DEFAULT, FeatureSchema
 from model.seeds import derive_seed
@@ -175,6 +176,7 @@ class Fit:
         else:
             self.total_steps = a_epoch * spec.epochs
         self.recorder = Recorder(self.total_steps)
+        self.lines: ProgressLines | None = None  # On rank 0, where no bar is shown.
         self.epochs: list[EpochMetrics] = []
         if found:
             self._resume(*found)
@@ -187,12 +189,9 @@ class Fit:
 
     def run(self) -> list[EpochMetrics]:
         """Train to the end. Returns what is known of each epoch."""
-        bar = tqdm(
-            total=self.total_steps,
-            initial=self.recorder.step,
-            unit="step",
-            disable=not (self.spec.progress and rank() == 0),
-        )
+        shown = self.spec.progress and rank() == 0
+        bar = tqdm(total=self.total_steps, initial=self.recorder.step, unit="step", disable=not shown)
+        self.lines = None if shown or rank() else ProgressLines(self.total_steps, self.recorder)
         progress = self.progress
         for epoch in range(progress.epoch if progress else 0, self.spec.epochs):
             self._epoch(epoch, bar, progress)
@@ -230,6 +229,8 @@ class Fit:
             for done, (waited, batch) in enumerate(_timed(batches), start=skipped + 1):
                 self._step(batch, samples.capacity, waited)
                 bar.update()
+                if self.lines:
+                    self.lines.after_step()
                 every = self.spec.training.checkpoint_steps
                 # Not after the last step of an epoch: what follows it is no step.
                 if self.spec.resume and every and self.recorder.step % every == 0 and done < samples.steps:

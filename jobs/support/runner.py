@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -13,6 +14,7 @@ from pyspark.sql import SparkSession
 
 from jobs.support.config import Config, load_config
 from jobs.support.faults import explained
+from jobs.support.stopping import Stopping, stoppable
 from pipelines.errors import NightjarError
 from pipelines.session import open_session
 from pipelines.storage import Warehouse, parse_ds
@@ -70,14 +72,30 @@ def main(flags: argparse.ArgumentParser, run: Callable[[Context], None], argv: l
     log.handlers, log.propagate = [handler], False
     log.setLevel(logging.INFO)
     args = flags.parse_args(argv)
+    with stoppable() as stopping:
+        try:
+            return _run(flags.prog, args, run, stopping)
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):  # Spark's handler of Ctrl-C has taken the place of ours.
+                stopping.signal = signal.SIGINT
+            if stopping.signal is None:
+                raise
+        # Whatever was raised while it was stopped.
+        print(f"error: {stopping.message()}", file=sys.stderr, flush=True)
+        return stopping.exit_code
+
+
+def _run(name: str, args: argparse.Namespace, run: Callable[[Context], None], stopping: Stopping) -> int:
     spark = warehouse = None
     try:
         config = load_config(args.config, args.overrides)
         ds = parse_ds(args.ds).isoformat() if getattr(args, "ds", None) else ""
-        spark = open_session(flags.prog, {key: _spark_value(value) for key, value in config.spark.items()})
+        spark = open_session(name, {key: _spark_value(value) for key, value in config.spark.items()})
         warehouse = Warehouse(spark, config.warehouse)
         run(Context(config, spark, warehouse, args, ds, args.force))
     except Exception as problem:
+        if stopping.signal is not None:
+            raise
         error: Exception = (warehouse and explained(problem, warehouse.root)) or problem
         code: Any = getattr(error, "exit_code", None)
         if not isinstance(code, int):

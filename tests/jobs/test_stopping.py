@@ -1,0 +1,50 @@
+"""A job that is told to stop ends, says so and where it resumes, and leaves nothing that another run would trip over."""
+
+import re
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.jobs.house import FIRST, ROOT, House, command
+
+
+@pytest.fixture(scope="module")
+def house(first_night: House, tmp_path_factory: pytest.TempPathFactory) -> House:
+    return first_night.copy(tmp_path_factory.mktemp("stopped"))
+
+
+def until(path: Path, pattern: str, job: "subprocess.Popen[str]", seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not list(path.glob(pattern)):
+        assert job.poll() is None, job.communicate()[0]
+        assert time.monotonic() < deadline, f"no {pattern} in {path}"
+        time.sleep(0.2)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_training_that_is_told_to_stop_says_where_it_resumes(house: House, processes: int) -> None:
+    model = house.manifest("models", FIRST)
+    shutil.rmtree(house.warehouse / "_on_the_way", ignore_errors=True)
+    settings = ("training.bootstrap_epochs=100000", "training.checkpoint_steps=20", f"training.processes={processes}")
+    flags = [part for setting in settings for part in ("--set", setting)]
+    job = subprocess.Popen(
+        command("train", "--config", house.config, "--ds", FIRST, "--force", *flags),
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    try:
+        until(house.warehouse / "_on_the_way" / "models" / FIRST, "*/step=*/progress.json", job)
+        job.send_signal(signal.SIGTERM)
+        said = job.communicate(timeout=60)[0]
+    finally:
+        job.kill()
+    assert job.returncode == 128 + signal.SIGTERM
+    assert "Traceback" not in said
+    assert "\tat " not in said
+    assert re.search(r"the training resumes from step [1-9]", said)
+    assert said.splitlines()[-1].startswith("error: stopped by SIGTERM.")
+    assert not list((house.warehouse / "_locks").glob("*"))
+    assert house.manifest("models", FIRST) == model
