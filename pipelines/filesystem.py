@@ -1,6 +1,7 @@
 """Files and folders wherever Hadoop finds them: a local folder, hdfs://, s3a:// or gs://."""
 
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from py4j.protocol import Py4JJavaError
 from pyspark.sql import SparkSession
 
 from pipelines.broken_files import three_slashes
+from pipelines.errors import UsageError
 
 
 def _local_uri(path: Path) -> str:
@@ -21,6 +23,19 @@ def _local_uri(path: Path) -> str:
 def _local_path(uri: str) -> Path | None:
     """The path of a local URI."""
     return Path(uri.removeprefix("file://")) if uri.startswith("file:///") else None
+
+
+# Stores that rename a file over another, or a folder, in one move. Elsewhere a rename copies and deletes, file by file.
+ATOMIC_RENAME = ("file", "hdfs", "viewfs", "webhdfs", "swebhdfs")
+
+
+def renames_atomically(uri: str) -> bool:
+    """Whether the store of a qualified URI does."""
+    return uri.partition(":")[0] in ATOMIC_RENAME
+
+
+# How Hadoop reports a scheme that it does not know, or whose jars are missing.
+NO_STORE = re.compile(r"No FileSystem for scheme|ClassNotFoundException")
 
 
 class FileSystem:
@@ -39,7 +54,16 @@ class FileSystem:
         return self._path_class(uri)
 
     def _fs(self, uri: str) -> Any:
-        return self._path(uri).getFileSystem(self._hadoop_conf)
+        try:
+            return self._path(uri).getFileSystem(self._hadoop_conf)
+        except Py4JJavaError as error:
+            if not NO_STORE.search(str(error.java_exception)):
+                raise
+            raise UsageError(
+                f"Spark cannot read {uri}: its Hadoop has no file system for {uri.partition(':')[0]}://. Add the jars of that "
+                "store to Spark, e.g. --packages org.apache.hadoop:hadoop-aws:VERSION for s3a://, the version that of Spark's "
+                "hadoop-client (docs/stores.md)"
+            ) from None
 
     def _qualified(self, uri: str) -> str:
         if "://" not in uri and not uri.startswith("file:"):
@@ -108,12 +132,11 @@ class FileSystem:
             finally:
                 new.unlink(missing_ok=True)
             return
+        if not renames_atomically(uri):
+            self._put_text(uri, text, replace=replace)
+            return
         temporary = f"{uri}.{uuid.uuid4().hex}.tmp"
-        stream = self._fs(uri).create(self._path(temporary), True)
-        try:
-            stream.write(bytearray(text.encode()))
-        finally:
-            stream.close()
+        self._put_text(temporary, text, replace=True)
         context = self._jvm.org.apache.hadoop.fs.FileContext.getFileContext(self._path(uri).toUri(), self._hadoop_conf)
         options = self.spark.sparkContext._gateway.new_array(self._jvm.org.apache.hadoop.fs.Options.Rename, 1)
         options[0] = getattr(self._jvm.org.apache.hadoop.fs.Options.Rename, "OVERWRITE" if replace else "NONE")
@@ -125,12 +148,37 @@ class FileSystem:
                 raise FileExistsError(uri) from None
             raise
 
+    def _put_text(self, uri: str, text: str, *, replace: bool) -> None:
+        """One object, which an object store shows when it is complete. FileExistsError if it is there and may not be replaced.
+
+        A rename there would delete the target first, and a job killed in between would leave none.
+        """
+        try:
+            stream = self._fs(uri).create(self._path(uri), replace)
+        except Py4JJavaError as error:
+            if "FileAlreadyExistsException" in str(error.java_exception.getClass().getName()):
+                raise FileExistsError(uri) from None
+            raise
+        stream.write(bytearray(text.encode()))
+        stream.close()  # Not if writing failed: closing is what makes the object appear.
+
     def upload(self, local: Path, uri: str) -> None:
         """Copy a local folder or file to a URI."""
         self._fs(uri).copyFromLocalFile(False, True, self._path(_local_uri(local)), self._path(uri))
 
-    def replace_folder(self, staging: str, target: str) -> None:
-        """Put a staged folder in the place of another; readers miss it between two renames, not while files go."""
+    def replace_folder(self, staging: str, target: str, last: str) -> None:
+        """Put a staged folder in the place of another; readers miss it between two renames, not while files go.
+
+        Where a folder cannot be moved at once, its file `last` goes first and comes last: it is what makes the folder whole.
+        """
+        if not renames_atomically(target):
+            self.delete(f"{target}/{last}")
+            self.delete(target)
+            names = [status.getPath().getName() for status in self.children(staging)]
+            for name in sorted(names, key=lambda name: (name == last, name)):
+                self.rename(f"{staging}/{name}", f"{target}/{name}")
+            self.delete(staging)
+            return
         aside = f"{staging.rpartition('/')[0]}/{uuid.uuid4().hex}"  # Where new_staging finds what a killed run left.
         old = self.exists(target)
         if old:

@@ -37,7 +37,15 @@ def current_uri(warehouse: Warehouse) -> str:
 def read_current(warehouse: Warehouse) -> Current:
     """The release in use; an empty id before the first one."""
     uri = current_uri(warehouse)
-    return Current(**json.loads(warehouse.read_text(uri))) if warehouse.exists(uri) else Current()
+    if not warehouse.exists(uri):
+        return Current()
+    try:
+        return Current(**json.loads(warehouse.read_text(uri)))
+    except (ValueError, TypeError):
+        raise InputError(
+            f"{uri} is damaged: it names no release. Delete it, then name the release in use with `jobs.releases rollback "
+            "RELEASE` (`jobs.releases list` says which there are)"
+        ) from None
 
 
 def write_current(warehouse: Warehouse, current: Current) -> None:

@@ -18,6 +18,7 @@ from jobs.support.stopping import Stopping, stoppable
 from pipelines.errors import NightjarError
 from pipelines.session import open_session
 from pipelines.storage import Warehouse, parse_ds
+from pipelines.stores import share_stores
 
 log = logging.getLogger("nightjar")
 
@@ -91,6 +92,7 @@ def _run(name: str, args: argparse.Namespace, run: Callable[[Context], None], st
         config = load_config(args.config, args.overrides)
         ds = parse_ds(args.ds).isoformat() if getattr(args, "ds", None) else ""
         spark = open_session(name, {key: _spark_value(value) for key, value in config.spark.items()})
+        share_stores(spark)
         warehouse = Warehouse(spark, config.warehouse)
         run(Context(config, spark, warehouse, args, ds, args.force))
     except Exception as problem:
