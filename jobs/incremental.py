@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from pyspark.sql import functions as F
 
 from jobs import build_negatives, build_positives, publish_items, train
+from jobs.support.lost_day import night_before
 from jobs.support.nights import Step, open_night, run_steps
 from jobs.support.preconditions import require_trainers
 from jobs.support.release import current_release, night_of, update_of
@@ -20,7 +21,7 @@ from model.release import Release
 from pipelines.errors import InputError, UsageError
 from pipelines.locks import locked
 from pipelines.positives import is_positive
-from pipelines.storage import Update, Warehouse, shift
+from pipelines.storage import Update, Warehouse
 from pipelines.updates import UpdateWarehouse, forget
 
 STEPS: tuple[tuple[str, Step], ...] = (
@@ -54,11 +55,11 @@ def next_update(context: Context) -> Update | None:
     in_use = current_release(context)
     last = update_of(in_use) if in_use else None
     of_ds = last is not None and in_use is not None and in_use.manifest["ds"] == ds
-    if in_use is None or not (of_ds or (last is None and in_use.manifest["ds"] == shift(ds, -1))):
+    if in_use is None or not (of_ds or (last is None and in_use.manifest["ds"] == night_before(context))):
         what = f"is {in_use.release_id}" if in_use else "does not exist"
         raise InputError(
             f"an update of ds={ds} goes on from the release of the night before, and the one in use {what}: run jobs.nightly "
-            f"for ds={shift(ds, -1)} and see that it is published. Where the night of ds={ds} is done, it needs no update"
+            f"for ds={night_before(context)} and see that it is published. If the night of ds={ds} is done, it needs no update"
         )
     night = night_of(context, in_use)
     if not _is_of(night, context.warehouse, night.manifest["ds"]):

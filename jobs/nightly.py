@@ -1,9 +1,13 @@
-"""A night from logs to release: build_positives, build_negatives, train, evaluate, publish_items, under one MLflow run."""
+"""A night from logs to release: build_positives, build_negatives, train, evaluate, publish_items, under one MLflow run.
+
+A day that has no interactions is a night too (--no-data): state and model are carried forward, the release in use stays.
+"""
 
 import argparse
 import sys
 
 from jobs import build_negatives, build_positives, evaluate, publish_items, train
+from jobs.support.lost_day import carry_night
 from jobs.support.nights import Step, run_steps
 from jobs.support.preconditions import require_trainers, require_truth
 from jobs.support.runner import Context, main, parser, positive
@@ -24,6 +28,9 @@ STEPS: tuple[tuple[str, Step], ...] = (
 def run(context: Context) -> None:
     """The night of --ds, or those of --from … --to in order; --bootstrap-days belongs to the first of them."""
     days = days_of(context.args)
+    if context.args.no_data:
+        _carry(context, days)
+        return
     require_trainers(context)
     require_truth(context)
     for number, ds in enumerate(days):
@@ -37,6 +44,16 @@ def run_night(context: Context) -> None:
     with locked(context.warehouse, context.ds, "nightly"):
         run_steps(context, STEPS)
         forget(context.warehouse, context.ds)  # Updates within the day have been before it.
+
+
+def _carry(context: Context, days: list[str]) -> None:
+    """The night of one day without data. UsageError where the flags ask for more."""
+    if len(days) > 1 or context.args.bootstrap_days:
+        raise UsageError("--no-data is for one day with a night before it: give it --ds alone, once for each lost day")
+    lost = context.at(days[0])
+    with locked(lost.warehouse, lost.ds, "nightly"):
+        run_steps(lost, (("carry_forward", carry_night),))
+        forget(lost.warehouse, lost.ds)
 
 
 def days_of(args: argparse.Namespace) -> list[str]:
@@ -68,6 +85,11 @@ def _flags() -> argparse.ArgumentParser:
         type=positive,
         metavar="N",
         help="first night: read N days of logs up to ds, no state before it",
+    )
+    flags.add_argument(
+        "--no-data",
+        action="store_true",
+        help="ds has no interactions: carry state and model of the night before forward, keep the release in use",
     )
     return flags
 

@@ -59,7 +59,7 @@ class Night:
             has = f"it has {known[0]} to {known[-1]}" if known else "it has no partition at all"
             raise InputError(
                 f"table interactions ({self.inputs.uri('interactions')}) has no partition for ds={self.ds}: {has}. "
-                "Check the feed, or the ds"
+                f"Check the feed, or the ds; if the day is lost, run jobs.nightly --ds {self.ds} --no-data"
             )
         return days
 
