@@ -6,6 +6,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from py4j.protocol import Py4JNetworkError
+
 from pipelines.broken_files import broken_file
 from pipelines.errors import InputError, NightjarError
 
@@ -29,6 +31,11 @@ def explained(error: BaseException, root: str) -> NightjarError | None:
         return DiskFullError(
             f"nothing more can be written ({full.group()}); free now: {rooms}. Tables and releases are as they were: make "
             "room, then run the same command again"
+        )
+    if isinstance(error, Py4JNetworkError):
+        return NightjarError(
+            "Spark's JVM has ended while the job ran: it was stopped (spark-submit or the scheduler was), or killed, for "
+            "its memory perhaps. Tables and releases are whole: the same command goes on, finished steps are skipped"
         )
     file = broken_file(text)
     if file is None:

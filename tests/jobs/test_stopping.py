@@ -8,13 +8,22 @@ import time
 from pathlib import Path
 
 import pytest
+from py4j.protocol import Py4JNetworkError
 
+from jobs.support.faults import explained
 from tests.jobs.house import FIRST, ROOT, House, command
 
 
 @pytest.fixture(scope="module")
 def house(first_night: House, tmp_path_factory: pytest.TempPathFactory) -> House:
     return first_night.copy(tmp_path_factory.mktemp("stopped"))
+
+
+def test_a_jvm_that_is_gone_is_said_in_one_line() -> None:
+    error = explained(Py4JNetworkError("Answer from Java side is empty"), "file:///warehouse")
+    assert error is not None
+    assert error.exit_code == 1
+    assert "the same command goes on" in str(error)
 
 
 def until(path: Path, pattern: str, job: "subprocess.Popen[str]", seconds: float = 120) -> None:
