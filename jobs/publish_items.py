@@ -17,13 +17,14 @@ from pyspark.sql import functions as F
 
 from jobs.support.changes import write_changes
 from jobs.support.embeddings import write_item_embeddings
-from jobs.support.gates import GateError, Verdict, judge
+from jobs.support.gates import GateError, judge
 from jobs.support.index import description, index_of_night, log_index
 from jobs.support.lost_current import refuse_lost_current
 from jobs.support.nights import alone, require_model
 from jobs.support.release import Current, current_release, folder_of, read_current, write_current
 from jobs.support.runner import Context, log, main, parser
 from jobs.support.tracking import Tracker
+from jobs.support.verdict import Verdict
 from model.arrays import to_arrays
 from model.checkpoint import STATE, load_checkpoint
 from model.export import export_towers

@@ -7,7 +7,6 @@ import sys
 from contextlib import ExitStack
 
 from jobs.evaluate import headline_k, recalls
-from jobs.support.gates import refused_by, verdict_of
 from jobs.support.release import (
     FOLDER,
     Current,
@@ -23,6 +22,7 @@ from jobs.support.release import (
 )
 from jobs.support.runner import Context, aligned, log, main, parser, positive
 from jobs.support.tracking import Tracker
+from jobs.support.verdict import refused_by, verdict_of
 from model.release import SERVED, Release
 from pipelines.errors import InputError, UsageError
 from pipelines.lineage import UNKNOWN, described

@@ -6,10 +6,10 @@ import sys
 from jobs.evaluate import headline_k, recalls
 from jobs.nightly import add_days, days_of
 from jobs.support.embeddings import release_id_of
-from jobs.support.gates import Verdict, refused_by, verdict_of
 from jobs.support.release import folder_of
 from jobs.support.runner import Context, aligned, main, parser
 from jobs.support.tracking import tracking_uri
+from jobs.support.verdict import Verdict, refused_by, verdict_of
 from pipelines.lineage import described
 from pipelines.lost_day import carried_from
 

@@ -55,9 +55,9 @@ def run(context: Context, tracker: Tracker) -> None:
     update = warehouse.update
     processes = _processes(context, made["samples"])
     if update:
-        tested: dict[str, Any] = {"within_day": test_update(context, tracker, made["samples"])}
+        tested: dict[str, Any] = {"within_day": test_update(context, tracker)}
     else:
-        tested = {"day_recall": test_then_train(context, tracker, made["samples"])}
+        tested = {"day_recall": test_then_train(context, tracker)}
     offered = FeatureSchema.model_validate(made["samples"].facts["schema"])
     schema = _without(offered, config.model.leave_out)
     staging = warehouse.new_staging("models", ds)

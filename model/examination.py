@@ -1,9 +1,9 @@
-"""A release on held-out events: what it would have recalled of them, over all items, as it is served.
+"""A release on events that it was not trained on: what it would have recalled of them, over all items, as it is served.
 
-Shapes: B events, K places, V items of the release, M indices.
+Shapes: B events, K places, U users, V items of the release, M indices.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import faiss
@@ -13,7 +13,6 @@ import numpy.typing as npt
 from model.arrays import ColumnError
 from model.catalogue import Catalogue
 from model.evaluation import bootstrap_interval
-from model.files import read_columns
 from model.index import search
 from model.retrieval import embed_users
 from model.schema import DEFAULT, FeatureSchema, NumericFeature
@@ -23,11 +22,25 @@ Arrays = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
+class Events:
+    """Events to ask a release for."""
+
+    columns: Arrays  # The user side as of each event, [B] or [B, length], and the index of the item that was taken.
+    owners_B: npt.NDArray[np.int64]  # The user of each event, 0 …
+    had: list[npt.NDArray[np.int64]] | None = None  # Items that a ranking leaves out, by event.
+
+    @property
+    def users(self) -> int:
+        """U: number of users."""
+        return len(np.unique(self.owners_B))
+
+
+@dataclass(frozen=True)
 class Examination:
     """How one release did. Events of a user count together, so that heavy users do not decide."""
 
     hits_B: npt.NDArray[np.float64]  # 1 where the event's item is among the K.
-    owners_B: npt.NDArray[np.int64]  # The user of each event, 0 …; an unknown user is one of their own.
+    owners_B: npt.NDArray[np.int64]  # The user of each event, 0 …
     covered: float  # Share of the release's items that anybody gets.
 
     def by_user(self) -> npt.NDArray[np.float64]:
@@ -40,26 +53,29 @@ class Examination:
         return float(self.by_user().mean())
 
 
-def held_out(urls: Sequence[str], schema: FeatureSchema, most: int) -> dict[str, np.ndarray]:
-    """Up to `most` events of `samples`, spread over its rows, which are shuffled: what users are, and what they took."""
-    columns = dict.fromkeys(["user_index", *schema.user_columns, schema.item_id.column])
-    rows = read_columns(urls, list(columns))
-    count = len(rows["user_index"])
-    places = np.linspace(0, count - 1, min(most, count)).round().astype(np.int64)
-    return {name: values[places] for name, values in rows.items()}
-
-
-def examine(model: TwoTower, index: faiss.Index, events: Arrays, k: int, catalogue: Catalogue | None) -> Examination:
-    """Search for every event. Indices that are newer than the model are unknown to it, and what it has not it misses."""
-    found_BK = search(index, embed_users(model, known_to(model.schema, events), catalogue), k)[1]
-    wanted_B = events[model.schema.item_id.column].astype(np.int64)
-    users_B = events["user_index"].astype(np.int64)
-    apart = np.where(users_B > DEFAULT, users_B, -1 - np.arange(len(users_B)))
+def examine(model: TwoTower, index: faiss.Index, events: Events, k: int, catalogue: Catalogue | None) -> Examination:
+    """Search for every event, without what its user had. Indices that are newer than the model are default to it, and
+    items absent from the index count as misses."""
+    vectors = embed_users(model, known_to(model.schema, events.columns), catalogue)
+    found_BK = search(index, vectors, k, events.had)[1]
+    wanted_B = events.columns[model.schema.item_id.column].astype(np.int64)
     return Examination(
         hits_B=(found_BK == wanted_B[:, None]).any(1).astype(np.float64),
-        owners_B=np.unique(apart, return_inverse=True)[1],
+        owners_B=events.owners_B,
         covered=len(np.unique(found_BK[found_BK >= 0])) / max(int(index.ntotal), 1),
     )
+
+
+def examine_ranking(items: npt.NDArray[np.int64], events: Events, item_column: str, k: int) -> Examination:
+    """One ranking for everybody (`items`, best first), such as popularity: each event gets the first k that its user did
+    not have. `items` should hold k more than any user had."""
+    wanted_B = events.columns[item_column].astype(np.int64)
+    hits_B, given = np.zeros(len(wanted_B)), set()
+    for event, wanted in enumerate(wanted_B):
+        left = items if events.had is None else items[~np.isin(items, events.had[event])]
+        hits_B[event] = float(wanted in left[:k])
+        given.update(left[:k].tolist())
+    return Examination(hits_B, events.owners_B, len(given) / max(len(items), 1))
 
 
 def known_to(schema: FeatureSchema, events: Arrays) -> dict[str, np.ndarray]:
@@ -71,8 +87,8 @@ def known_to(schema: FeatureSchema, events: Arrays) -> dict[str, np.ndarray]:
     columns = [name for name in schema.user_columns if name not in age]
     if lacking := sorted(set(columns) - set(events)):
         raise ColumnError(
-            f"the release in use reads {', '.join(lacking)}, which samples no longer have: set the features of the config "
-            "back, or train a new model from the past days with --bootstrap-days"
+            f"the release in use reads {', '.join(lacking)}, which tonight's tables no longer have: set the features of the "
+            "config back, or train a new model from the past days with --bootstrap-days"
         )
     known = {name: events[name] for name in columns}
     features = [*schema.user, *([schema.history] if schema.history else [])]
@@ -89,3 +105,19 @@ def certain_loss(before_U: npt.NDArray[np.float64], now_U: npt.NDArray[np.float6
     Paired bootstrap over users (Efron and Tibshirani, 1993, chapter 16): the same users had both.
     """
     return bootstrap_interval(before_U - now_U, samples, seed)[0]
+
+
+def recall_ratio(
+    now_U: npt.NDArray[np.float64], base_U: npt.NDArray[np.float64], samples: int, seed: int
+) -> tuple[float, float, float] | None:
+    """Mean recall as a multiple of a baseline's on the same users, and the ends of its 95% interval (paired bootstrap).
+
+    None if the baseline recalls nothing in some resample: the ratio then has no upper end.
+    """
+    rng = np.random.default_rng(seed)
+    chosen = (rng.integers(len(now_U), size=len(now_U)) for _ in range(samples))
+    means = np.array([(now_U[users].mean(), base_U[users].mean()) for users in chosen])
+    if (means[:, 1] == 0).any():
+        return None
+    low, high = np.percentile(means[:, 0] / means[:, 1], [2.5, 97.5])
+    return float(now_U.mean() / base_U.mean()), float(low), float(high)

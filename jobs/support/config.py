@@ -53,7 +53,28 @@ class Gates(Section):
         "events; only a loss that is certain (paired bootstrap over users, 97.5%) counts",
     )
     recall_at: int = Field(50, ge=1, description="K of the comparison")
-    held_out: int = Field(5000, ge=1, description="events of the valid split to compare on, at most")
+    beats_popularity: float = Field(
+        0.0,
+        description="share of recent popularity's Recall@`recall_at` (evaluation.popularity_days) that the model may lack for "
+        "certain on the held-out events; a tie passes; 1: never refused",
+    )
+    slow_loss: float = Field(
+        0.1,
+        description="share that may be lost for certain against the best of the last `slow_nights` nights, in recall as a "
+        "multiple of popularity's on the same events: so many small losses cannot add up",
+    )
+    slow_nights: int = Field(14, ge=1, description="nights that `slow_loss` looks back")
+    least_users: int = Field(
+        100,
+        ge=1,
+        description="users with held-out events below which releases are not compared: too few to tell; a note says so",
+    )
+    held_out: int = Field(
+        5000,
+        ge=1,
+        description="events to compare on, at most: positives of the last positives.valid_hours as they happened, those "
+        "included that down-sampling and the cap drop from training",
+    )
     bootstrap_samples: int = Field(1000, ge=100, description="resamples of the users")
     day_recall: float = Field(
         0.6,

@@ -1,34 +1,51 @@
 """Releases on events of a day: those held out of training for the gates, all of them before training for the record."""
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jobs.support.nights import open_night
 from jobs.support.release import comparable_release, current_release, night_of
 from jobs.support.runner import Context, log
 from jobs.support.tracking import Tracker
 from model.catalogue import Catalogue
 from model.checkpoint import load_checkpoint
 from model.coherence import check_parts, read_ids
-from model.examination import Examination, certain_loss, examine, held_out
+from model.examination import Events, Examination, certain_loss, examine
 from model.index import load_index
 from model.release import INDEX, ITEMS, MODEL, Release
-from model.schema import FeatureSchema
-from pipelines.storage import Manifest
+from pipelines.day_events import day_events
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
-def events_of(
-    context: Context, samples: Manifest, splits: Sequence[str], schema: FeatureSchema
-) -> dict[str, np.ndarray] | None:
-    """Events of these splits of a day, as many as `gates.held_out` says; None where there are none."""
-    folder = context.warehouse.path("samples", context.ds)
-    groups = [group for split in splits for group in samples.facts["splits"].get(split, {"groups": []})["groups"]]
-    if not groups:
+def events_of(context: Context, since: str | None = None) -> Events | None:
+    """Events of ds as they happened (from `since` on, UTC), as many as `gates.held_out` says; None if there are none.
+
+    A ranking leaves out what the user had, and an event of such an item does not count, unless evaluation.new_items_only
+    is off.
+    """
+    config = context.config
+    new_only = config.evaluation.new_items_only
+    frame = day_events(
+        open_night(context), config.features, config.gates.held_out, since=since, new_items_only=new_only
+    ).toPandas()
+    if frame.empty:
         return None
-    return held_out([f"{folder}/{group['path']}" for group in groups], schema, context.config.gates.held_out)
+    had = [np.asarray(items, np.int64) for items in frame["had"]] if new_only else None
+    owners = np.unique(frame["user_id"].to_numpy(str), return_inverse=True)[1]
+    columns = {name: _array(frame[name]) for name in frame.columns if name not in ("user_id", "had")}
+    return Events(columns, owners, had)
 
 
-def examined(release: Release, events: dict[str, np.ndarray], k: int) -> Examination:
+def _array(column: "pd.Series[Any]") -> np.ndarray:
+    """Numbers as [rows], lists of equal length as [rows, length]."""
+    values = column.to_numpy()
+    return np.stack([np.asarray(value) for value in values]) if values.dtype == object else values
+
+
+def examined(release: Release, events: Events, k: int) -> Examination:
     """A release on events, as it is served. ReleaseError where it is damaged."""
     release.files(MODEL)
     model = load_checkpoint(f"{release.uri}/{MODEL}")
@@ -38,7 +55,7 @@ def examined(release: Release, events: dict[str, np.ndarray], k: int) -> Examina
     return examine(model, index, events, k, catalogue)
 
 
-def test_then_train(context: Context, tracker: Tracker, samples: Manifest) -> float | None:
+def test_then_train(context: Context, tracker: Tracker) -> float | None:
     """Record how the release in use does on the events of ds, before anything is trained on them. Returns its recall.
 
     So every event is once a test (prequential evaluation: Dawid, 1984; Gama et al., 2013), and one chart shows the nights.
@@ -47,8 +64,7 @@ def test_then_train(context: Context, tracker: Tracker, samples: Manifest) -> fl
     current = comparable_release(context)
     if current is None:
         return None
-    schema = FeatureSchema.model_validate(samples.facts["schema"])
-    events = events_of(context, samples, ("train", "valid"), schema)
+    events = events_of(context)
     if events is None:
         return None
     k = context.config.gates.recall_at
@@ -58,14 +74,14 @@ def test_then_train(context: Context, tracker: Tracker, samples: Manifest) -> fl
     return found.recall
 
 
-def test_update(context: Context, tracker: Tracker, samples: Manifest) -> dict[str, float]:
+def test_update(context: Context, tracker: Tracker) -> dict[str, float]:
     """Record how the release in use does on the events of an update within the day, before anything is trained on them.
 
     Returns `recall` of the release in use; where that is an update itself, also `night`, the recall of the night's release
     that it goes on from, and `loss`, what it has certainly lost against that.
     """
     current = current_release(context)
-    events = events_of(context, samples, ("train",), FeatureSchema.model_validate(samples.facts["schema"]))
+    events = events_of(context)
     if current is None or events is None:
         return {}
     config = context.config.gates

@@ -3,15 +3,13 @@
 import json
 import statistics
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 
+from jobs.support.comparison import Comparison, compare
 from jobs.support.config import Gates
-from jobs.support.examining import events_of, examined
 from jobs.support.release import GATES, comparable_release, current_release
-from jobs.support.runner import Context, log
-from model.examination import Examination, certain_loss
+from jobs.support.runner import Context
+from jobs.support.verdict import Gate, Verdict, read_verdict, write_verdict
 from model.release import Release
-from model.schema import DEFAULT, FeatureSchema
 from pipelines.checks import NIGHTS_BEFORE
 from pipelines.errors import NightjarError
 from pipelines.storage import Manifest, days_back, digest, shift
@@ -21,56 +19,6 @@ class GateError(NightjarError):
     """A release is not good enough to be published (exit 4)."""
 
     exit_code = 4
-
-
-@dataclass(frozen=True)
-class Gate:
-    """One question and its answer."""
-
-    name: str
-    value: float
-    limit: float
-    at_least: bool  # The limit is the least that passes, else the most.
-    says: str
-
-    @property
-    def passed(self) -> bool:
-        """Whether the release may go on; a value that is no number never passes."""
-        return self.value >= self.limit if self.at_least else self.value <= self.limit
-
-    def line(self) -> str:
-        """For the log and the report."""
-        sign = ">=" if self.at_least else "<="
-        verdict = "passed" if self.passed else "REFUSED"
-        return f"{self.name} {self.value:.4g} (must be {sign} {self.limit:.4g}): {verdict}. {self.says}"
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """All gates of a release."""
-
-    gates: list[Gate]
-    against: str | None  # The release that it was compared with.
-
-    def refusal(self) -> str | None:
-        """Why it is refused; None where it is not."""
-        refused = [gate.line() for gate in self.gates if not gate.passed]
-        return " ".join(refused) if refused else None
-
-
-def verdict_of(context: Context, release_uri: str) -> Verdict | None:
-    """The gates of a release as they were asked last; None where they were not."""
-    uri = f"{release_uri}/{GATES}"
-    if not context.warehouse.exists(uri):
-        return None
-    known = json.loads(context.warehouse.read_text(uri))
-    return Verdict([Gate(**told) for told in known["gates"]], known["against"])
-
-
-def refused_by(context: Context, release_uri: str) -> list[str]:
-    """Names of the gates that a release did not pass when it was asked last."""
-    verdict = verdict_of(context, release_uri)
-    return [gate.name for gate in verdict.gates if not gate.passed] if verdict else []
 
 
 def judge(context: Context, release: Release) -> Verdict:
@@ -83,14 +31,17 @@ def judge(context: Context, release: Release) -> Verdict:
         known = json.loads(context.warehouse.read_text(uri))
         published = current is not None and current.release_id == release.release_id
         if published or known["asked"] == asked:
-            return Verdict([Gate(**told) for told in known["gates"]], known["against"])
-    verdict = Verdict(list(_gates(context, release, before)), before.release_id if before else None)
-    told = {"asked": asked, "against": verdict.against, "gates": [asdict(gate) for gate in verdict.gates]}
-    context.warehouse.write_text(uri, json.dumps(told, indent=1))
+            return read_verdict(known)
+    compared = Comparison()
+    if not context.warehouse.update:  # An update learns from all events that there are.
+        compared = compare(context, release, before)
+    against = before.release_id if before else None
+    verdict = Verdict([*_gates(context, release), *compared.gates], against, compared.notes, compared.record)
+    write_verdict(context, release.uri, verdict, asked)
     return verdict
 
 
-def _gates(context: Context, release: Release, before: Release | None) -> Iterator[Gate]:
+def _gates(context: Context, release: Release) -> Iterator[Gate]:
     config, warehouse, ds = context.config.gates, context.warehouse, context.ds
     samples, model = warehouse.require("samples", ds, ""), warehouse.require("models", ds, "")
     # A night that begins from raw logs has nothing in common with the one before.
@@ -107,22 +58,6 @@ def _gates(context: Context, release: Release, before: Release | None) -> Iterat
         "index_recall", index["recall"], context.config.index.recall_target, True,
         f"Of the exact answer, at the setting that {index['factory']} is published with.",
     )  # fmt: skip
-    if warehouse.update:  # It learns from all events that there are.
-        return
-    events = events_of(context, samples, ("valid",), FeatureSchema.model_validate(model.facts["schema"]))
-    if events is None:
-        log.warning("publish_items %s: no held-out events to compare releases on; set positives.valid_hours", ds)
-        return
-    users = events["user_index"]
-    yield Gate(
-        "unknown_users", float((users == DEFAULT).mean()), config.unknown_users, False,
-        f"Share of {len(users):,} held-out events whose user has no index: look at the users' ids in interactions.",
-    )  # fmt: skip
-    if before is None:
-        return
-    now = examined(release, events, config.recall_at)
-    then = examined(before, events, config.recall_at)
-    yield from _recall(now, then, before, config, context.config.seed)
 
 
 def _rows(context: Context, samples: Manifest, config: Gates) -> Iterator[Gate]:
@@ -200,18 +135,3 @@ def _sizes(model: Manifest) -> dict[str, int]:
         for feature in (*schema["user"], *schema["item"])
         if "vocabulary" in feature
     }
-
-
-def _recall(now: Examination, then: Examination, before: Release, config: Gates, seed: int) -> Iterator[Gate]:
-    surely = certain_loss(then.by_user(), now.by_user(), config.bootstrap_samples, seed)
-    share = surely / then.recall if then.recall else 0.0
-    yield Gate(
-        "recall_loss", share, config.recall_loss, False,
-        f"Share of Recall@{config.recall_at} lost against {before.release_id} for certain, on {len(now.by_user()):,} users' "
-        f"held-out events: {now.recall:.4f} now, {then.recall:.4f} before.",
-    )  # fmt: skip
-    yield Gate(
-        "coverage", now.covered / then.covered if then.covered else 1.0, config.coverage, True,
-        f"Items that anybody gets among the {config.recall_at} best, {now.covered:.2%} of all, against {then.covered:.2%} "
-        "before: below, few items crowd out the others.",
-    )  # fmt: skip

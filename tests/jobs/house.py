@@ -24,6 +24,7 @@ features:
   item: [{{kind: categorical, name: category}}, {{kind: numeric, name: price}}]
   history: {{length: 10}}
 positives: {{valid_hours: 3}}
+gates: {{least_users: 5}}
 negatives: {{uniform: 2, popularity: 1, coarse: 1, fine: 1}}
 samples: {{row_group_rows: 128, trainers: 2}}
 model: {{tower: senet, dim: 16, hidden: [], embedding_dim: 8, history_features: [category]}}

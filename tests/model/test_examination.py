@@ -8,7 +8,8 @@ import pytest
 from model.arrays import ColumnError
 from model.checkpoint import load_checkpoint
 from model.config import ModelConfig
-from model.examination import Examination, certain_loss, examine, held_out, known_to
+from model.examination import Events, Examination, certain_loss, examine, examine_ranking, known_to, recall_ratio
+from model.files import read_columns
 from model.index import build_index
 from model.retrieval import embed_items, embed_users
 from model.training import train
@@ -32,18 +33,42 @@ def test_events_of_a_user_count_together_and_unknown_users_apart() -> None:
     assert found.recall == 0.5
 
 
+def test_one_ranking_for_everybody_leaves_out_what_each_user_had() -> None:
+    had = [np.array([9, 8]), np.array([], np.int64), np.array([7])]
+    events = Events({"item_index": np.array([6, 6, 7])}, np.array([0, 1, 1]), had)
+    found = examine_ranking(np.array([9, 8, 7, 6]), events, "item_index", 2)
+    assert found.hits_B.tolist() == [1, 0, 0]  # 7, 6 for the first; 9, 8 for the second; 9, 8 for the third
+    assert found.by_user().tolist() == [1, 0]
+    everything = Events(events.columns, events.owners_B, None)
+    assert examine_ranking(np.array([9, 8, 7, 6]), everything, "item_index", 3).hits_B.tolist() == [0, 0, 1]
+
+
+def test_a_ratio_of_recalls_has_an_interval_unless_the_baseline_may_recall_nothing() -> None:
+    rng = np.random.default_rng(1)
+    base = (rng.random(500) < 0.2).astype(float)
+    now = (rng.random(500) < 0.4).astype(float)
+    found = recall_ratio(now, base, 300, seed=1)
+    assert found is not None
+    value, low, high = found
+    assert value == pytest.approx(now.mean() / base.mean())
+    assert 1.4 < low < value < high < 3
+    assert recall_ratio(now, base * 0, 300, seed=1) is None
+
+
 def test_a_trained_model_recalls_more_than_a_new_one_and_what_it_does_not_know_is_default(tmp_path: Path) -> None:
     spec = toy.make_spec(tmp_path, [400] * 3, training={"embedding_learning_rate": 2e-2}, epochs=4)
     train(spec)
-    events = held_out([file.url for file in spec.valid], spec.features, most=20)
-    assert len(events["user_index"]) == 20
+    names = dict.fromkeys([*spec.features.user_columns, "user_index", "item_index"])
+    valid = read_columns([file.url for file in spec.valid], list(names))
+    events = {name: values[:20] for name, values in valid.items()}
+    asked = Events(events, np.unique(events["user_index"], return_inverse=True)[1])
     rows = toy.item_rows()
     recalls = []
     for model in (TwoTower(spec.features, ModelConfig(dim=16, embedding_dim=16)).eval(), load_checkpoint(spec.output)):
         vectors = embed_items(model, rows)
         pairs = [(rows["item_index"].astype(np.int64), vectors)]
         index = build_index(lambda pairs=pairs: pairs, model.config.dim)
-        found = examine(model, index, events, 10, None)
+        found = examine(model, index, asked, 10, None)
         assert 0 < found.covered <= 1
         recalls.append(found.recall)
         best = np.argsort(-(embed_users(model, events) @ vectors.T), 1)[:, :10]
