@@ -84,7 +84,7 @@ def test_a_trained_model_recalls_more_than_a_new_one_and_what_it_does_not_know_i
     aged = {name: values for name, values in events.items() if name != "example_age"}
     assert known_to(spec.features, aged).keys() == known.keys(), "age counts as 0: it need not be there"
     with pytest.raises(
-        ColumnError, match=r"reads user_age, user_income, which samples no longer have: set the features"
+        ColumnError, match=r"reads user_age, user_income, which tonight's tables no longer have: set the features"
     ):
         known_to(
             spec.features, {name: values for name, values in aged.items() if name not in ("user_age", "user_income")}
