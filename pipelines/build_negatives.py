@@ -13,6 +13,7 @@ from pipelines.encode import sides
 from pipelines.joins import broadcast_small
 from pipelines.known import Known
 from pipelines.lineage import one_lineage
+from pipelines.lost_day import carried_from
 from pipelines.night import Night, SampleConfig, is_done, log
 from pipelines.positives import is_positive
 from pipelines.samples_checks import check_samples
@@ -36,7 +37,10 @@ def build_negatives(
     window = sorted({*night.window, *days_back(night.ds, config.negatives.exposed_days)})
     ranking_days = night.inputs.present("ranking_logs", window)
     # A click after midnight names a request that was logged on the day before.
-    before_days = night.inputs.present("ranking_logs", [shift(night.window[0], -1)])
+    earlier_days = [shift(night.window[0], -1)]
+    if night.yesterday and (day := carried_from(night.warehouse.manifest("user_histories", night.yesterday))):
+        earlier_days.append(day)  # Rows of that day waited over days without data.
+    before_days = night.inputs.present("ranking_logs", earlier_days)
     fingerprints = {table: manifest.fingerprint for table, manifest in made.items()}
     before = {f"{t}@{night.yesterday}": m for t, m in night.state().items() if t == "user_histories"}
     fingerprints |= {table: manifest.fingerprint for table, manifest in before.items()}

@@ -63,14 +63,13 @@ def known_users(night: Night) -> DataFrame:
 def with_held_out_items(rows: DataFrame, night: Night) -> DataFrame:
     """Queries whose known_items also hold what `holdout` keeps out of training and state: the users have these items.
 
-    Reads `holdout` of ds and of the nights before it, back to the first night of the state.
+    Reads `holdout` of ds and of the nights before it, back to the bootstrap.
     """
     held, ds = [], night.ds
-    while (samples := night.warehouse.manifest("samples", ds)) is not None:
+    lineage = night.warehouse.require("user_histories", ds, f"run build_positives for ds={ds} first").lineage
+    while (state := night.warehouse.manifest("user_histories", ds)) is not None and state.lineage == lineage:
         if night.warehouse.manifest("holdout", ds):
             held.append(night.warehouse.read("holdout", ds).select("user_id", "item_index"))
-        if samples.facts["bootstrap_days"]:
-            break
         ds = shift(ds, -1)
     if not held:
         return rows

@@ -1,8 +1,8 @@
 """Releases without `current.json`: the file was lost, and no release may pass as the first one."""
 
-from jobs.support.gates import verdict_of
 from jobs.support.release import FOLDER, all_releases, current_uri
 from jobs.support.runner import Context
+from jobs.support.verdict import verdict_of
 from pipelines.errors import InputError
 
 
