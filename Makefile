@@ -1,5 +1,5 @@
 # Every target builds its virtual environment by itself where it is missing.
-#   make setup | demo | demo-grocery | test | test-crash | lint | bench (or one: bench-samples | bench-loss | bench-frequency |
+#   make setup | demo | demo-grocery | test | test-slow | test-crash | lint | bench (or one: bench-samples | bench-loss | bench-frequency |
 #   bench-consistency | bench-towers | bench-index | bench-training | bench-nights | bench-links LINKS=folder of Wikispeedia)      SPARK=4 runs the same on pyspark 4.0
 PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3.10 python3))
 SPARK  ?= 3
@@ -14,7 +14,7 @@ BIN   := $(VENV)/bin
 STAMP := $(VENV)/.nightjar-installed
 
 BENCHES := bench-samples bench-loss bench-frequency bench-consistency bench-towers bench-index bench-training bench-nights
-.PHONY: setup demo demo-grocery test test-crash bench $(BENCHES) bench-links lint clean
+.PHONY: setup demo demo-grocery test test-slow test-crash bench $(BENCHES) bench-links lint clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -42,9 +42,16 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Two at a time, a file in one of them: a session of Spark and the small nights are made once in each.
+# Two at a time, a file in one of them: a session of Spark and the small nights are made once in each. Then the tests of what
+# Spark writes once more, with every join sorted and merged (tests/joining.py): the tables may not depend on it.
 test: $(STAMP)
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow'
+	NIGHTJAR_JOINS=shuffled $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow and not any_joins' \
+	  tests/pipelines tests/jobs/test_nightly.py::test_the_second_night_continues_the_first
+
+# Nights of a million items: minutes and gigabytes.
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -q -s -m slow tests
 
 # Two nights, killed 40 times on their way: docs/faults.md.
 test-crash: export NIGHTJAR_KILLS ?= 40

@@ -19,6 +19,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pipelines.broken_files import naming_broken_files
 from pipelines.errors import InputError, UsageError
 from pipelines.filesystem import FileSystem
+from pipelines.table_keys import check_keys
 
 MANIFEST = "_manifest.json"
 NAME = re.compile(r"[a-z][a-z0-9_]*(/table=[a-z][a-z0-9_]*)?")  # quarantine keeps a folder for each table
@@ -228,7 +229,8 @@ class Warehouse(FileSystem):
         facts: dict[str, Any] | Callable[[DataFrame, str], dict[str, Any]] | None = None,
         may_be_empty: bool = False,
     ) -> Manifest:
-        """Stage, count, describe and move a partition into place. Refuses empty output.
+        """Stage, count, check the keys (pipelines/table_keys.py), describe and move a partition into place. Refuses
+        empty output.
 
         `facts` may be a function of the staged rows and the staged folder: it describes, or checks and raises; nothing
         has been moved by then, so a failed check leaves the table as it was.
@@ -244,6 +246,7 @@ class Warehouse(FileSystem):
                     f"table {table} ds={ds} would be empty: nothing was written. "
                     "Look at the counts above for the filter that removed every row"
                 )
+            check_keys(staged, table, ds)
             described = facts(staged, staging) if callable(facts) else dict(facts or {})
         return self._finish(staging, table, ds, recipe, rows, described)
 

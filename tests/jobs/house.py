@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+from joining import chosen_joins
 
 from tests.jobs.warm import WarmJobs
 
 ROOT = Path(__file__).resolve().parents[2]
 FIRST, SECOND = "2024-03-04", "2024-03-05"
+SPARK = {"spark.sql.shuffle.partitions": 2, "spark.driver.memory": "2g"} | chosen_joins()
 CONFIG = """
 warehouse: {warehouse}
 simulation: {{start: "2024-03-01", days: 6, users: 150, items: 400, requests_per_user: 1.5,
@@ -32,7 +34,7 @@ loss: {{temperature: 0.2, self_supervision: {{weight: 0.05, items: 64}}}}
 training: {{batch_size: 128, bootstrap_epochs: 4, embedding_learning_rate: 0.02}}
 evaluation: {{simulated_truth: true, bootstrap_samples: 50}}
 index: {{factory: "IVF16,Flat", recall_target: 0.5, recall_at: 20, sweep_queries: 60}}
-spark: {{spark.sql.shuffle.partitions: 2, spark.driver.memory: 2g}}
+spark: {spark}
 """
 
 
@@ -78,7 +80,7 @@ class House:
     def _at(cls, folder: Path) -> "House":
         folder.mkdir(exist_ok=True)
         house = cls(folder, str(folder / "night.yaml"))
-        Path(house.config).write_text(CONFIG.format(warehouse=house.warehouse))
+        Path(house.config).write_text(CONFIG.format(warehouse=house.warehouse, spark=json.dumps(SPARK)))
         return house
 
     def copy(self, folder: Path) -> "House":

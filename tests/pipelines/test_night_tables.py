@@ -237,6 +237,7 @@ def test_row_groups_are_equal_and_enough_and_the_manifest_counts_them(nights: Wa
         assert (parquet.num_row_groups, parquet.metadata.num_rows) == (1, group["rows"])
 
 
+@pytest.mark.any_joins
 def test_the_same_night_twice_gives_the_same_rows_however_joins_are_executed(nights: Warehouse, tmp_path: Path) -> None:
     again = Warehouse(nights.spark, str(tmp_path / "again"))
     write_inputs(again)

@@ -1,0 +1,55 @@
+"""Two nights with a million items, at the default settings: every key once, and a row for each user. Slow."""
+
+import pytest
+from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
+
+from pipelines.build_negatives import build_negatives
+from pipelines.build_positives import build_positives
+from pipelines.config import Features, Inputs, Negatives, Positives, Samples
+from pipelines.night import Night, SampleConfig
+from pipelines.storage import Warehouse
+from pipelines.table_keys import KEYS
+
+DAYS = ["2024-03-01", "2024-03-02"]
+ITEMS, USERS, CLICKS = 1_000_000, 40_000, 10  # clicks a user and day
+CONFIG = SampleConfig(
+    Features.model_validate({"item": [{"kind": "categorical", "name": "category"}], "history": {"length": 20}}),
+    Positives(),
+    Negatives(coarse=0, fine=0),
+    Samples(),
+)
+
+
+def write_inputs(spark: SparkSession, warehouse: Warehouse) -> None:
+    """A click is at a second and on an item that follow from its number."""
+    for number, ds in enumerate(DAYS):
+        clicks = spark.range(USERS * CLICKS).select(
+            F.lit(ds).alias("ds"),
+            F.concat(F.lit("u"), F.col("id") % USERS).alias("user_id"),
+            F.pmod(F.xxhash64("id", F.lit(number)), F.lit(ITEMS)).alias("item_id"),
+            F.timestamp_seconds(F.unix_timestamp(F.lit(f"{ds} 00:00:00")) + F.col("id") % 86_400).alias("event_time"),
+            F.lit("click").alias("action"),
+            F.lit(None).cast("string").alias("request_id"),
+        )
+        warehouse.write_input(clicks, "interactions")
+    category = F.concat(F.lit("c"), F.col("id") % 50).alias("category")
+    items = spark.range(ITEMS).select(F.lit(DAYS[0]).alias("ds"), F.col("id").alias("item_id"), category)
+    warehouse.write_input(items.withColumn("publish_time", F.lit(None).cast("timestamp")), "items")
+    users = spark.range(USERS).select(F.lit("2024-02-29").alias("ds"), F.concat(F.lit("u"), "id").alias("user_id"))
+    warehouse.write_input(users, "users")
+
+
+@pytest.mark.slow
+def test_a_million_items_leave_every_key_once(spark: SparkSession, warehouse: Warehouse) -> None:
+    write_inputs(spark, warehouse)
+    for ds, days in zip(DAYS, (1, 0)):
+        night = Night.open(warehouse, Inputs(), ds, 17, days)
+        build_positives(night, CONFIG, "config")
+        build_negatives(night, CONFIG, "config")
+        for table in ("vocabularies", "user_histories", "item_stats", "item_features", "positives", "samples"):
+            rows = warehouse.read(table, ds)
+            for key in KEYS[table]:
+                assert rows.select(*key).distinct().count() == rows.count(), (table, key)
+        assert warehouse.read("user_histories", ds).count() == USERS
+        assert warehouse.read("item_stats", ds).count() == ITEMS
