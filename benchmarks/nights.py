@@ -60,7 +60,7 @@ from pipelines.updates import folder_of
 
 CONFIG = Path(__file__).with_name("nights.yaml")
 INPUTS = ("interactions", "ranking_logs", "users", "items")
-MADE = ("vocabularies", "user_histories", "item_stats", "item_features", "positives", "samples")
+MADE = ("vocabularies", "user_histories", "item_stats", "item_features", "item_versions", "positives", "samples")
 BOOTSTRAP, EVERY = 7, 5
 HOURS = ("T06:00", "T12:00", "T18:00", "T23:59:59.999999")
 FREEZE = 1e-30  # A learning rate too small to change a number.

@@ -26,6 +26,7 @@ from pipelines.errors import InputError, UsageError
 from pipelines.lineage import agreed, one_lineage
 from pipelines.storage import Manifest, Recipe, shift
 
+READ = ("samples", "item_features", "item_versions", "item_stats")
 HASHED = ("features", "model", "loss", "training")
 
 
@@ -33,7 +34,7 @@ def run(context: Context, tracker: Tracker) -> None:
     """Write `models` for ds, and record the training."""
     config, warehouse, ds = context.config, context.warehouse, context.ds
     remedy = f"run build_negatives for ds={ds} first"
-    made = {table: warehouse.require(table, ds, remedy) for table in ("samples", "item_features", "item_stats")}
+    made = {table: warehouse.require(table, ds, remedy) for table in READ}
     _refuse_stale(context, made["samples"], "positives", ds, remedy)
     first_night = made["samples"].facts["bootstrap_days"] > 0
     inputs = {table: manifest.fingerprint for table, manifest in made.items()}
@@ -83,6 +84,9 @@ def run(context: Context, tracker: Tracker) -> None:
             train=_files(context, made["samples"], "train"),
             valid=_files(context, made["samples"], "valid"),
             item_features=warehouse.data_files(warehouse.path("item_features", ds)),
+            item_versions=warehouse.data_files(warehouse.path("item_versions", ds))
+            if made["item_versions"].rows
+            else [],
             item_stats=warehouse.data_files(warehouse.path("item_stats", ds)),
             item_relations=relations,
             negatives=made["samples"].facts["negatives"],

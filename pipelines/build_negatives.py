@@ -77,7 +77,7 @@ def build_negatives(
     place = shuffle.by_time(update.since, update.until) if update else shuffle.by_hash(night.seed)
     layout = shuffle.layout_of(positives, place, config.samples.row_group_rows, config.samples.trainers)
     columns = ["user_id", "item_id", "user_index", *sides(config.features)[0].encoded_columns()]
-    columns += ["item_index", "example_age", "weight"]
+    columns += ["item_index", "item_snapshot", "example_age", "weight"]
     rows = _rows(positives, columns, setting, layout, stats)
     samples = negatives.make_samples(rows, known.contexts(), ["key", "at", *columns, "cell"], setting)
     samples = samples.withColumn("at", F.timestamp_micros("at"))

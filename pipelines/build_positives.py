@@ -1,8 +1,8 @@
-"""The step build_positives: yesterday's state and today's log in; vocabularies, item_features, user_histories, positives
-and item_stats out."""
+"""The step build_positives: yesterday's state and today's log in; vocabularies, item_features, item_versions, user_histories,
+positives and item_stats out."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import reduce
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from pipelines import encode, histories, popularity, positives, positives_checks, vocabulary
+from pipelines import encode, histories, item_versions, popularity, positives, positives_checks, vocabulary
 from pipelines.joins import broadcast_few, broadcast_small
 from pipelines.lineage import lineage_of_night
 from pipelines.night import POSITIVE_TABLES, Night, SampleConfig, is_done, log
@@ -45,7 +45,7 @@ def build_positives(
     logs = find_logs(night, config)
     fingerprints = {
         "interactions": night.inputs.fingerprint("interactions", logs.days),
-        "items": night.inputs.fingerprint("items", [logs.items]),
+        "items": night.inputs.fingerprint("items", logs.items.snapshots),
         "users": night.inputs.fingerprint("users", logs.user_snapshots),
     }
     if night.warehouse.update:
@@ -97,9 +97,10 @@ def _write_meanings(
     known: dict[str, Any],
     item_days: DataFrame,
 ) -> Words:
-    """vocabularies and item_features."""
+    """vocabularies, item_features and item_versions."""
     user_side, item_side = encode.sides(config.features)
-    statistics = encode.statistics_of(item_side, inputs.items, known.get("numeric", {}))
+    served = item_versions.current(inputs.items, logs.items.newest)
+    statistics = encode.statistics_of(item_side, served, known.get("numeric", {}))
     for snapshot in inputs.users.values():
         statistics |= encode.statistics_of(user_side, snapshot, known.get("numeric", {}) | statistics)
     hashed = encode.hashed_sizes(config.features)
@@ -107,7 +108,7 @@ def _write_meanings(
     names += [side.label(f) for side in (user_side, item_side) for f in side.features if f.kind != "numeric"]
 
     previous = night.warehouse.read("vocabularies", night.yesterday) if night.yesterday else None
-    values = _values(config, inputs, item_days)
+    values = _values(config, inputs, logs, item_days)
     with _kept(vocabulary.unseen_values(previous, values, encode.min_counts(config.features))) as unseen:
         grown, grown_sizes = vocabulary.append(previous, unseen)
         sizes = dict.fromkeys(names, vocabulary.FIRST) | grown_sizes | hashed
@@ -118,7 +119,23 @@ def _write_meanings(
         night.warehouse.write(grown, "vocabularies", night.ds, recipe, facts=facts)
 
     words = Words(night.warehouse.read("vocabularies", night.ds), sizes, statistics, schema)
-    encoded = encode.encode(item_side, inputs.items, words.table, statistics, ["item_id", "publish_time"], sizes)
+    _write_items(night, config, recipe, inputs, words, logs, item_days)
+    return words
+
+
+def _write_items(
+    night: Night,
+    config: SampleConfig,
+    recipe: Recipe,
+    inputs: Inputs,
+    words: Words,
+    logs: Logs,
+    item_days: DataFrame,
+) -> None:
+    """item_features and item_versions: the items of the newest snapshot, and what rows of earlier ones see instead."""
+    side, newest = encode.sides(config.features)[1], logs.items.newest
+    keys = ["item_id", "publish_time", "first", "last", "since"]
+    encoded = encode.encode(side, inputs.items, words.table, words.numeric, keys, words.sizes, ("item_id", "first"))
     ids = words.lookup("item_id", "item_id", "item_index")
     rows = encoded.join(ids, on="item_id", how="inner")
     rows = rows.join(_seen_items(night, item_days, ids), on="item_index", how="left")
@@ -126,13 +143,22 @@ def _write_meanings(
     own = F.col("item_index") if buckets is None else vocabulary.bucket_of("item_id", F.col("item_id"), buckets)
     rows = rows.select(
         "item_index",
-        F.col("item_id").cast(night.inputs.id_type("items", logs.items)).alias("item_id"),
+        F.col("item_id").cast(night.inputs.id_type("items", newest)).alias("item_id"),
         F.when(F.col("_seen"), own).otherwise(F.lit(vocabulary.DEFAULT)).alias(encode.ITEM_ROW),
         "publish_time",
-        *item_side.encoded_columns(),
+        item_versions.available_from(rows, logs.items.snapshots[0]).alias("available_from"),
+        "first",
+        "last",
+        *side.encoded_columns(),
     )
-    night.warehouse.write(rows.sort("item_index"), "item_features", night.ds, recipe, facts={"schema": schema})
-    return words
+    several = len(logs.items.snapshots) > 1
+    with _kept(rows) if several else nullcontext(rows):
+        serving = item_versions.current(rows, newest).drop("first", "last").sort("item_index")
+        facts = {"schema": words.schema, "snapshot": newest}
+        night.warehouse.write(serving, "item_features", night.ds, recipe, facts=facts)
+        versions = item_versions.earlier(rows, side.encoded_columns(), newest).drop("available_from", "last")
+        versions = versions.withColumnRenamed("first", "snapshot").sort("item_index", "snapshot")
+        night.warehouse.write(versions, "item_versions", night.ds, recipe, may_be_empty=True)
 
 
 def _request(night: Night, config: SampleConfig, inputs: Inputs, logs: Logs) -> list[dict[str, Any]]:
@@ -141,7 +167,7 @@ def _request(night: Night, config: SampleConfig, inputs: Inputs, logs: Logs) -> 
     types = dict(inputs.users[newest].dtypes) if newest in inputs.users else {}
     table, day = ("users", newest) if newest else ("interactions", logs.days[-1])
     types["user_id"] = night.inputs.id_type(table, day)
-    return encode.request_fields(config.features, types, night.inputs.id_type("items", logs.items))
+    return encode.request_fields(config.features, types, night.inputs.id_type("items", logs.items.newest))
 
 
 def _seen_items(night: Night, item_days: DataFrame, ids: DataFrame) -> DataFrame:
@@ -156,8 +182,9 @@ def _seen_items(night: Night, item_days: DataFrame, ids: DataFrame) -> DataFrame
     return seen.withColumn("_seen", F.lit(True))
 
 
-def _values(config: SampleConfig, inputs: Inputs, item_days: DataFrame) -> DataFrame:
+def _values(config: SampleConfig, inputs: Inputs, logs: Logs, item_days: DataFrame) -> DataFrame:
     """Every value that may need an index: feature, value, count."""
+    several = len(logs.items.snapshots) > 1
     user_side, item_side = encode.sides(config.features)
 
     def ids(name: str, counted: DataFrame) -> DataFrame:
@@ -165,10 +192,11 @@ def _values(config: SampleConfig, inputs: Inputs, item_days: DataFrame) -> DataF
 
     held = [] if inputs.held is None else [inputs.held]
     parts = [ids("item_id", item_days)]
-    parts += [ids("item_id", frame.withColumn("count", F.lit(1))) for frame in (*held, inputs.items)]
+    listed = inputs.items.select("item_id").distinct() if several else inputs.items
+    parts += [ids("item_id", frame.withColumn("count", F.lit(1))) for frame in (*held, listed)]
     if config.features.ids.user.buckets is None:
         parts += [ids("user_id", frame.groupBy(*histories.USER).count()) for frame in (inputs.events, *held)]
-    found = [encode.values_of(item_side, inputs.items)]
+    found = [encode.values_of(item_side, inputs.items, versions=several)]
     found += [encode.values_of(user_side, snapshot) for snapshot in inputs.users.values()]
     return reduce(DataFrame.unionByName, [*parts, *(part for part in found if part is not None)])
 
@@ -210,21 +238,25 @@ def _write_rows(
     _write_state(night, config, recipe, indexed, words)
 
     stats = read("item_stats", night.yesterday) if night.yesterday else None
-    live = read("item_features", night.ds).select("item_index")
+    live = read("item_features", night.ds).select("item_index", "available_from")
     today = item_days.join(ids, on="item_id", how="inner")
-    with _kept(popularity.roll_counts(today, stats, night.ds, config.positives.window_days)) as counts:
+    rolled = popularity.roll_counts(today, stats, night.ds, config.positives.window_days)
+    alive = item_versions.live_days(item_days, inputs.items, logs.items)
+    with _kept(rolled) as counts, _kept(alive) as live_days:
         if night.yesterday:
             total = counts.agg(F.sum("window_count").alias("total"))
             window = counts.select("item_index", F.lit(night.ds).alias("ds"), "window_count")
             of_days, rows = window.crossJoin(broadcast_few(total)), words.sizes["item_id"]
         else:
             of_days, rows = popularity.counts_of_days(today, config.positives.window_days), item_days.count()
-        chances = broadcast_small(positives.item_chances(ids, of_days, live, config.positives), rows)
+        chances = broadcast_small(positives.item_chances(ids, of_days, live_days, config.positives), rows)
         flagged = positives.flag(inputs.events, chances, night.seed)
         heaviest, over_cap = positives.heavy_days(flagged, config.positives)
         heaviest |= positives.heaviest_item(item_days)
         chosen = positives.choose(flagged, config.positives, night.seed, over_cap)
-        manifest = _write_positives(night, config, recipe, chosen, inputs, words, logs, heaviest)
+        chosen = chosen.withColumn("item_snapshot", logs.items.snapshot_of(F.col("ds")))
+        facts = item_versions.facts_of(live_days, logs.items)
+        manifest = _write_positives(night, config, recipe, chosen, inputs, words, logs, heaviest, facts)
         trained = read("positives", night.ds).where("split = 'train'")
         item_stats = popularity.describe_items(
             ids, counts, trained, live, config.positives.downsample, config.negatives.popularity_exponent
@@ -251,6 +283,7 @@ def _write_positives(
     words: Words,
     logs: Logs,
     heaviest: dict[str, Any],
+    facts: dict[str, Any],
 ) -> Manifest:
     """positives, checked before they are moved into place."""
     rows = _with_user_features(chosen, night, config, inputs, words, logs)
@@ -258,7 +291,7 @@ def _write_positives(
     rows = _with_user_index(rows, config, words).withColumn("user_index", index)
     columns = ["row_key", "user_id", "item_id", "request_id", "event_time", "user_index", "item_index"]
     columns += encode.sides(config.features)[0].encoded_columns()
-    columns += ["example_age", "weight", "keep_probability", "dropped", "split"]
+    columns += ["item_snapshot", "example_age", "weight", "keep_probability", "dropped", "split"]
     finished = positives.finish(rows, config.positives, night.ds).select(*columns)
 
     def check(staged: DataFrame, _: str) -> dict[str, Any]:
@@ -270,6 +303,7 @@ def _write_positives(
             "schema": words.schema,
             "bootstrap_days": night.bootstrap_days,
             "input": night.inputs.facts(),
+            **facts,
         }
 
     return night.warehouse.write(finished, "positives", night.ds, recipe, facts=check)

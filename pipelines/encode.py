@@ -104,19 +104,33 @@ def min_counts(features: Features) -> dict[str, int]:
     return counts
 
 
-def values_of(side: Side, snapshot: DataFrame) -> DataFrame | None:
-    """Every (feature, value, count) of the snapshot's categorical features with a vocabulary; None where there are none."""
+def values_of(side: Side, snapshot: DataFrame, *, versions: bool = False) -> DataFrame | None:
+    """Every (feature, value, count) of the snapshot's categorical features with a vocabulary; None where there are none.
+
+    `versions`: an id may have several rows; a value that several of them have counts once.
+    """
     parts = []
     for feature in side.features:
         label, once = F.lit(side.label(feature)).alias("feature"), F.lit(1).cast("long").alias("count")
-        value = F.col(feature.name)
         if isinstance(feature, NumericFeature) or feature.buckets is not None:
             continue
-        if isinstance(feature, CategoricalFeature):
-            parts.append(snapshot.select(label, value.cast("string").alias("value"), once))
+        value = F.col(feature.name)
+        value = value.cast("string") if isinstance(feature, CategoricalFeature) else value.cast("array<string>")
+        rows = snapshot
+        if versions and feature.min_count > 1:
+            rows = snapshot.groupBy(side.key).agg(_union_of(value, feature).alias(feature.name))
+            parts.append(rows.select(label, F.explode(feature.name).alias("value"), once))
+        elif isinstance(feature, CategoricalFeature):
+            parts.append(rows.select(label, value.alias("value"), once))
         else:
-            parts.append(snapshot.select(label, F.explode(value.cast("array<string>")).alias("value"), once))
+            parts.append(rows.select(label, F.explode(value).alias("value"), once))
     return reduce(DataFrame.unionByName, parts) if parts else None
+
+
+def _union_of(value: Column, feature: Feature) -> Column:
+    """The distinct values of an id over its rows, as an array (an aggregate)."""
+    collected = F.collect_set(value)
+    return F.array_distinct(F.flatten(collected)) if isinstance(feature, MultiCategoricalFeature) else collected
 
 
 def statistics_of(side: Side, snapshot: DataFrame, previous: Statistics) -> Statistics:
@@ -147,16 +161,18 @@ def encode(
     statistics: Statistics,
     keys: list[str],
     sizes: Mapping[str, int] | None = None,
+    row: tuple[str, ...] = (),
 ) -> DataFrame:
     """The snapshot's `keys` columns and every feature encoded. A value that the vocabulary lacks becomes 1 (default).
 
+    `row`: the columns that tell rows apart, where the id does not.
     `sizes`: number of indices by feature, as the manifest of the vocabularies has them; small vocabularies are broadcast.
     """
     frame = snapshot
     for feature in side.features:
         column, label = side.column(feature), side.label(feature)
         if isinstance(feature, MultiCategoricalFeature):
-            frame = _encode_values(side, feature, frame, vocabulary, (sizes or {}).get(label))
+            frame = _encode_values(side, feature, frame, vocabulary, (sizes or {}).get(label), list(row or (side.key,)))
         elif isinstance(feature, CategoricalFeature) and feature.buckets is not None:
             bucket = bucket_of(label, F.col(feature.name).cast("string"), feature.buckets)
             frame = frame.withColumn(column, F.coalesce(bucket, F.lit(DEFAULT)))
@@ -190,7 +206,12 @@ def _bucket(number: Column, boundaries: list[float]) -> Column:
 
 
 def _encode_values(
-    side: Side, feature: MultiCategoricalFeature, frame: DataFrame, vocabulary: DataFrame, size: int | None
+    side: Side,
+    feature: MultiCategoricalFeature,
+    frame: DataFrame,
+    vocabulary: DataFrame,
+    size: int | None,
+    row: list[str],
 ) -> DataFrame:
     """An array of values as indices, cut and padded to max_values; its weights beside it."""
     column, length = side.column(feature), feature.max_values
@@ -201,14 +222,14 @@ def _encode_values(
         frame = frame.withColumn(column, pad(indices, length, "int"))
     else:
         known = lookup(vocabulary, side.label(feature), "_value", "_index", size)
-        exploded = frame.select(side.key, F.posexplode(values).alias("_place", "_value"))
+        exploded = frame.select(*row, F.posexplode(values).alias("_place", "_value"))
         index = F.coalesce("_index", F.lit(DEFAULT)).alias("_index")
         gathered = (
             exploded.join(known, on="_value", how="left")
-            .groupBy(side.key)
+            .groupBy(*row)
             .agg(F.array_sort(F.collect_list(F.struct("_place", index))).alias("_values"))
         )
-        frame = frame.join(gathered, on=side.key, how="left")
+        frame = frame.join(gathered, on=row, how="left")
         frame = frame.withColumn(column, pad(F.col("_values._index"), length, "int")).drop("_values")
     if feature.weights:
         # One weight a value: where the list is shorter the rest weigh nothing, where there is none all weigh alike.

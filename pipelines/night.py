@@ -78,7 +78,7 @@ class Night:
 
 
 STATE_TABLES = ("vocabularies", "user_histories", "item_stats")
-POSITIVE_TABLES = (*STATE_TABLES, "item_features", "positives")
+POSITIVE_TABLES = (*STATE_TABLES, "item_features", "item_versions", "positives")
 
 
 def is_done(night: Night, tables: tuple[str, ...], recipe: Recipe, force: bool) -> bool:

@@ -109,24 +109,18 @@ def split_last(events: DataFrame) -> tuple[DataFrame, DataFrame]:
     return ranked.where(~F.col("last")).drop("rank", "last"), ranked.where("last").drop("rank", "last")
 
 
-def item_chances(items: DataFrame, counts: DataFrame, live: DataFrame, config: Positives) -> DataFrame:
+def item_chances(items: DataFrame, counts: DataFrame, live_days: DataFrame, config: Positives) -> DataFrame:
     """What decides over an item's positives of a day: item_id, ds, item_index, live, keep_probability (float).
 
     `items`: item_id, item_index of the vocabulary. `counts`: item_index, ds, window_count, total, of the window that ends
-    with ds: a weight of sampling, so the row's own day takes part, but no later one. `live`: item_index of items that can
-    be recalled.
+    with ds: a weight of sampling, so the row's own day takes part, but no later one. `live_days`: item_id, ds, live for
+    every day on which the item has a positive.
     """
     chance = keep_probability(F.col("window_count"), F.col("total"), config.downsample).cast("float")
     return (
         items.join(counts, on="item_index", how="inner")
-        .join(live.select("item_index", F.lit(True).alias("live")), on="item_index", how="left")
-        .select(
-            "item_id",
-            "ds",
-            "item_index",
-            F.coalesce("live", F.lit(False)).alias("live"),
-            chance.alias("keep_probability"),
-        )
+        .join(live_days.select("item_id", "ds", "live"), on=["item_id", "ds"], how="inner")
+        .select("item_id", "ds", "item_index", "live", chance.alias("keep_probability"))
     )
 
 

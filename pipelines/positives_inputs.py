@@ -6,10 +6,11 @@ from typing import Any
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from pipelines import checks, encode, positives
+from pipelines import checks, encode, item_versions, positives
 from pipelines.config import Features
 from pipelines.errors import InputError
-from pipelines.night import Night, SampleConfig
+from pipelines.item_versions import ItemDays
+from pipelines.night import Night, SampleConfig, log
 from pipelines.vocabulary import FIRST
 
 LOOKED_UP = 1000  # items of the night that are looked up in the catalogue, before all are
@@ -20,7 +21,7 @@ class Logs:
     """What the step reads of the users' tables."""
 
     days: list[str]  # days of interactions
-    items: str  # day of the items snapshot
+    items: ItemDays  # which items snapshots the days see
     users: dict[str, str | None]  # day of events -> day of the newest users snapshot strictly before it
 
     @property
@@ -34,7 +35,7 @@ class Inputs:
     """The users' tables after every check: nothing of them is refused any more."""
 
     events: DataFrame  # the night's positives; persisted
-    items: DataFrame  # the published items of the newest snapshot
+    items: DataFrame  # published items by run of snapshots (item_versions.spans)
     users: dict[str, DataFrame]  # snapshot by day, for user features
     held: DataFrame | None  # each user's last positive, where it is kept out
     counts: dict[str, int]  # interactions whose action counts, and those that are no positives of their own
@@ -56,7 +57,7 @@ def find_logs(night: Night, config: SampleConfig) -> Logs:
             f"table users ({night.inputs.uri('users')}) has no snapshot before the events of ds={night.ds}: features are "
             "taken from the newest snapshot strictly before the day of an event. Write users/ds= for an earlier day"
         )
-    return Logs(days, item_day, users)
+    return Logs(days, ItemDays.of(night.inputs, days, item_day), users)
 
 
 def refuse_new_meanings(night: Night, features: Features, known: dict[str, Any]) -> None:
@@ -81,19 +82,21 @@ def read_inputs(night: Night, config: SampleConfig, logs: Logs, keep_last_out: b
     interactions = night.inputs.events("interactions", logs.days)
     if update := night.warehouse.update:
         interactions = interactions.where(F.col("event_time") > F.lit(update.since).cast("timestamp"))
-    items = night.inputs.snapshot("items", logs.items)
     user_side, item_side = encode.sides(config.features)
-    encode.check_columns(item_side, items)
+    snapshots = {day: night.inputs.snapshot("items", day) for day in logs.items.snapshots}
+    for snapshot in snapshots.values():
+        encode.check_columns(item_side, snapshot)
     users = {day: night.inputs.snapshot("users", day) for day in logs.user_snapshots if user_side.features}
     for snapshot in users.values():
         encode.check_columns(user_side, snapshot)
-    end = F.lit(night.end).cast("timestamp")
-    items = items.where(F.col("publish_time").isNull() | (F.col("publish_time") <= end))
-    if items.isEmpty():
+    items = item_versions.spans(snapshots, item_side, night.end)
+    if snapshots[logs.items.newest].where(item_versions.published_by(night.end)).isEmpty():
         raise InputError(
-            f"table items, column publish_time: no item of the snapshot ds={logs.items} is published by "
+            f"table items, column publish_time: no item of the snapshot ds={logs.items.newest} is published by "
             f"{night.end}, so there is nothing to recall. Correct publish_time, or leave it null where it is not known"
         )
+    if warning := logs.items.warning():
+        log.warning("%s", warning)
     checks.compare_with_before(night, "positives", night.inputs.facts(), config.checks)
 
     rewarded = positives.reward_events(interactions, config.positives)
@@ -110,6 +113,8 @@ def read_inputs(night: Night, config: SampleConfig, logs: Logs, keep_last_out: b
         held = held.persist()
         persisted += [held, events.persist()]
         counts["dropped_held_out"] = held.count()
+    if len(snapshots) > 1:
+        persisted.append(items.persist())
     return Inputs(events, items, users, held, counts, tuple(persisted))
 
 
@@ -140,6 +145,7 @@ def refuse_other_items(night: Night, inputs: Inputs, item_days: DataFrame, logs:
     assert known is not None
     raise InputError(
         f"table interactions, column item_id: none of the items of {row['rows']} positives up to ds={night.ds} is in the "
-        f"snapshot ds={logs.items} of items and published, for example {row['example']!r}; items has {known['example']!r}. "
-        "Every positive would be dropped. Check that both tables are of one product and write item_id alike"
+        f"snapshot ds={logs.items.newest} of items and published, for example {row['example']!r}; items has "
+        f"{known['example']!r}. Every positive would be dropped. Check that both tables are of one product and write "
+        "item_id alike"
     )

@@ -26,7 +26,7 @@ from pipelines.session import find_java_home
 from pipelines.storage import Warehouse
 
 ROOT = Path(__file__).resolve().parents[2]
-TABLES = ("vocabularies", "user_histories", "item_stats", "item_features", "positives", "samples")
+TABLES = ("vocabularies", "user_histories", "item_stats", "item_features", "item_versions", "positives", "samples")
 SPARK = Path(pyspark.__file__).parent
 TABLES_JOB = "tests/jobs/sample_tables.py"
 MODEL = """

@@ -28,7 +28,10 @@ FEW = 10
 # What a step changes in the warehouse, in order; {} is the ds.
 STEPS = {
     "build_positives": (
-        *(f"{table}/ds={{}}" for table in ("vocabularies", "item_features", "user_histories", "positives")),
+        *(
+            f"{table}/ds={{}}"
+            for table in ("vocabularies", "item_features", "item_versions", "user_histories", "positives")
+        ),
         "item_stats/ds={}",
         "_staging/positives/{}",
     ),

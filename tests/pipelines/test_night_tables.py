@@ -243,7 +243,15 @@ def test_the_same_night_twice_gives_the_same_rows_however_joins_are_executed(nig
     write_inputs(again)
     with joins(nights.spark, SHUFFLED | {"spark.sql.shuffle.partitions": "7"}):
         run_nights(again)
-    for name in ("vocabularies", "user_histories", "item_stats", "item_features", "positives", "samples"):
+    for name in (
+        "vocabularies",
+        "user_histories",
+        "item_stats",
+        "item_features",
+        "item_versions",
+        "positives",
+        "samples",
+    ):
         for ds in (FIRST, SECOND):
             assert sorted(map(repr, table(again, name, ds))) == sorted(map(repr, table(nights, name, ds))), name
 

@@ -131,7 +131,9 @@ def test_down_sampling_counts_the_window_that_ends_with_the_day(spark: SparkSess
     }
     ids = spark.createDataFrame([(2, "two"), (3, "three")], "item_index int, item_id string")
     config = Positives.model_validate({"downsample": {"threshold": 0.1, "form": "power"}})
-    chances = positives.item_chances(ids, popularity.counts_of_days(frame, 2), ids, config)
+    of_days = popularity.counts_of_days(frame, 2)
+    live_days = of_days.join(ids, on="item_index").select("item_id", "ds", F.lit(True).alias("live"))
+    chances = positives.item_chances(ids, of_days, live_days, config)
     events = spark.createDataFrame(
         [(n, item, day) for n, (item, day) in enumerate([("three", "1970-01-11"), ("three", "1970-01-14")])],
         "row_key long, item_id string, ds string",
