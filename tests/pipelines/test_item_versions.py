@@ -29,7 +29,7 @@ CONFIG = SampleConfig(
             "history": {"length": 3},
         }
     ),
-    Positives(valid_hours=0),
+    Positives(valid_hours=0, downsample=None, per_user_cap=None),
     Negatives(uniform=4, popularity=2, coarse=0, fine=0),
     Samples(row_group_rows=32, trainers=1),
 )
