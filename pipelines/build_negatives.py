@@ -7,6 +7,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from pipelines import contexts, negatives, samplers, shuffle
+from pipelines.availability import availability
 from pipelines.checks import compare_with_before
 from pipelines.draws import POPULARITY, UNIFORM
 from pipelines.encode import sides
@@ -56,13 +57,15 @@ def build_negatives(
     positives = night.warehouse.read("positives", night.ds)
     stats = night.warehouse.read("item_stats", night.ds)
     broadcast = made["item_stats"].rows <= config.negatives.broadcast_items
+    width = int(stats.agg(F.max("item_index")).first()[0]) + 1
     setting = contexts.Setting(
         config.negatives,
         night.seed,
-        width=int(stats.agg(F.max("item_index")).first()[0]) + 1,
+        width=width,
         tables=samplers.alias_tables(stats) if broadcast else {},
         history=config.features.history.length if config.features.history else 1,
         others=config.features.history is not None and config.features.history.order == "leave_one_out",
+        availability=availability(stats, night.warehouse.read("item_features", night.ds), log_days[0], width),
     )
 
     # build_positives has checked these interactions; the ranking logs are checked here.
@@ -187,7 +190,7 @@ def _rows(
     )
     if setting.tables:
         return rows
-    places = {kind: setting.places(kind) for kind in (UNIFORM, POPULARITY)}
+    places = {kind: setting.written(kind) for kind in (UNIFORM, POPULARITY)}
     return samplers.with_written_draws(rows, stats, places, setting.seed)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from pipelines.availability import Availability
 from pipelines.config import Negatives
 from pipelines.draws import COARSE, FINE, POPULARITY, UNIFORM, AliasTable, Forbidden, Ints
 from pipelines.funnel import Candidates
@@ -23,6 +24,7 @@ class Setting:
     tables: dict[int, AliasTable]  # empty where the draws come with the rows
     history: int = 1  # items a history
     others: bool = False  # histories of the user's other positives, whatever their order
+    availability: Availability | None = None  # of items that were not there on all days of the rows
 
     @property
     def fallback(self) -> int:
@@ -40,6 +42,10 @@ class Setting:
         """Slots of an easy kind, those that may fall to it included."""
         hard = self.config.coarse + self.config.fine
         return self.kinds.count(kind) + (hard if kind == self.fallback else 0)
+
+    def written(self, kind: int) -> int:
+        """Places to write draws for where they come with the rows: more where some will be of items that were not there."""
+        return self.places(kind) * (1 if self.availability is None else 2)
 
 
 @dataclass(frozen=True)

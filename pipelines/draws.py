@@ -4,7 +4,7 @@ Shapes: n rows, K slots (negatives a row), M items. A (group, item) pair is one 
 being a user: "may this user not have this item?" is a binary search in a sorted array instead of a loop over rows.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -160,10 +160,12 @@ def draw_easy(
     forbidden: Forbidden,
     width: int,
     proposals: Mapping[int, Proposals],
+    allowed: Callable[[Ints, Ints], Bools] | None = None,
 ) -> Floats:
     """Fill, in place, the free places (item 0) of UNIFORM or POPULARITY kind by drawing until one is allowed.
 
-    `group_N`: the group of each row; `width`: number of item indices. A draw that is forbidden, or that
+    `group_N`: the group of each row; `width`: number of item indices. `allowed`: which of these items [n] these rows [n]
+    may have, None: all. A draw that is forbidden, or that
     the row already holds, is passed over for the row's next draw of that kind. Places whose draws run out keep item 0
     and become NONE. Returns log q [n, K], 0 where the kind has none.
     """
@@ -179,6 +181,8 @@ def draw_easy(
                 used[kind][rows] += 1
                 good = ~forbidden.contains(group_N[rows] * width + drawn)
                 good &= ~(items_NK[rows] == drawn[:, None]).any(axis=1)
+                if allowed is not None:
+                    good &= allowed(drawn, rows)
                 items_NK[rows[good], slot] = drawn[good]
                 log_q[rows[good], slot] = drawn_log_q[good]
                 rows = rows[~good]

@@ -100,7 +100,14 @@ def _draw(rows: pa.Table, context: Context, group_N: Ints, setting: Setting) -> 
         own, wider = context.candidates.lists(kind, group_N, day, request)
         draw_from_lists(items, slots, own, wider, mix(keys, kind), WIDER_ATTEMPTS)
     kinds_NK[(items == 0) & (kinds_NK >= COARSE)] = setting.fallback
-    log_q = draw_easy(items, kinds_NK, group_N, context.forbidden, setting.width, _proposals(rows, keys, setting))
+    late, allowed = setting.availability, None
+    if late is not None:
+        allowed = lambda drawn, places: late.allows(drawn, day[places])  # noqa: E731
+    proposals = _proposals(rows, keys, setting)
+    log_q = draw_easy(items, kinds_NK, group_N, context.forbidden, setting.width, proposals, allowed)
+    if late is not None:
+        for kind in proposals:  # the distribution of a row is that of the items of its day
+            log_q -= np.where(kinds_NK == kind, late.correction(kind, day)[:, None], np.float32(0))
     items = items[:, :-1]
     if context.forbidden.contains((group_N[:, None] * setting.width + items).ravel()).any():
         raise AssertionError("a negative was drawn that its user has, did or was shown; please report this")

@@ -3,6 +3,7 @@
 from datetime import datetime, timedelta
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pyspark.sql import SparkSession
@@ -12,6 +13,7 @@ from model.schema import FeatureSchema
 from pipelines.build_negatives import build_negatives
 from pipelines.build_positives import build_positives
 from pipelines.config import Features, Inputs, Negatives, Positives, Samples
+from pipelines.draws import UNIFORM
 from pipelines.night import Night, SampleConfig
 from pipelines.storage import Warehouse
 
@@ -93,12 +95,23 @@ def test_a_row_sees_the_clicks_of_the_day_before(bootstrap: Warehouse) -> None:
             item = names[index]
             expected = known.get((before, item))
             if expected is None:  # new on its own day
-                assert item == str(NEW)
+                assert (item, day.isoformat()) == (str(NEW), LAST), "no negative of a row comes after its day"
                 expected = known[LAST, item]
             place = catalogue.rows(torch.tensor([index]), torch.tensor([row["item_snapshot"]]))
             assert int(catalogue.gather(place)["item_clicks"]) == 2 + int(expected), (row, item)
             seen.add((item, int(expected)))
     assert len(seen) > 30
+
+
+def test_log_q_is_that_of_the_items_of_the_day(bootstrap: Warehouse) -> None:
+    """Uniform over the 20 items of the last day; over the same without the new one before."""
+    found = {
+        (row["event_time"].date().isoformat(), round(float(np.exp(-log_q))))
+        for row in bootstrap.read("samples", LAST).collect()
+        for kind, log_q in zip(row["negative_kinds"], row["negative_log_q"])
+        if kind == UNIFORM
+    }
+    assert found == {(DAYS[0], 19), (DAYS[1], 19), (LAST, 20)}
 
 
 def test_versions_that_nobody_needs_are_not_kept(bootstrap: Warehouse) -> None:
