@@ -1,4 +1,4 @@
-"""Files that Spark cannot read, told in one line."""
+"""Errors of Spark about a file that it cannot read, in one line."""
 
 import re
 from collections.abc import Iterator
@@ -15,6 +15,23 @@ BROKEN_FILE = re.compile(
     r"|(?:(\w+:/.*?) is not a Parquet file|the file (\S.*?) cannot be read)",
     re.MULTILINE,
 )
+
+# Errors about files that are whole: pattern -> what is wrong.
+WHOLE_FILES = {
+    r"Unsupported encoding: (\w+)": "Spark cannot read its encoding {} (default encodings would do)",
+    r"Class (\S+Codec) was not found": "Spark lacks its codec {} (zstd or snappy would do)",
+    r"FileNotFoundException()": "it is missing, or was removed while it was read",
+    r"AccessControlException()|Permission denied()": "this user may not read it",
+}
+DAMAGED = "it is cut short, damaged or no Parquet"
+
+
+def what_is_wrong(text: str) -> str:
+    """Why a file that an error names cannot be read."""
+    for pattern, reason in WHOLE_FILES.items():
+        if found := re.search(pattern, text):
+            return reason.format(found[1])
+    return DAMAGED
 
 
 def broken_file(text: str) -> str | None:
@@ -35,17 +52,9 @@ def naming_broken_files(table: str) -> Iterator[None]:
         yield
     except (Py4JError, PySparkException) as error:
         text = str(error)
-        if "UNABLE_TO_INFER_SCHEMA" in text:
-            raise InputError(f"table {table}: a partition holds no Parquet file. Check the feed") from error
-        if "CANNOT_MERGE_SCHEMAS" in text:
-            schemas = " and ".join(sorted(set(re.findall(r'^"STRUCT<(.*)>"', text, re.MULTILINE))))
-            raise InputError(
-                f"table {table}: its files disagree on the type of a column: {schemas}. Write them alike"
-            ) from error
         file = broken_file(text)
         if file is None:
             raise
         raise InputError(
-            f"table {table}: the file {file} cannot be read: it is cut short, damaged or no Parquet. Write this partition "
-            "again"
+            f"table {table}: the file {file} cannot be read: {what_is_wrong(text)}. Write this partition again"
         ) from error

@@ -154,6 +154,7 @@ def _ranking_logs(
                 night.ds,
             )
         return None
+    night.inputs.report.missing_days("ranking_logs", night.window)
     stages = [*config.negatives.coarse_stages, *config.negatives.fine_stages]
     candidate = F.col("stage").isin(stages) & F.lit(wants_hard)
     logs = []

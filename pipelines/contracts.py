@@ -73,8 +73,9 @@ class Theirs:
     table: str
     uri: str
     days: list[str]
-    raw: DataFrame
+    raw: DataFrame  # the columns that are read, and ds
     renames: Mapping[str, str]
+    columns: list[str]  # every column of the files, read or not
     numbers: tuple[str, ...] = ()  # columns of numeric features
     weights: tuple[str, ...] = ()  # columns of weights of a feature's values (arrays)
 
@@ -98,7 +99,7 @@ class Theirs:
                 if rule.required or name in self.renames:
                     raise InputError(
                         f"table {self.table} ({self.uri}): column {theirs!r} is missing; it has "
-                        f"{', '.join(sorted(self.types))}. Add it, or name yours under inputs.{self.table}.columns"
+                        f"{', '.join(sorted(self.columns))}. Add it, or name yours under inputs.{self.table}.columns"
                     )
             elif not rule.allows(self.types[theirs]):
                 raise InputError(

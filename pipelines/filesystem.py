@@ -5,6 +5,7 @@ import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,28 @@ from pyspark.sql import SparkSession
 
 from pipelines.broken_files import three_slashes
 from pipelines.errors import UsageError
+
+# How Hadoop prints a FileStatus: one call prints a whole folder, where asking each file for its parts would be thousands. Its
+# access time, which reading changes, is left out.
+FILE_STATUS = re.compile(
+    r"path=(?P<path>[^\n]+?); isDirectory=(?P<folder>true|false); (?:length=(?P<length>\d+); )?"
+    r"[^}\n]*?modification_time=(?P<modified>\d+)"
+)
+NOT_A_PATH = re.compile(r"Relative path in absolute URI: (\S+)")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file or folder as its parent lists it."""
+
+    name: str
+    is_folder: bool
+    length: int  # bytes
+    modified: int  # milliseconds since 1970
+
+
+class UnreadableNameError(OSError):
+    """A file whose name Hadoop cannot work with; the argument is the name."""
 
 
 def _local_uri(path: Path) -> str:
@@ -36,6 +59,16 @@ def renames_atomically(uri: str) -> bool:
 
 # How Hadoop reports a scheme that it does not know, or whose jars are missing.
 NO_STORE = re.compile(r"No FileSystem for scheme|ClassNotFoundException")
+
+
+def _local_entry(path: Path) -> Entry:
+    """A link to nothing is an empty file."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        status = path.lstat()
+        return Entry(path.name, False, 0, status.st_mtime_ns // 1_000_000)
+    return Entry(path.name, path.is_dir(), status.st_size, status.st_mtime_ns // 1_000_000)
 
 
 class FileSystem:
@@ -71,6 +104,16 @@ class FileSystem:
             uri = _local_uri(Path(uri).expanduser())
         return three_slashes(self._fs(uri).makeQualified(self._path(uri)).toString().rstrip("/"))
 
+    def has_class(self, name: str) -> bool:
+        """Whether the JVM has a class, of a codec say."""
+        try:
+            self._jvm.java.lang.Class.forName(
+                name, False, self._jvm.java.lang.Thread.currentThread().getContextClassLoader()
+            )
+        except Py4JJavaError:
+            return False
+        return True
+
     def exists(self, uri: str) -> bool:
         """Whether a file or folder is there."""
         return bool(self._fs(uri).exists(self._path(uri)))
@@ -89,6 +132,45 @@ class FileSystem:
     def children(self, uri: str) -> list[Any]:
         """Hadoop FileStatus of what lies directly under a folder; empty where there is no folder."""
         return list(self._fs(uri).listStatus(self._path(uri))) if self.exists(uri) else []
+
+    def entries(self, uri: str) -> list[Entry]:
+        """What lies directly under a folder, by name. FileNotFoundError where there is no folder.
+
+        Raises UnreadableNameError for a name with a colon in a store that lists it; on a local disk Python lists it.
+        """
+        if local := _local_path(uri):
+            return [_local_entry(local / name) for name in sorted(os.listdir(local))]
+        try:
+            printed = self._predef.genericWrapArray(self._fs(uri).listStatus(self._path(uri))).mkString("\n")
+        except Py4JJavaError as error:
+            if name := NOT_A_PATH.search(str(error)):
+                raise UnreadableNameError(name[1]) from None
+            if "FileNotFoundException" in str(error.java_exception.getClass().getName()):
+                raise FileNotFoundError(uri) from None
+            raise
+        found = [
+            Entry(
+                status["path"].rpartition("/")[2],
+                status["folder"] == "true",
+                int(status["length"] or 0),
+                int(status["modified"]),
+            )
+            for status in FILE_STATUS.finditer(printed)
+        ]
+        return sorted(found, key=lambda entry: entry.name)
+
+    def read_piece(self, uri: str, start: int, length: int) -> bytes:
+        """Some bytes of a file; the file must have them."""
+        if local := _local_path(uri):
+            with local.open("rb") as file:
+                file.seek(start)
+                return file.read(length)
+        stream = self._fs(uri).open(self._path(uri))
+        try:
+            stream.seek(start)
+            return bytes(self._jvm.org.apache.commons.io.IOUtils.toByteArray(stream, length))
+        finally:
+            stream.close()
 
     def read_text(self, uri: str) -> str:
         """A small text file, whole. FileNotFoundError where there is none."""

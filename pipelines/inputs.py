@@ -10,10 +10,13 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from pipelines.broken_files import naming_broken_files
-from pipelines.config import Checks, Features, Inputs, InputTable, MultiCategoricalFeature, NumericFeature
+from pipelines.config import Checks, Features, Inputs, InputTable
 from pipelines.contracts import CONTRACTS, KEYS, Theirs, exclusive, first_reason, not_known, quoted
 from pipelines.errors import InputError
-from pipelines.storage import Manifest, Recipe, Warehouse
+from pipelines.feature_columns import feature_columns, number_columns
+from pipelines.input_reader import Wanted
+from pipelines.input_report import InputReport
+from pipelines.storage import Manifest, Recipe, Warehouse, shift
 
 log = logging.getLogger("nightjar")
 
@@ -42,8 +45,10 @@ class InputTables:
         self.checks = checks or Checks()
         self._config: dict[str, InputTable] = {name: getattr(config, name) for name in CONTRACTS}
         self._days: dict[str, list[str]] = {}
-        self._watched = _feature_columns(features or Features())
-        self._numbers = _number_columns(features or Features())
+        self._watched = feature_columns(features or Features())
+        self._numbers = number_columns(features or Features())
+        self._reads_all = features is None
+        self.report = InputReport(warehouse, self.uri, self.days)
         self._seen: dict[str, dict[str, Day]] = {}
 
     def uri(self, table: str) -> str:
@@ -68,7 +73,10 @@ class InputTables:
     def snapshot_at(self, table: str, ds: str, *, strictly_before: bool) -> str | None:
         """The day of the newest snapshot at (or strictly before) ds."""
         found = [day for day in self.days(table) if day < ds or (day == ds and not strictly_before)]
-        return found[-1] if found else None
+        newest = found[-1] if found else None
+        last = shift(ds, -1) if strictly_before else ds
+        self.report.misnamed_days(table, shift(newest, 1) if newest else "", last)
+        return newest
 
     def events(self, table: str, days: list[str], check: bool = True) -> DataFrame:
         """Good rows of interactions or ranking_logs on these days, with `ds`; of an update within the day, up to its end.
@@ -91,6 +99,10 @@ class InputTables:
         keep = [name for name in theirs.raw.columns if name not in (*CONTRACTS[table], "ds")]
         return theirs.typed(self._good(theirs), keep)
 
+    def count(self, table: str, ds: str) -> int:
+        """Rows of a day, good or bad."""
+        return self._theirs(table, [ds]).raw.count()
+
     def id_type(self, table: str, ds: str) -> str:
         """The type that the user gave the id of a user (for items, of an item), so that what we hand back has it too."""
         theirs = self._theirs(table, [ds])
@@ -105,8 +117,8 @@ class InputTables:
     def write_quarantine(self, ds: str, recipe: Recipe, tables: tuple[str, ...]) -> dict[str, Manifest]:
         """Put the bad rows that the checks found in these tables aside, as `quarantine/table=NAME/ds=DS`.
 
-        Columns: reason, row (JSON of the row as the user wrote it). A table without bad rows has no partition, and
-        one that an earlier run of this ds wrote goes. Returns the manifests written, by table.
+        Columns: reason, row (JSON of the columns that are read, as the user wrote them). A table without bad rows has no
+        partition, and one that an earlier run of this ds wrote goes. Returns the manifests written, by table.
         """
         written = {}
         for table in tables:
@@ -125,10 +137,36 @@ class InputTables:
         return written
 
     def _theirs(self, table: str, days: list[str]) -> Theirs:
-        raw = self.warehouse.read_input(self.uri(table), days, table)
-        theirs = Theirs(table, self.uri(table), days, raw, self._config[table].columns, *self._numbers.get(table, ()))
+        found = self.warehouse.input_rows(self.uri(table), days, table, self._wanted(table))
+        self.report.unread_files(table, days, found.files)
+        theirs = Theirs(
+            table,
+            self.uri(table),
+            days,
+            found.rows,
+            self._config[table].columns,
+            found.columns,
+            *self._numbers.get(table, ()),
+        )
         theirs.require_columns()
+        for feature in self._watched.get(table, []):
+            if feature.name not in theirs.types:
+                raise InputError(
+                    f"table {table}: feature column {feature.name!r} is missing; it has {', '.join(sorted(found.columns))}. "
+                    f"Add it, or take it out of features.{table.removesuffix('s')}"
+                )
         return theirs
+
+    def _wanted(self, table: str) -> list[Wanted] | None:
+        """The columns that the config names; None, for all, where there are no features to know those of a snapshot by."""
+        if self._reads_all and table in KEYS:
+            return None
+        renames = self._config[table].columns
+        wanted = {
+            (column := renames.get(name, name)): Wanted(column, rule.cast, rule.cast == "double", rule.required)
+            for name, rule in CONTRACTS[table].items()
+        }
+        return [*wanted.values(), *(column for column in self._watched.get(table, []) if column.name not in wanted)]
 
     def _good(self, theirs: Theirs) -> DataFrame:
         """The rows without a reason. Where the check pass found none, nothing needs to be looked at again."""
@@ -177,7 +215,7 @@ class InputTables:
     def _count(self, theirs: Theirs) -> dict[str, Day]:
         """Everything in one pass: one row of numbers, or one a day. Grouping costs, so a single day goes without."""
         names = {name: theirs.renames.get(name, name) for name in CONTRACTS[theirs.table]}
-        names |= {name: name for name in self._watched.get(theirs.table, [])}
+        names |= {column.name: column.name for column in self._watched.get(theirs.table, [])}
         # A column that is not there knows nothing: its share of nulls is 1, and a night later that may be news.
         present = {name: column for name, column in names.items() if column in theirs.types}
         firsts, good = exclusive(theirs.conditions())
@@ -229,25 +267,6 @@ class InputTables:
             "first_event": min((day.first for day in seen.values() if day.first), default=None),
             "last_event": max((day.last for day in seen.values() if day.last), default=None),
         }
-
-
-def _feature_columns(features: Features) -> dict[str, list[str]]:
-    """The columns of users and items that features are made of."""
-    found: dict[str, list[str]] = {}
-    for table, side in (("users", features.user), ("items", features.item)):
-        found[table] = [f.name for f in side]
-        found[table] += [f.weights for f in side if isinstance(f, MultiCategoricalFeature) and f.weights]
-    return found
-
-
-def _number_columns(features: Features) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
-    """(columns of numeric features, columns of weights) of users and items."""
-    found = {}
-    for table, side in (("users", features.user), ("items", features.item)):
-        numbers = tuple(f.name for f in side if isinstance(f, NumericFeature))
-        weights = tuple(f.weights for f in side if isinstance(f, MultiCategoricalFeature) and f.weights)
-        found[table] = (numbers, weights)
-    return found
 
 
 def _twice(table: str) -> str:

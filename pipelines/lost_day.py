@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 from pipelines.errors import InputError, UsageError
+from pipelines.input_files import list_files
 from pipelines.lineage import lineage_of_night
 from pipelines.night import STATE_TABLES, Night
 from pipelines.storage import Manifest, Recipe
@@ -64,10 +65,10 @@ def _refuse_a_day_with_data(night: Night) -> None:
     if night.ds not in night.inputs.days("interactions"):
         return
     uri = f"{night.inputs.uri('interactions')}/ds={night.ds}"
-    if not night.warehouse.data_files(uri):
+    if not list_files(night.warehouse, night.inputs.uri("interactions"), [night.ds]).data:
         return
     try:
-        rows = night.warehouse.read_input(night.inputs.uri("interactions"), [night.ds], "interactions").count()
+        rows = night.inputs.count("interactions", night.ds)
     except InputError as error:
         raise InputError(f"--no-data: whether ds={night.ds} has rows is not known: {error}") from None
     if rows:

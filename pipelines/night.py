@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from pipelines.config import Checks, Features, Inputs, Negatives, Positives, Samples
 from pipelines.errors import InputError
+from pipelines.input_files import shortened
 from pipelines.inputs import InputTables
 from pipelines.storage import Manifest, Recipe, Warehouse, days_back, shift
 
@@ -57,10 +58,13 @@ class Night:
         if not days or (not self.bootstrap_days and self.ds not in days):
             known = self.inputs.days("interactions")
             has = f"it has {known[0]} to {known[-1]}" if known else "it has no partition at all"
+            if misnamed := self.inputs.report.misnamed_days("interactions", self.window[0], self.window[-1]):
+                has += f"; days are called ds=YYYY-MM-DD, so these are not read: {shortened(misnamed)}"
             raise InputError(
                 f"table interactions ({self.inputs.uri('interactions')}) has no partition for ds={self.ds}: {has}. "
                 f"Check the feed, or the ds; if the day is lost, run jobs.nightly --ds {self.ds} --no-data"
             )
+        self.inputs.report.missing_days("interactions", self.window)
         return days
 
     def state(self) -> dict[str, Manifest]:

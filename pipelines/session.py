@@ -28,6 +28,9 @@ FIXED = {
     "spark.sql.session.timeZone": "UTC",
     "spark.sql.timestampType": "TIMESTAMP_LTZ",
     "spark.sql.sources.partitionColumnTypeInference.enabled": "false",  # ds is compared as text
+    # Of input files: columns may differ in case alone, and timestamp[ns] is read as a whole number or not at all.
+    "spark.sql.caseSensitive": "true",
+    "spark.sql.legacy.parquet.nanosAsLong": "true",
 }
 DEFAULTS = {
     "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",
@@ -112,8 +115,8 @@ def refuse_fixed(conf: Mapping[str, object]) -> None:
         given = str(conf.get(key, value))
         if given.lower() != value.lower():
             raise ValueError(
-                f"{key} is always {value} in Nightjar, whatever the cluster's setting: a ds is a day of UTC. Remove this "
-                f"line (it says {given})"
+                f"{key} is always {value} in Nightjar, whatever the cluster's setting: what rows mean depends on it, and a ds "
+                f"is a day of UTC. Remove this line (it says {given})"
             )
 
 

@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import date, datetime, timedelta, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -19,13 +19,13 @@ from pyspark.sql import DataFrame, SparkSession
 from pipelines.broken_files import naming_broken_files
 from pipelines.errors import InputError, UsageError
 from pipelines.filesystem import FileSystem
+from pipelines.input_files import DAY, list_files
+from pipelines.input_reader import InputReader, InputRows, Wanted
 from pipelines.table_keys import check_keys
 
 MANIFEST = "_manifest.json"
 NAME = re.compile(r"[a-z][a-z0-9_]*(/table=[a-z][a-z0-9_]*)?")  # quarantine keeps a folder for each table
 EXPORTED = re.compile(r"\.parquet$|^[_.]")
-# How Hadoop prints the FileStatus of a file; its access time, which reading changes, is left out.
-FILE_STATUS = re.compile(r"path=([^;]+); isDirectory=false; length=(\d+);[^}]*?modification_time=(\d+)")
 
 
 def code_version() -> str:
@@ -120,6 +120,7 @@ class Warehouse(FileSystem):
 
     def __init__(self, spark: SparkSession, root: str) -> None:
         super().__init__(spark)
+        self._reader = InputReader(self)
         self.root = self._qualified(root)
 
     def resolve(self, path: str) -> str:
@@ -136,34 +137,23 @@ class Warehouse(FileSystem):
 
     def input_days(self, uri: str) -> list[str]:
         """The days of an input table, in order."""
-        names = (status.getPath().getName() for status in self.children(uri) if status.isDirectory())
-        return sorted(name[3:] for name in names if re.fullmatch(r"ds=\d{4}-\d{2}-\d{2}", name))
+        names = (entry.name for entry in (self.entries(uri) if self.exists(uri) else []) if entry.is_folder)
+        return sorted(name.removeprefix("ds=") for name in names if DAY.fullmatch(name))
 
     def input_fingerprint(self, uri: str, days: list[str]) -> str:
         """Changes when any data file of these days is added, removed or rewritten (names, lengths, times)."""
-        fs = self._fs(uri)
-        files = []
-        for ds in days:
-            # One call lists a folder and one prints it: asking each file for its parts would be thousands.
-            day = f"{uri}/ds={ds}"
-            listed = self._predef.genericWrapArray(fs.listStatus(self._path(day))).mkString()
-            if "isDirectory=true" in listed:  # folders inside a day, by the hour say
-                inner = (fs.getFileStatus(self._path(file)).toString() for file in self.data_files(day))
-                listed = " ".join(inner)
-            for path, length, modified in FILE_STATUS.findall(listed):
-                if not path.rsplit("/", 1)[-1].startswith(("_", ".")):
-                    files.append([ds, path, int(length), int(modified)])
-        return digest(sorted(files))
+        found = list_files(self, uri, days)
+        data = sorted([file.ds, file.uri, file.length, file.modified] for file in found.data)
+        return digest([*data, *sorted(found.refused)])
 
-    def read_input(self, uri: str, days: list[str], table: str | None = None) -> DataFrame:
-        """The rows of these days of an input table, with `ds` as a string column. InputError that names a broken file."""
-        paths = [f"{uri}/ds={ds}" for ds in days]
-        with naming_broken_files(table or uri.rsplit("/", 1)[-1]):
-            # A column may have come later than the first of these days: the schema is that of all of them. Times before
-            # 1900 are read as they stand (Spark would stop at them): the contract decides what becomes of such a row.
-            reader = self.spark.read.option("basePath", uri).option("mergeSchema", "true")
-            reader = reader.option("datetimeRebaseMode", "CORRECTED").option("int96RebaseMode", "CORRECTED")
-            return reader.parquet(*paths)
+    def input_rows(self, uri: str, days: list[str], table: str, wanted: Sequence[Wanted] | None = None) -> InputRows:
+        """The wanted columns (None: all) of these days of an input table. InputError that names a broken file."""
+        with naming_broken_files(table):
+            return self._reader.read(uri, days, table, wanted)
+
+    def read_input(self, uri: str, days: list[str]) -> DataFrame:
+        """All rows and columns of these days of an input table, with `ds` as a string column."""
+        return self.input_rows(uri, days, uri.rsplit("/", 1)[-1]).rows
 
     def write_input(self, frame: DataFrame, table: str) -> dict[str, int]:
         """Write many days of an input table at once (importers, simulator); a day that is there is replaced.

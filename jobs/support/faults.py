@@ -8,7 +8,7 @@ from pathlib import Path
 
 from py4j.protocol import Py4JNetworkError
 
-from pipelines.broken_files import broken_file
+from pipelines.broken_files import broken_file, what_is_wrong
 from pipelines.errors import InputError, NightjarError
 
 # How Spark, Arrow, Python and sqlite tell of a disk, a quota or a limit on files that is used up.
@@ -40,7 +40,7 @@ def explained(error: BaseException, root: str) -> NightjarError | None:
     file = broken_file(text)
     if file is None:
         return None
-    what = f"the file {file} cannot be read: it is cut short, damaged or no Parquet"
+    what = f"the file {file} cannot be read: {what_is_wrong(text)}"
     place = PARTITION.match(file)
     if place is None:
         return InputError(what)

@@ -194,6 +194,11 @@ def _file(root: Path) -> Path:
     return root / "interactions" / f"ds={DS}" / "part-0.parquet"
 
 
+def _beside(root: Path, name: str, content: bytes) -> None:
+    """Another file in the folder of the interactions."""
+    _file(root).with_name(name).write_bytes(content)
+
+
 def _config(text: str, *overrides: str) -> Callable[[Warehouse], object]:
     """Load a config file of this text."""
 
@@ -246,7 +251,7 @@ CASES = [
     # columns and types
     _types(
         "a column that is missing",
-        ["'item_id' is missing", "it has action, ds", "inputs.interactions.columns"],
+        ["'item_id' is missing", "it has action, event_time", "inputs.interactions.columns"],
         "interactions",
         _without(interactions(), "item_id"),
         DS,
@@ -300,12 +305,42 @@ CASES = [
     ),
     Case(
         "two files of a day with different types",
-        ["table interactions", "disagree on the type", "item_id: BIGINT", "item_id: STRING"],
+        [
+            "table interactions, column 'item_id'",
+            f"bigint in ds={DS}/part-0.parquet and string in ds={DS}/part-1.parquet",
+        ],
         lambda root: put(root, "interactions", DS, _with(interactions(), item_id="x"), {"item_id": pa.string()}, 1),
     ),
     # files and partitions
-    Case("a file that is cut short", ["part-0.parquet cannot be read"], lambda root: _cut(_file(root), 0.5)),
-    Case("a file of no bytes", ["part-0.parquet cannot be read"], lambda root: _cut(_file(root), 0.0)),
+    Case(
+        "a file that is cut short", ["part-0.parquet cannot be read", "cut short"], lambda root: _cut(_file(root), 0.5)
+    ),
+    Case("a file of no bytes", ["part-0.parquet is empty (0 bytes)", "delete it"], lambda root: _cut(_file(root), 0.0)),
+    Case(
+        "a file of another format",
+        ["part-1.csv is no Parquet file"],
+        lambda root: _beside(root, "part-1.csv", b"a,b\n1,2\n"),
+    ),
+    Case(
+        "a Parquet file without columns",
+        ["part-1.parquet is a Parquet file without a column"],
+        lambda root: pq.write_table(pa.table({}), _file(root).with_name("part-1.parquet")),
+    ),
+    Case(
+        "a name with a colon",
+        ["10:00.parquet has a colon", "rename"],
+        lambda root: _beside(root, "10:00.parquet", b"PAR1"),
+    ),
+    Case(
+        "a copy beside its file",
+        ["part-0.parquet~ is by its name a copy"],
+        lambda root: _beside(root, "part-0.parquet~", b"PAR1"),
+    ),
+    Case(
+        "a codec that Spark lacks",
+        ["'item_id'", "is whole, but has the codec brotli", "zstd or snappy"],
+        lambda root: pq.write_table(pq.read_table(_file(root)), _file(root), compression={"item_id": "brotli"}),
+    ),
     Case("a file with damaged pages", ["part-0.parquet cannot be read"], lambda root: _damage(_file(root))),
     Case("a partition without a file", ["holds no Parquet file"], lambda root: _file(root).unlink()),
     Case("a partition without rows", ["no rows for ds 2024-03-05"], lambda root: put(root, "interactions", DS, [])),
