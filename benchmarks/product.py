@@ -47,7 +47,7 @@ CONFIG = SampleConfig(
         history=History(length=50),
     ),
     # So mild that it is computed for every row and drops none: the ratios are to be over all of them.
-    positives=Positives(downsample=Downsample(threshold=5e-3)),
+    positives=Positives(downsample=Downsample(threshold=5e-3), valid_hours=0.0),
     negatives=Negatives(uniform=3, popularity=3, coarse=2, fine=2),
     samples=Samples(),
 )

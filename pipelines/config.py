@@ -175,7 +175,11 @@ class Positives(Section):
     )
     half_life_days: float | None = Field(None, gt=0, description="weight halves with this age; null: all days alike")
     valid_hours: float = Field(
-        0.0, ge=0, lt=24, description="last hours of ds kept out of training, for the valid loss"
+        2.0,
+        ge=0,
+        lt=24,
+        description="last hours of ds kept out of training: gates compare releases on them, the valid loss is theirs, and the "
+        "next night trains on them; 0: none, and releases are not compared",
     )
 
 

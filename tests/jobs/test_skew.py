@@ -18,7 +18,7 @@ DS = "2024-03-02"
 HEAVY, OTHERS, ITEMS = 120_000, 60_000, 100_000
 CONFIG = {
     "features": {"item": [{"kind": "categorical", "name": "category"}], "history": {"length": 20}},
-    "positives": {"deduplicate": False, "per_user_cap": None, "downsample": None},
+    "positives": {"deduplicate": False, "per_user_cap": None, "downsample": None, "valid_hours": 0},
     "negatives": {"uniform": 1, "popularity": 1, "coarse": 1, "fine": 1},
     "spark": {"spark.driver.memory": "900m", "spark.sql.shuffle.partitions": 8},
 }

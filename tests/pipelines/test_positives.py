@@ -94,7 +94,7 @@ def test_weights_fall_with_age_and_the_last_hours_are_kept_out(spark: SparkSessi
     assert [row["split"] for row in rows] == ["train", "train", "valid", "train"]
     ancient = positives.finish(frame, Positives(half_life_days=1e-4), DS).collect()
     assert all(0 < row["weight"] < 1e-20 for row in ancient[:2])
-    plain = positives.finish(frame, Positives(), DS).collect()
+    plain = positives.finish(frame, Positives(valid_hours=0.0), DS).collect()
     assert [(row["weight"], row["split"]) for row in plain] == [(2.0, "train")] * 4
 
 
