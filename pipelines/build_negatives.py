@@ -15,6 +15,7 @@ from pipelines.joins import broadcast_small
 from pipelines.known import Known
 from pipelines.lineage import one_lineage
 from pipelines.lost_day import carried_from
+from pipelines.matching_ids import Ids, refuse_other_ids
 from pipelines.night import Night, SampleConfig, is_done, log
 from pipelines.positives import is_positive
 from pipelines.samples_checks import check_samples
@@ -73,6 +74,11 @@ def build_negatives(
     logs = _ranking_logs(night, ranking_days, before_days, positives, config)
     told = {name: facts for name, facts in night.inputs.facts().items() if name == "ranking_logs"}
     compare_with_before(night, "samples", told, config.checks)
+    if logs is not None and ranking_days:
+        newest = Ids("ranking_logs", logs.where(F.col("ds") == ranking_days[-1]))
+        items = min(made["item_stats"].rows, told["ranking_logs"]["by_day"][ranking_days[-1]])
+        refuse_other_ids(newest, Ids("interactions", positives), "user_id", made["positives"].rows, config.checks)
+        refuse_other_ids(newest, Ids("items", stats), "item_id", items, config.checks)
     night.inputs.write_quarantine(night.ds, recipe, ("ranking_logs",))
 
     known = _known(night, config, setting, positives, stats, seen, logs, keep_last_out)

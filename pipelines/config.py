@@ -271,6 +271,13 @@ class Checks(Section):
     duplicates: float = Field(
         0.2, ge=0, le=1, description="share of interactions that repeat another one exactly: above, it came twice"
     )
+    matching_ids: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="share of the user (and item) ids of ranking_logs that interactions (items) must have too, and of the "
+        "users of interactions in users; of the table with fewer ids, and not asked of fewer than 10. 0: any",
+    )
     fallback_share: float = Field(
         1.0, ge=0, le=1, description="share of hard negatives' places that easy ones may take; 1: all, no logs needed"
     )

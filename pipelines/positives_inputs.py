@@ -1,6 +1,7 @@
 """What the step build_positives reads: the users' tables, checked before anything is written."""
 
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 from pyspark.sql import DataFrame
@@ -10,6 +11,7 @@ from pipelines import checks, encode, item_versions, positives
 from pipelines.config import Features
 from pipelines.errors import InputError
 from pipelines.item_versions import ItemDays
+from pipelines.matching_ids import Ids, refuse_other_ids
 from pipelines.night import Night, SampleConfig, log
 from pipelines.vocabulary import FIRST
 
@@ -104,6 +106,10 @@ def read_inputs(night: Night, config: SampleConfig, logs: Logs, keep_last_out: b
     counts, persisted = positives.count_selected(marked), [marked]
     try:
         _refuse_selected(night, config, counts)
+        if users:
+            known = reduce(DataFrame.unionByName, [snapshot.select("user_id") for snapshot in users.values()])
+            ids = Ids("interactions", marked), Ids("users", known)
+            refuse_other_ids(*ids, "user_id", counts["interactions"], config.checks)
     except InputError:
         marked.unpersist()
         raise
