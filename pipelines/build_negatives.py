@@ -56,6 +56,8 @@ def build_negatives(
         return night.warehouse.require("samples", night.ds, ""), False
 
     positives = night.warehouse.read("positives", night.ds)
+    if "carried" not in positives.columns:  # written by an earlier version
+        positives = positives.withColumn("carried", F.lit(False))
     stats = night.warehouse.read("item_stats", night.ds)
     broadcast = made["item_stats"].rows <= config.negatives.broadcast_items
     width = int(stats.agg(F.max("item_index")).first()[0]) + 1
@@ -193,6 +195,7 @@ def _rows(
         F.col("row_key").alias("key"),
         F.when(F.col("request_id").isNotNull(), key_of("request_id")).alias("request_key"),
         *columns,
+        "carried",
         "cell",
     )
     if setting.tables:

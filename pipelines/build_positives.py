@@ -11,6 +11,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from pipelines import encode, histories, item_versions, popularity, positives, positives_checks, vocabulary
+from pipelines.config import MultiCategoricalFeature
 from pipelines.joins import broadcast_few, broadcast_small
 from pipelines.lineage import lineage_of_night
 from pipelines.night import POSITIVE_TABLES, Night, SampleConfig, is_done, log
@@ -50,6 +51,9 @@ def build_positives(
     }
     if night.warehouse.update:
         fingerprints["update"] = digest(asdict(night.warehouse.update))
+    held_back = _held_back(night)
+    if held_back:
+        before = before | {"positives": held_back}
     fingerprints |= {f"{table}@{night.yesterday}": manifest.fingerprint for table, manifest in before.items()}
     recipe = Recipe(config_hash, fingerprints)
     recipe = replace(recipe, lineage=lineage_of_night(night.warehouse, night.ds, before.values(), recipe))
@@ -69,7 +73,9 @@ def build_positives(
             words = _write_meanings(night, config, recipe, inputs, logs, known, item_days)
             if inputs.held is not None:
                 _write_holdout(night, config, recipe, inputs.held, words)
-            return _write_rows(night, config, recipe, inputs, words, logs, item_days), True
+            manifest = _write_rows(night, config, recipe, inputs, words, logs, item_days, held_back)
+            _write_items(night, config, recipe, inputs, words, logs)
+            return manifest, True
     finally:
         for frame in inputs.persisted:
             frame.unpersist()
@@ -97,7 +103,7 @@ def _write_meanings(
     known: dict[str, Any],
     item_days: DataFrame,
 ) -> Words:
-    """vocabularies, item_features and item_versions."""
+    """vocabularies."""
     user_side, item_side = encode.sides(config.features)
     served = item_versions.current(inputs.items, logs.items.newest)
     statistics = encode.statistics_of(item_side, served, known.get("numeric", {}))
@@ -119,32 +125,28 @@ def _write_meanings(
         night.warehouse.write(grown, "vocabularies", night.ds, recipe, facts=facts)
 
     words = Words(night.warehouse.read("vocabularies", night.ds), sizes, statistics, schema)
-    _write_items(night, config, recipe, inputs, words, logs, item_days)
     return words
 
 
-def _write_items(
-    night: Night,
-    config: SampleConfig,
-    recipe: Recipe,
-    inputs: Inputs,
-    words: Words,
-    logs: Logs,
-    item_days: DataFrame,
-) -> None:
-    """item_features and item_versions: the items of the newest snapshot, and what rows of earlier ones see instead."""
+def _write_items(night: Night, config: SampleConfig, recipe: Recipe, inputs: Inputs, words: Words, logs: Logs) -> None:
+    """item_features and item_versions: the items of the newest snapshot, and what rows of earlier ones see instead.
+
+    An item has a row of the embedding table once a training row has had it, tonight or before: one that is only ever a
+    negative would learn that nobody likes it.
+    """
     side, newest = encode.sides(config.features)[1], logs.items.newest
     keys = ["item_id", "publish_time", "first", "last", "since"]
     encoded = encode.encode(side, inputs.items, words.table, words.numeric, keys, words.sizes, ("item_id", "first"))
     ids = words.lookup("item_id", "item_id", "item_index")
     rows = encoded.join(ids, on="item_id", how="inner")
-    rows = rows.join(_seen_items(night, item_days, ids), on="item_index", how="left")
+    trained = night.warehouse.read("item_stats", night.ds).where("first_trained is not null").select("item_index")
+    rows = rows.join(trained.withColumn("_trained", F.lit(True)), on="item_index", how="left")
     buckets = config.features.ids.item.buckets
     own = F.col("item_index") if buckets is None else vocabulary.bucket_of("item_id", F.col("item_id"), buckets)
     rows = rows.select(
         "item_index",
         F.col("item_id").cast(night.inputs.id_type("items", newest)).alias("item_id"),
-        F.when(F.col("_seen"), own).otherwise(F.lit(vocabulary.DEFAULT)).alias(encode.ITEM_ROW),
+        F.when(F.col("_trained"), own).otherwise(F.lit(vocabulary.DEFAULT)).alias(encode.ITEM_ROW),
         "publish_time",
         item_versions.available_from(rows, logs.items.snapshots[0]).alias("available_from"),
         "first",
@@ -168,18 +170,6 @@ def _request(night: Night, config: SampleConfig, inputs: Inputs, logs: Logs) -> 
     table, day = ("users", newest) if newest else ("interactions", logs.days[-1])
     types["user_id"] = night.inputs.id_type(table, day)
     return encode.request_fields(config.features, types, night.inputs.id_type("items", logs.items.newest))
-
-
-def _seen_items(night: Night, item_days: DataFrame, ids: DataFrame) -> DataFrame:
-    """item_index, _seen: true for every item that has been a positive, tonight or on a night before.
-
-    Others have no row of the embedding table yet: one that is only ever a negative would learn that nobody likes it.
-    """
-    seen = item_days.select("item_id").distinct().join(ids, on="item_id", how="inner").select("item_index")
-    if night.yesterday:
-        before = night.warehouse.read("item_stats", night.yesterday).where("first_seen is not null")
-        seen = seen.unionByName(before.select("item_index")).distinct()
-    return seen.withColumn("_seen", F.lit(True))
 
 
 def _values(config: SampleConfig, inputs: Inputs, logs: Logs, item_days: DataFrame) -> DataFrame:
@@ -230,6 +220,7 @@ def _write_rows(
     words: Words,
     logs: Logs,
     item_days: DataFrame,
+    held_back: Manifest | None,
 ) -> Manifest:
     """user_histories, positives and item_stats."""
     read = night.warehouse.read
@@ -238,7 +229,9 @@ def _write_rows(
     _write_state(night, config, recipe, indexed, words)
 
     stats = read("item_stats", night.yesterday) if night.yesterday else None
-    live = read("item_features", night.ds).select("item_index", "available_from")
+    listed = item_versions.current(inputs.items, logs.items.newest).join(ids, on="item_id", how="inner")
+    available = item_versions.available_from(listed, logs.items.snapshots[0]).alias("available_from")
+    live = listed.select("item_index", available)
     today = item_days.join(ids, on="item_id", how="inner")
     rolled = popularity.roll_counts(today, stats, night.ds, config.positives.window_days)
     alive = item_versions.live_days(item_days, inputs.items, logs.items)
@@ -256,10 +249,12 @@ def _write_rows(
         chosen = positives.choose(flagged, config.positives, night.seed, over_cap)
         chosen = chosen.withColumn("item_snapshot", logs.items.snapshot_of(F.col("ds")))
         facts = item_versions.facts_of(live_days, logs.items)
-        manifest = _write_positives(night, config, recipe, chosen, inputs, words, logs, heaviest, facts)
+        manifest = _write_positives(
+            night, config, recipe, chosen, inputs, words, logs, heaviest, facts, live, held_back
+        )
         trained = read("positives", night.ds).where("split = 'train'")
         item_stats = popularity.describe_items(
-            ids, counts, trained, live, config.positives.downsample, config.negatives.popularity_exponent
+            ids, counts, trained, live, config.positives.downsample, config.negatives.popularity_exponent, night.ds
         )
         night.warehouse.write(item_stats, "item_stats", night.ds, recipe)
     return manifest
@@ -284,6 +279,8 @@ def _write_positives(
     logs: Logs,
     heaviest: dict[str, Any],
     facts: dict[str, Any],
+    live: DataFrame,
+    held_back: Manifest | None,
 ) -> Manifest:
     """positives, checked before they are moved into place."""
     rows = _with_user_features(chosen, night, config, inputs, words, logs)
@@ -291,11 +288,16 @@ def _write_positives(
     rows = _with_user_index(rows, config, words).withColumn("user_index", index)
     columns = ["row_key", "user_id", "item_id", "request_id", "event_time", "user_index", "item_index"]
     columns += encode.sides(config.features)[0].encoded_columns()
-    columns += ["item_snapshot", "example_age", "weight", "keep_probability", "dropped", "split"]
-    finished = positives.finish(rows, config.positives, night.ds).select(*columns)
+    columns += ["item_snapshot", "example_age", "weight", "keep_probability", "dropped", "split", "carried"]
+    finished = positives.finish(rows, config.positives, night.ds).withColumn("carried", F.lit(False)).select(*columns)
+    expected = inputs.counts
+    if held_back:
+        known = held_back.facts.get("counts", {}).get("held_back")
+        expected = expected if known is None else expected | {"held_back_before": int(known)}
+        finished = finished.unionByName(_carried(night, config, words, logs, finished, live))
 
     def check(staged: DataFrame, _: str) -> dict[str, Any]:
-        counts = inputs.counts | positives_checks.check_rows(staged, inputs.counts)
+        counts = inputs.counts | positives_checks.check_rows(staged, expected)
         log.info("positives %s: %s", night.ds, ", ".join(f"{name} {value:,}" for name, value in counts.items()))
         return {
             "counts": counts,
@@ -307,6 +309,52 @@ def _write_positives(
         }
 
     return night.warehouse.write(finished, "positives", night.ds, recipe, facts=check)
+
+
+def _held_back(night: Night) -> Manifest | None:
+    """The positives of the night before, if it held rows back from training that tonight trains on; else None.
+
+    Updates within the day carry nothing: they learn what happened since the one before, in the order of time.
+    """
+    if night.yesterday is None or night.warehouse.update:
+        return None
+    manifest = night.warehouse.require(
+        "positives",
+        night.yesterday,
+        f"its last hours are trained on tonight. Run build_positives for ds={night.yesterday}",
+    )
+    held_back = manifest.facts.get("counts", {}).get("held_back")
+    if held_back is None:  # written by an earlier version
+        held_back = night.warehouse.read("positives", night.yesterday).where("split = 'valid'").count()
+    return manifest if held_back else None
+
+
+def _carried(
+    night: Night, config: SampleConfig, words: Words, logs: Logs, tonight: DataFrame, live: DataFrame
+) -> DataFrame:
+    """The rows that the night before held back, with the columns of tonight.
+
+    Features are as they were encoded then. A feature that is new or has another type since is that of a user without a
+    snapshot; lists get tonight's length.
+    """
+    assert night.yesterday is not None
+    rows = night.warehouse.read("positives", night.yesterday).where("split = 'valid'")
+    if "item_snapshot" not in rows.columns:  # written by an earlier version
+        rows = rows.withColumn("item_snapshot", logs.items.snapshot_of(F.lit(night.ds)))
+    rows = positives.carry(rows, live.select("item_index"), config.positives, night.ds)
+    blanks = encode.without_snapshot(encode.sides(config.features)[0], words.numeric)
+    types, now = dict(rows.dtypes), dict(tonight.dtypes)
+    for column, blank in blanks.items():
+        if types.get(column) != now[column]:
+            rows = rows.withColumn(column, blank)
+        elif now[column].startswith("array"):
+            length = next(
+                f.max_values
+                for f in config.features.user
+                if isinstance(f, MultiCategoricalFeature) and column in (f"user_{f.name}", f"user_{f.name}_weights")
+            )
+            rows = rows.withColumn(column, encode.pad(F.col(column), length, now[column][6:-1]))
+    return rows.select(*tonight.columns)
 
 
 def _history_length(config: SampleConfig) -> int:

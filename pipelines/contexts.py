@@ -54,8 +54,7 @@ class Context:
 
     forbidden: Forbidden
     candidates: Candidates
-    did: Entries  # the past, or the pools of others, and then the rows themselves
-    places: Ints  # of the rows among what was done
+    did: Entries  # the past, or the pools of others, and then the rows themselves; carried rows are part of the past
 
     @classmethod
     def build(cls, table: pa.Table, role: Ints, group: Ints, setting: Setting, opened: "Context | None") -> "Context":
@@ -72,15 +71,18 @@ class Context:
         )
         candidates = found if opened is None else opened.candidates.before(found)
 
-        places, items = _flat(table, np.flatnonzero(role == PAST))
-        past = Entries(group[places], at[places], items)
-        if opened is not None:
-            past, _ = opened.did.then(past)
-        rows = np.flatnonzero(role == ROW)
+        places, values = _flat(table, np.flatnonzero(role == PAST))
         if setting.others:
-            return cls(forbidden, candidates, past, rows)
-        did, placed = past.then(Entries(group[rows], at[rows], numbers(table, "item_index")[rows]))
-        return cls(forbidden, candidates, did, placed)
+            past = Entries(group[places], at[places], values)
+        else:
+            past = Entries(group[places[::2]], values[1::2], values[::2])  # streams.pairs
+        if opened is not None:
+            past = opened.did.then(past)
+        if setting.others:
+            return cls(forbidden, candidates, past)
+        rows = np.flatnonzero((role == ROW) & (numbers(table, "carried") == 0))
+        did = past.then(Entries(group[rows], at[rows], numbers(table, "item_index")[rows]))
+        return cls(forbidden, candidates, did)
 
     def of_group(self, group: int, setting: Setting) -> "Context":
         """One user's part, the user renumbered 0."""
@@ -89,15 +91,14 @@ class Context:
             self.forbidden.of_group(group, setting.width),
             self.candidates.of_group(group),
             did if setting.others else did.last(setting.history),
-            np.zeros(0, np.int64),
         )
 
-    def histories(self, chosen: Ints, group_N: Ints, item_N: Ints, setting: Setting) -> tuple[Indices, Ints]:
-        """History and the time of its newest item (-1: none) of some of the rows, `chosen` by their number."""
+    def histories(self, group_N: Ints, item_N: Ints, time_N: Ints, setting: Setting) -> tuple[Indices, Ints]:
+        """History and the time of its newest item (-1: none) of rows, by their user, item and time."""
         if setting.others:
-            history = histories_of_others(self.did, group_N[chosen], item_N[chosen], setting.history)
-            return history, np.full(len(chosen), -1)
-        return histories_before(self.did, self.places[chosen], setting.history)
+            history = histories_of_others(self.did, group_N, item_N, setting.history)
+            return history, np.full(len(group_N), -1)
+        return histories_before(self.did, group_N, time_N, setting.history)
 
 
 def with_contexts(batches: Iterable[pa.RecordBatch], setting: Setting) -> Iterator[tuple[pa.Table, Context, Ints]]:
@@ -129,9 +130,13 @@ def with_contexts(batches: Iterable[pa.RecordBatch], setting: Setting) -> Iterat
 
 
 def numbers(table: pa.Table, name: str) -> Ints:
-    """A column as int64; null, which only columns of another role have, is 0."""
+    """A column as int64 (true is 1); null, which only columns of another role have, is 0."""
     column = table.column(name)
-    return (column.fill_null(0) if column.null_count else column).to_numpy().astype(np.int64, copy=False)
+    return (
+        (column.fill_null(pa.scalar(0).cast(column.type)) if column.null_count else column)
+        .to_numpy()
+        .astype(np.int64, copy=False)
+    )
 
 
 def lists(table: pa.Table, name: str) -> pa.ListArray:

@@ -8,7 +8,7 @@ from pyspark.sql import functions as F
 from pipelines.contexts import Setting
 from pipelines.funnel import requests_of
 from pipelines.joins import broadcast_few
-from pipelines.streams import EXCLUDED, PAST, context, key_of
+from pipelines.streams import EXCLUDED, PAST, context, key_of, pairs
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Known:
                 context(known, PAST, F.reverse(F.slice(F.reverse("known_items"), 1, self.setting.history + 1)))
             )
         elif self.before is not None:
-            until = F.unix_micros(F.element_at("history_times", -1))
-            parts.append(context(_of(self.before, self.users), PAST, F.col("history_items"), until))
+            did_before = pairs(F.col("history_items"), F.col("history_times"))
+            parts.append(context(_of(self.before, self.users), PAST, did_before))
         return parts
 
     def _untold(self) -> DataFrame:

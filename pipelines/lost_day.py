@@ -51,7 +51,14 @@ def carry_state(night: Night, *, force: bool = False) -> Carried:
     }
     waiting = warehouse.read("positives", yesterday).where("split = 'valid'")
     facts = {"schema": before["positives"].facts["schema"], "bootstrap_days": 0, CARRIED_FROM: day}
-    manifests["positives"] = warehouse.write(waiting, "positives", ds, recipe, facts=facts, may_be_empty=True)
+    manifests["positives"] = warehouse.write(
+        waiting,
+        "positives",
+        ds,
+        recipe,
+        facts=lambda staged, _: facts | {"counts": {"held_back": staged.count()}},
+        may_be_empty=True,
+    )
     return Carried(manifests, day, True)
 
 

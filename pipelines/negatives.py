@@ -53,7 +53,8 @@ def make_samples(rows: DataFrame, contexts: list[DataFrame], keep: list[str], se
     negative_kinds and negative_log_q (arrays of K).
 
     `rows`: user_key, at (microseconds), key (the row key), item_index, request_key (null: none), cell (a row without one is
-    part of histories and does not come out) and, where `setting` has no tables, written draws
+    part of histories and does not come out), carried (its event is part of the past already) and, where `setting` has no
+    tables, written draws
     (samplers.with_written_draws). `contexts`: see streams.stream_of.
     """
     shared = rows.sparkSession.sparkContext.broadcast(setting)
@@ -69,8 +70,8 @@ def make_samples(rows: DataFrame, contexts: list[DataFrame], keep: list[str], se
 def _complete(rows: pa.Table, context: Context, group_N: Ints, keep: list[str], setting: Setting) -> pa.Table:
     """The rows with a cell, and all that is made for them."""
     chosen = np.flatnonzero(rows.column("cell").is_valid())
-    history, until = context.histories(chosen, group_N, numbers(rows, "item_index"), setting)
     rows, group_N = rows.take(pa.array(chosen)), group_N[chosen]
+    history, until = context.histories(group_N, numbers(rows, "item_index"), numbers(rows, "at"), setting)
     items, kinds, log_q = _draw(rows, context, group_N, setting)
     made = [
         _matrix(history, pa.int32()),

@@ -26,21 +26,26 @@ def roll_counts(today: DataFrame, previous: DataFrame | None, ds: str, window_da
     """Counts by item over the window that ends with ds: yesterday's, plus today's, less the days that fell out.
 
     `today`: of count_days, with item_index. `previous`: item_stats of the night before. Returns item_index, day_ordinals,
-    day_counts, window_count, first_seen, last_seen (dates).
+    day_counts, window_count, first_seen, last_seen, trained_before (dates; the last: first_trained of `previous`).
     """
     counts = today.select("item_index", "day", "count", F.col("day").alias("seen"), F.col("day").alias("first"))
+    counts = counts.withColumn("trained", F.lit(None).cast("date"))
     if previous is not None:
+        # Earlier versions held an item to be trained on from the day on which it was seen.
+        trained = "first_trained" if "first_trained" in previous.columns else "first_seen"
         past = previous.select(
             "item_index",
             F.explode_outer(F.arrays_zip("day_ordinals", "day_counts")).alias("past"),
             F.datediff("last_seen", F.lit("1970-01-01")).alias("seen"),
             F.datediff("first_seen", F.lit("1970-01-01")).alias("first"),
+            F.col(trained).alias("trained"),
         ).select(
             "item_index",
             F.col("past.day_ordinals").alias("day"),
             F.col("past.day_counts").alias("count"),
             "seen",
             "first",
+            "trained",
         )
         counts = counts.unionByName(past)
     in_window = F.col("day") > F.lit(day_ordinal(ds) - window_days)
@@ -49,6 +54,7 @@ def roll_counts(today: DataFrame, previous: DataFrame | None, ds: str, window_da
         days.alias("days"),
         F.min("first").alias("first"),
         F.max("seen").alias("seen"),
+        F.min("trained").alias("trained_before"),
     )
     zero = F.lit(0).cast("long")
     return rolled.select(
@@ -58,6 +64,7 @@ def roll_counts(today: DataFrame, previous: DataFrame | None, ds: str, window_da
         F.aggregate("days", zero, lambda total, entry: total + entry["count"]).alias("window_count"),
         F.date_add(F.to_date(F.lit("1970-01-01")), F.col("first")).alias("first_seen"),
         F.date_add(F.to_date(F.lit("1970-01-01")), F.col("seen")).alias("last_seen"),
+        "trained_before",
     )
 
 
@@ -95,6 +102,7 @@ def describe_items(
     live: DataFrame,
     downsample: Downsample | None,
     exponent: float,
+    ds: str,
 ) -> DataFrame:
     """The rows of item_stats: one an item of the vocabulary.
 
@@ -135,4 +143,5 @@ def describe_items(
         when_live(F.col("mass").cast("double") / F.col("live_mass")).alias("q_popularity"),
         "first_seen",
         "last_seen",
+        F.coalesce("trained_before", F.when(F.col("sampled_count") > 0, F.to_date(F.lit(ds)))).alias("first_trained"),
     ).sort("item_index")

@@ -179,6 +179,32 @@ def choose(flagged: DataFrame, config: Positives, seed: int, over_cap: int) -> D
     return flagged.withColumn("dropped", reason).drop("live", "survives", "last")
 
 
+def carry(held_back: DataFrame, live: DataFrame, config: Positives, ds: str) -> DataFrame:
+    """The positives that an earlier night kept out of training (split valid), as training rows of ds, with their age then.
+
+    What was decided on them (down-sampling, cap) holds. `live`: item_index of items that can be recalled; a row of another
+    item is dropped, for it has no features any more.
+    """
+    rows = held_back.join(live.select("item_index", F.lit(True).alias("live")), on="item_index", how="left")
+    aged = F.lit(0.0) if config.half_life_days is None else _age(ds) - F.col("example_age")
+    decay = F.pow(F.lit(0.5), aged / F.lit(config.half_life_days or 1.0))
+    return rows.withColumns(
+        {
+            "example_age": _age(ds).cast("float"),
+            "weight": F.greatest(F.col("weight") * decay, F.lit(LIGHTEST)).cast("float"),
+            "dropped": F.when(F.col("live").isNull(), NOT_LIVE),
+            "split": F.when(F.col("live").isNotNull(), "train"),
+            "carried": F.lit(True),
+        }
+    ).drop("live")
+
+
+def _age(ds: str) -> Column:
+    """Days from the event to the end of ds."""
+    end = F.unix_timestamp(F.lit(f"{ds} 00:00:00")) + F.lit(86_400)
+    return (end - F.unix_timestamp("event_time")) / F.lit(86_400.0)
+
+
 def finish(rows: DataFrame, config: Positives, ds: str) -> DataFrame:
     """Adds example_age (days from the event to the end of ds), weight (reward x recency) and split (null where dropped)."""
     end = F.unix_timestamp(F.lit(f"{ds} 00:00:00")) + F.lit(86_400)

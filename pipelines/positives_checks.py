@@ -23,7 +23,8 @@ def check_rows(staged: DataFrame, counts: dict[str, int]) -> dict[str, int]:
     """InputError where a staged row breaks a promise of its own (weights, nulls, indices) or rows are missing.
 
     `counts`: interactions whose action counts, and those that are no positives (dropped_…): the others must be there.
-    Returns how many positives there are, dropped for each reason, and kept.
+    Returns how many positives there are, dropped for each reason, and kept, of which held_back in the valid split; and of
+    the rows that the night before held back how many train now (carried) or have lost their item (carried_not_live).
     """
     # Spark holds NaN to be larger than any number.
     weighty = (F.col("weight") > 0) & (F.col("weight") < float("inf"))
@@ -43,14 +44,20 @@ def check_rows(staged: DataFrame, counts: dict[str, int]) -> dict[str, int]:
         ),
     }
     found = [F.count(F.when(condition, 1)).alias(str(n)) for n, (_, condition) in enumerate(wrong.values())]
-    found += [F.count(F.when(F.col("dropped") == reason, 1)).alias(reason) for reason in DROPPED]
-    found += [F.count(F.when(F.col("split") == "train", 1)).alias("train")]
-    row = staged.agg(F.count(F.lit(1)).alias("rows"), F.count("split").alias("kept"), *found).first()
+    own, carried = ~F.col("carried"), F.col("carried")
+    found += [F.count(F.when(own & (F.col("dropped") == reason), 1)).alias(reason) for reason in DROPPED]
+    found += [F.count(F.when(own, F.col("split"))).alias("kept"), F.count(F.when(own, 1)).alias("rows")]
+    found += [F.count(F.when(F.col("split") == split, 1)).alias(split) for split in ("train", "valid")]
+    found += [F.count(F.when(carried, F.col("split"))).alias("carried")]
+    found += [F.count(F.when(carried, F.col("dropped"))).alias("carried_not_live")]
+    row = staged.agg(*found).first()
     assert row is not None
     for number, (place, (what, condition)) in enumerate(wrong.items()):
         if row[str(number)]:
             _refuse(place.strip(), row[str(number)], what, staged.where(condition))
-    told = {"positives": row["rows"]} | {f"dropped_{reason}": row[reason] for reason in DROPPED} | {"kept": row["kept"]}
+    told = {"positives": row["rows"]} | {f"dropped_{reason}": row[reason] for reason in DROPPED}
+    told |= {"kept": row["kept"], "held_back": row["valid"]}
+    told |= {name: row[name] for name in ("carried", "carried_not_live")}
     check_counts(counts | told)
     if not row["train"]:
         _refuse_nothing_to_train_on(staged, counts | told)
@@ -64,6 +71,12 @@ def check_counts(counts: dict[str, int]) -> None:
         raise InputError(
             f"table positives: {counts['positives']} rows were written, but of {counts['interactions']} interactions "
             f"{dropped} were dropped and {counts['kept']} kept. Nothing was written; please report this"
+        )
+    carried = counts["carried"] + counts["carried_not_live"]
+    if carried != counts.get("held_back_before", carried):
+        raise InputError(
+            f"table positives: the night before held {counts['held_back_before']} rows back, and {carried} were carried into "
+            "this one. Nothing was written; please report this"
         )
 
 

@@ -33,6 +33,12 @@ def context(frame: DataFrame, role: int, values: Column, at: Column | None = Non
     ).withColumn("key", F.col("key").cast("long"))
 
 
+def pairs(items: Column, times: Column) -> Column:
+    """What a user did as the values of one row: item and time (microseconds) by turns. CHUNK is even, so no pair is cut."""
+    pair = F.zip_with(items, times, lambda item, time: F.array(item.cast("long"), F.unix_micros(time)))
+    return F.flatten(pair)
+
+
 def _chunks(values: Column) -> Column:
     pieces = F.transform(
         F.sequence(F.lit(0), F.floor((F.size(values) - 1) / CHUNK).cast("int")),

@@ -24,14 +24,12 @@ class Entries:
     time_E: Ints  # microseconds
     item_E: Ints
 
-    def then(self, later: "Entries") -> tuple["Entries", Ints]:
-        """These and `later` ones, for each user in this order; and the places of the later ones in the whole."""
+    def then(self, later: "Entries") -> "Entries":
+        """These and `later` ones, for each user in this order."""
         group = np.concatenate([self.group_E, later.group_E])
         order = np.argsort(group, kind="stable")
-        place = np.empty(len(group), np.int64)
-        place[order] = np.arange(len(group))
         time, item = np.concatenate([self.time_E, later.time_E]), np.concatenate([self.item_E, later.item_E])
-        return Entries(group[order], time[order], item[order]), place[len(self.group_E) :]
+        return Entries(group[order], time[order], item[order])
 
     def of_group(self, group: int) -> "Entries":
         """One user's entries, the user renumbered 0."""
@@ -49,24 +47,27 @@ class Entries:
         return Entries(self.group_E[keep], self.time_E[keep], self.item_E[keep])
 
 
-def histories_before(entries: Entries, rows: Ints, length: int) -> tuple[Indices, Ints]:
-    """The last `length` items [n, length] strictly before each of `rows` [n] (places in entries), oldest first, 0-padded
-    on the left, and the time [n] of the newest of them; -1 where there is none. Entries of one instant never see each other.
+def histories_before(entries: Entries, group_N: Ints, time_N: Ints, length: int) -> tuple[Indices, Ints]:
+    """The last `length` items [n, length] of the user strictly before each time, oldest first, 0-padded on the left, and the
+    time [n] of the newest of them; -1 where there is none. Entries of one instant never see each other.
+
+    Each user's entries are in the order of time; a time may lie anywhere among them.
     """
-    group, time = entries.group_E, entries.time_E
-    number = np.arange(len(group))
-    new_user = np.ones(len(group), bool)
-    new_user[1:] = group[1:] != group[:-1]
-    new_time = new_user.copy()
-    new_time[1:] |= time[1:] != time[:-1]
-    end = np.maximum.accumulate(np.where(new_time, number, 0))[rows]
-    held = end - np.maximum.accumulate(np.where(new_user, number, 0))[rows]
+    begin = np.searchsorted(entries.group_E, group_N, "left")
+    low, high = begin, np.searchsorted(entries.group_E, group_N, "right")
+    # One binary search for all rows: the first entry of the user that is not before the time lies in [low, high].
+    while (low < high).any():
+        middle = (low + high) // 2
+        earlier = (low < high) & (entries.time_E[np.minimum(middle, len(entries.time_E) - 1)] < time_N)
+        low, high = np.where(earlier, middle + 1, low), np.where(earlier, high, np.minimum(middle, high))
+    end, held = low, low - begin
     padded = np.concatenate([np.zeros(length, np.int32), entries.item_E.astype(np.int32)])
-    history = np.lib.stride_tricks.sliding_window_view(padded, length)[
-        end
-    ]  # padded[end : end + length] ends before `end`
+    # padded[end : end + length] ends before `end`
+    history = np.lib.stride_tricks.sliding_window_view(padded, length)[end]
     history[np.arange(length) < (length - held)[:, None]] = 0
-    return history, np.where(held > 0, time[np.maximum(end - 1, 0)], -1)
+    if len(entries.time_E) == 0:
+        return history, np.full(len(group_N), -1)
+    return history, np.where(held > 0, entries.time_E[np.maximum(end - 1, 0)], -1)
 
 
 def histories_of_others(pools: Entries, group_N: Ints, item_N: Ints, length: int) -> Indices:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -59,17 +58,22 @@ def found_histories(rows: list[Row], size: int, setting: Setting) -> Iterator[tu
     whole: list[Row] = []
     for row in rows:
         user = int(row["user_id"][1:])
-        for start in range(0, len(row["past"] or []), 3):  # a past may come in pieces
-            values = row["past"][start : start + 3]
-            whole.append({"user_key": user, "role": PAST, "at": 500 + user, "key": None, "values": values})
+        past = row["past"] or []
+        times = row.get("past_times") or [500 + user] * len(past)
+        for start in range(0, len(past), 3):  # a past may come in pieces
+            values = past[start : start + 3]
+            if not setting.others:
+                values = [number for pair in zip(values, times[start : start + 3]) for number in pair]
+            whole.append({"user_key": user, "role": PAST, "values": values})
         own = {"at": row["event_time"], "key": row["row_key"], "item_index": row["item_index"]}
+        own["carried"] = row.get("carried", False)
         whole.append({"user_key": user, "role": ROW, **own})
-    kinds = {"role": pa.int32(), "values": pa.list_(pa.int64()), "item_index": pa.int32()}
-    names = ("user_key", "role", "at", "key", "values", "item_index")
+    kinds = {"role": pa.int32(), "values": pa.list_(pa.int64()), "item_index": pa.int32(), "carried": pa.bool_()}
+    names = ("user_key", "role", "at", "key", "values", "item_index", "carried")
     schema = pa.schema([(name, kinds.get(name, pa.int64())) for name in names])
     for table, context, group in with_contexts(cut(whole, schema, size), setting):
-        chosen = np.arange(table.num_rows)
-        history, until = context.histories(chosen, group, table.column("item_index").to_numpy(), setting)
+        items, times = (table.column(name).to_numpy() for name in ("item_index", "at"))
+        history, until = context.histories(group, items, times, setting)
         users, keys = table.column("user_key").to_pylist(), table.column("key").to_pylist()
         yield from zip(users, keys, history.tolist(), until.tolist())
 
@@ -99,6 +103,32 @@ def test_a_history_is_the_last_items_before_the_instant(seed: int, size: int) ->
         expected.append((user, row["row_key"], padded, before[-1][0] if before else -1))
     assert found == expected
     assert any(history[0] for _, _, history, _ in found)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 1000])
+def test_a_carried_row_sees_the_past_before_it_and_is_told_once(size: int) -> None:
+    # Three events of last night's end, of which two are carried; two of tonight, one of them at the same instant twice.
+    past = {"past": [5, 6, 7, 8], "past_times": [10, 20, 30, 30]}
+    rows: list[Row] = [
+        {"user_id": "u01", "event_time": 20, "row_key": 1, "item_index": 6, "carried": True, **past},
+        {"user_id": "u01", "event_time": 30, "row_key": 2, "item_index": 7, "carried": True, "past": None},
+        {"user_id": "u01", "event_time": 40, "row_key": 3, "item_index": 9, "past": None},
+        {"user_id": "u01", "event_time": 40, "row_key": 4, "item_index": 6, "past": None},
+        {"user_id": "u01", "event_time": 50, "row_key": 5, "item_index": 5, "past": None},
+        {"user_id": "u02", "event_time": 30, "row_key": 6, "item_index": 5, "carried": True, "past": None},
+    ]
+    found = {
+        key: (history, until)
+        for _, key, history, until in found_histories(rows, size, Setting(Negatives(), 17, 1000, {}, history=4))
+    }
+    assert found == {
+        1: ([0, 0, 0, 5], 10),
+        2: ([0, 0, 5, 6], 20),
+        3: ([5, 6, 7, 8], 30),
+        4: ([5, 6, 7, 8], 30),
+        5: ([7, 8, 9, 6], 40),
+        6: ([0, 0, 0, 0], -1),
+    }
 
 
 @pytest.mark.parametrize(("seed", "size"), CUTS)

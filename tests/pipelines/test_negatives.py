@@ -41,6 +41,7 @@ SCHEMA = pa.schema(
         ("request_key", pa.int64()),
         ("item_index", pa.int32()),
         ("cell", pa.int32()),
+        ("carried", pa.bool_()),
     ]
 )
 CONFIG = Negatives(uniform=2, popularity=1, coarse=2, fine=2, fine_share=0.5)
@@ -72,10 +73,10 @@ def stream() -> list[tuple[object, ...]]:
             rows.append((user, DROPPED, MONDAY, 101, packed(COARSE_RANKED, 12, 13, 14)))
             rows.append((user, DROPPED, TUESDAY, 102, packed(COARSE_RANKED, 15)))
         if user == 1:
-            rows.append((user, PAST, MONDAY * DAY_MICROS - 1, None, [81, 82]))
+            rows.append((user, PAST, None, None, [81, MONDAY * DAY_MICROS - 2, 82, MONDAY * DAY_MICROS - 1]))
         if user != 3:
             # Key 0 was a positive and is no sample; 102 is Tuesday's, so those come last.
-            for key in sorted(range(13), key=lambda key: (key % 4 == 2, key)):
+            for key in sorted(range(13), key=lambda key: (user == 5 and key % 4 == 2, key)):
                 request = (100, 101, 102, None)[key % 4] if user == 5 else 100
                 day = TUESDAY if request == 102 else MONDAY
                 rows.append(
@@ -110,7 +111,7 @@ def test_batches_may_be_cut_anywhere(size: int) -> None:
 
 
 def test_rows_that_are_no_samples_are_part_of_histories() -> None:
-    assert [WHOLE[1000 + key]["history"] for key in (1, 3, 4)] == [[81, 82, 90], [82, 90, 91], [90, 91, 93]]
+    assert [WHOLE[1000 + key]["history"] for key in (1, 3, 4)] == [[81, 82, 90], [90, 91, 92], [91, 92, 93]]
     assert WHOLE[4001]["history"] == [0, 0, 90]
     assert 1000 not in WHOLE
 

@@ -43,6 +43,11 @@ def test_histories_are_the_last_positives_strictly_before_the_event(nights: Ware
         past = clicks_before(row["user_id"], row["event_time"])
         assert len(row["history"]) == LENGTH
         filled = [items[index] for index in row["history"] if index]
+        if row["event_time"] < datetime.fromisoformat(ds) and ds == SECOND:
+            # A carried row: what the state of last night still holds from before it.
+            assert Counter(filled) <= Counter(item for _, item in past)
+            assert row["history_until"] == (past[-1][0] if filled else None)
+            continue
         assert len(filled) == min(LENGTH, len(past))
         # Among clicks of one instant the order is free, so compare as sets where the cut falls between instants.
         expected = past[-LENGTH:]
@@ -54,8 +59,9 @@ def test_histories_are_the_last_positives_strictly_before_the_event(nights: Ware
 
 
 @pytest.mark.parametrize("ds", [FIRST, SECOND])
-def test_an_item_has_its_own_row_from_its_first_positive_on(nights: Warehouse, ds: str) -> None:
-    clicked = {str(item) for day, _, item, _, action, _ in logs()[0] if day <= ds and action == "click"}
+def test_an_item_has_its_own_row_from_the_night_that_trains_on_it(nights: Warehouse, ds: str) -> None:
+    nights_of = [night for night in (FIRST, SECOND) if night <= ds]
+    clicked = {r["item_id"] for night in nights_of for r in table(nights, "positives", night) if r["split"] == "train"}
     own = {str(r["item_id"]): r["item_row"] == r["item_index"] for r in table(nights, "item_features", ds)}
     assert {item for item, seen in own.items() if seen} == clicked & set(own)
     waiting = [r["item_row"] for r in table(nights, "item_features", ds) if str(r["item_id"]) not in clicked]
@@ -67,8 +73,29 @@ def test_the_second_night_saw_state_and_not_the_past(nights: Warehouse) -> None:
     recipe = nights.require("positives", SECOND, "").inputs
     assert f"user_histories@{FIRST}" in recipe
     assert nights.require("positives", FIRST, "").facts["bootstrap_days"] == 2
-    days = {str(row["event_time"].date()) for row in table(nights, "positives", SECOND)}
+    days = {str(row["event_time"].date()) for row in table(nights, "positives", SECOND) if not row["carried"]}
     assert days == {SECOND}
+
+
+def test_what_last_night_held_back_is_trained_on_tonight(nights: Warehouse) -> None:
+    held = {row["row_key"]: row for row in table(nights, "positives", FIRST) if row["split"] == "valid"}
+    carried = {row["row_key"]: row for row in table(nights, "positives", SECOND) if row["carried"]}
+    assert held
+    assert held.keys() == carried.keys()
+    changed = {"split", "carried", "example_age"}
+    for key, row in carried.items():
+        assert row["split"] == "train"
+        assert row["example_age"] == pytest.approx(held[key]["example_age"] + 1)
+        before, now = (r.asDict() for r in (held[key], row))
+        assert {n: v for n, v in now.items() if n not in changed} == {
+            n: v for n, v in before.items() if n not in changed
+        }
+    samples = {row["row_key"]: row["split"] for row in table(nights, "samples", SECOND)}
+    assert {samples[key] for key in carried} == {"train"}
+    # They are events of last night: the state of tonight counts each once.
+    stats = table(nights, "item_stats", SECOND)
+    clicks = {(day, user, item) for day, user, item, _, action, _ in logs()[0] if action == "click" and day >= DAYS[0]}
+    assert sum(row["window_count"] for row in stats) == len(clicks)
 
 
 def test_user_features_are_of_the_snapshot_before_the_day(nights: Warehouse) -> None:
@@ -107,13 +134,13 @@ def test_the_cap_and_the_down_sampling_are_counted(nights: Warehouse) -> None:
         assert counts["dropped_over_cap"] > 0
         assert counts["dropped_downsampled"] > 0
         rows = table(nights, "positives", ds)
-        assert len({row["row_key"] for row in rows}) == manifest.rows == counts["positives"]
+        assert len({row["row_key"] for row in rows}) == manifest.rows == counts["positives"] + counts["carried"]
         reasons = Counter(row["dropped"] for row in rows)
         for reason in ("item_not_live", "downsampled", "over_cap"):
             assert reasons[reason] == counts[f"dropped_{reason}"]
         kept = [row for row in rows if row["dropped"] is None]
         assert {row["split"] for row in kept} == {"train", "valid"}
-        assert len(kept) == counts["kept"] == nights.require("samples", ds, "").rows
+        assert len(kept) == counts["kept"] + counts["carried"] == nights.require("samples", ds, "").rows
         by_day: dict[tuple[str, str], int] = defaultdict(int)
         for row in kept:
             by_day[row["user_id"], str(row["event_time"].date())] += 1

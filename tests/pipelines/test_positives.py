@@ -160,10 +160,11 @@ def staged(spark: SparkSession, **changes: Any) -> DataFrame:
             "keep_probability": 1.0,
             "dropped": None,
             "split": "train",
+            "carried": False,
         }
         rows.append(row | (changes if number == 4 else {}))
     schema = "row_key long, user_id string, item_id string, event_time timestamp, user_index int, item_index int, "
-    schema += "example_age float, weight float, keep_probability float, dropped string, split string"
+    schema += "example_age float, weight float, keep_probability float, dropped string, split string, carried boolean"
     return spark.createDataFrame([tuple(row.values()) for row in rows], schema)
 
 
@@ -194,9 +195,15 @@ def test_positives_that_break_a_promise_are_not_written(
 
 def test_no_row_vanishes_uncounted(spark: SparkSession) -> None:
     none = {"dropped_item_not_live": 0, "dropped_downsampled": 0, "dropped_over_cap": 0}
+    none |= {"held_back": 0, "carried": 0, "carried_not_live": 0}
     assert check(staged(spark)) == {"positives": 6, **none, "kept": 6}
     cut = staged(spark, dropped="over_cap", split=None)
     assert check(cut) == {"positives": 6, **none, "dropped_over_cap": 1, "kept": 5}
+    # A row that the night before held back is none of tonight's interactions.
+    carried = staged(spark, carried=True)
+    assert positives_checks.check_rows(carried, {"interactions": 5, "held_back_before": 1})["carried"] == 1
+    with pytest.raises(InputError, match="the night before held 2 rows back, and 1 were carried"):
+        positives_checks.check_rows(carried, {"interactions": 5, "held_back_before": 2})
     for counts in ({"interactions": 8, "dropped_repeated": 1}, {"interactions": 7, "dropped_repeated": 0}):
         with pytest.raises(InputError, match=r"6 rows were written, but of \d interactions"):
             positives_checks.check_rows(cut, counts)

@@ -24,7 +24,12 @@ CONFIG = SampleConfig(
     Negatives(),
     Samples(),
 )
-NOT_ROLLED = {"item_index", "sampled_count", "q_in_batch"}  # indices follow the order of arrival; rows of ds alone
+NOT_ROLLED = {
+    "item_index",
+    "sampled_count",
+    "q_in_batch",
+    "first_trained",
+}  # indices follow the order of arrival; rows of ds alone
 
 
 def clicks() -> list[tuple[Any, ...]]:
