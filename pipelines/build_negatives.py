@@ -60,6 +60,8 @@ def build_negatives(
         positives = positives.withColumn("carried", F.lit(False))
     stats = night.warehouse.read("item_stats", night.ds)
     broadcast = made["item_stats"].rows <= config.negatives.broadcast_items
+    # Rows that the night before held back are of an earlier day.
+    first_day = min(made["positives"].facts.get("item_snapshots", log_days))
     width = int(stats.agg(F.max("item_index")).first()[0]) + 1
     setting = contexts.Setting(
         config.negatives,
@@ -68,7 +70,7 @@ def build_negatives(
         tables=samplers.alias_tables(stats) if broadcast else {},
         history=config.features.history.length if config.features.history else 1,
         others=config.features.history is not None and config.features.history.order == "leave_one_out",
-        availability=availability(stats, night.warehouse.read("item_features", night.ds), log_days[0], width),
+        availability=availability(stats, night.warehouse.read("item_features", night.ds), first_day, width),
     )
 
     # build_positives has checked these interactions; the ranking logs are checked here.

@@ -134,7 +134,7 @@ class Theirs:
             reward = F.coalesce(quoted(present["reward"]).cast("double"), F.lit(0.0))
             found[f"reward is negative, not finite or above {LARGEST_WEIGHT:g}"] = ~reward.between(0.0, LARGEST_WEIGHT)
         if "stage" in present:
-            found[f"stage is none of {', '.join(STAGES)}"] = ~quoted(present["stage"]).isin(*STAGES)
+            found[f"stage is not one of {', '.join(STAGES)}"] = ~quoted(present["stage"]).isin(*STAGES)
         if "position" in present:
             found["position is negative or above 2147483647"] = ~quoted(present["position"]).between(0, 2**31 - 1)
         if "publish_time" in present:

@@ -11,6 +11,7 @@ from pipelines import checks, encode, item_versions, positives
 from pipelines.config import Features
 from pipelines.errors import InputError
 from pipelines.item_versions import ItemDays
+from pipelines.lost_day import carried_from
 from pipelines.matching_ids import Ids, refuse_other_ids
 from pipelines.night import Night, SampleConfig, log
 from pipelines.vocabulary import FIRST
@@ -59,7 +60,17 @@ def find_logs(night: Night, config: SampleConfig) -> Logs:
             f"table users ({night.inputs.uri('users')}) has no snapshot before the events of ds={night.ds}: features are "
             "taken from the newest snapshot strictly before the day of an event. Write users/ds= for an earlier day"
         )
-    return Logs(days, ItemDays.of(night.inputs, days, item_day), users)
+    return Logs(days, ItemDays.of(night.inputs, [*_days_held_back(night), *days], item_day), users)
+
+
+def _days_held_back(night: Night) -> list[str]:
+    """The day whose last rows the night before held back: they are trained on tonight, and see items as of their own day."""
+    if night.yesterday is None or night.warehouse.update:
+        return []
+    before = night.warehouse.manifest("positives", night.yesterday)
+    if before is None or not before.facts.get("counts", {}).get("held_back", before.rows):
+        return []
+    return [carried_from(before) or night.yesterday]
 
 
 def refuse_new_meanings(night: Night, features: Features, known: dict[str, Any]) -> None:

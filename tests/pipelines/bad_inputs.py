@@ -245,7 +245,7 @@ CASES = [
         ["table items, ds 2024-03-05: 2 of 20 rows where price is infinite or beyond 1e+19", "1.0E300"],
         lambda root: put(root, "items", DS, first_two(items(), price=1e300)),
     ),
-    _logs("a stage that the funnel does not have", ["stage is none of recall, coarse, fine, rerank"], stage="shown"),
+    _logs("a stage that the funnel does not have", ["stage is not one of recall, coarse, fine, rerank"], stage="shown"),
     _logs("a position below 0", ["position is negative"], position=-1),
     _logs("a request that is null", ["request_id is null"], request_id=None),
     # columns and types

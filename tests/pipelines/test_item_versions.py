@@ -1,6 +1,8 @@
 """Items as of the day before: a feature that counts clicks must not show a row its own, and who is gone was live before."""
 
+from dataclasses import replace
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -62,32 +64,40 @@ def snapshots() -> list[tuple[Any, ...]]:
     return rows
 
 
-@pytest.fixture(scope="module")
-def bootstrap(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Warehouse:
-    warehouse = Warehouse(spark, str(tmp_path_factory.mktemp("versions")))
+def world(spark: SparkSession, folder: Path) -> Warehouse:
+    """The clicks and the snapshots as input tables."""
+    warehouse = Warehouse(spark, str(folder))
     columns = "ds string, user_id string, item_id int, event_time timestamp, action string"
     warehouse.write_input(spark.createDataFrame(clicks(), columns), "interactions")
     columns = "ds string, item_id int, publish_time timestamp, clicks double, tags array<string>, brand string"
     warehouse.write_input(spark.createDataFrame(snapshots(), columns), "items")
-    night = Night.open(warehouse, Inputs(), LAST, 5, 3)
-    build_positives(night, CONFIG, "config")
-    build_negatives(night, CONFIG, "config")
     return warehouse
 
 
-def test_a_row_sees_the_clicks_of_the_day_before(bootstrap: Warehouse) -> None:
-    """What the trainer gathers for each positive and negative is the value of the snapshot strictly before its event."""
-    files = {t: bootstrap.data_files(bootstrap.path(t, LAST)) for t in ("item_features", "item_versions")}
-    schema = FeatureSchema.model_validate(bootstrap.require("samples", LAST, "").facts["schema"])
+def samples(warehouse: Warehouse, ds: str, bootstrap_days: int, config: SampleConfig) -> None:
+    night = Night.open(warehouse, Inputs(), ds, 5, bootstrap_days)
+    build_positives(night, config, "config")
+    build_negatives(night, config, "config")
+
+
+@pytest.fixture(scope="module")
+def bootstrap(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Warehouse:
+    warehouse = world(spark, tmp_path_factory.mktemp("versions"))
+    samples(warehouse, LAST, 3, CONFIG)
+    return warehouse
+
+
+def as_of_the_day_before(warehouse: Warehouse) -> set[tuple[str, int]]:
+    """(item, clicks) that the trainer gathers for rows of the last night, checked against the snapshot before each event."""
+    files = {t: warehouse.data_files(warehouse.path(t, LAST)) for t in ("item_features", "item_versions")}
+    schema = FeatureSchema.model_validate(warehouse.require("samples", LAST, "").facts["schema"])
     catalogue = Catalogue.read(schema, files["item_features"], None, files["item_versions"])
     known = {(ds, str(item)): count for ds, item, _, count, _, _ in snapshots()}
     names = {
-        r["index"]: r["value"] for r in bootstrap.read("vocabularies", LAST).collect() if r["feature"] == "item_id"
+        r["index"]: r["value"] for r in warehouse.read("vocabularies", LAST).collect() if r["feature"] == "item_id"
     }
-    rows = bootstrap.read("samples", LAST).collect()
-    assert len(rows) == len({row[:4] for row in clicks()})
     seen = set()
-    for row in rows:
+    for row in warehouse.read("samples", LAST).collect():
         day = row["event_time"].date()
         before = (day - timedelta(days=1)).isoformat()
         assert row["item_snapshot"] == int(before.replace("-", ""))
@@ -100,7 +110,22 @@ def test_a_row_sees_the_clicks_of_the_day_before(bootstrap: Warehouse) -> None:
             place = catalogue.rows(torch.tensor([index]), torch.tensor([row["item_snapshot"]]))
             assert int(catalogue.gather(place)["item_clicks"]) == 2 + int(expected), (row, item)
             seen.add((item, int(expected)))
-    assert len(seen) > 30
+    return seen
+
+
+def test_a_row_sees_the_clicks_of_the_day_before(bootstrap: Warehouse) -> None:
+    assert bootstrap.require("samples", LAST, "").rows == len({row[:4] for row in clicks()})
+    assert len(as_of_the_day_before(bootstrap)) > 30
+
+
+def test_a_row_that_was_held_back_sees_the_clicks_of_its_own_day_before(spark: SparkSession, tmp_path: Path) -> None:
+    warehouse = world(spark, tmp_path)
+    config = replace(CONFIG, positives=CONFIG.positives.model_copy(update={"valid_hours": 22.5}))  # from 01:30 on
+    samples(warehouse, DAYS[1], 2, config)
+    samples(warehouse, LAST, 0, config)
+    days = [row["event_time"].date().isoformat() for row in warehouse.read("samples", LAST).collect()]
+    assert set(days) == {DAYS[1], LAST}
+    assert as_of_the_day_before(warehouse)
 
 
 def test_log_q_is_that_of_the_items_of_the_day(bootstrap: Warehouse) -> None:
