@@ -61,6 +61,7 @@ def _rows(spark: SparkSession, count: int, items: int) -> DataFrame:
     return numbers(spark, count).select(
         F.xxhash64(F.lit("user"), user).alias("user_key"),
         F.lit(None).cast("long").alias("request_key"),
+        F.lit(False).alias("carried"),
         F.unix_micros(F.lit("2024-03-02").cast("timestamp")).alias("at"),
         F.xxhash64(F.lit("row"), "id").alias("key"),
         F.lit(0).alias("cell"),

@@ -185,6 +185,8 @@ def contents(warehouse: Path) -> dict[str, Any]:
             found[f"{name}/{tensors.name}"] = checksum(str(tensors))
     for file in sorted((warehouse / "releases").glob("*.json")) + sorted((warehouse / "releases").glob("*/*.json")):
         found[str(file.relative_to(warehouse))] = json.loads(UUID.sub("*", file.read_text()))
+        # It covers the checksums of Parquet files, whose bytes may differ: below.
+        found[str(file.relative_to(warehouse))].pop("digest", None)
     for file in (warehouse / "releases").glob("*/manifest.json"):
         name, folder = str(file.relative_to(warehouse)), file.parent
         for path, digest in json.loads(file.read_text())["files"].items():

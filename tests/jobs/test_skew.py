@@ -44,7 +44,7 @@ def skewed(spark: SparkSession) -> dict[str, DataFrame]:
         F.lit(0).cast("long").alias("user_id"),
         F.col("id").alias("item_id"),
         F.lit(f"{DS} 00:00:00").cast("timestamp").alias("event_time"),
-        F.when(F.col("id") % 4 == 0, "fine").otherwise("recall").alias("stage"),
+        F.when(F.col("id") % 4 == 0, "fine").otherwise("coarse").alias("stage"),
         F.col("id").cast("int").alias("position"),
     )
     items = spark.range(ITEMS).select(day, F.col("id").alias("item_id"), (F.col("id") % 7).alias("category"))

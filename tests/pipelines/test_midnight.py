@@ -39,7 +39,7 @@ def moved(nights: Warehouse, tmp_path_factory: pytest.TempPathFactory) -> Wareho
 def test_clicks_after_midnight_have_the_negatives_and_exposures_of_their_request(moved: Warehouse) -> None:
     item = {r["item_index"]: int(r["item_id"]) for r in moved.read("item_stats", SECOND).collect()}
     stages: dict[tuple[str, int], str] = {(r[2], r[3]): r[5] for r in logs()[1] if r[0] == SECOND}
-    rows = moved.read("samples", SECOND).select("user_id", "negatives", "negative_kinds").collect()
+    rows = moved.read("samples", SECOND).where(f"event_time >= '{SECOND}'").collect()
     counts = {COARSE: 0, FINE: 0}
     for row in rows:
         for index, kind in zip(row["negatives"], row["negative_kinds"]):

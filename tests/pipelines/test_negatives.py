@@ -285,6 +285,7 @@ def test_a_user_and_a_request_of_any_size_pass(spark: SparkSession) -> None:
         F.col("id").alias("key"),
         F.xxhash64(F.lit("r")).alias("request_key"),
         F.lit(2).alias("item_index"),
+        F.lit(False).alias("carried"),
         F.lit(0).alias("cell"),
     )
     wide = 150_000
