@@ -200,6 +200,7 @@ def test_a_night_without_hard_quotas_has_none() -> None:
 LOGS = "request_id string, user_id string, item_id string, stage string, position int, own boolean"
 
 
+@pytest.mark.any_joins  # How far rows are packed saves time where items are broadcast; no row depends on it.
 def test_requests_are_packed_by_user_and_request(spark: SparkSession) -> None:
     logs = spark.createDataFrame(
         [
@@ -238,6 +239,7 @@ def test_requests_are_packed_by_user_and_request(spark: SparkSession) -> None:
     assert LAST_POSITION < 2 ** (PACKED_BITS - STAGE_BITS - ITEM_BITS)
 
 
+@pytest.mark.any_joins  # How far rows are packed saves time where items are broadcast; no row depends on it.
 def test_requests_that_lie_scattered_are_gathered(spark: SparkSession) -> None:
     """Rows of 100 requests of 7 users, in the order of the items: none beside another of its request."""
     logs = spark.range(0, 5000, 1, 2).select(
