@@ -4,7 +4,7 @@ from jobs.support.nights import open_night, require_model
 from jobs.support.runner import Context, log
 from jobs.support.tracking import Tracker
 from pipelines.lost_day import CARRIED_FROM, Carried, carried_from, carry_state
-from pipelines.storage import Manifest, Recipe, shift
+from pipelines.storage import MANIFEST, Manifest, Recipe, shift
 
 OF_ONE_DAY = ("day_recall", "within_day")  # Facts of a model that say how a release did on the events of its day.
 
@@ -50,6 +50,8 @@ def _carry_model(context: Context, before: Manifest, carried: Carried) -> bool:
     staging = warehouse.new_staging("models", ds)
     with warehouse.removed_where_it_fails(staging):
         warehouse.copy(warehouse.path("models", before.ds), staging)
+        # Killed before the new manifest is written, this folder must not look whole.
+        warehouse.delete(f"{staging}/{MANIFEST}")
     facts = {name: fact for name, fact in before.facts.items() if name not in OF_ONE_DAY}
     warehouse.finish_folder(staging, "models", ds, recipe, facts | {CARRIED_FROM: carried.day})
     return True
