@@ -19,6 +19,9 @@ NO_DATA = re.compile(
     r"|.*\.(?:crc|md5|sha\d+|sig|asc|log|ini|db|sh|py|sql|ya?ml|lock|done|success|ok|flag)",
     re.IGNORECASE | re.DOTALL,
 )
+# What every write of Spark and Hadoop leaves beside its data: checksums of local files and the mark of a finished write.
+# They are expected in any log folder, so the report does not count them.
+BY_PRODUCT = re.compile(r"_SUCCESS|\..+\.crc", re.DOTALL)
 # Ends of names of files that are not finished, or that an editor or a person put aside.
 PUT_ASIDE = re.compile(
     r"~$|^#.*#$|\.(?:bak|backup|orig|old|save|tmp|temp|part|partial|swp|crdownload|filepart|inprogress|writing)$",
@@ -61,7 +64,7 @@ class InputFiles:
 
     data: list[InputFile] = field(default_factory=list)
     hidden: list[str] = field(default_factory=list)  # named like data, in a way that Spark takes for private
-    skipped: list[str] = field(default_factory=list)  # no data
+    skipped: list[str] = field(default_factory=list)  # no data, and not a by-product of Spark
     refused: list[str] = field(default_factory=list)  # the reason for each file
     whole: set[str] = field(default_factory=set)  # folders in which Spark sees these data files and nothing else
 
@@ -123,6 +126,8 @@ def _list_folder(files: FileSystem, folder: str, ds: str, inside: tuple[str, ...
         elif entry.is_folder:
             if not WORK_FOLDER.fullmatch(entry.name):
                 found.hidden += _named_data(files, f"{folder}/{entry.name}", shown)
+        elif BY_PRODUCT.fullmatch(entry.name):
+            continue
         elif is_hidden(entry.name):
             private = entry.name.startswith(("_metadata", "_common_metadata"))
             is_data = NAMED_DATA.search(entry.name) and not entry.name.endswith(".crc") and not private

@@ -136,7 +136,6 @@ def test_any_name_is_read_and_what_is_no_data_is_skipped(
         write(warehouse, f"ds={DS}/{name}", one(number))
     day = root_of(warehouse) / "interactions" / f"ds={DS}"
     for name in (
-        "_SUCCESS",
         ".DS_Store",
         "Thumbs.db",
         "desktop.ini",
@@ -147,7 +146,19 @@ def test_any_name_is_read_and_what_is_no_data_is_skipped(
         (day / name).write_bytes(b"no data")
     pq.write_metadata(pa.schema([("item_id", pa.string())]), day / "_metadata")
     assert [row["item_id"] for row in read(warehouse)] == list(range(len(names)))
-    assert len(list_files(warehouse, warehouse.path("interactions"), [DS]).skipped) == 8
+    assert len(list_files(warehouse, warehouse.path("interactions"), [DS]).skipped) == 7
+
+
+def test_by_products_of_spark_are_not_reported(warehouse: Warehouse, caplog: pytest.LogCaptureFixture) -> None:
+    write(warehouse, f"ds={DS}/part-0000.parquet", one())
+    day = root_of(warehouse) / "interactions" / f"ds={DS}"
+    for name in ("_SUCCESS", "._SUCCESS.crc", ".part-0000.parquet.crc"):
+        (day / name).write_bytes(b"")
+    caplog.set_level(logging.INFO, logger="nightjar")
+    assert [row["item_id"] for row in read(warehouse)] == [1]
+    assert [record.getMessage() for record in caplog.records if "skipped" in record.getMessage()] == []
+    files = list_files(warehouse, warehouse.path("interactions"), [DS])
+    assert (files.skipped, files.hidden, len(files.whole)) == ([], [], 1)
 
 
 @pytest.mark.parametrize(
