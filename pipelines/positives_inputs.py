@@ -151,7 +151,10 @@ def _refuse_selected(night: Night, config: SampleConfig, counts: dict[str, int])
 
 
 def refuse_other_items(night: Night, inputs: Inputs, item_days: DataFrame, logs: Logs) -> None:
-    """InputError where no item of the night's positives is in the catalogue. `item_days`: of popularity.count_days."""
+    """InputError where no item of the night's positives is in any items snapshot that the night reads.
+
+    `item_days`: of popularity.count_days.
+    """
     for some in (item_days.limit(LOOKED_UP), item_days):  # nearly always the first few suffice
         wanted = some.select("item_id").distinct()
         if not inputs.items.join(wanted, on="item_id", how="left_semi").isEmpty():
@@ -160,9 +163,14 @@ def refuse_other_items(night: Night, inputs: Inputs, item_days: DataFrame, logs:
     known = inputs.items.agg(F.min("item_id").alias("example")).first()
     assert row is not None
     assert known is not None
+    read = logs.items.snapshots
+    place = (
+        f"the snapshot ds={read[0]}"
+        if len(read) == 1
+        else f"any of the {len(read)} snapshots ds={read[0]} to {read[-1]}"
+    )
     raise InputError(
-        f"table interactions, column item_id: none of the items of {row['rows']} positives up to ds={night.ds} is in the "
-        f"snapshot ds={logs.items.newest} of items and published, for example {row['example']!r}; items has "
-        f"{known['example']!r}. Every positive would be dropped. Check that both tables are of one product and write "
-        "item_id alike"
+        f"table interactions, column item_id: none of the items of {row['rows']} positives up to ds={night.ds} is in {place} "
+        f"of items and published, for example {row['example']!r}; items has {known['example']!r}. Every "
+        "positive would be dropped. Check that both tables are of one product and write item_id alike"
     )

@@ -368,6 +368,14 @@ CASES = [
         ),
     ),
     Case(
+        "items of another product in every snapshot",
+        ["is in any of the 2 snapshots ds=2024-03-01 to 2024-03-05 of items"],
+        lambda root: (
+            put(root, "interactions", DS, [row | {"item_id": row["item_id"] + 1000} for row in interactions()]),
+            put(root, "items", DS, items()),
+        ),
+    ),
+    Case(
         "no users before the first day",
         ["table users", "no snapshot before the events", "earlier day"],
         lambda root: _remove(root / "users"),
