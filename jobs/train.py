@@ -13,6 +13,7 @@ from jobs.support.nights import alone, require_model
 from jobs.support.plots import loss_curve, tower_weights
 from jobs.support.preconditions import require_trainers
 from jobs.support.runner import Context, log, main, parser
+from jobs.support.sample_schema import schema_of
 from jobs.support.stopping import Stopped
 from jobs.support.tracking import Tracker
 from model.checkpoint import PARAMETERS, STATE
@@ -54,13 +55,13 @@ def run(context: Context, tracker: Tracker) -> None:
     if before:
         require_model(context, yesterday, "")
     update = warehouse.update
+    offered = schema_of(made["samples"], config)
+    schema = _without(offered, config.model.leave_out)
     processes = _processes(context, made["samples"])
     if update:
         tested: dict[str, Any] = {"within_day": test_update(context, tracker)}
     else:
         tested = {"day_recall": test_then_train(context, tracker)}
-    offered = FeatureSchema.model_validate(made["samples"].facts["schema"])
-    schema = _without(offered, config.model.leave_out)
     staging = warehouse.new_staging("models", ds)
     if context.force:
         warehouse.finished("models", ds)
