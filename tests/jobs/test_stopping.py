@@ -4,6 +4,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -24,6 +25,21 @@ def test_a_jvm_that_is_gone_is_said_in_one_line() -> None:
     assert error is not None
     assert error.exit_code == 1
     assert "the same command goes on" in str(error)
+
+
+def test_a_job_that_is_told_to_stop_while_it_imports_says_so() -> None:
+    loud = [sys.executable, "-v", "-m", "jobs.train", "--config", "nowhere.yaml", "--ds", FIRST]  # -v: lists imports
+    with subprocess.Popen(loud, cwd=ROOT, stderr=subprocess.PIPE, text=True) as job:
+        assert job.stderr is not None
+        for line in job.stderr:
+            if line.startswith("import 'jobs' #"):
+                break
+        job.send_signal(signal.SIGTERM)
+        said = job.stderr.read()
+    assert job.returncode == 128 + signal.SIGTERM
+    assert [line for line in said.splitlines() if line.startswith("error:")] == [
+        "error: stopped by SIGTERM. Tables and releases are whole: run the same command again"
+    ]
 
 
 def until(path: Path, pattern: str, job: "subprocess.Popen[str]", seconds: float = 120) -> None:
