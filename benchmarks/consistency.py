@@ -21,13 +21,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.support import PLOTS, panels, save, say
-from model.candidates import POPULARITY, UNIFORM, Rows, collect_candidates
-from model.catalogue import SamplingProbabilities
 from model.config import LossConfig, StreamingConfig
-from model.correction import expected_counts
-from model.frequency import FrequencyEstimator
-from model.objective import row_losses
-from model.schema import DEFAULT
+from model.data.catalogue import SamplingProbabilities
+from model.loss.candidates import Rows, collect_candidates
+from model.loss.logq import expected_counts
+from model.loss.objective import row_losses
+from model.loss.streaming_frequency import FrequencyEstimator
+from pipelines.contract.indices import DEFAULT
+from pipelines.contract.negative_kinds import POPULARITY, UNIFORM
 
 ITEMS, KINDS = 200, 16
 BATCH, UNIFORM_DRAWS, POPULARITY_DRAWS = 256, 64, 192

@@ -15,10 +15,11 @@ from pyspark.sql import functions as F
 from benchmarks.logs import RANKED, item_at, numbers
 from benchmarks.support import median_of, say
 from pipelines.config import Negatives
-from pipelines.contexts import Setting
-from pipelines.draws import POPULARITY, UNIFORM, AliasTable
-from pipelines.negatives import make_samples
-from pipelines.streams import EXCLUDED, context
+from pipelines.contract.negative_kinds import POPULARITY, UNIFORM
+from pipelines.histories.user_stream import EXCLUDED, context
+from pipelines.samples.draws import AliasTable
+from pipelines.samples.make import make_samples
+from pipelines.samples.user_context import Setting
 
 ROWS, ITEMS, WANTED = 1_000_000, 100_000, 10
 SPARE = 2

@@ -12,13 +12,13 @@ from pyspark.sql import functions as F
 
 from benchmarks import night
 from benchmarks.support import copy, seconds_of
-from jobs.support.embeddings import write_item_embeddings
-from jobs.support.runner import Context
-from model.checkpoint import PARAMETERS, STATE, save_checkpoint
-from model.files import checksum
-from model.spec import TrainingResult
-from model.two_tower import TwoTower
-from pipelines.storage import Recipe, Warehouse
+from jobs.common.runner import Context
+from jobs.inference.embed import write_item_embeddings
+from model.io.urls import checksum
+from model.network.two_tower import TwoTower
+from model.training.checkpoint import PARAMETERS, STATE, save_checkpoint
+from model.training.spec import TrainingResult
+from pipelines.storage.warehouse import Recipe, Warehouse
 
 DS = "2024-03-01"
 

@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.support import PLOTS, panels, save, say
 from model.config import StreamingConfig
-from model.frequency import FrequencyEstimator
+from model.loss.streaming_frequency import FrequencyEstimator
 
 ITEMS, BATCH, STEPS, CHANGE = 1000, 128, 20_000, 10_000
 INITIAL_GAP = 100

@@ -24,7 +24,7 @@ import numpy as np
 
 from benchmarks.support import say
 from model.config import IndexConfig
-from model.index import Floats, Ints, choose_index, clustered, factory_of, recall_of
+from model.serving.faiss_index import Floats, Ints, choose_index, clustered, factory_of, recall_of
 
 DIM, TASTES, DECAY, POWER = 64, 2000, 0.35, 0.7
 MOVED, ITEM_NOISE, USER_NOISE, MIXED = 0.5, 0.7, 0.5, 3

@@ -29,14 +29,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.support import say
-from model.checkpoint import load_checkpoint
 from model.config import LossConfig, ModelConfig, TrainingConfig
-from model.data import SampleFile
-from model.evaluation import ranking_metrics, top_k
-from model.launch import launch
-from model.retrieval import embed_items, embed_users
-from model.schema import FeatureSchema
-from model.spec import TrainingSpec
+from model.data.petastorm_reader import SampleFile
+from model.evaluation.ranking_metrics import ranking_metrics, top_k
+from model.serving.embed import embed_items, embed_users
+from model.training.checkpoint import load_checkpoint
+from model.training.launch import launch
+from model.training.spec import TrainingSpec
+from pipelines.contract.schema import FeatureSchema
 
 FIRST = 2  # index of the first article: 0 is padding, 1 is default
 CATEGORIES = 4  # of an article that are used; most have one or two

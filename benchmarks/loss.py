@@ -23,14 +23,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.support import say
-from model.catalogue import Catalogue, SamplingProbabilities
 from model.config import LossConfig, ModelConfig, StreamingConfig, TrainingConfig
-from model.features import Batch
-from model.frequency import FrequencyEstimator
-from model.optimisation import build_optimizers, clip_gradients
-from model.schema import FeatureSchema
-from model.step import RetrievalStep
-from model.two_tower import TwoTower
+from model.data.catalogue import Catalogue, SamplingProbabilities
+from model.loss.streaming_frequency import FrequencyEstimator
+from model.network.embeddings import Batch
+from model.network.two_tower import TwoTower
+from model.training.optimisers import build_optimizers, clip_gradients
+from model.training.step import RetrievalStep
+from pipelines.contract.schema import FeatureSchema
 
 BATCH, HISTORY, TAGS = 4096, 50, 4
 ITEMS, USERS = 1_000_000, 100_000

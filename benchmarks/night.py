@@ -13,11 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from model.candidates import COARSE, FINE, NONE, POPULARITY, UNIFORM
 from model.config import ModelConfig, TrainingConfig
-from model.data import SampleFile
-from model.schema import FeatureSchema
-from model.spec import TrainingSpec
+from model.data.petastorm_reader import SampleFile
+from model.training.spec import TrainingSpec
+from pipelines.contract.negative_kinds import COARSE, FINE, NONE, POPULARITY, UNIFORM
+from pipelines.contract.schema import FeatureSchema
 
 USERS, ITEMS, CATEGORIES = 100_000, 100_000, 500
 HISTORY, NEGATIVES = 20, 4

@@ -44,19 +44,19 @@ from pyspark.sql import functions as F
 
 from benchmarks.support import PLOTS, panels, save, say
 from jobs import evaluate, incremental, nightly, simulate_logs, train
-from jobs.support.config import Config, load_config
-from jobs.support.gates import GateError
-from jobs.support.release import Current, write_current
-from jobs.support.runner import Context
-from jobs.support.tracking import Tracker
-from model.checkpoint import PARAMETERS, STATE
-from model.files import checksum
-from model.launch import launch
-from model.spec import TrainingSpec
-from pipelines.errors import NightjarError
+from jobs.common.config import Config, load_config
+from jobs.common.runner import Context
+from jobs.common.tracking import Tracker
+from jobs.release.gates import GateError
+from jobs.release.store import Current, write_current
+from model.io.urls import checksum
+from model.training.checkpoint import PARAMETERS, STATE
+from model.training.launch import launch
+from model.training.spec import TrainingSpec
+from pipelines.contract.errors import NightjarError
 from pipelines.session import open_session
-from pipelines.storage import MANIFEST, Recipe, Warehouse, days_back, shift
-from pipelines.updates import folder_of
+from pipelines.storage.update_warehouse import folder_of
+from pipelines.storage.warehouse import MANIFEST, Recipe, Warehouse, days_back, shift
 
 CONFIG = Path(__file__).with_name("nights.yaml")
 INPUTS = ("interactions", "ranking_logs", "users", "items")

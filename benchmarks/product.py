@@ -14,8 +14,6 @@ from pyspark.sql import types as T
 from benchmarks import logs
 from benchmarks.logs import Day
 from benchmarks.support import say, write_once
-from pipelines.build_negatives import build_negatives
-from pipelines.build_positives import build_positives
 from pipelines.config import (
     CategoricalFeature,
     Downsample,
@@ -30,7 +28,9 @@ from pipelines.config import (
 )
 from pipelines.hashing import mix, to_unit
 from pipelines.night import Night, SampleConfig
-from pipelines.storage import Manifest, Recipe, Warehouse, digest, shift
+from pipelines.positives.build import build_positives
+from pipelines.samples.build import build_negatives
+from pipelines.storage.warehouse import Manifest, Recipe, Warehouse, digest, shift
 
 SEED = 17
 CONFIG = SampleConfig(

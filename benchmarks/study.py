@@ -21,13 +21,13 @@ from scipy import stats
 
 from benchmarks.support import say
 from jobs import evaluate, train
-from jobs.support.config import Config, load_config
-from jobs.support.runner import Context
-from jobs.support.tracking import Tracker
-from model.checkpoint import read_description
-from model.evaluation import SLICES
+from jobs.common.config import Config, load_config
+from jobs.common.runner import Context
+from jobs.common.tracking import Tracker
+from model.evaluation.ranking_metrics import SLICES
+from model.training.checkpoint import read_description
 from pipelines.session import open_session
-from pipelines.storage import Warehouse
+from pipelines.storage.warehouse import Warehouse
 
 BASELINES = {"popularity": "recent popularity", "item_cf": "item-item CF", "best_reachable": "best reachable"}
 Figures = dict[str, list[float]]  # slice (or side.field) -> one value a seed

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from benchmarks.study import Variant, report, study
 from jobs import build_negatives, build_positives, simulate_logs
-from jobs.support.config import load_config
-from jobs.support.runner import Context
-from jobs.support.tracking import Tracker
+from jobs.common.config import load_config
+from jobs.common.runner import Context
+from jobs.common.tracking import Tracker
 from pipelines.session import open_session
-from pipelines.storage import Warehouse
+from pipelines.storage.warehouse import Warehouse
 
 CONFIG, DS, DAYS, K = "conf/demo.yaml", "2024-03-07", 6, 50
 NOISE = ("noise_1", "noise_2")

@@ -54,10 +54,10 @@ from benchmarks import night
 from benchmarks.embedding import measure_embedding
 from benchmarks.support import say
 from model.config import TrainingConfig
-from model.data import Samples, SharedSamples, sample_columns
-from model.launch import launch
-from model.spec import TrainingSpec
-from model.training import Fit, build_step
+from model.data.petastorm_reader import Samples, SharedSamples, sample_columns
+from model.training.launch import launch
+from model.training.spec import TrainingSpec
+from model.training.trainer import Fit, build_step
 from pipelines.session import open_session
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -1,6 +1,6 @@
 """One file a `spark-submit` entry point: parse, open a session, call, exit code. Nobody imports this room.
 
-A job that gets SIGTERM or Ctrl-C while it still imports its libraries says so; jobs/support/stopping.py takes over then.
+A job that gets SIGTERM or Ctrl-C while it still imports its libraries says so; jobs/common/stopping.py takes over then.
 """
 
 import os

@@ -2,11 +2,11 @@
 
 import sys
 
-from jobs.support.nights import alone, open_night, sample_config
-from jobs.support.plots import negatives_by_kind
-from jobs.support.runner import Context, log, main, parser
-from jobs.support.tracking import Tracker, log_partition
-from pipelines.build_negatives import build_negatives
+from jobs.common.plots import negatives_by_kind
+from jobs.common.runner import Context, log, main, parser
+from jobs.common.steps import alone, open_night, sample_config
+from jobs.common.tracking import Tracker, log_partition
+from pipelines.samples.build import build_negatives
 
 
 def run(context: Context, tracker: Tracker) -> None:

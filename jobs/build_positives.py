@@ -4,11 +4,11 @@ import sys
 
 import numpy as np
 
-from jobs.support.nights import alone, open_night, sample_config
-from jobs.support.plots import popularity_before_after
-from jobs.support.runner import Context, log, main, parser, positive
-from jobs.support.tracking import Tracker, log_partition
-from pipelines.build_positives import build_positives
+from jobs.common.plots import popularity_before_after
+from jobs.common.runner import Context, log, main, parser, positive
+from jobs.common.steps import alone, open_night, sample_config
+from jobs.common.tracking import Tracker, log_partition
+from pipelines.positives.build import build_positives
 
 
 def run(context: Context, tracker: Tracker) -> None:

@@ -8,20 +8,20 @@ import pandas as pd
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from jobs.support.embeddings import within_model, write_item_embeddings
-from jobs.support.nights import alone, open_night
-from jobs.support.plots import recall_by_third
-from jobs.support.preconditions import require_truth
-from jobs.support.runner import Context, log, main, parser
-from jobs.support.scoring import Exam, score_users
-from jobs.support.tracking import Tracker
-from model.evaluation import METRICS, bootstrap_interval
-from model.schema import FeatureSchema
+from jobs.common.plots import recall_by_third
+from jobs.common.preconditions import require_truth
+from jobs.common.runner import Context, log, main, parser
+from jobs.common.steps import alone, open_night
+from jobs.common.tracking import Tracker
+from jobs.inference.embed import within_model, write_item_embeddings
+from jobs.inference.score import Exam, score_users
+from model.evaluation.ranking_metrics import METRICS, bootstrap_interval
 from pipelines import queries
-from pipelines.lineage import one_lineage
+from pipelines.contract.schema import FeatureSchema
 from pipelines.night import Night
-from pipelines.popularity import day_ordinal
-from pipelines.storage import Manifest, Recipe, shift
+from pipelines.positives.popularity import day_ordinal
+from pipelines.storage.lineage import one_lineage
+from pipelines.storage.warehouse import Manifest, Recipe, shift
 
 SCHEMA = "model string, metric string, k int, slice string, value double, low double, high double, users long"
 

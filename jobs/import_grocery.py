@@ -3,9 +3,9 @@
 import logging
 import sys
 
-from jobs.support.runner import Context, main, parser
-from pipelines.grocery import FILES, data_folder, grocery_tables
-from pipelines.receipts import Receipts
+from jobs.common.runner import Context, main, parser
+from pipelines.datasets.grocery import FILES, data_folder, grocery_tables
+from pipelines.storage.import_receipt import Receipts
 
 log = logging.getLogger("nightjar")
 

@@ -4,9 +4,9 @@ import logging
 import sys
 from pathlib import Path
 
-from jobs.support.runner import Context, main, parser
-from pipelines.movielens import find_layout, movielens_tables
-from pipelines.receipts import Receipts
+from jobs.common.runner import Context, main, parser
+from pipelines.datasets.movielens import find_layout, movielens_tables
+from pipelines.storage.import_receipt import Receipts
 
 log = logging.getLogger("nightjar")
 

@@ -4,9 +4,9 @@ import logging
 import sys
 from dataclasses import astuple
 
-from jobs.support.runner import Context, main, parser
-from pipelines.receipts import Receipts
-from pipelines.recflow import recflow_tables, source_files
+from jobs.common.runner import Context, main, parser
+from pipelines.datasets.recflow import recflow_tables, source_files
+from pipelines.storage.import_receipt import Receipts
 
 log = logging.getLogger("nightjar")
 

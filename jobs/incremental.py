@@ -11,18 +11,18 @@ from datetime import datetime, timedelta
 from pyspark.sql import functions as F
 
 from jobs import build_negatives, build_positives, publish_items, train
-from jobs.support.lost_day import night_before
-from jobs.support.nights import Step, open_night, run_steps
-from jobs.support.preconditions import require_trainers
-from jobs.support.release import current_release, night_of, update_of
-from jobs.support.runner import Context, log, main, parser
-from jobs.support.tracking import Tracker
-from model.release import Release
-from pipelines.errors import InputError, UsageError
-from pipelines.locks import locked
-from pipelines.positives import is_positive
-from pipelines.storage import Update, Warehouse
-from pipelines.updates import UpdateWarehouse, forget
+from jobs.common.lost_day import night_before
+from jobs.common.preconditions import require_trainers
+from jobs.common.runner import Context, log, main, parser
+from jobs.common.steps import Step, open_night, run_steps
+from jobs.common.tracking import Tracker
+from jobs.release.store import current_release, night_of, update_of
+from model.serving.release import Release
+from pipelines.contract.errors import InputError, UsageError
+from pipelines.positives.select import is_positive
+from pipelines.storage.locks import locked
+from pipelines.storage.update_warehouse import UpdateWarehouse, forget
+from pipelines.storage.warehouse import Update, Warehouse
 
 STEPS: tuple[tuple[str, Step], ...] = (
     ("build_positives", build_positives.run),

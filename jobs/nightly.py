@@ -7,14 +7,14 @@ import argparse
 import sys
 
 from jobs import build_negatives, build_positives, evaluate, publish_items, train
-from jobs.support.lost_day import carry_night
-from jobs.support.nights import Step, run_steps
-from jobs.support.preconditions import require_trainers, require_truth
-from jobs.support.runner import Context, main, parser, positive
-from pipelines.errors import UsageError
-from pipelines.locks import locked
-from pipelines.storage import days_back, parse_ds
-from pipelines.updates import forget
+from jobs.common.lost_day import carry_night
+from jobs.common.preconditions import require_trainers, require_truth
+from jobs.common.runner import Context, main, parser, positive
+from jobs.common.steps import Step, run_steps
+from pipelines.contract.errors import UsageError
+from pipelines.storage.locks import locked
+from pipelines.storage.update_warehouse import forget
+from pipelines.storage.warehouse import days_back, parse_ds
 
 STEPS: tuple[tuple[str, Step], ...] = (
     ("build_positives", build_positives.run),

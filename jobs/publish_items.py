@@ -15,27 +15,27 @@ import numpy as np
 from pyarrow import parquet as pq
 from pyspark.sql import functions as F
 
-from jobs.support.changes import write_changes
-from jobs.support.embeddings import write_item_embeddings
-from jobs.support.gates import GateError, judge
-from jobs.support.index import description, index_of_night, log_index
-from jobs.support.lost_current import refuse_lost_current
-from jobs.support.nights import alone, require_model
-from jobs.support.release import Current, current_release, folder_of, read_current, write_current
-from jobs.support.runner import Context, log, main, parser
-from jobs.support.tracking import Tracker
-from jobs.support.verdict import Verdict
-from model.arrays import to_arrays
-from model.checkpoint import STATE, load_checkpoint
-from model.export import export_towers
-from model.files import checksum, resolve
-from model.index import ChosenIndex, save_index
-from model.release import DIGEST, INDEX, ITEMS, MODEL, VOCABULARIES, Release, digest_of
-from pipelines.errors import InputError
-from pipelines.lineage import one_lineage
-from pipelines.locks import locked_for_a_moment
-from pipelines.storage import code_version
-from pipelines.vocabulary import FIRST
+from jobs.common.runner import Context, log, main, parser
+from jobs.common.steps import alone, require_model
+from jobs.common.tracking import Tracker
+from jobs.inference.embed import write_item_embeddings
+from jobs.release.changes import write_changes
+from jobs.release.gates import GateError, judge
+from jobs.release.index import description, index_of_night, log_index
+from jobs.release.lost_current import refuse_lost_current
+from jobs.release.store import Current, current_release, folder_of, read_current, write_current
+from jobs.release.verdict import Verdict
+from model.io.arrow import to_arrays
+from model.io.urls import checksum, resolve
+from model.serving.export import export_towers
+from model.serving.faiss_index import ChosenIndex, save_index
+from model.serving.release import DIGEST, INDEX, ITEMS, MODEL, VOCABULARIES, Release, digest_of
+from model.training.checkpoint import STATE, load_checkpoint
+from pipelines.contract.errors import InputError
+from pipelines.contract.indices import FIRST
+from pipelines.storage.lineage import one_lineage
+from pipelines.storage.locks import locked_for_a_moment
+from pipelines.storage.warehouse import code_version
 
 # What a release has of the tables of its night, table -> folder: readers need nothing else.
 COPIED = {

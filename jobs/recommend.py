@@ -9,19 +9,19 @@ from pathlib import Path
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from jobs.support.embeddings import within_model
-from jobs.support.nights import open_night
-from jobs.support.release import find_release, require_same_lineage, update_of
-from jobs.support.retrieval import top_items
-from jobs.support.runner import Context, log, main, parser, positive
-from model.coherence import check_release
-from model.release import INDEX, ITEMS, MODEL
-from model.schema import FeatureSchema
-from pipelines.errors import InputError, UsageError
+from jobs.common.runner import Context, log, main, parser, positive
+from jobs.common.steps import open_night
+from jobs.inference.embed import within_model
+from jobs.inference.top_items import top_items
+from jobs.release.store import find_release, require_same_lineage, update_of
+from model.serving.coherence import check_release
+from model.serving.release import INDEX, ITEMS, MODEL
+from pipelines.contract.errors import InputError, UsageError
+from pipelines.contract.schema import FeatureSchema
 from pipelines.joins import broadcast_small
 from pipelines.night import Night
 from pipelines.queries import known_users, user_queries, with_held_out_items
-from pipelines.updates import UpdateWarehouse
+from pipelines.storage.update_warehouse import UpdateWarehouse
 
 
 def run(context: Context) -> None:

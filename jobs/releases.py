@@ -6,8 +6,10 @@ import re
 import sys
 from contextlib import ExitStack
 
+from jobs.common.runner import Context, aligned, log, main, parser, positive
+from jobs.common.tracking import Tracker
 from jobs.evaluate import headline_k, recalls
-from jobs.support.release import (
+from jobs.release.store import (
     FOLDER,
     Current,
     all_releases,
@@ -20,13 +22,11 @@ from jobs.support.release import (
     update_of,
     write_current,
 )
-from jobs.support.runner import Context, aligned, log, main, parser, positive
-from jobs.support.tracking import Tracker
-from jobs.support.verdict import refused_by, verdict_of
-from model.release import SERVED, Release
-from pipelines.errors import InputError, UsageError
-from pipelines.lineage import UNKNOWN, described
-from pipelines.locks import LockedError, locked, locked_for_a_moment
+from jobs.release.verdict import refused_by, verdict_of
+from model.serving.release import SERVED, Release
+from pipelines.contract.errors import InputError, UsageError
+from pipelines.storage.lineage import UNKNOWN, described
+from pipelines.storage.locks import LockedError, locked, locked_for_a_moment
 
 LEFTOVER = re.compile(r"(\d{4}-\d{2}-\d{2})(-update-\d+)?-[0-9a-f]{8}")
 

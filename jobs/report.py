@@ -3,15 +3,15 @@
 import argparse
 import sys
 
+from jobs.common.runner import Context, aligned, main, parser
+from jobs.common.tracking import tracking_uri
 from jobs.evaluate import headline_k, recalls
+from jobs.inference.embed import release_id_of
 from jobs.nightly import add_days, days_of
-from jobs.support.embeddings import release_id_of
-from jobs.support.release import folder_of
-from jobs.support.runner import Context, aligned, main, parser
-from jobs.support.tracking import tracking_uri
-from jobs.support.verdict import Verdict, refused_by, verdict_of
-from pipelines.lineage import described
+from jobs.release.store import folder_of
+from jobs.release.verdict import Verdict, refused_by, verdict_of
 from pipelines.lost_day import carried_from
+from pipelines.storage.lineage import described
 
 GATED_NIGHTS = 10  # The newest of those asked for: more columns than these fit no screen.
 MODELS = {"two_tower": "model", "popularity": "popularity", "item_cf": "item-CF", "best_reachable": "best reachable"}

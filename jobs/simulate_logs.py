@@ -5,9 +5,9 @@ import sys
 
 from pyspark import StorageLevel
 
-from jobs.support.runner import Context, main, parser
-from pipelines import simulation
-from pipelines.receipts import Receipts
+from jobs.common.runner import Context, main, parser
+from pipelines.simulation import product
+from pipelines.storage.import_receipt import Receipts
 
 log = logging.getLogger("nightjar")
 
@@ -19,17 +19,17 @@ def run(context: Context) -> None:
     if receipts.done() and not context.force:
         log.info("the simulated logs are there already; --force makes them again")
         return
-    world = simulation.items_world(spark, sim, seed)
+    world = product.items_world(spark, sim, seed)
     # Both event tables are unfolded from the same requests, which are simulated once and wait on disk.
-    requests = simulation.simulated_requests(spark, sim, seed).persist(StorageLevel.DISK_ONLY)
+    requests = product.simulated_requests(spark, sim, seed).persist(StorageLevel.DISK_ONLY)
     counts = receipts.write(
         {
-            "users": simulation.users_snapshot(spark, sim, seed),
-            "items": simulation.items_snapshots(world, sim),
-            "interactions": simulation.interactions(requests),
-            "ranking_logs": simulation.ranking_logs(requests, sim),
-            "sim_truth_users": simulation.truth_of_users(spark, sim, seed),
-            "sim_truth_items": simulation.truth_of_items(world, sim),
+            "users": product.users_snapshot(spark, sim, seed),
+            "items": product.items_snapshots(world, sim),
+            "interactions": product.interactions(requests),
+            "ranking_logs": product.ranking_logs(requests, sim),
+            "sim_truth_users": product.truth_of_users(spark, sim, seed),
+            "sim_truth_items": product.truth_of_items(world, sim),
         }
     )
     requests.unpersist()

@@ -7,25 +7,25 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from jobs.support.examining import test_then_train, test_update
-from jobs.support.feature_information import item_relations
-from jobs.support.nights import alone, require_model
-from jobs.support.plots import loss_curve, tower_weights
-from jobs.support.preconditions import require_trainers
-from jobs.support.runner import Context, log, main, parser
-from jobs.support.sample_schema import schema_of
-from jobs.support.stopping import Stopped
-from jobs.support.tracking import Tracker
-from model.checkpoint import PARAMETERS, STATE
-from model.files import checksum
-from model.health import Health
-from model.launch import launch
-from model.progress import saved_steps
-from model.schema import FeatureSchema
-from model.spec import EpochMetrics, TrainingSpec
-from pipelines.errors import InputError, UsageError
-from pipelines.lineage import agreed, one_lineage
-from pipelines.storage import Manifest, Recipe, shift
+from jobs.common.mutual_information import item_relations
+from jobs.common.plots import loss_curve, tower_weights
+from jobs.common.preconditions import require_trainers
+from jobs.common.runner import Context, log, main, parser
+from jobs.common.sample_schema import schema_of
+from jobs.common.steps import alone, require_model
+from jobs.common.stopping import Stopped
+from jobs.common.tracking import Tracker
+from jobs.release.heldout import test_then_train, test_update
+from model.io.urls import checksum
+from model.training.checkpoint import PARAMETERS, STATE
+from model.training.health import Health
+from model.training.launch import launch
+from model.training.resume import saved_steps
+from model.training.spec import EpochMetrics, TrainingSpec
+from pipelines.contract.errors import InputError, UsageError
+from pipelines.contract.schema import FeatureSchema
+from pipelines.storage.lineage import agreed, one_lineage
+from pipelines.storage.warehouse import Manifest, Recipe, shift
 
 READ = ("samples", "item_features", "item_versions", "item_stats")
 HASHED = ("features", "model", "loss", "training")

@@ -2,30 +2,21 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from model.index_factory import PATTERN
+from pipelines.contract.strict import StrictModel
 
 
-class Config(BaseModel):
-    """Frozen, and strict about names: a misspelt setting is an error, not a default."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-
-
-class ModelConfig(Config):
+class ModelConfig(StrictModel):
     """The architecture. A checkpoint can only be continued with the same one."""
 
     tower: str = Field(
         "dssm",
-        description="A file of model/towers: dssm, senet, parallel (channels), youtube_dnn (items are ids alone).",
+        description="A file of model/network/towers: dssm, senet, parallel (channels), youtube_dnn (items are ids alone).",
     )
     settings: dict[str, Any] = Field(
         {}, description="What the tower's own file lets you set, e.g. {channels: [dnn, fm]}."
-    )
-    early_fusion: bool = Field(
-        False,
-        description="Not offered: features of users and items meet in the dot product alone, or none could be searched.",
     )
     dim: PositiveInt = Field(64, description="Length of user and item vectors; the index grows with it.")
     hidden: list[PositiveInt] = Field([128], description="Hidden widths of each MLP; one layer suffices for ids.")
@@ -54,21 +45,8 @@ class ModelConfig(Config):
         description="Chance to hide an id in training, so that index 1 learns to serve new ones.",
     )
 
-    @model_validator(mode="after")
-    def _tower(self) -> "ModelConfig":
-        if self.early_fusion:
-            raise ValueError(
-                "early_fusion is not offered: a model in which features of user and item meet before the dot product has no "
-                "item vectors that could be searched. For products of features within a side take tower: parallel"
-            )
-        if self.tower != "dssm" or self.settings:
-            from model.towers import settings_of  # Imports torch, which jobs that only build tables do without.
 
-            settings_of(self.tower, self.settings)
-        return self
-
-
-class StreamingConfig(Config):
+class StreamingConfig(StrictModel):
     """The streaming frequency estimator (Yi et al., RecSys 2019)."""
 
     alpha: float = Field(
@@ -87,7 +65,7 @@ class StreamingConfig(Config):
     )  # fmt: skip
 
 
-class SelfSupervisionConfig(Config):
+class SelfSupervisionConfig(StrictModel):
     """A second loss on the item tower alone: two views of an item meet (Yao et al., 2021)."""
 
     weight: PositiveFloat = Field(0.1, description="a in L_main + a L_self.")
@@ -102,7 +80,7 @@ class SelfSupervisionConfig(Config):
     temperature: PositiveFloat = Field(0.1, description="Divides the cosines of the views.")
 
 
-class LossConfig(Config):
+class LossConfig(StrictModel):
     """The training objective."""
 
     kind: Literal["listwise", "pointwise", "hinge", "logistic"] = Field(
@@ -137,7 +115,7 @@ class LossConfig(Config):
     )
 
 
-class TrainingConfig(Config):
+class TrainingConfig(StrictModel):
     """How training runs. Nothing here changes what a checkpoint can be loaded into."""
 
     batch_size: PositiveInt = Field(4096, description="Rows a step, over ALL processes: also the in-batch negatives.")
@@ -193,13 +171,13 @@ class TrainingConfig(Config):
     reader_threads: PositiveInt = Field(2, description="Threads decoding Parquet in each process.")
 
 
-class IndexConfig(Config):
+class IndexConfig(StrictModel):
     """The Faiss index of a release."""
 
     factory: str | None = Field(
         None,
         pattern=PATTERN,
-        description="Flat (exact), IVFn,Flat, IVFn,SQ8, IVFn,PQm or HNSWm; null: by the number of items (model/index.py).",
+        description="Flat (exact), IVFn,Flat, IVFn,SQ8, IVFn,PQm or HNSWm; null: by the number of items (model/serving).",
     )
     recall_target: float = Field(
         0.95,

@@ -2,18 +2,14 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+from pydantic import Field, FiniteFloat, model_validator
+
+from pipelines.contract.strict import StrictModel
 
 STAGES = ("recall", "coarse", "fine", "rerank", "exposed")  # of the ranking funnel, in order
 
 
-class Section(BaseModel):
-    """A part of the config tree: unknown keys are refused, values never change after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class InputTable(Section):
+class InputTable(StrictModel):
     """Where an input table lives and what its columns are called there."""
 
     path: str | None = Field(None, description="folder or URI of the table; default: its own name under the warehouse")
@@ -22,7 +18,7 @@ class InputTable(Section):
     )
 
 
-class Inputs(Section):
+class Inputs(StrictModel):
     """The tables that users own."""
 
     interactions: InputTable = InputTable()
@@ -31,7 +27,7 @@ class Inputs(Section):
     items: InputTable = InputTable()
 
 
-class FeatureWords(Section):
+class FeatureWords(StrictModel):
     """How the values of a feature become indices: through an exact vocabulary, or hashed to buckets."""
 
     min_count: int = Field(
@@ -64,7 +60,7 @@ class MultiCategoricalFeature(FeatureWords):
     weights: str | None = Field(None, description="column with an array of weights, one a value")
 
 
-class NumericFeature(Section):
+class NumericFeature(StrictModel):
     """A number, standardised with the catalogue's own mean and deviation, or put into buckets."""
 
     kind: Literal["numeric"]
@@ -83,7 +79,7 @@ class NumericFeature(Section):
 Feature = Annotated[CategoricalFeature | MultiCategoricalFeature | NumericFeature, Field(discriminator="kind")]
 
 
-class FeatureItemId(Section):
+class FeatureItemId(StrictModel):
     """The id of an item. Its own index is always exact: tables and the search index are keyed by it."""
 
     buckets: int | None = Field(
@@ -91,14 +87,14 @@ class FeatureItemId(Section):
     )
 
 
-class FeatureIds(Section):
+class FeatureIds(StrictModel):
     """How the ids of users and items become indices."""
 
     user: FeatureWords = FeatureWords()
     item: FeatureItemId = FeatureItemId()
 
 
-class History(Section):
+class History(StrictModel):
     """The user's last positives, strictly before the event."""
 
     length: int = Field(
@@ -111,11 +107,11 @@ class History(Section):
     )
 
 
-class Features(Section):
+class Features(StrictModel):
     """What the towers see. The ids of user and item are always there and need no line."""
 
-    user: list[Feature] = []
-    item: list[Feature] = []
+    user: list[Feature] = Field([])
+    item: list[Feature] = Field([])
     history: History | None = Field(History(), description="null switches the history off")
     example_age: bool = Field(
         False,
@@ -140,7 +136,7 @@ class Features(Section):
         return self
 
 
-class Downsample(Section):
+class Downsample(StrictModel):
     """Popularity down-sampling: a few items take most clicks."""
 
     form: Literal["word2vec", "power"] = Field(
@@ -153,7 +149,7 @@ class Downsample(Section):
 Reward = Annotated[float, Field(ge=0, le=1e6)]  # of an action: the column reward, up to 1e12, is multiplied by it
 
 
-class Positives(Section):
+class Positives(StrictModel):
     """Which interactions teach the model, and how often."""
 
     actions: dict[str, Reward] = Field(
@@ -183,7 +179,7 @@ class Positives(Section):
     )
 
 
-class Negatives(Section):
+class Negatives(StrictModel):
     """Quotas a row by kind. The easy ones are shared by the whole batch, the hard ones stay with their row."""
 
     uniform: int = Field(2, ge=0, description="drawn from all live items alike: keeps the tail in the loss")
@@ -237,7 +233,7 @@ class Negatives(Section):
         return self
 
 
-class Samples(Section):
+class Samples(StrictModel):
     """How the sample table is laid out for the trainers."""
 
     row_group_rows: int = Field(
@@ -250,7 +246,7 @@ class Samples(Section):
     )
 
 
-class Checks(Section):
+class Checks(StrictModel):
     """How far inputs and outputs may stray before a night is refused. Within these, bad rows go to `quarantine`."""
 
     bad_rows: float = Field(
@@ -283,7 +279,7 @@ class Checks(Section):
     )
 
 
-class Simulation(Section):
+class Simulation(StrictModel):
     """The simulated product of `simulate_logs`."""
 
     start: str = Field("2024-03-01", description="first simulated day")

@@ -7,12 +7,12 @@ user had.
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from pipelines import encode
 from pipelines.config import Features
+from pipelines.features import encode
 from pipelines.hashing import hashed
 from pipelines.joins import broadcast_few
 from pipelines.night import Night
-from pipelines.popularity import day_ordinal
+from pipelines.positives.popularity import day_ordinal
 
 SPARE = 4  # events looked at for each one wanted: many are of items that the user had
 

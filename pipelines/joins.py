@@ -11,7 +11,7 @@ last join.
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from pipelines.errors import UsageError
+from pipelines.contract.errors import UsageError
 
 BROADCAST_ROWS = "spark.nightjar.broadcastRows"
 DEFAULT_ROWS = 250_000  # rows of an id as text and an index: some 15 MB on each executor

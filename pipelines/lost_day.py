@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass, replace
 
-from pipelines.errors import InputError, UsageError
-from pipelines.input_files import list_files
-from pipelines.lineage import lineage_of_night
+from pipelines.contract.errors import InputError, UsageError
+from pipelines.files.table_files import list_files
 from pipelines.night import STATE_TABLES, Night
-from pipelines.storage import Manifest, Recipe
+from pipelines.storage.lineage import lineage_of_night
+from pipelines.storage.warehouse import Manifest, Recipe
 
 CARRIED_FROM = "carried_from"  # Fact of a manifest: the last day with data, whose rows these are.
 CARRIED_TABLES = (*STATE_TABLES, "item_features")

@@ -4,10 +4,10 @@ import logging
 from dataclasses import dataclass, field
 
 from pipelines.config import Checks, Features, Inputs, Negatives, Positives, Samples
-from pipelines.errors import InputError
-from pipelines.input_files import shortened
-from pipelines.inputs import InputTables
-from pipelines.storage import Manifest, Recipe, Warehouse, days_back, shift
+from pipelines.contract.errors import InputError
+from pipelines.files.table_files import shortened
+from pipelines.inputs.tables import InputTables
+from pipelines.storage.warehouse import Manifest, Recipe, Warehouse, days_back, shift
 
 log = logging.getLogger("nightjar")
 

@@ -5,11 +5,13 @@ from functools import reduce
 from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 
-from pipelines import encode, positives, vocabulary
 from pipelines.config import Features, Positives
+from pipelines.contract.indices import DEFAULT
+from pipelines.features import encode, vocabulary
 from pipelines.hashing import hashed
 from pipelines.night import Night
-from pipelines.storage import shift
+from pipelines.positives import select
+from pipelines.storage.warehouse import shift
 
 
 def user_queries(night: Night, features: Features, users: DataFrame | None = None) -> DataFrame:
@@ -44,7 +46,7 @@ def user_queries(night: Night, features: Features, users: DataFrame | None = Non
     past = "known_items" if features.history and features.history.order == "leave_one_out" else "history_items"
     return rows.select(
         "user_id",
-        F.coalesce("user_index", F.lit(vocabulary.DEFAULT)).alias("user_index"),
+        F.coalesce("user_index", F.lit(DEFAULT)).alias("user_index"),
         *side.encoded_columns(),
         encode.pad_left(F.col(past), length).alias("history"),
         F.coalesce("known_items", F.array().cast("array<int>")).alias("known_items"),
@@ -85,7 +87,7 @@ def next_positives(night: Night, config: Positives, days: list[str]) -> DataFram
     An event counts only with a reward above 0, as in training.
     """
     interactions = night.inputs.events("interactions", days)
-    events = interactions.where(positives.is_positive(config))
+    events = interactions.where(select.is_positive(config))
     vocab = night.warehouse.read("vocabularies", night.ds)
     items = vocabulary.lookup(vocab, "item_id", "item_id", "item_index")
     return events.select("user_id", "item_id").distinct().join(items, on="item_id", how="left")

@@ -15,7 +15,7 @@ from pyspark import SparkConf, SparkContext
 from pyspark.errors import PySparkException, PySparkRuntimeError
 from pyspark.sql import SparkSession
 
-from pipelines.errors import UsageError
+from pipelines.contract.errors import UsageError
 from pipelines.spark_settings import JAVA_OPTIONS, wrong_java_setting, wrong_setting
 
 log = logging.getLogger("nightjar")

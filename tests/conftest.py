@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from joining import chosen_joins
 from pyspark.sql import SparkSession
-from small_nights import run_nights, write_inputs
 
 from pipelines.session import open_session
-from pipelines.storage import Warehouse
-from tests.jobs.house import FIRST, SECOND, House, run
+from pipelines.storage.warehouse import Warehouse
+from tests.jobs.nightly_run import FIRST, SECOND, House, run
+from tests.joining import chosen_joins
+from tests.two_nights import run_nights, write_inputs
 
 # Many JVMs are short, and two files share the cores: the second compiler would take more than most of them get back.
 os.environ.setdefault("SPARK_SUBMIT_OPTS", "-XX:TieredStopAtLevel=1")

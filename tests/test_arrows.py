@@ -1,6 +1,9 @@
-"""The house keeps its arrows: pipelines and model meet in Parquet, and two libraries have one home each."""
+"""Which package may import which: no cycles, and one home for each library that others must not use."""
 
 import ast
+import subprocess
+import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -10,52 +13,81 @@ FORBIDDEN = {
     "pipelines": {"torch", "mlflow", "petastorm", "faiss", "model", "jobs"},
     "model": {"pipelines", "jobs", "mlflow"},
 }
+SHARED = "pipelines.contract"  # the only part of pipelines that model may import
 
 
 def imports_of(path: Path, *, top_level_only: bool = False) -> set[str]:
+    """Dotted names that a file imports; `from a import b` counts as a and as a.b."""
     tree = ast.parse(path.read_text())
-    nodes = tree.body if top_level_only else ast.walk(tree)
-    found = set()
-    for node in nodes:
+    names = set()
+    for node in tree.body if top_level_only else ast.walk(tree):
         if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            found.add(node.module.split(".")[0])
-    return found
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def libraries_of(path: Path, *, top_level_only: bool = False) -> set[str]:
+    names = imports_of(path, top_level_only=top_level_only)
+    return {name.split(".")[0] for name in names if not f"{name}.".startswith(f"{SHARED}.")}
 
 
 def files_of(*rooms: str) -> list[Path]:
     return sorted(path for room in rooms for path in (ROOT / room).rglob("*.py"))
 
 
+def package_of(path: Path) -> str:
+    """`pipelines.samples` for a file of that package, `pipelines.night` for a file of the room itself."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:2])
+
+
 @pytest.mark.parametrize("room", sorted(FORBIDDEN))
-def test_a_room_imports_nothing_it_must_not(room: str) -> None:
-    assert files_of(room), f"{room} has no files: the test would pass on an empty house"
+def test_a_room_does_not_import_what_it_must_not(room: str) -> None:
+    assert files_of(room), f"{room} has no files: the test would pass on an empty tree"
     wrong = {
-        str(path.relative_to(ROOT)): found for path in files_of(room) if (found := imports_of(path) & FORBIDDEN[room])
+        str(path.relative_to(ROOT)): names for path in files_of(room) if (names := libraries_of(path) & FORBIDDEN[room])
     }
     assert wrong == {}
 
 
+def test_packages_import_each_other_in_one_direction() -> None:
+    files = files_of("pipelines", "model", "jobs")
+    packages = {package_of(path) for path in files}
+    arrows: dict[str, set[str]] = {package: set() for package in packages}
+    for path in files:
+        package = package_of(path)
+        arrows[package] |= {".".join(name.split(".")[:2]) for name in imports_of(path)} & packages - {package}
+    TopologicalSorter(arrows).prepare()  # raises CycleError, which names the packages
+
+
 def test_model_does_not_import_pyspark_when_it_is_imported() -> None:
-    wrong = [path.name for path in files_of("model") if "pyspark" in imports_of(path, top_level_only=True)]
+    wrong = [path.name for path in files_of("model") if "pyspark" in libraries_of(path, top_level_only=True)]
     assert wrong == []
 
 
 def test_nobody_imports_jobs() -> None:
-    wrong = [str(path) for path in files_of("pipelines", "model") if "jobs" in imports_of(path)]
+    wrong = [str(path) for path in files_of("pipelines", "model") if "jobs" in libraries_of(path)]
     assert wrong == []
+
+
+def test_the_contract_needs_neither_pyspark_nor_torch() -> None:
+    modules = [f"{SHARED}.{path.stem}" for path in files_of("pipelines/contract") if path.stem != "__init__"]
+    code = f"import sys, {', '.join(modules)}; sys.exit(', '.join({{'pyspark', 'torch'}} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.stderr.strip(), bool(modules)) == ("", True)
 
 
 @pytest.mark.parametrize(
     ("library", "home"),
     [
-        ("petastorm", ["model/data.py"]),
-        ("mlflow", ["jobs/support/served.py", "jobs/support/tracking.py"]),  # The first is run by MLflow, not by us.
+        ("petastorm", ["model/data/petastorm_reader.py"]),
+        ("mlflow", ["jobs/common/pyfunc.py", "jobs/common/tracking.py"]),  # MLflow itself runs the first.
     ],
 )
 def test_a_library_has_one_home(library: str, home: list[str]) -> None:
     users = [
-        str(path.relative_to(ROOT)) for path in files_of("pipelines", "model", "jobs") if library in imports_of(path)
+        str(path.relative_to(ROOT)) for path in files_of("pipelines", "model", "jobs") if library in libraries_of(path)
     ]
     assert users == home

@@ -11,7 +11,7 @@ from pyspark.sql import SparkSession
 from benchmarks import frequency, index, links, logs, samples, study, towers, training
 from benchmarks.logs import Day
 from benchmarks.product import CONFIG, KNOWN, Product
-from jobs.support.config import load_config
+from jobs.common.config import load_config
 from model.config import StreamingConfig
 
 ROOT = Path(__file__).resolve().parents[1]

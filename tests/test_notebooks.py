@@ -11,11 +11,11 @@ from nbclient import NotebookClient
 from pyspark.sql import SparkSession
 
 from jobs import simulate_logs
-from jobs.support.config import Config
-from pipelines.build_negatives import build_negatives
-from pipelines.build_positives import build_positives
+from jobs.common.config import Config
 from pipelines.night import Night, SampleConfig
-from pipelines.storage import Warehouse
+from pipelines.positives.build import build_positives
+from pipelines.samples.build import build_negatives
+from pipelines.storage.warehouse import Warehouse
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 DS = "2024-03-03"

@@ -6,13 +6,12 @@ Arguments: warehouse, folder of the input tables.
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from small_nights import FIRST, run_nights
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from pipelines.config import Inputs
 from pipelines.session import open_session
-from pipelines.storage import Warehouse
+from pipelines.storage.warehouse import Warehouse
+from tests.two_nights import FIRST, run_nights
 
 
 def main(root: str, inputs: str) -> None:

@@ -20,10 +20,10 @@ import pyarrow.parquet as pq
 import pyspark
 import pytest
 from pyspark.sql import SparkSession
-from small_nights import FIRST, run_nights, write_inputs
 
 from pipelines.session import find_java_home
-from pipelines.storage import Warehouse
+from pipelines.storage.warehouse import Warehouse
+from tests.two_nights import FIRST, run_nights, write_inputs
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLES = ("vocabularies", "user_histories", "item_stats", "item_features", "item_versions", "positives", "samples")

@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 import pytest
 from mlflow.tracking import MlflowClient
 
-from model.files import checksum
-from pipelines.storage import Manifest
-from tests.jobs.house import FIRST, ROOT, SECOND, House, command, rows_of, run
+from model.io.urls import checksum
+from pipelines.storage.warehouse import Manifest
+from tests.jobs.nightly_run import FIRST, ROOT, SECOND, House, command, rows_of, run
 
 KILLS = int(os.environ.get("NIGHTJAR_KILLS", "5"))  # above FEW, the first night is killed too
 SEED = int(os.environ.get("NIGHTJAR_KILLS_SEED", "1"))

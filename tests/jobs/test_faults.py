@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from mlflow.tracking import MlflowClient
 
-from tests.jobs.house import FIRST, ROOT, SECOND, House, command, run
+from tests.jobs.nightly_run import FIRST, ROOT, SECOND, House, command, run
 
 STACK = re.compile(r"Traceback|^\s+at \S+\(|^\s+File \"", re.MULTILINE)
 # A busy machine: Spark, told to stop, interrupts its own threads that still drop blocks, and refuses what they go on with;

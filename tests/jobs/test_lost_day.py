@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from tests.jobs.house import FIRST, SECOND, House, run
+from tests.jobs.nightly_run import FIRST, SECOND, House, run
 
 THIRD = "2024-03-06"
 LOGS = ("interactions", "ranking_logs")

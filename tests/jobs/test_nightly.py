@@ -15,11 +15,11 @@ import pyarrow.dataset as pads
 import pytest
 from mlflow.tracking import MlflowClient
 
-from model.checkpoint import load_checkpoint
-from model.evaluation import SLICES
-from model.index import load_index
+from model.evaluation.ranking_metrics import SLICES
+from model.serving.faiss_index import load_index
+from model.training.checkpoint import load_checkpoint
 from pipelines.session import find_java_home
-from tests.jobs.house import FIRST, ROOT, SECOND, House, run
+from tests.jobs.nightly_run import FIRST, ROOT, SECOND, House, run
 
 
 def test_a_night_ends_in_a_release_that_readers_follow(house: House) -> None:

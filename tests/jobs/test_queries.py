@@ -2,20 +2,20 @@
 
 from pyspark.sql import SparkSession
 
-from jobs.support.embeddings import within_model
-from tests.model import toy
+from jobs.inference.embed import within_model
+from tests.model import toy_night
 
 
 def test_indices_that_came_later_are_default_and_all_others_stay(spark: SparkSession) -> None:
     tags = {"name": "tags", "kind": "multi_categorical", "column": "user_tags", "vocabulary": "user.tags", "size": 6}
-    schema = toy.schema(user=[*toy.SCHEMA["user"], tags | {"length": 3}])
+    schema = toy_night.schema(user=[*toy_night.SCHEMA["user"], tags | {"length": 3}])
     rows = [
-        (toy.USERS + 1, 5, 4, 1.5, [5, 6, 0], [0, 2, toy.ITEMS + 1]),
-        (toy.USERS + 2, 6, 1, 9.0, [2, 3, 4], [0] * 3),
+        (toy_night.USERS + 1, 5, 4, 1.5, [5, 6, 0], [0, 2, toy_night.ITEMS + 1]),
+        (toy_night.USERS + 2, 6, 1, 9.0, [2, 3, 4], [0] * 3),
     ]
     columns = (
         "user_index int, user_age int, user_tenure int, user_income float, user_tags array<int>, history array<int>"
     )
     known = within_model(spark.createDataFrame(rows, columns), schema).collect()
-    assert tuple(known[0]) == (toy.USERS + 1, 5, 4, 1.5, [5, 1, 0], [0, 2, toy.ITEMS + 1])
+    assert tuple(known[0]) == (toy_night.USERS + 1, 5, 4, 1.5, [5, 1, 0], [0, 2, toy_night.ITEMS + 1])
     assert tuple(known[1]) == (1, 1, 1, 9.0, [2, 3, 4], [0] * 3)

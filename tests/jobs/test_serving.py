@@ -15,9 +15,10 @@ from typing import Any
 import pyarrow.dataset as pads
 import pytest
 
-from model.requests import Fields, example_request
-from model.retriever import Retriever
-from tests.jobs.house import SECOND, House, run
+from model.serving.request_encoder import example_request
+from model.serving.retriever import Retriever
+from pipelines.contract.request_fields import Fields
+from tests.jobs.nightly_run import SECOND, House, run
 
 K = 20
 

@@ -11,7 +11,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from pipelines.session import find_java_home
-from pipelines.storage import Warehouse
+from pipelines.storage.warehouse import Warehouse
 
 ROOT = Path(__file__).resolve().parents[2]
 DS = "2024-03-02"

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from jobs.support.config import Config
-from jobs.support.config_checks import expected_schema
-from jobs.support.runner import Context
-from jobs.support.sample_schema import schema_of
+from jobs.common.config import Config
+from jobs.common.config_checks import expected_schema
+from jobs.common.runner import Context
+from jobs.common.sample_schema import schema_of
 from jobs.train import _processes
-from pipelines.errors import InputError, UsageError
-from pipelines.storage import Manifest
+from pipelines.contract.errors import InputError, UsageError
+from pipelines.storage.warehouse import Manifest
 
 DS = "2024-03-01"
 FEATURES = {

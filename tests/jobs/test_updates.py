@@ -10,12 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 from mlflow.tracking import MlflowClient
 
-from jobs.support.changes import file_of
-from model.checkpoint import PARAMETERS
-from model.files import checksum
-from model.retriever import Retriever
-from model.tensor_file import TensorFile
-from tests.jobs.house import FIRST, SECOND, House, rows_of, run
+from jobs.release.changes import file_of
+from model.io.tensor_file import TensorFile
+from model.io.urls import checksum
+from model.serving.retriever import Retriever
+from model.training.checkpoint import PARAMETERS
+from tests.jobs.nightly_run import FIRST, SECOND, House, rows_of, run
 
 Updated = tuple[House, list[str], list[list[dict[str, Any]]]]
 NOON, EVENING = f"{SECOND}T12:00", f"{SECOND}T18:00"

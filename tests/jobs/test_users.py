@@ -6,16 +6,16 @@ from pathlib import Path
 import pytest
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
-from small_nights import CONFIG, FIRST, SECOND, logs
 
+from jobs.common.config import Config
+from jobs.common.runner import Context
 from jobs.recommend import _listed, _read_ids
-from jobs.support.config import Config
-from jobs.support.runner import Context
 from pipelines.config import Inputs, Positives
-from pipelines.errors import InputError, UsageError
+from pipelines.contract.errors import InputError, UsageError
 from pipelines.night import Night
 from pipelines.queries import next_positives, user_queries, with_held_out_items
-from pipelines.storage import Recipe, Warehouse
+from pipelines.storage.warehouse import Recipe, Warehouse
+from tests.two_nights import CONFIG, FIRST, SECOND, logs
 
 
 @pytest.fixture

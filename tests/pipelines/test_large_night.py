@@ -4,12 +4,12 @@ import pytest
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
-from pipelines.build_negatives import build_negatives
-from pipelines.build_positives import build_positives
 from pipelines.config import Features, Inputs, Negatives, Positives, Samples
 from pipelines.night import Night, SampleConfig
-from pipelines.storage import Warehouse
-from pipelines.table_keys import KEYS
+from pipelines.positives.build import build_positives
+from pipelines.samples.build import build_negatives
+from pipelines.storage.table_keys import KEYS
+from pipelines.storage.warehouse import Warehouse
 
 DAYS = ["2024-03-01", "2024-03-02"]
 ITEMS, USERS, CLICKS = 1_000_000, 40_000, 10  # clicks a user and day

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from joining import SHUFFLED, joins
-from small_nights import CONFIG, DAYS, FIRST, LATE_ITEM, LENGTH, SECOND, logs, run_nights, write_inputs
 
-from pipelines.build_negatives import build_negatives
-from pipelines.build_positives import build_positives
 from pipelines.config import Features, Inputs
-from pipelines.draws import COARSE, FINE, POPULARITY, UNIFORM
+from pipelines.contract.negative_kinds import COARSE, FINE, POPULARITY, UNIFORM
 from pipelines.night import Night
-from pipelines.storage import Warehouse
+from pipelines.positives.build import build_positives
+from pipelines.samples.build import build_negatives
+from pipelines.storage.warehouse import Warehouse
+from tests.joining import SHUFFLED, joins
+from tests.two_nights import CONFIG, DAYS, FIRST, LATE_ITEM, LENGTH, SECOND, logs, run_nights, write_inputs
 
 
 def table(warehouse: Warehouse, name: str, ds: str) -> list[Any]:

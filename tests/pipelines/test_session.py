@@ -13,7 +13,7 @@ import pytest
 from pyspark.sql import SparkSession
 
 from pipelines import session
-from pipelines.errors import UsageError
+from pipelines.contract.errors import UsageError
 from pipelines.spark_settings import wrong_java_setting
 
 ROOT = Path(__file__).resolve().parents[2]

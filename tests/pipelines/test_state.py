@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from pyspark.sql import SparkSession
 
-from pipelines.build_positives import build_positives
 from pipelines.config import Features, Inputs, Negatives, Positives, Samples
-from pipelines.errors import InputError
-from pipelines.lineage import UNKNOWN, lineage_of_bootstrap, lineage_of_night
+from pipelines.contract.errors import InputError
 from pipelines.night import POSITIVE_TABLES, STATE_TABLES, Night, SampleConfig
-from pipelines.storage import Recipe, Warehouse
+from pipelines.positives.build import build_positives
+from pipelines.storage.lineage import UNKNOWN, lineage_of_bootstrap, lineage_of_night
+from pipelines.storage.warehouse import Recipe, Warehouse
 
 DAYS = [f"2024-03-{day:02d}" for day in range(1, 5)]
 ITEMS = 14

@@ -1,0 +1,1 @@
+"""What every entry point uses: config, runner, exit codes, MLflow."""

@@ -1,0 +1,146 @@
+"""Contradictions inside one config: models, indices and trainings that cannot be built whatever the tables hold."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlparse
+
+from pydantic import ValidationError
+
+from model.index_factory import factory_fault
+from pipelines.contract.schema import CategoricalFeature, FeatureSchema, MultiCategoricalFeature
+from pipelines.features.encode import example_age, feature_schema, hashed_sizes
+
+if TYPE_CHECKING:
+    from jobs.common.config import Config
+
+PLAIN_TOWER = "dssm"  # Can be built from any fields; checking it needs no torch.
+# What MLflow keeps a record in: servers, and databases through SQLAlchemy.
+SERVERS, DATABASES = ("http", "https", "databricks", "databricks-uc", "uc"), ("sqlite", "postgresql", "mysql", "mssql")
+
+
+def contradictions(config: "Config") -> list[str]:
+    """Each names the keys that contradict each other, and a remedy. Empty for a config that can be used."""
+    faults = [*_training(config)]
+    if config.index.factory and (fault := factory_fault(config.index.factory, config.model.dim)):
+        faults.append(f"index.factory: {fault}")
+    return faults + list(_model(config))
+
+
+def _training(config: "Config") -> Iterator[str]:
+    training, supervision = config.training, config.loss.self_supervision
+    if training.processes > config.samples.trainers:
+        yield (
+            f"training.processes: {training.processes} processes cannot share the row groups of a sample table that is "
+            f"written for samples.trainers = {config.samples.trainers}: raise samples.trainers to {training.processes}, or "
+            "lower training.processes"
+        )
+    if training.processes > training.batch_size:
+        yield (
+            f"training.batch_size: {training.batch_size} rows cannot be shared by training.processes = "
+            f"{training.processes}: every process needs a row of each batch"
+        )
+    if supervision and training.processes > supervision.items:
+        yield (
+            f"loss.self_supervision.items: {supervision.items} items cannot be shared by training.processes = "
+            f"{training.processes}: every process needs an item of each step"
+        )
+
+
+def _model(config: "Config") -> Iterator[str]:
+    """Faults of the features and the model. A fault of the features hides those of the model built from them."""
+    try:
+        offered = expected_schema(config)
+    except ValidationError as error:
+        yield f"features: {'; '.join(e['msg'].removeprefix('Value error, ') for e in error.errors())}"
+        return
+    try:
+        schema = offered.without(config.model.leave_out)
+    except ValueError as error:
+        yield str(error)
+        return
+    faults = [*_users(offered, schema), *_history_features(config, schema), *_views(config, schema)]
+    yield from faults
+    if not faults and (config.model.tower != PLAIN_TOWER or config.model.settings):
+        yield from _tower(config, schema)
+
+
+def expected_schema(config: "Config") -> FeatureSchema:
+    """The schema that samples of this config will have, with sizes and statistics made up. Raises ValidationError."""
+    sizes: dict[str, int] = defaultdict(lambda: 3, hashed_sizes(config.features))
+    statistics: Any = defaultdict(lambda: {"mean": 0.0, "std": 1.0})
+    return FeatureSchema.model_validate(feature_schema(config.features, sizes, statistics, example_age(1, {})))
+
+
+def _users(offered: FeatureSchema, schema: FeatureSchema) -> Iterator[str]:
+    """The example age is the same for all users when serving, so it does not count as a feature of users."""
+    if schema.user or schema.history:
+        return
+    if offered.user or offered.history:
+        names = [feature.name for feature in offered.user] + (["history"] if offered.history else [])
+        yield f"model.leave_out: leaves no feature of users; keep at least one of {', '.join(names)}"
+    else:
+        yield (
+            "features: there is no feature of users, so all users would get the same items: set features.user_id: true, "
+            "set features.history, or list features.user"
+        )
+
+
+def _history_features(config: "Config", schema: FeatureSchema) -> Iterator[str]:
+    poolable = [f.name for f in schema.item if isinstance(f, CategoricalFeature | MultiCategoricalFeature)]
+    if config.model.history_features and not schema.history:
+        yield "model.history_features: needs features.history, which is off or left out: switch it on, or list none"
+        return
+    for name in config.model.history_features:
+        if name not in poolable:
+            yield (
+                f"model.history_features: {name!r} is not a categorical or multi_categorical feature under features.item "
+                f"that the model reads; those are {', '.join(poolable) or 'none'}"
+            )
+
+
+def _views(config: "Config", schema: FeatureSchema) -> Iterator[str]:
+    """Self-supervision hides features of an item: it needs some."""
+    supervision = config.loss.self_supervision
+    if supervision is None:
+        return
+    if len(schema.item) < 2:
+        yield (
+            "loss.self_supervision: compares views of an item's features, and the model reads none but its id: list "
+            "features.item (and do not leave them all out), or set loss.self_supervision: null"
+        )
+    elif supervision.mask == "dropout" and not any(isinstance(f, MultiCategoricalFeature) for f in schema.item):
+        yield (
+            "loss.self_supervision.mask: dropout hides values of multi_categorical features, and the items have none: "
+            "take another mask"
+        )
+
+
+def _tower(config: "Config", schema: FeatureSchema) -> Iterator[str]:
+    """Build the model without memory for its parameters, as training will: every tower has its own conditions."""
+    import torch
+
+    from model.loss.self_supervision import require_views
+    from model.network.two_tower import TwoTower
+
+    try:
+        with torch.device("meta"):
+            towers = TwoTower(schema, config.model)
+        if config.loss.self_supervision:
+            require_views(towers)
+    except ValueError as error:
+        yield str(error)
+
+
+def tracking_uri_fault(uri: str) -> str | None:
+    """Why MLflow cannot keep its record at a URI; None where it can, as far as the URI tells."""
+    scheme = urlparse(uri).scheme or uri
+    plugins = {plugin.name for plugin in entry_points(group="mlflow.tracking_store")} - {"", "file"}
+    if scheme.partition("+")[0] in {*SERVERS, *DATABASES, *plugins}:
+        return None
+    what = "is a folder" if scheme in (uri, "file") else f"has the unknown scheme {scheme}"
+    return (
+        f"{what}, in which MLflow keeps no record: name a server (http://HOST:PORT) or a database "
+        "(sqlite:////FOLDER/mlflow.db), or leave tracking.uri out"
+    )

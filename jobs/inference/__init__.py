@@ -1,0 +1,1 @@
+"""Towers on Spark executors: vectors, top items and scores."""

@@ -1,0 +1,1 @@
+"""Releases: storage, index, gates and comparison."""

@@ -1,0 +1,174 @@
+"""Gates that ask a release for events that it was not trained on: beside the release in use, popularity and past nights."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+import numpy as np
+
+from jobs.common.config import Gates
+from jobs.common.runner import Context, log
+from jobs.common.steps import open_night
+from jobs.inference.embed import release_id_of
+from jobs.release.heldout import events_of, examined
+from jobs.release.store import folder_of
+from jobs.release.verdict import Gate, verdict_of
+from model.evaluation.release_recall import Events, Examination, certain_loss, examine_ranking, recall_ratio
+from model.serving.release import Release
+from pipelines.contract.indices import DEFAULT
+from pipelines.day_events import popular_items
+from pipelines.storage.warehouse import days_back, digest
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The gates that were asked, why others were not, and what later nights compare themselves with."""
+
+    gates: list[Gate] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    record: dict[str, Any] | None = None
+
+
+def compare(context: Context, release: Release, before: Release | None) -> Comparison:
+    """Ask a release, and `before` (the one in use), for the events of the last `positives.valid_hours` of ds."""
+    config, seed = context.config.gates, context.config.seed
+    hours = context.config.positives.valid_hours
+    if not hours:
+        return _nothing(
+            context, "every event is trained on, so that none is left to compare on: set positives.valid_hours"
+        )
+    since = (datetime.fromisoformat(context.ds) + timedelta(days=1) - timedelta(seconds=int(hours * 3600))).isoformat(
+        " "
+    )
+    events = events_of(context, since)
+    if events is None:
+        return _nothing(context, f"no event after {since} (UTC) to compare on")
+    unknown = float((events.columns["user_index"] == DEFAULT).mean())
+    compared = Comparison(
+        [
+            Gate(
+                "unknown_users",
+                unknown,
+                config.unknown_users,
+                False,
+                f"Share of {len(events.owners_B):,} held-out events whose user has no index: look at the users' ids in "
+                "interactions.",
+            )
+        ]
+    )
+    if events.users < config.least_users:
+        _note(
+            context, compared,
+            f"{events.users} users have events after {since} (UTC), fewer than gates.least_users = {config.least_users}: too "
+            "few to compare releases on; recall_loss, coverage, beats_popularity and slow_loss pass unasked",
+        )  # fmt: skip
+        return compared
+    now = examined(release, events, config.recall_at)
+    if before is not None:
+        then = examined(before, events, config.recall_at)
+        compared.gates.extend(_recall(now, then, before, config, seed))
+    popular = _popularity(context, events, since)
+    compared.gates.append(_beats_popularity(now, popular, config, seed))
+    return _slow(context, compared, now, popular)
+
+
+def _nothing(context: Context, why: str) -> Comparison:
+    compared = Comparison()
+    _note(
+        context, compared, f"{why}; recall_loss, coverage, unknown_users, beats_popularity and slow_loss pass unasked"
+    )
+    return compared
+
+
+def _note(context: Context, compared: Comparison, note: str) -> None:
+    log.warning("publish_items %s: %s", context.ds, note)
+    compared.notes.append(note)
+
+
+def _recall(now: Examination, then: Examination, before: Release, config: Gates, seed: int) -> Iterator[Gate]:
+    surely = certain_loss(then.by_user(), now.by_user(), config.bootstrap_samples, seed)
+    share = surely / then.recall if then.recall else 0.0
+    yield Gate(
+        "recall_loss", share, config.recall_loss, False,
+        f"Share of Recall@{config.recall_at} lost against {before.release_id} for certain, on {len(now.by_user()):,} users' "
+        f"held-out events: {now.recall:.4f} now, {then.recall:.4f} before.",
+    )  # fmt: skip
+    yield Gate(
+        "coverage", now.covered / then.covered if then.covered else 1.0, config.coverage, True,
+        f"Items that anybody gets among the {config.recall_at} best, {now.covered:.2%} of all, against {then.covered:.2%} "
+        "before: below, few items crowd out the others.",
+    )  # fmt: skip
+
+
+def _popularity(context: Context, events: Events, since: str) -> Examination:
+    """Recent popularity, counted up to `since`, on the events."""
+    k = context.config.gates.recall_at
+    most = k + max((len(had) for had in events.had), default=0) if events.had is not None else k
+    rows = popular_items(open_night(context), context.config.evaluation.popularity_days, most, since=since).collect()
+    items = np.array([row["item_index"] for row in rows], np.int64)
+    return examine_ranking(items, events, "item_index", k)
+
+
+def _beats_popularity(now: Examination, popular: Examination, config: Gates, seed: int) -> Gate:
+    surely = certain_loss(popular.by_user(), now.by_user(), config.bootstrap_samples, seed)
+    share = surely / popular.recall if popular.recall else 0.0
+    return Gate(
+        "beats_popularity", share, config.beats_popularity, False,
+        f"Share of popularity's Recall@{config.recall_at} that the model lacks for certain, on {len(now.by_user()):,} users' "
+        f"held-out events: {now.recall:.4f} the model, {popular.recall:.4f} recent popularity. Above, popularity is better: "
+        "look at the loss, the features and the days that the model was trained on.",
+    )  # fmt: skip
+
+
+def _slow(context: Context, compared: Comparison, now: Examination, popular: Examination) -> Comparison:
+    """Whether losses that were too small to be certain have added up over the last nights.
+
+    Recall itself differs from day to day with what users do, for every ranking alike; so nights are compared by recall as a
+    multiple of popularity's on the same events. Only what is certain counts: the upper end of tonight's interval against
+    the highest lower end of the nights before.
+    """
+    config = context.config.gates
+    ratio = recall_ratio(now.by_user(), popular.by_user(), config.bootstrap_samples, context.config.seed)
+    if ratio is None:
+        _note(context, compared, "recent popularity recalls hardly any held-out event: slow_loss passes unasked")
+        return compared
+    value, low, high = ratio
+    measured = _measured(context)
+    record = {"ratio": value, "low": low, "high": high, "measured": measured}
+    best = max(_records(context, measured), key=lambda known: known[1], default=None)
+    if best is not None:
+        compared.gates.append(
+            Gate(
+                "slow_loss",
+                1 - high / best[1],
+                config.slow_loss,
+                False,
+                f"Share lost for certain against the best of the last {config.slow_nights} nights, {best[0]}, in "
+                f"Recall@{config.recall_at} as a multiple of popularity's: {value:.3g} now (at most {high:.3g}), at least "
+                f"{best[1]:.3g} then. Above, small losses have added up: go back to that night's release, or train anew.",
+            )
+        )
+    return Comparison(compared.gates, compared.notes, record)
+
+
+def _records(context: Context, measured: str) -> Iterator[tuple[str, float]]:
+    """(night, lower end of its ratio) of the last nights of this lineage whose releases passed every gate."""
+    warehouse = context.warehouse
+    lineage = warehouse.require("models", context.ds, "").lineage
+    for ds in days_back(context.ds, context.config.gates.slow_nights + 1)[:-1]:
+        model, features = (warehouse.manifest(table, ds) for table in ("models", "item_features"))
+        if model is None or features is None or model.lineage != lineage:
+            continue
+        verdict = verdict_of(context, folder_of(warehouse, release_id_of(model, features)))
+        if verdict is None or verdict.record is None or verdict.refusal():
+            continue
+        if verdict.record["measured"] == measured:
+            yield ds, float(verdict.record["low"])
+
+
+def _measured(context: Context) -> str:
+    """What two records must share to be compared."""
+    config = context.config
+    told = config.evaluation
+    return digest([config.gates.recall_at, config.positives.valid_hours, told.new_items_only, told.popularity_days])

@@ -1,0 +1,73 @@
+"""The index of a night: chosen by the recall that the night's users get, and told to the record."""
+
+from dataclasses import asdict
+
+import numpy as np
+from pyspark.sql import functions as F
+
+from jobs.common.plots import index_sweep
+from jobs.common.runner import Context, log
+from jobs.common.steps import open_night
+from jobs.common.tracking import JobRun
+from jobs.inference.embed import embed_queries, within_model
+from model.config import IndexConfig
+from model.serving.faiss_index import Batches, ChosenIndex, Floats, UnfitError, choose_index, factory_of, parameter_of
+from pipelines.contract.errors import UsageError
+from pipelines.contract.schema import FeatureSchema
+from pipelines.hashing import hashed
+from pipelines.queries import user_queries
+
+
+def index_of_night(context: Context, batches: Batches, dim: int) -> ChosenIndex:
+    """The index of the item vectors of ds. UsageError where the configured factory cannot be made of them."""
+    config, items = context.config.index, context.warehouse.require("item_embeddings", context.ds, "").rows
+    exact = parameter_of(config.factory or factory_of(items)) is None
+    queries = np.zeros((0, dim), np.float32) if exact else _sweep_queries(context)
+    try:
+        chosen = choose_index(batches, dim, items, queries, config, context.config.seed)
+    except UnfitError as error:
+        raise UsageError(str(error)) from None
+    if chosen.factory != chosen.tried:
+        log.warning(
+            "publish_items %s: %s surely reaches a recall of %.4f, below index.recall_target %s: the index will be exact",
+            context.ds,
+            chosen.tried,
+            max(point.at_least for point in chosen.sweep),
+            config.recall_target,
+        )
+    return chosen
+
+
+def description(chosen: ChosenIndex, config: IndexConfig) -> dict[str, str | int | float | None]:
+    """What the manifest of a release says of its index: nothing of the clock, so a night done again says the same."""
+    names = ("factory", "parameter", "value", "recall", "tried")
+    return {name: getattr(chosen, name) for name in names} | {"recall_at": config.recall_at}
+
+
+def log_index(job: JobRun, chosen: ChosenIndex, config: IndexConfig) -> None:
+    """Recall, and the curve of the sweep where there was one: as metrics by setting, as a table and as a plot."""
+    seconds = {f"index.{name}": getattr(chosen, name) for name in ("build_seconds", "exact_seconds")}
+    job.metrics({f"index.recall_at_{config.recall_at}": chosen.recall} | seconds)
+    if not chosen.sweep:
+        return
+    points = [asdict(point) for point in chosen.sweep]
+    names = ("recall", "at_least", "seconds")
+    job.series([{f"index.sweep.{name}": p[name] for name in names} | {"value": p["value"]} for p in points], "value")
+    job.table({name: [point[name] for point in points] for name in points[0]}, "index_sweep")
+    job.figure(index_sweep(points, chosen.exact_seconds, chosen.tried), "index_sweep")
+
+
+def _sweep_queries(context: Context) -> Floats:
+    """[n, d] vectors of n users with a history, chosen by hash, as they would ask after ds.
+
+    Users, not items: they lie elsewhere than items do, and an index is easier to search from where its items are.
+    """
+    warehouse, ds, config = context.warehouse, context.ds, context.config
+    night, model = open_night(context), warehouse.require("models", ds, "")
+    order = hashed("index", config.seed, F.col("user_id"))
+    users = warehouse.read("user_histories", ds).select("user_id").orderBy(order, "user_id")
+    rows = user_queries(night, config.features, users.limit(config.index.sweep_queries))
+    rows = within_model(rows, FeatureSchema.model_validate(model.facts["schema"])).drop("known_items")
+    files = tuple(warehouse.data_files(warehouse.path("item_features", ds)))
+    found = embed_queries(rows, warehouse.path("models", ds), model.fingerprint, files).sort("user_id").toPandas()
+    return np.stack(found["vector"].to_numpy()).astype(np.float32)

@@ -1,0 +1,185 @@
+"""Releases: one folder, one id, checksums; `current.json` names the one in use and moves last."""
+
+import json
+import re
+from dataclasses import asdict, dataclass, field
+
+from jobs.common.runner import Context, log
+from model.serving.release import Release
+from pipelines.contract.errors import InputError
+from pipelines.storage.lineage import UNKNOWN, agreed, described
+from pipelines.storage.warehouse import Update, Warehouse, shift
+
+FOLDER = "releases"
+GATES = "gates.json"  # Beside the manifest of a release, and not among its files: it is said of the release.
+NAME = re.compile(r"\w[\w-]*")
+
+
+@dataclass(frozen=True)
+class Current:
+    """What `current.json` says: the release in use, and those that were in use and must not be again by themselves."""
+
+    release_id: str = ""
+    ds: str = ""
+    rolled_back: list[str] = field(default_factory=list)
+
+
+def folder_of(warehouse: Warehouse, release_id: str) -> str:
+    """Where a release lives."""
+    return f"{warehouse.root}/{FOLDER}/{release_id}"
+
+
+def current_uri(warehouse: Warehouse) -> str:
+    """The file that names the release in use."""
+    return f"{warehouse.root}/{FOLDER}/current.json"
+
+
+def read_current(warehouse: Warehouse) -> Current:
+    """The release in use; an empty id before the first one."""
+    uri = current_uri(warehouse)
+    if not warehouse.exists(uri):
+        return Current()
+    try:
+        return Current(**json.loads(warehouse.read_text(uri)))
+    except (ValueError, TypeError):
+        raise InputError(
+            f"{uri} is damaged: it names no release. Delete it, then name the release in use with `jobs.releases rollback "
+            "RELEASE` (`jobs.releases list` says which there are)"
+        ) from None
+
+
+def write_current(warehouse: Warehouse, current: Current) -> None:
+    """Lead readers to a release, in one move."""
+    warehouse.write_text(current_uri(warehouse), json.dumps(asdict(current)))
+
+
+def all_releases(warehouse: Warehouse) -> list[Release]:
+    """Every release, the newest day first."""
+    found = []
+    for status in warehouse.children(f"{warehouse.root}/{FOLDER}"):
+        uri = folder_of(warehouse, status.getPath().getName())
+        if warehouse.exists(f"{uri}/manifest.json"):
+            manifest = json.loads(warehouse.read_text(f"{uri}/manifest.json"))
+            found.append(Release(manifest["release_id"], uri, manifest))
+    return sorted(found, key=_age, reverse=True)
+
+
+def _age(release: Release) -> tuple[str, bool, int, str]:
+    """The night of a day comes after the updates within it."""
+    update = update_of(release)
+    return release.manifest["ds"], update is None, update.number if update else 0, release.release_id
+
+
+def find_release(context: Context, release_id: str | None = None) -> Release:
+    """The named release, or the current one. InputError where there is none."""
+    warehouse = context.warehouse
+    if release_id is None:
+        release_id = read_current(warehouse).release_id
+        if not release_id:
+            raise InputError(
+                f"nothing is published yet in {warehouse.root}/{FOLDER}: run publish_items for a night first"
+            )
+    uri = folder_of(warehouse, release_id)
+    if not NAME.fullmatch(release_id) or not warehouse.exists(f"{uri}/manifest.json"):
+        raise InputError(
+            f"release {release_id!r} is not in {warehouse.root}/{FOLDER}: `jobs.releases list` says which there are"
+        )
+    return Release(release_id, uri, json.loads(warehouse.read_text(f"{uri}/manifest.json")))
+
+
+def update_of(release: Release) -> Update | None:
+    """The update within the day that a release is of; None for the release of a night."""
+    told = release.manifest.get("update")
+    return Update(**told) if told else None
+
+
+def night_of(context: Context, release: Release) -> Release:
+    """The release of a night that an update goes on from; the release itself where it is none."""
+    update = update_of(release)
+    return find_release(context, update.night) if update else release
+
+
+def current_release(context: Context) -> Release | None:
+    """The release in use; None before the first one."""
+    return find_release(context) if context.warehouse.exists(current_uri(context.warehouse)) else None
+
+
+def comparable_release(context: Context) -> Release | None:
+    """The release in use, where it is of an earlier night and speaks of the same users and items; else None.
+
+    Where it is an update within the day: the night's release that it goes on from, since nights know nothing of updates.
+    Where it is of this night, which is done again: the one that it took the place of. None where it is of a later one: a
+    back-fill takes nobody's place.
+    A night that begins from raw logs (--bootstrap-days) gives indices anew: a release of another lineage cannot be asked
+    for users and items by these.
+    """
+    in_use = current_release(context)
+    current = night_of(context, in_use) if in_use else None
+    if current is not None and current.manifest["ds"] == context.ds:
+        current = _replaced_by(context, current)
+    if current is None or current.manifest["ds"] > context.ds:
+        return None
+    samples = context.warehouse.manifest("samples", context.ds)
+    if samples is None:
+        return None
+    of_release = lineage_of(current)
+    if UNKNOWN in (of_release, samples.lineage):
+        return current if _goes_on(context.warehouse, "samples", current.manifest["ds"], context.ds) else None
+    if of_release == samples.lineage:
+        return current
+    log.info(
+        "%s: tonight is not compared with release %s, which goes back to the bootstrap of %s; tonight goes back to that of %s",
+        context.ds, current.release_id, described(of_release), described(samples.lineage),
+    )  # fmt: skip
+    return None
+
+
+def lineage_of(release: Release) -> str:
+    """The lineage of a release; UNKNOWN where an earlier version wrote it."""
+    return str(release.manifest.get("lineage", UNKNOWN))
+
+
+def require_same_lineage(context: Context, release: Release) -> None:
+    """InputError where indices of the tables of ds mean other users and items than in a release.
+
+    A release of an earlier version names no lineage. It passes where no bootstrap lies between its night and ds, and the
+    tables of its night are still those that it was made from.
+    """
+    warehouse, ds = context.warehouse, context.ds
+    tables = warehouse.require("user_histories", ds, f"run build_positives for ds={ds} first")
+    of_release, name = lineage_of(release), f"release {release.release_id}"
+    remedy = (
+        f"finish the night of ds={ds} (build_negatives, train, publish_items), so that a release of its lineage is in use; "
+        "or name such a release with --release (jobs.releases list); or take a --ds of the lineage of this release"
+    )
+    if UNKNOWN not in (of_release, tables.lineage):
+        agreed({name: of_release, f"table user_histories ds={ds}": tables.lineage}, remedy)
+        return
+    night = night_of(context, release)
+    first, last = sorted((str(night.manifest["ds"]), ds))
+    made_from = warehouse.manifest("item_features", night.manifest["ds"])
+    unchanged = made_from is not None and made_from.fingerprint == night.manifest["inputs"]["item_features"]
+    if not unchanged or not _goes_on(warehouse, "positives", first, last):
+        raise InputError(
+            f"{name} was written by an earlier version and names no lineage, and the tables from ds={first} to ds={last} do "
+            f"not show that they go on from one bootstrap. Remedy: {remedy}"
+        )
+
+
+def _goes_on(warehouse: Warehouse, table: str, since: str, until: str) -> bool:
+    """Whether every night after `since`, up to and with `until`, has this table and is no bootstrap."""
+    day = shift(since, 1)
+    while day <= until:
+        manifest = warehouse.manifest(table, day)
+        if manifest is None or manifest.facts["bootstrap_days"]:
+            return False
+        day = shift(day, 1)
+    return True
+
+
+def _replaced_by(context: Context, release: Release) -> Release | None:
+    """The release that one was compared with before it took its place, where it is still there."""
+    uri = f"{release.uri}/{GATES}"
+    against = json.loads(context.warehouse.read_text(uri))["against"] if context.warehouse.exists(uri) else None
+    there = against and context.warehouse.exists(f"{folder_of(context.warehouse, against)}/manifest.json")
+    return find_release(context, against) if there else None

@@ -1,0 +1,1 @@
+"""Batches: the Petastorm reader, the item catalogue and item versions."""

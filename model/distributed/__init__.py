@@ -1,0 +1,1 @@
+"""Collectives, and embedding tables that several processes share."""

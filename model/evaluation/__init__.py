@@ -1,0 +1,1 @@
+"""Ranking metrics and the recall of a release."""

@@ -1,0 +1,1 @@
+"""Files by URL, Arrow columns and tensor files."""

@@ -1,0 +1,1 @@
+"""Candidates, logQ correction, masks and losses."""

@@ -1,0 +1,137 @@
+"""Losses of rows, as free functions over logits. Any tower, any sampler; rewards come after, in `weighted_mean`.
+
+Everywhere: a row that has no negative at all contributes 0.
+
+Shapes: B rows, U shared candidates, K hard negatives a row.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from model.loss.logq import OtherDraws
+
+MASKED = -1e30  # Finite, so that a row of masked places has no inf - inf; exp() of it is still 0.
+
+
+class Logits(NamedTuple):
+    """Scores over temperature: of each row's positive, of the shared candidates, of the row's own hard negatives.
+
+    MASKED: no negative of the row. The positive's own place among the shared candidates is always masked.
+    """
+
+    positive_B: Tensor
+    shared_BU: Tensor
+    hard_BK: Tensor
+
+
+def has_negatives(logits: Logits) -> Tensor:
+    """[B] bool: does a row have anything to be set against? (What is no number is something: it must not pass for 0.)"""
+    return ~((logits.shared_BU.amax(1) <= MASKED / 2) & (logits.hard_BK <= MASKED / 2).all(1))
+
+
+def listwise(logits: Logits) -> Tensor:
+    """[B]: sampled softmax, - log softmax of the positive among itself, the shared candidates and the hard negatives.
+
+    Correction and counts are in the logits (Yi et al., RecSys 2019; Yang et al., WWW 2020). A hard negative counts once
+    and uncorrected: it is no draw from a distribution over the catalogue. Uses up `logits.shared_BU`.
+    """
+    others_B = torch.logaddexp(_logsumexp(logits.shared_BU), _log_sum(logits.hard_BK))
+    return torch.logaddexp(logits.positive_B, others_B) - logits.positive_B
+
+
+def listwise_revisited(logits: Logits, draws: OtherDraws) -> Tensor:
+    """[B]: - sg(1 - P_i) log(e^f_p / sum_{d != p} e^(f_d - log q'_d)), the positive outside the denominator.
+
+    q'_d = expected_d / (N - expected_p): the chance that a draw which is not the positive is d. P_i: softmax weight of
+    f_p against {f_d - log q'_d - log n}, n draws that are not the positive; sg: no gradient (Khrylchenko et al., RecSys
+    2025, arXiv 2507.09331, for any mixture of samplers). `logits.shared_BU` hold f_d - log expected_d. A hard negative
+    enters as one item more of the catalogue: e^f_h in P_i, n e^f_h in the denominator, whose scale is n times that.
+    Uses up `logits.shared_BU`.
+    """
+    log_n_B = draws.actual_B.log()
+    drawn_B = _logsumexp(logits.shared_BU) + draws.expected_B.log()
+    others_B = torch.logaddexp(drawn_B, _log_sum(logits.hard_BK) + log_n_B)
+    weight_B = torch.sigmoid(others_B - log_n_B - logits.positive_B).detach()  # 1 - P_i
+    return torch.where(others_B <= MASKED / 2, 0.0, weight_B * (others_B - logits.positive_B))
+
+
+def pointwise(logits: Logits, weights_U: Tensor, negatives: float, hard_share: float) -> Tensor:
+    """[B]: binary cross entropy, -log sigmoid(s_p) - negatives * mean log(1 - sigmoid(s_d)).
+
+    The mean over all negatives in place of `negatives` of them: the same in expectation, without its noise.
+    """
+    mean_B = _mean_over_negatives(
+        F.softplus(logits.shared_BU), F.softplus(logits.hard_BK), logits, weights_U, hard_share
+    )
+    return torch.where(has_negatives(logits), F.softplus(-logits.positive_B) + negatives * mean_B, 0.0)
+
+
+def pairwise_hinge(logits: Logits, weights_U: Tensor, margin: float, hard_share: float) -> Tensor:
+    """[B]: mean max(0, s_d + margin - s_p) over the negatives d."""
+    shift_B1 = margin - logits.positive_B[:, None]
+    shared_BU, hard_BK = F.relu(logits.shared_BU + shift_B1), F.relu(logits.hard_BK + shift_B1)
+    return _mean_over_negatives(shared_BU, hard_BK, logits, weights_U, hard_share)
+
+
+def pairwise_logistic(logits: Logits, weights_U: Tensor, hard_share: float) -> Tensor:
+    """[B]: mean log(1 + exp(s_d - s_p)) over the negatives d (BPR; the sigma of some texts is 1 / temperature)."""
+    shared_BU = F.softplus(logits.shared_BU - logits.positive_B[:, None])
+    hard_BK = F.softplus(logits.hard_BK - logits.positive_B[:, None])
+    return _mean_over_negatives(shared_BU, hard_BK, logits, weights_U, hard_share)
+
+
+def weighted_mean(losses_B: Tensor, weights_B: Tensor, rows: int) -> Tensor:
+    """1/rows sum_i r_i loss_i over this rank's rows, where `rows` counts the global batch: ranks add up to its mean.
+
+    The weights do not divide: a night of larger rewards takes larger steps.
+    """
+    return (weights_B * losses_B).sum() / rows
+
+
+def _mean_over_negatives(
+    shared_BU: Tensor, hard_BK: Tensor, logits: Logits, weights_U: Tensor, hard_share: float
+) -> Tensor:
+    """[B]: (1 - hard_share) times the weighted mean over shared candidates + hard_share times the mean over hard ones.
+
+    A row that lacks one of the two has the other alone. Masked places must be 0 in what is averaged.
+    """
+    there_BK = logits.hard_BK > MASKED / 2
+    hard_B = there_BK.sum(1)
+    weight_B = (logits.shared_BU > MASKED / 2).to(weights_U.dtype) @ weights_U
+    share_B = torch.where(hard_B == 0, 0.0, torch.where(weight_B == 0, 1.0, hard_share))
+    mean_shared_B = (shared_BU @ weights_U) / torch.where(weight_B == 0, 1.0, weight_B)
+    return (1 - share_B) * mean_shared_B + share_B * hard_BK.sum(1) / hard_B.clamp(min=1)
+
+
+def _log_sum(logits_BK: Tensor) -> Tensor:
+    """[B] logsumexp, MASKED where there are no columns."""
+    return F.pad(logits_BK, (0, 1), value=MASKED).logsumexp(1)
+
+
+class _LogSumExp(torch.autograd.Function):
+    """logsumexp over dim 1 in the memory of its input, which it uses up: [B, U] is by far the largest tensor of a step.
+
+    torch's own takes a new tensor for exp(), and computes it once more in the backward pass.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits_BU: Tensor) -> Tensor:
+        highest_B1 = logits_BU.amax(1, keepdim=True)
+        exp_BU = logits_BU.sub_(highest_B1).exp_()
+        sum_B1 = exp_BU.sum(1, keepdim=True)
+        ctx.save_for_backward(exp_BU, sum_B1)
+        return (sum_B1.log() + highest_B1).squeeze(1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        exp_BU, sum_B1 = ctx.saved_tensors
+        return exp_BU * (gradients[0][:, None] / sum_B1)
+
+
+def _logsumexp(logits_BU: Tensor) -> Tensor:
+    return _LogSumExp.apply(logits_BU)

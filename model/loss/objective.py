@@ -1,0 +1,202 @@
+"""The objective of a step, in order: temperature, correction, masks, hard negatives, loss. The reduction is last of all.
+
+Shapes: B rows of this rank, U shared candidates, K negatives a row, d vector length.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from model.config import LossConfig
+from model.loss import losses
+from model.loss.candidates import Candidates
+from model.loss.logq import Offsets, logit_offsets, other_draws
+from model.loss.losses import MASKED, Logits
+from pipelines.contract.indices import PADDING
+
+# Logits that are held at once: about what a core keeps in its cache.
+BLOCK = 2**20
+
+
+class RowLosses(NamedTuple):
+    """The loss of each row [B], and whether it had a negative at all [B] (its loss is 0 where not)."""
+
+    losses_B: Tensor
+    contrasted_B: Tensor
+
+
+class BatchLoss(NamedTuple):
+    """The loss of this rank's rows, a scalar with its gradient; that of each row and whether it had a negative, [B]."""
+
+    loss: Tensor
+    losses_B: Tensor
+    contrasted_B: Tensor
+
+
+class Vectors(NamedTuple):
+    """What logits are products of: the rows' users over the temperature [B, d] and positives [B, d], the shared candidates
+    [U, d], each row's hard negatives [B, K, d].
+    """
+
+    users_Bd: Tensor
+    positives_Bd: Tensor
+    items_Ud: Tensor
+    hard_BKd: Tensor
+
+
+def row_losses(
+    users_Bd: Tensor,
+    items_Ud: Tensor,
+    hard_BKd: Tensor,
+    candidates: Candidates,
+    expected_U: Tensor | None,
+    temperature: Tensor | float,
+    config: LossConfig,
+) -> RowLosses:
+    """The loss of each row, before rewards.
+
+    users_Bd, items_Ud, hard_BKd: vectors of the rows' users, the shared candidates and each row's hard negatives.
+    expected_U: expected entries of each candidate; None: no correction.
+    Under autocast too everything here is float32: at temperature 0.01 logits reach 100, where bfloat16 has steps of 0.5.
+    """
+    with torch.autocast(users_Bd.device.type, enabled=False):
+        vectors = vectors_of(users_Bd, items_Ud, hard_BKd, candidates, temperature)
+        return _row_losses(vectors, candidates, expected_U, config)
+
+
+def batch_loss(
+    users_Bd: Tensor,
+    items_Ud: Tensor,
+    hard_BKd: Tensor,
+    weights_B: Tensor,
+    candidates: Candidates,
+    expected_U: Tensor | None,
+    temperature: Tensor | float,
+    config: LossConfig,
+) -> BatchLoss:
+    """`weighted_mean` of `row_losses`, a block of rows at a time: forward and backward pass while its logits are in cache.
+
+    No tensor is [B, U]: what a step takes in memory does not grow with rows times candidates.
+    The arguments are those of `row_losses`; weights_B: rewards.
+    """
+    with torch.autocast(users_Bd.device.type, enabled=False):
+        vectors = vectors_of(users_Bd, items_Ud, hard_BKd, candidates, temperature)
+        return BatchLoss(*_InBlocks.apply(*vectors, weights_B, candidates, expected_U, config, torch.is_grad_enabled()))
+
+
+class _InBlocks(torch.autograd.Function):
+    """The loss is a sum over rows, so its gradient is too: each block's is taken at once, and scaled when it is asked for."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        users_Bd: Tensor,
+        positives_Bd: Tensor,
+        items_Ud: Tensor,
+        hard_BKd: Tensor,
+        weights_B: Tensor,
+        candidates: Candidates,
+        expected_U: Tensor | None,
+        config: LossConfig,
+        backward: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        of_rows = (users_Bd, positives_Bd, hard_BKd)
+        items_Ud = items_Ud.detach().requires_grad_(backward)  # Gathers what all blocks say.
+        gradients = [torch.zeros_like(vectors) for vectors in of_rows] if backward else []
+        losses_B = users_Bd.new_zeros(len(users_Bd))
+        contrasted_B = torch.zeros_like(losses_B, dtype=torch.bool)
+        total = users_Bd.new_zeros(())
+        for block, of_block in candidates.in_blocks(max(1, BLOCK // len(candidates.items_U))):
+            users, positives, hard = (vectors[block].detach().requires_grad_(backward) for vectors in of_rows)
+            with torch.set_grad_enabled(backward):
+                found = _row_losses(Vectors(users, positives, items_Ud, hard), of_block, expected_U, config)
+                loss = losses.weighted_mean(found.losses_B, weights_B[block], candidates.rows)
+            if backward:
+                loss.backward()
+                for gradient, leaf in zip(gradients, (users, positives, hard)):
+                    if leaf.grad is not None:
+                        gradient[block] = leaf.grad
+            total += loss.detach()
+            losses_B[block], contrasted_B[block] = found.losses_B.detach(), found.contrasted_B
+        if backward:
+            shared = torch.zeros_like(items_Ud) if items_Ud.grad is None else items_Ud.grad
+            ctx.save_for_backward(*gradients, shared)
+        ctx.mark_non_differentiable(losses_B, contrasted_B)
+        return total, losses_B, contrasted_B
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        users_Bd, positives_Bd, hard_BKd, items_Ud = (gradients[0] * saved for saved in ctx.saved_tensors)
+        return users_Bd, positives_Bd, items_Ud, hard_BKd, *[None] * 5
+
+
+def vectors_of(
+    users_Bd: Tensor, items_Ud: Tensor, hard_BKd: Tensor, candidates: Candidates, temperature: Tensor | float
+) -> Vectors:
+    """What the towers made, in float32 at least, the users' divided by the temperature."""
+    users_Bd, items_Ud, hard_BKd = (
+        vectors.float() if vectors.dtype in (torch.bfloat16, torch.float16) else vectors
+        for vectors in (users_Bd, items_Ud, hard_BKd)
+    )
+    # Gathered as an embedding: indexing would add gradients of one item from several threads, each time in another order.
+    positives_Bd = nn.functional.embedding(candidates.positive_B, items_Ud)
+    # The temperature before the products: one pass over [B, d] in place of [B, U].
+    return Vectors(users_Bd / temperature, positives_Bd, items_Ud, hard_BKd)
+
+
+def _row_losses(vectors: Vectors, candidates: Candidates, expected_U: Tensor | None, config: LossConfig) -> RowLosses:
+    if config.kind == "listwise":
+        logits = logits_of(vectors, candidates, logit_offsets(config.correction, candidates, expected_U))
+        contrasted_B = losses.has_negatives(logits)
+        if config.correction == "revisited" and expected_U is not None:
+            return RowLosses(losses.listwise_revisited(logits, other_draws(candidates, expected_U)), contrasted_B)
+        return RowLosses(losses.listwise(logits), contrasted_B)
+    logits = logits_of(vectors, candidates, None)
+    weights_U = candidates.counts_U if expected_U is None else candidates.counts_U / expected_U
+    weights_U = weights_U.to(vectors.users_Bd.dtype)
+    if config.kind == "pointwise":
+        losses_B = losses.pointwise(logits, weights_U, config.negatives_per_positive, config.hard_share)
+    elif config.kind == "hinge":
+        losses_B = losses.pairwise_hinge(logits, weights_U, config.margin, config.hard_share)
+    else:
+        losses_B = losses.pairwise_logistic(logits, weights_U, config.hard_share)
+    return RowLosses(losses_B, losses.has_negatives(logits))
+
+
+def logits_of(vectors: Vectors, candidates: Candidates, offsets: Offsets | None) -> Logits:
+    """Logits with their correction and masks."""
+    users_Bd, positives_Bd, items_Ud, hard_BKd = vectors
+    positive_B = (users_Bd * positives_Bd).sum(1)
+    # One pass over [B, U] for products and offsets together.
+    shared_BU = nn.functional.linear(users_Bd, items_Ud, offsets.shared_U.to(users_Bd.dtype) if offsets else None)
+    mask_(shared_BU, candidates)
+    hard_BK = torch.einsum("bd,bkd->bk", users_Bd, hard_BKd).masked_fill(candidates.hard_BK == PADDING, MASKED)
+    return Logits(positive_B + offsets.positive_B if offsets else positive_B, shared_BU, hard_BK)
+
+
+def mask_(logits_BU: Tensor, candidates: Candidates) -> None:
+    """Masks, in place, what is no negative of its row: its positive, items of its history, its user's other positives.
+
+    No step of the gradient: a masked logit has weight 0 in every loss, so its gradient is 0 as it is.
+    """
+    values = logits_BU.detach()
+    values.index_put_((candidates.excluded_rows_E, candidates.excluded_places_E), values.new_tensor(MASKED))
+    values.scatter_(1, candidates.positive_B[:, None], MASKED)
+
+
+def positive_ranks(users_Bd: Tensor, items_Ud: Tensor, candidates: Candidates) -> Tensor:
+    """[B]: how many shared candidates score above the row's positive, by the uncorrected score that serving uses.
+
+    An item that is there in several versions counts once, by the best of them.
+    """
+    scores_BU = users_Bd @ items_Ud.T
+    positive_B1 = scores_BU.gather(1, candidates.positive_B[:, None])
+    mask_(scores_BU, candidates)
+    items, item_U = torch.unique_consecutive(candidates.items_U, return_inverse=True)
+    if len(items) < len(item_U):
+        best_BD = scores_BU.new_full((len(scores_BU), len(items)), MASKED)
+        scores_BU = best_BD.scatter_reduce_(1, item_U.expand_as(scores_BU), scores_BU, "amax")
+    return (scores_BU > positive_B1).sum(1)

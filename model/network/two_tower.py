@@ -1,0 +1,172 @@
+"""The two towers together: features to fields, fields to vectors. Each side sees its own features only.
+
+Shapes: B users, N items, L history length, V values a feature, e embedding length, d vector length.
+"""
+
+from collections.abc import Iterator
+from copy import copy
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from model.config import ModelConfig
+from model.network.embeddings import (
+    HISTORY,
+    Batch,
+    EmbeddingTables,
+    HistoryPooling,
+    column_of,
+    drop_ids,
+    embed_feature,
+    embedded_length,
+    history_column,
+    mean_of_values,
+    scaled_age,
+    table_name,
+)
+from model.network.towers import Field, build_towers, fields_read
+from pipelines.contract.schema import (
+    CategoricalFeature,
+    Feature,
+    FeatureSchema,
+    IdFeature,
+    MultiCategoricalFeature,
+    NumericFeature,
+)
+
+
+class TwoTower(nn.Module):
+    """User and item vectors of unit length; their dot product is the score."""
+
+    def __init__(
+        self,
+        schema: FeatureSchema,
+        config: ModelConfig,
+        sparse_rows: int | None = None,
+        sharded_rows: int | None = None,
+    ) -> None:
+        """`sparse_rows`, `sharded_rows`: how EmbeddingTables are held in training; None: as any parameter."""
+        super().__init__()
+        self.schema, self.config = schema, config
+        self.history_features = _history_features(schema, config)
+        self.user_tower, self.item_tower = build_towers(self.user_fields(), self.item_fields(), config)
+        read = fields_read(self.item_tower, self.item_fields())
+        self.item_features = [feature for feature in schema.item if feature.name in read]
+        embedded = [*schema.user, *self.item_features, *self.history_features]
+        self.tables = EmbeddingTables(embedded, schema, config, sparse_rows, sharded_rows)
+        self.pooling = HistoryPooling(schema.history.length, config) if schema.history else None
+
+    def user_fields(self) -> list[Field]:
+        """What the user tower gets: its features, the pooled history and what is pooled over it, example age."""
+        fields = [self._field(feature) for feature in self.schema.user]
+        if self.schema.history:
+            fields.append(Field(self.schema.history.name, "history", self.config.embedding_dim))
+            fields += [
+                self._field(feature)._replace(name=f"history_{feature.name}", kind="history")
+                for feature in self._pooled_features()
+            ]
+        age = self.schema.example_age
+        return fields + ([Field(age.name, age.kind, 1)] if age else [])
+
+    def item_fields(self) -> list[Field]:
+        """What the item tower gets."""
+        return [self._field(feature) for feature in self.schema.item]
+
+    def user_inputs(self, batch: Batch) -> list[Tensor]:
+        """[B, e] of each of `user_fields`, from the schema's user columns: indices int64, numbers float32, lists [B, length].
+
+        `history_features` also need columns `history_COLUMN` of [B, L] or [B, L, V], which a Catalogue gathers.
+        Raises KeyError naming a missing column.
+        """
+        inputs = [self._embed(feature, batch) for feature in self.schema.user]
+        if self.schema.history and self.pooling:
+            ids = self.schema.item_id
+            column = history_column(ids.table_column) if ids.hashed else self.schema.history.column
+            inputs.append(self.pooling(self.tables[self._history_table()], column_of(batch, column)))
+            for feature in self._pooled_features():
+                values = column_of(batch, history_column(feature.column))
+                weights = self.pooling.fixed_weights(values)
+                inputs.append(mean_of_values(self.tables[table_name(feature)], values.flatten(1), weights))
+        if self.schema.example_age:
+            inputs.append(scaled_age(self.schema.example_age, batch))
+        return inputs
+
+    def item_inputs(self, batch: Batch) -> list[Tensor]:
+        """[N, e] of each field that the item tower reads, from the schema's item columns.
+
+        Raises KeyError naming a missing column.
+        """
+        return [self._embed(feature, batch) for feature in self.item_features]
+
+    def user_vectors(self, batch: Batch) -> Tensor:
+        """[B, d] from the columns of `user_inputs`."""
+        return self.user_tower(self.user_inputs(batch))
+
+    def item_vectors(self, batch: Batch) -> Tensor:
+        """[N, d] from the schema's item columns. Raises KeyError naming a missing column."""
+        return self.item_tower(self.item_inputs(batch))
+
+    @torch.no_grad()
+    def weights(self, users: Batch, items: Batch) -> dict[str, float]:
+        """SIDE.NAME -> what a field or channel weighs on average over these rows, as far as the towers tell."""
+        sides = (("user", self.user_tower, self.user_inputs, users), ("item", self.item_tower, self.item_inputs, items))
+        return {
+            f"{side}.{name}": float(weight)
+            for side, tower, inputs, batch in sides
+            if hasattr(tower, "weighs")
+            for name, weight in tower.weighs(inputs(batch)).items()  # type: ignore[operator]
+        }
+
+    def side(self, side: Literal["user", "item"]) -> "TwoTower":
+        """This model with what one side reads of it, to compute the vectors of that side; the tensors are shared."""
+        part = copy(self)
+        unread = ("item_tower",) if side == "user" else ("user_tower", "pooling")
+        part._modules = {name: module for name, module in self._modules.items() if name not in unread}
+        part.tables = copy(self.tables)
+        names = self._tables_of(side)
+        part.tables._modules = {name: table for name, table in self.tables._modules.items() if name in names}
+        return part
+
+    def _tables_of(self, side: str) -> set[str]:
+        """Names of the embedding tables that a side reads."""
+        features = [*self.schema.user, *self._pooled_features()] if side == "user" else self.item_features
+        names = {table_name(feature) for feature in features if not isinstance(feature, NumericFeature)}
+        if side == "user" and self.schema.history:
+            names.add(self._history_table())
+        return names
+
+    def dense_parameters(self) -> Iterator[nn.Parameter]:
+        """All parameters but the embedding tables, each once however many towers share it."""
+        return (parameter for name, parameter in self.named_parameters() if not name.startswith("tables."))
+
+    def _field(self, feature: Feature) -> Field:
+        return Field(feature.name, feature.kind, embedded_length([feature], self.config))
+
+    def _history_table(self) -> str:
+        return table_name(self.schema.item_id) if self.config.share_history else HISTORY
+
+    def _pooled_features(self) -> list[Feature]:
+        return [feature for feature in self.history_features if not isinstance(feature, IdFeature)]
+
+    def _embed(self, feature: Feature, batch: Batch) -> Tensor:
+        if self.training and self.config.id_dropout and isinstance(feature, IdFeature):
+            column = feature.table_column
+            batch = {**batch, column: drop_ids(column_of(batch, column), self.config.id_dropout)}
+        return embed_feature(self.tables, feature, batch)
+
+
+def _history_features(schema: FeatureSchema, config: ModelConfig) -> list[Feature]:
+    """What a catalogue gathers for the items of a history: features that are pooled over it, and the rows of hashed ids.
+
+    Raises ValueError for a feature that cannot be pooled.
+    """
+    by_name = {feature.name: feature for feature in schema.item}
+    for name in config.history_features:
+        if not schema.history or not isinstance(by_name.get(name), CategoricalFeature | MultiCategoricalFeature):
+            raise ValueError(
+                f"history_features: {name!r} is not a categorical or multi_categorical item feature of a schema with a "
+                f"history; the item features are {', '.join(by_name)}"
+            )
+    ids: list[Feature] = [schema.item_id] if schema.history and schema.item_id.hashed else []
+    return ids + [by_name[name] for name in config.history_features]

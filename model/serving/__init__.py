@@ -1,0 +1,1 @@
+"""A release: loading, checking, embedding and searching."""

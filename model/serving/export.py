@@ -1,0 +1,138 @@
+"""Towers as files of their own: a graph in JSON and raw weights (torch.export), with a signature; no pickles, no code of ours.
+
+Whoever has torch can run them, without this package: `torch.export.load(FILE).module()(columns)`.
+
+Shapes: n rows, d vector length.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from model.network.embeddings import Batch, column_of, history_column, lookup_column
+from model.network.two_tower import TwoTower
+from pipelines.contract.schema import Feature, HistoryFeature, MultiCategoricalFeature, NumericFeature, columns_of
+
+SIGNATURE = "signature.json"
+SIDES = ("user", "item")
+TOLERANCE = 1e-5  # Between the exported and the eager vectors, which are of unit length.
+_PROBE_ROWS = 3  # Neither 0 nor 1, which torch.export would take for constants.
+
+
+class ExportError(RuntimeError):
+    """An exported tower does not give the vectors of the model that it was made from."""
+
+
+class UserTower(nn.Module):
+    """Columns of users -> [n, d]. A request is at the end of the window, so example_age is 0 and no input."""
+
+    def __init__(self, towers: TwoTower) -> None:
+        super().__init__()
+        self.towers = towers.side("user")
+
+    def forward(self, columns: Batch) -> Tensor:  # noqa: D102
+        age = self.towers.schema.example_age
+        if age:
+            rows = column_of(columns, next(iter(columns))).shape[0]
+            columns = {**columns, age.column: torch.zeros(rows)}
+        return self.towers.user_vectors(columns)
+
+
+class ItemTower(nn.Module):
+    """Columns of items -> [n, d]."""
+
+    def __init__(self, towers: TwoTower) -> None:
+        super().__init__()
+        self.towers = towers.side("item")
+
+    def forward(self, columns: Batch) -> Tensor:  # noqa: D102
+        return self.towers.item_vectors(columns)
+
+
+def export_towers(model: TwoTower, folder: Path) -> dict[str, Any]:
+    """Write user.pt2, item.pt2 and signature.json; returns the signature. Each tower has the tables that it reads, no other.
+
+    The signature says of each side which columns go in, with type and shape ("rows" is free), and what comes out. Raises
+    ExportError where what was written, read back, differs from the model on rows that it was not exported with.
+    """
+    model = model.eval()
+    folder.mkdir(parents=True, exist_ok=True)
+    signature = {"user": _signature(_user_columns(model), model), "item": _signature(_item_columns(model), model)}
+    for side, tower in zip(SIDES, (UserTower(model), ItemTower(model)), strict=True):
+        probe = _probe(signature[side], _PROBE_ROWS, seed=0)
+        rows = torch.export.Dim("rows", min=1)
+        with torch.no_grad():
+            program = torch.export.export(tower, (probe,), dynamic_shapes=({name: {0: rows} for name in probe},))
+            torch.export.save(program, folder / f"{side}.pt2")
+            for count in (1, 7):
+                probe = _probe(signature[side], count, seed=count)
+                worst = float((load_exported(folder / f"{side}.pt2")(probe) - tower(probe)).abs().max())
+                if not worst <= TOLERANCE:
+                    raise ExportError(
+                        f"the exported {side} tower differs from the model by {worst:.2g} on {count} rows; at most "
+                        f"{TOLERANCE:.0e} is rounding"
+                    )
+    (folder / SIGNATURE).write_text(json.dumps(signature, indent=1))
+    return signature
+
+
+def load_exported(path: Path) -> nn.Module:
+    """A tower from its file: columns as in its signature -> [n, d]."""
+    return torch.export.load(path).module()
+
+
+def _user_columns(model: TwoTower) -> dict[str, Feature | HistoryFeature]:
+    """Every column that the user tower reads when serving, with the feature that it belongs to."""
+    schema = model.schema
+    columns: dict[str, Feature | HistoryFeature] = {
+        column: feature for feature in schema.user for column in columns_of([feature])
+    }
+    if schema.history:
+        if not schema.item_id.hashed:
+            columns[schema.history.column] = schema.history
+        columns |= {history_column(lookup_column(feature)): feature for feature in model.history_features}
+    return columns
+
+
+def _item_columns(model: TwoTower) -> dict[str, Feature | HistoryFeature]:
+    found: dict[str, Feature | HistoryFeature] = {}
+    for feature in model.item_features:
+        names = [lookup_column(feature)]
+        if isinstance(feature, MultiCategoricalFeature) and feature.weights_column:
+            names.append(feature.weights_column)
+        found |= dict.fromkeys(names, feature)
+    return found
+
+
+def _signature(columns: Mapping[str, Feature | HistoryFeature], model: TwoTower) -> dict[str, Any]:
+    history = model.schema.history
+    inputs: dict[str, dict[str, Any]] = {}
+    for name, feature in columns.items():
+        shape: list[Any] = ["rows"]
+        if history and (feature is history or name.startswith(history_column(""))):
+            shape.append(history.length)
+        if isinstance(feature, MultiCategoricalFeature):
+            shape.append(feature.length)
+        number = isinstance(feature, NumericFeature) or name == getattr(feature, "weights_column", None)
+        size = getattr(feature, "table_size", getattr(feature, "size", None))
+        inputs[name] = {"dtype": "float32" if number else "int64", "shape": shape}
+        if not number:
+            inputs[name]["below"] = size
+    return {"inputs": inputs, "output": {"dtype": "float32", "shape": ["rows", model.config.dim]}}
+
+
+def _probe(signature: dict[str, Any], rows: int, seed: int) -> Batch:
+    """Columns of a signature with any values that it allows."""
+    draw = torch.Generator().manual_seed(seed)
+    columns = {}
+    for name, wanted in signature["inputs"].items():
+        shape = (rows, *wanted["shape"][1:])
+        if wanted["dtype"] == "float32":
+            columns[name] = torch.rand(shape, generator=draw)
+        else:
+            columns[name] = torch.randint(wanted["below"], shape, generator=draw)
+    return columns

@@ -1,0 +1,57 @@
+"""What tells a healthy model from one that goes wrong while it trains: length of embeddings, spread of vectors, memory.
+
+Shapes: U distinct candidates of a step, d vector length.
+"""
+
+import resource
+import sys
+
+import torch
+from torch import Tensor
+
+from model.network.embeddings import lookup_column, table_name
+from model.training.step import RetrievalStep, StepOutput
+from pipelines.contract.strict import StrictModel
+
+
+class Health(StrictModel):
+    """A look at one step. Vectors are of unit length, so a collapse shows in their directions alone."""
+
+    embedding_norm: float  # Mean length of the rows of the item ids' table, over the step's candidates.
+    mean_cosine: float  # Of two different candidates: 1 where all vectors are one, about 0 where they point everywhere.
+    effective_dimensions: float  # Of d: how many tell candidates apart; what all have in common changes no ranking.
+    memory_mb: float  # The most that this process has held so far.
+
+
+@torch.no_grad()
+def look(step: RetrievalStep, output: StepOutput) -> Health:
+    """How the model is, after a step."""
+    ids = step.towers.schema.item_id
+    rows_U = step.catalogue.gather(output.candidates.rows_U)[lookup_column(ids)]
+    return Health(
+        embedding_norm=float(step.towers.tables[table_name(ids)](rows_U).norm(dim=1).mean()),
+        mean_cosine=mean_cosine(output.items_Ud),
+        effective_dimensions=effective_dimensions(output.items_Ud),
+        memory_mb=peak_memory_mb(),
+    )
+
+
+def mean_cosine(vectors_Ud: Tensor) -> float:
+    """Mean cosine of pairs of different rows, which have unit length: (|sum v|^2 - U) / (U (U - 1)). 1 of a single row."""
+    count = len(vectors_Ud)
+    if count < 2:
+        return 1.0
+    return float((vectors_Ud.double().sum(0).square().sum() - count) / (count * (count - 1)))
+
+
+def effective_dimensions(vectors_Ud: Tensor) -> float:
+    """Participation ratio of the covariance C: (tr C)^2 / tr C^2. 0: one point, 1: a line, d: alike in every direction."""
+    centred_Ud = vectors_Ud.double() - vectors_Ud.double().mean(0)
+    covariance_dd = centred_Ud.T @ centred_Ud
+    return float(covariance_dd.trace().square() / covariance_dd.square().sum().clamp(min=1e-300))
+
+
+def peak_memory_mb() -> float:
+    """The most memory that this process has held."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10  # bytes there, kilobytes elsewhere

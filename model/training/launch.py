@@ -1,0 +1,210 @@
+"""Starting training: in this process, in several on this machine (torchrun), or on Spark's executors."""
+
+import atexit
+import codecs
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+import torch.distributed as dist
+
+from model.config import TrainingConfig
+from model.training.progress_lines import show_lines
+from model.training.spec import TrainingResult, TrainingSpec
+from model.training.trainer import train
+
+ROOT = Path(__file__).resolve().parents[2]
+# Of failed children's stderr, for each: the one that failed first is followed by the others, which miss it, and by about
+# 30 lines of torchrun's own.
+_TAIL_LINES = 80
+_PATIENCE = 120.0  # seconds that executors may take to start
+
+
+class LaunchError(RuntimeError):
+    """The processes of a training run have failed (exit 1); the message holds the end of what they said."""
+
+    exit_code = 1
+
+
+def launch(spec: TrainingSpec) -> TrainingResult:
+    """Train with as many processes as the spec says. Raises what `train` does; LaunchError from others."""
+    if spec.training.processes == 1:
+        with _threads(spec.training):
+            return train(spec)
+    if spec.training.launcher == "spark":
+        return _launch_spark(spec)
+    return _launch_torchrun(spec)
+
+
+def worker(spec_json: str) -> str:
+    """One process of several: joins the group that the environment describes, trains, leaves. JSON in, JSON out."""
+    spec = TrainingSpec.model_validate_json(spec_json)
+    show_lines()
+    dist.init_process_group("gloo", timeout=timedelta(seconds=spec.training.timeout_seconds))
+    try:
+        with _threads(spec.training):
+            result = train(spec).model_dump_json()
+    finally:
+        dist.destroy_process_group()
+    atexit.register(_leave)
+    return result
+
+
+def _leave() -> None:
+    """End a worker that has done its work without tearing the interpreter down.
+
+    After reading and DDP in one process the tearing down aborted now and then on a busy machine ("terminate called
+    without an active exception"), and torchrun then calls a finished training failed. Registered on success alone: a
+    worker that fails keeps its exit code.
+    """
+    logging.shutdown()
+    sys.stderr.flush()
+    sys.stdout.flush()
+    os._exit(0)
+
+
+def _launch_torchrun(spec: TrainingSpec) -> TrainingResult:
+    with tempfile.TemporaryDirectory(prefix="nightjar-train-") as folder:
+        spec_file, result_file = Path(folder, "spec.json"), Path(folder, "result.json")
+        spec_file.write_text(spec.model_dump_json())
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc-per-node={spec.training.processes}",
+            "-m",
+            "model.training.launch",
+            str(spec_file),
+            str(result_file),
+        ]
+        # torchrun sets OMP_NUM_THREADS to 1, with a warning, where nobody has: the workers set their own number later.
+        environment = {
+            **os.environ,
+            "PYTHONPATH": _python_path(),
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+        }
+        tail: deque[str] = deque(maxlen=_TAIL_LINES * spec.training.processes)
+        with subprocess.Popen(command, stderr=subprocess.PIPE, bufsize=0, env=environment) as child:
+            try:
+                for line in _passed_on(child.stderr):
+                    tail.append(line)
+            except BaseException:
+                child.terminate()  # torchrun ends its workers.
+                raise
+        if child.returncode:
+            raise LaunchError(
+                f"{spec.training.processes} training processes failed, exit code {child.returncode}:\n{''.join(tail)}"
+            )
+        return TrainingResult.model_validate_json(result_file.read_text())
+
+
+def _passed_on(stream: IO[bytes] | None) -> Iterator[str]:
+    """The lines of a stream, which is written to stderr as it comes: a progress bar moves without ending its line."""
+    decoder, rest = codecs.getincrementaldecoder("utf-8")("replace"), ""
+    while stream and (chunk := stream.read(65_536)):
+        text = decoder.decode(chunk)
+        sys.stderr.write(text)
+        sys.stderr.flush()
+        *lines, rest = (rest + text).split("\n")
+        yield from (line.rpartition("\r")[2] + "\n" for line in lines)
+    yield rest.rpartition("\r")[2]
+
+
+def _launch_spark(spec: TrainingSpec) -> TrainingResult:
+    from pyspark.ml.torch.distributor import TorchDistributor
+    from pyspark.sql import SparkSession
+
+    session = SparkSession.getActiveSession()
+    if session is None:
+        raise LaunchError(
+            "training.launcher is spark, and no Spark session is active: open one, or use launcher torchrun"
+        )
+    local = is_local_master(session.sparkContext.master)
+    if not local:
+        _wait_for_slots(session, spec.training.processes)
+    with _environment("PYTHONPATH", _python_path()):
+        distributor = TorchDistributor(num_processes=spec.training.processes, local_mode=local, use_gpu=False)
+        return TrainingResult.model_validate_json(distributor.run(worker, spec.model_dump_json()))
+
+
+def is_local_master(master: str) -> bool:
+    """Whether Spark's tasks run in the driver's own process. local-cluster[...] has executors, like any cluster."""
+    return master == "local" or master.startswith("local[")
+
+
+def _wait_for_slots(session: Any, processes: int) -> None:
+    """LaunchError if the executors cannot run all processes at once; executors that just start are waited for.
+
+    Spark itself would try for ten minutes, then fail with a stack trace.
+    """
+    context = session.sparkContext._jsc.sc()
+    profile = context.resourceProfileManager().defaultResourceProfile()
+    deadline = time.monotonic() + _PATIENCE
+    while (slots := int(context.maxNumConcurrentTasks(profile))) < processes:
+        if time.monotonic() > deadline:
+            raise LaunchError(
+                f"training.processes: {processes} processes start at once, and the executors run {slots} tasks at a time "
+                f"(after {_PATIENCE:.0f} s of waiting): give the application more executors or cores, or lower "
+                "training.processes; then the same command goes on"
+            )
+        time.sleep(1.0)
+
+
+def _python_path() -> str:
+    """PYTHONPATH with which a child finds this package from any working directory."""
+    return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+
+
+@contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+@contextmanager
+def _threads(config: TrainingConfig) -> Iterator[None]:
+    """torch's threads for one process: as configured, else this machine's cores shared among its processes."""
+    before = torch.get_num_threads()
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", config.processes))
+    torch.set_num_threads(config.threads or max(1, _cores() // here))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _cores() -> int:
+    """Cores that this process may use; a container often has fewer than the machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def main(arguments: list[str]) -> None:
+    """`python -m model.training.launch SPEC.json RESULT.json`, as torchrun calls it."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(message)s")
+    logging.getLogger("model").setLevel(logging.INFO)  # Of what Petastorm says at this level nothing is news.
+    spec_file, result_file = arguments
+    result = worker(Path(spec_file).read_text())
+    if os.environ.get("RANK", "0") == "0":
+        Path(result_file).write_text(result)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,1 @@
+"""What pipelines and model agree on: needs neither pyspark nor torch."""

@@ -1,0 +1,1 @@
+"""Features of users and items: vocabularies, indices and item versions."""

@@ -1,0 +1,1 @@
+"""Files and folders through Hadoop, and Parquet files of any writer."""

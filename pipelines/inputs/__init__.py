@@ -1,0 +1,1 @@
+"""Tables that users own: their contracts, types and reports."""

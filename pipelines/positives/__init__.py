@@ -1,0 +1,1 @@
+"""Step build_positives: interactions to training positives."""

@@ -1,0 +1,220 @@
+"""Which interactions become training rows, with everything as it was at the time of the event."""
+
+from typing import Any
+
+from pyspark.sql import Column, DataFrame, Window
+from pyspark.sql import functions as F
+
+from pipelines.config import Positives
+from pipelines.hashing import hashed, unit
+from pipelines.histories.user_histories import USER, WITHIN, user_key
+from pipelines.histories.user_stream import key_of
+from pipelines.joins import broadcast_small
+from pipelines.positives.popularity import keep_probability
+
+COUNTS, REPEATED, DEDUPLICATED, UNREWARDED = range(4)  # why an interaction is a positive or not
+NOT_LIVE, DOWNSAMPLED, OVER_CAP = DROPPED = ("item_not_live", "downsampled", "over_cap")  # and why no training row
+LIGHTEST = 1e-30  # weight of the oldest row: a half-life must not make it nothing
+
+
+def reward_events(interactions: DataFrame, config: Positives) -> DataFrame:
+    """Interactions whose action counts: ds, user_key, user_id, item_id, request_id, event_time, reward, row_key, and
+    `worth`, the reward of the action alone.
+
+    The row key is a hash of user, item, time, action and request: two rows with one key are one event told twice.
+    """
+    return interactions.where(F.col("action").isin(*config.actions)).select(
+        "ds",
+        user_key(),
+        "user_id",
+        key_of("item_id").alias("item_key"),
+        "item_id",
+        "request_id",
+        "event_time",
+        _reward(config).alias("reward"),
+        # A null takes no part in xxhash64, so "no request" must be something.
+        F.xxhash64("user_id", "item_id", "event_time", "action", F.coalesce("request_id", F.lit(""))).alias("row_key"),
+        _worth(config).alias("worth"),
+    )
+
+
+def is_positive(config: Positives) -> Column:
+    """Whether an interaction is a positive, or one told again: what a user's known items hold. Never null."""
+    return F.col("action").isin(*config.actions) & (_reward(config) > 0)
+
+
+def _worth(config: Positives) -> Column:
+    return F.create_map(*[F.lit(part) for pair in config.actions.items() for part in pair])[F.col("action")]
+
+
+def _reward(config: Positives) -> Column:
+    return (_worth(config) * F.coalesce("reward", F.lit(1.0))).cast("float")
+
+
+def select_events(events: DataFrame, config: Positives) -> DataFrame:
+    """Rewarded events with `reason`: COUNTS for those that are positives of their own.
+
+    A row with the key of another one is REPEATED, whatever the config says; one with a reward of 0 is UNREWARDED. With
+    `deduplicate` one row of a user, item and day counts, with its own time: the last one (`day_reward: last`, `sum`) or
+    the one of the highest reward (`max`), of equals the last, at one instant the action of the highest reward. The others
+    are DEDUPLICATED; with `sum` their rewards are added to the row that counts. All rows of a user come out in one
+    partition, in the order of (event_time, row_key), so that Spark need not move them again for work by user; only a join
+    may have to, so nothing relies on it.
+    """
+    worthless = F.col("reward") == 0
+    # Hashes first, since nearly every comparison ends there; the ids behind them keep apart what they do not.
+    latest = Window.partitionBy("user_key", "item_key", "user_id", "item_id", "ds").orderBy(
+        worthless, F.desc("event_time"), F.desc("worth"), "row_key", F.desc("reward")
+    )
+    whole = latest.rowsBetween(Window.unboundedPreceding, Window.unboundedFollowing)  # the same sort serves both
+    later = F.lag("row_key").over(latest)
+    marked = events.repartition(*USER).withColumns(
+        {"later": later, "repeated": F.coalesce(later == F.col("row_key"), F.lit(False))}
+    )
+    reason = F.when(worthless, UNREWARDED).when(F.col("repeated"), REPEATED)
+    if config.deduplicate:
+        counts = F.col("later").isNull()
+        if config.day_reward == "max":
+            order = F.struct("reward", "event_time", "worth", F.bitwise_not("row_key"))
+            marked = marked.withColumn("best", F.max(order).over(whole))
+            counts = order == F.col("best")
+        elif config.day_reward == "sum":
+            once = F.when(F.col("repeated"), 0.0).otherwise(F.col("reward").cast("double"))
+            marked = marked.withColumn("total", F.sum(once).over(whole).cast("float"))
+            marked = marked.withColumn("reward", F.when(counts, F.col("total")).otherwise(F.col("reward")))
+        reason = reason.when(~counts, DEDUPLICATED)
+    marked = marked.withColumn("reason", reason.otherwise(COUNTS))
+    marked = marked.drop("worth", "item_key", "later", "repeated", "best", "total")
+    return marked.sortWithinPartitions(*USER, *WITHIN)
+
+
+def count_selected(events: DataFrame) -> dict[str, int]:
+    """How many interactions had an action that counts, and how many of them are no positives of their own."""
+    row = events.agg(
+        F.count(F.lit(1)).alias("interactions"),
+        F.count(F.when(F.col("reason") == REPEATED, 1)).alias("dropped_repeated"),
+        F.count(F.when(F.col("reason") == DEDUPLICATED, 1)).alias("dropped_deduplicated"),
+        F.count(F.when(F.col("reason") == UNREWARDED, 1)).alias("dropped_unrewarded"),
+    ).first()
+    assert row is not None
+    return {name: int(value) for name, value in row.asDict().items()}
+
+
+def split_last(events: DataFrame) -> tuple[DataFrame, DataFrame]:
+    """(the rest, each user's last event), for users with at least two: their last one is kept out of everything."""
+    order = Window.partitionBy(*USER).orderBy(F.desc("event_time"), F.desc("row_key"))
+    ranked = events.withColumn("rank", F.row_number().over(order)).withColumn(
+        "last", (F.col("rank") == 1) & (F.count(F.lit(1)).over(Window.partitionBy(*USER)) > 1)
+    )
+    return ranked.where(~F.col("last")).drop("rank", "last"), ranked.where("last").drop("rank", "last")
+
+
+def item_chances(items: DataFrame, counts: DataFrame, live_days: DataFrame, config: Positives) -> DataFrame:
+    """What decides over an item's positives of a day: item_id, ds, item_index, live, keep_probability (float).
+
+    `items`: item_id, item_index of the vocabulary. `counts`: item_index, ds, window_count, total, of the window that ends
+    with ds: a weight of sampling, so the row's own day takes part, but no later one. `live_days`: item_id, ds, live for
+    every day on which the item has a positive.
+    """
+    chance = keep_probability(F.col("window_count"), F.col("total"), config.downsample).cast("float")
+    return (
+        items.join(counts, on="item_index", how="inner")
+        .join(live_days.select("item_id", "ds", "live"), on=["item_id", "ds"], how="inner")
+        .select("item_id", "ds", "item_index", "live", chance.alias("keep_probability"))
+    )
+
+
+def flag(events: DataFrame, chances: DataFrame, seed: int) -> DataFrame:
+    """Events with item_index, `live`, `keep_probability` and `survives` (popularity down-sampling, by hash of the row)."""
+    survives = unit("keep", seed, F.col("row_key")) < F.col("keep_probability")
+    return events.join(chances, on=["item_id", "ds"], how="inner").withColumn("survives", survives)
+
+
+def heavy_days(flagged: DataFrame, config: Positives) -> tuple[dict[str, Any], int]:
+    """The user with most positives (user_id, user_rows), and how many days of users are over the cap."""
+    left = F.count(F.when(F.col("live") & F.col("survives"), 1))
+    over = F.lit(0) if config.per_user_cap is None else F.when(left > config.per_user_cap, 1).otherwise(0)
+    days = flagged.groupBy(*USER, "ds").agg(F.count(F.lit(1)).alias("rows"), over.alias("over"))
+    users = days.groupBy(*USER).agg(F.sum("rows").alias("rows"), F.sum("over").alias("over"))
+    row = users.agg(F.max(F.struct("rows", "user_id")).alias("heaviest"), F.sum("over").alias("over")).first()
+    assert row is not None
+    return {"user_id": row["heaviest"]["user_id"], "user_rows": int(row["heaviest"]["rows"])}, int(row["over"])
+
+
+def heaviest_item(item_days: DataFrame) -> dict[str, Any]:
+    """The item with most positives of the night: item_id and item_rows. `item_days`: of popularity.count_days."""
+    by_item = item_days.groupBy("item_id").agg(F.sum("count").alias("rows"))
+    row = by_item.agg(F.max(F.struct("rows", "item_id")).alias("heaviest")).first()
+    assert row is not None
+    return {"item_id": row["heaviest"]["item_id"], "item_rows": int(row["heaviest"]["rows"])}
+
+
+def skew(positives: int, heaviest: dict[str, Any]) -> dict[str, Any]:
+    """How much of the positives, before the cap, the heaviest user and the heaviest item have."""
+    return {
+        "heaviest_user": heaviest["user_id"],
+        "heaviest_user_rows": heaviest["user_rows"],
+        "heaviest_user_share": heaviest["user_rows"] / positives,
+        "heaviest_item": heaviest["item_id"],
+        "heaviest_item_rows": heaviest["item_rows"],
+        "heaviest_item_share": heaviest["item_rows"] / positives,
+    }
+
+
+def choose(flagged: DataFrame, config: Positives, seed: int, over_cap: int) -> DataFrame:
+    """Flagged events with `dropped`: why a positive is no training row (one of DROPPED), null where it is one.
+
+    `over_cap`: days of users that are over the cap (heavy_days). Of them, the rows of the lowest hashes stay.
+    """
+    reason = F.when(~F.col("live"), NOT_LIVE).when(~F.col("survives"), DOWNSAMPLED)
+    if over_cap:
+        # The cap counts what is left after down-sampling: popular items must not use up a user's places.
+        order = F.struct(hashed("cap", seed, F.col("row_key")).alias("hash"), "row_key")
+        days = flagged.where("live and survives").groupBy(*USER, "ds")
+        last = days.agg(F.sort_array(F.collect_list(order)).alias("order"))
+        last = last.where(F.size("order") > config.per_user_cap)
+        last = last.select(*USER, "ds", F.col("order")[F.lit(config.per_user_cap) - 1].alias("last"))
+        flagged = flagged.join(broadcast_small(last, over_cap), on=[*USER, "ds"], how="left")
+        reason = reason.when(order > F.col("last"), OVER_CAP)
+    return flagged.withColumn("dropped", reason).drop("live", "survives", "last")
+
+
+def carry(held_back: DataFrame, live: DataFrame, config: Positives, ds: str) -> DataFrame:
+    """The positives that an earlier night kept out of training (split valid), as training rows of ds, with their age then.
+
+    What was decided on them (down-sampling, cap) holds. `live`: item_index of items that can be recalled; a row of another
+    item is dropped, for it has no features any more.
+    """
+    rows = held_back.join(live.select("item_index", F.lit(True).alias("live")), on="item_index", how="left")
+    aged = F.lit(0.0) if config.half_life_days is None else _age(ds) - F.col("example_age")
+    decay = F.pow(F.lit(0.5), aged / F.lit(config.half_life_days or 1.0))
+    return rows.withColumns(
+        {
+            "example_age": _age(ds).cast("float"),
+            "weight": F.greatest(F.col("weight") * decay, F.lit(LIGHTEST)).cast("float"),
+            "dropped": F.when(F.col("live").isNull(), NOT_LIVE),
+            "split": F.when(F.col("live").isNotNull(), "train"),
+            "carried": F.lit(True),
+        }
+    ).drop("live")
+
+
+def _age(ds: str) -> Column:
+    """Days from the event to the end of ds."""
+    end = F.unix_timestamp(F.lit(f"{ds} 00:00:00")) + F.lit(86_400)
+    return (end - F.unix_timestamp("event_time")) / F.lit(86_400.0)
+
+
+def finish(rows: DataFrame, config: Positives, ds: str) -> DataFrame:
+    """Adds example_age (days from the event to the end of ds), weight (reward x recency) and split (null where dropped)."""
+    end = F.unix_timestamp(F.lit(f"{ds} 00:00:00")) + F.lit(86_400)
+    seconds = end - F.unix_timestamp("event_time")
+    age = seconds / F.lit(86_400.0)
+    recency = F.lit(1.0) if config.half_life_days is None else F.pow(F.lit(0.5), age / F.lit(config.half_life_days))
+    valid = seconds <= F.lit(int(config.valid_hours * 3600))
+    return (
+        rows.withColumn("example_age", age.cast("float"))
+        .withColumn("weight", F.greatest(F.col("reward") * recency, F.lit(LIGHTEST)).cast("float"))
+        .withColumn("split", F.when(valid & F.lit(config.valid_hours > 0), "valid").otherwise("train"))
+        .withColumn("split", F.when(F.col("dropped").isNull(), F.col("split")))
+    )

@@ -1,0 +1,1 @@
+"""Step build_negatives: positives to model-ready samples."""

@@ -1,0 +1,1 @@
+"""A simulated product: its logs and the truth behind them."""

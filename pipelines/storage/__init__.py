@@ -1,0 +1,1 @@
+"""The warehouse: tables with staging, manifests, lineages and locks."""

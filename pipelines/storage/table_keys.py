@@ -1,0 +1,51 @@
+"""What identifies a row of each written table, checked on the staged rows before they are moved into place."""
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from pipelines.contract.errors import InputError
+
+# Each tuple of columns has every combination of values at most once. A table that is not here promises no key.
+KEYS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "vocabularies": (("feature", "value"), ("feature", "index")),
+    "user_histories": (("user_id",),),
+    "item_stats": (("item_index",), ("item_id",)),
+    "item_features": (("item_index",), ("item_id",)),
+    "item_versions": (("item_index", "valid_before"),),
+    # A row key is a hash: among a billion rows, two events may share one. With the ids beside it, they stay two.
+    "positives": (("row_key", "user_id", "item_id"),),
+    "holdout": (("user_id",),),
+    "samples": (("row_key", "user_id", "item_id"),),
+    "item_embeddings": (("item_index",), ("item_id",)),
+    "item_neighbours": (("item_index",),),
+    "feature_information": (("feature", "other"),),
+    "evaluations": (("model", "metric", "slice", "k"),),
+}
+
+
+def check_keys(staged: DataFrame, table: str, ds: str) -> None:
+    """InputError if a key of the table stands in more than one of the staged rows.
+
+    One pass over 64-bit hashes finds whether any key may repeat. Only then are the keys themselves compared.
+    """
+    keys = KEYS.get(table, ())
+    if not keys:
+        return
+    # The number of the key is part of its hash, so that two keys of one table never meet.
+    hashes = [F.xxhash64(F.lit(number), *key) for number, key in enumerate(keys)]
+    hashed = staged.select((hashes[0] if len(hashes) == 1 else F.explode(F.array(*hashes))).alias("hash"))
+    if hashed.groupBy("hash").count().where("count > 1").isEmpty():
+        return
+    for key in keys:
+        repeated = staged.groupBy(*key).count().where("count > 1")
+        row = repeated.agg(
+            F.count(F.lit(1)).alias("keys"),
+            F.sum("count").alias("rows"),
+            F.min(F.to_json(F.struct(*key))).alias("example"),
+        ).first()
+        assert row is not None
+        if row["keys"]:
+            raise InputError(
+                f"table {table} ds={ds}: {row['keys']} values of ({', '.join(key)}) have {row['rows']} rows instead of one "
+                f"each, for example {row['example']}. Nothing was written; please report this"
+            )

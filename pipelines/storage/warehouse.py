@@ -1,0 +1,316 @@
+"""The only reader and writer of tables: staging, counts, manifest, move into place.
+
+A written partition is complete when its `_manifest.json` is there, and the manifest is written last: on a file system
+with atomic renames and on an object store alike, a half-moved partition does not exist.
+"""
+
+import hashlib
+import json
+import re
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import date, datetime, timedelta, timezone
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from pyspark.sql import DataFrame, SparkSession
+
+from pipelines.contract.errors import InputError, UsageError
+from pipelines.files.broken_files import naming_broken_files
+from pipelines.files.filesystem import FileSystem
+from pipelines.files.parquet_reader import InputReader, InputRows, Wanted
+from pipelines.files.table_files import DAY, list_files
+from pipelines.storage.table_keys import check_keys
+
+MANIFEST = "_manifest.json"
+NAME = re.compile(r"[a-z][a-z0-9_]*(/table=[a-z][a-z0-9_]*)?")  # quarantine keeps a folder for each table
+EXPORTED = re.compile(r"\.parquet$|^[_.]")
+
+
+def code_version() -> str:
+    """The installed version of Nightjar, as manifests and runs record it."""
+    try:
+        return version("nightjar")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def parse_ds(text: str) -> date:
+    """A ds from a flag or a folder name; UsageError where it is no date in the form YYYY-MM-DD."""
+    try:
+        if re.fullmatch(r"\d{4}-\d{2}-\d{2}", text):
+            return date.fromisoformat(text)
+    except ValueError:
+        pass
+    raise UsageError(f"ds {text!r} is not a day: write it as YYYY-MM-DD, for example 2024-03-07")
+
+
+def days_back(ds: str, days: int) -> list[str]:
+    """The `days` days that end with ds, oldest first."""
+    last = parse_ds(ds)
+    return [(last - timedelta(days=back)).isoformat() for back in range(days - 1, -1, -1)]
+
+
+def shift(ds: str, days: int) -> str:
+    """The day `days` after ds (before it where negative)."""
+    return (parse_ds(ds) + timedelta(days=days)).isoformat()
+
+
+def digest(value: Any) -> str:
+    """A short stable hash of a JSON-like value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a partition is made of: the part of the config that shapes it and the fingerprints of what it is read from."""
+
+    config_hash: str
+    inputs: Mapping[str, str]
+    lineage: str = (
+        ""  # See pipelines/storage/lineage.py. Inputs determine it, so it is no part of what tells recipes apart.
+    )
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a written partition says of itself. Readers require it."""
+
+    table: str
+    ds: str
+    config_hash: str
+    inputs: dict[str, str]
+    rows: int
+    facts: dict[str, Any] = field(default_factory=dict)
+    code_version: str = ""
+    written_at: str = ""
+    lineage: str = ""  # The bootstrap that this goes back to; empty: an earlier version wrote it.
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the content. Nothing of when or by which code: the same recipe gives the same rows."""
+        content = self.facts.get("content")  # a checkpoint's checksum: training need not be bit for bit the same
+        return digest([self.table, self.ds, self.config_hash, self.inputs, self.rows, content])
+
+    def made_by(self, recipe: Recipe) -> bool:
+        """Whether this partition is what `recipe` would write again."""
+        return self.config_hash == recipe.config_hash and self.inputs == dict(recipe.inputs)
+
+
+@dataclass(frozen=True)
+class Update:
+    """A part of a day that is worked on before its night: events after `since`, up to and with `until` (ISO, UTC)."""
+
+    number: int  # From 1, within the day.
+    since: str
+    until: str
+    after: int | None  # The update that this one goes on from; None: last night.
+    base: str  # The release of that.
+    night: str  # The release of last night.
+
+    @property
+    def name(self) -> str:
+        """As runs and releases call it."""
+        return f"update-{self.number}"
+
+
+class Warehouse(FileSystem):
+    """The tables under one root URI, and the files of input tables elsewhere."""
+
+    update: Update | None = None  # Where this is the warehouse of one (pipelines/storage/update_warehouse.py).
+
+    def __init__(self, spark: SparkSession, root: str) -> None:
+        super().__init__(spark)
+        self._reader = InputReader(self)
+        self.root = self._qualified(root)
+
+    def resolve(self, path: str) -> str:
+        """A path from the config: absolute paths and URIs as they are, the rest under the warehouse."""
+        return self._qualified(path) if "://" in path or path.startswith("/") else f"{self.root}/{path}"
+
+    def path(self, table: str, ds: str | None = None) -> str:
+        """Where a table (or one partition of it) lives."""
+        if not NAME.fullmatch(table):
+            raise UsageError(f"table name {table!r} is not of the form [a-z][a-z0-9_]*")
+        return f"{self.root}/{table}" + (f"/ds={parse_ds(ds).isoformat()}" if ds else "")
+
+    # -- input tables: users own them, so there is no manifest to ask for -----------------------------------------
+
+    def input_days(self, uri: str) -> list[str]:
+        """The days of an input table, in order."""
+        names = (entry.name for entry in (self.entries(uri) if self.exists(uri) else []) if entry.is_folder)
+        return sorted(name.removeprefix("ds=") for name in names if DAY.fullmatch(name))
+
+    def input_fingerprint(self, uri: str, days: list[str]) -> str:
+        """Changes when any data file of these days is added, removed or rewritten (names, lengths, times)."""
+        found = list_files(self, uri, days)
+        data = sorted([file.ds, file.uri, file.length, file.modified] for file in found.data)
+        return digest([*data, *sorted(found.refused)])
+
+    def input_rows(self, uri: str, days: list[str], table: str, wanted: Sequence[Wanted] | None = None) -> InputRows:
+        """The wanted columns (None: all) of these days of an input table. InputError that names a broken file."""
+        with naming_broken_files(table):
+            return self._reader.read(uri, days, table, wanted)
+
+    def read_input(self, uri: str, days: list[str]) -> DataFrame:
+        """All rows and columns of these days of an input table, with `ds` as a string column."""
+        return self.input_rows(uri, days, uri.rsplit("/", 1)[-1]).rows
+
+    def write_input(self, frame: DataFrame, table: str) -> dict[str, int]:
+        """Write many days of an input table at once (importers, simulator); a day that is there is replaced.
+
+        `frame` has a string column `ds`. Returns the days written and the rows of each.
+        """
+        target = self.path(table)
+        staging = self.new_staging(table, "import")
+        with self.removed_where_it_fails(staging):
+            frame.repartition("ds").sortWithinPartitions("ds").write.partitionBy("ds").parquet(staging)
+            days = self.spark.read.parquet(staging).groupBy("ds").count().collect()
+            counts = {row["ds"]: row["count"] for row in days}
+            if not counts:
+                raise InputError(f"table {table}: the import produced no rows; nothing was written")
+        if self.exists(target):
+            for ds in sorted(counts):
+                self._replace(f"{staging}/ds={ds}", f"{target}/ds={ds}")
+            self.delete(staging)
+        else:
+            self.rename(staging, target)
+        return counts
+
+    # -- written tables ---------------------------------------------------------------------------------------------
+
+    def manifest(self, table: str, ds: str) -> Manifest | None:
+        """The manifest of a partition; None where the partition does not exist."""
+        uri = f"{self.path(table, ds)}/{MANIFEST}"
+        return Manifest(**json.loads(self.read_text(uri))) if self.exists(uri) else None
+
+    def require(self, table: str, ds: str, remedy: str) -> Manifest:
+        """The manifest of a partition that must be there; InputError with the remedy where it is not."""
+        found = self.manifest(table, ds)
+        if found is None:
+            raise InputError(f"table {table} has no partition ds={ds} in {self.root}: {remedy}")
+        return found
+
+    def retract(self, tables: tuple[str, ...], ds: str) -> None:
+        """Take back the manifests of partitions that are about to be written anew, together: a step that dies between
+        two of them leaves none that looks whole."""
+        for table in tables:
+            self.delete(f"{self.path(table, ds)}/{MANIFEST}")
+
+    def remove(self, table: str, ds: str) -> None:
+        """Take a partition away, manifest first; nothing where there is none."""
+        self.delete(f"{self.path(table, ds)}/{MANIFEST}")
+        self.delete(self.path(table, ds))
+
+    def read(self, table: str, ds: str) -> DataFrame:
+        """The rows of a partition that has a manifest, with the schema that was written."""
+        self.require(table, ds, f"run the job that writes {table} for this ds first")
+        # Partition folders inside (split=, group=) become columns; those start with no underscore.
+        uri = self.path(table, ds)
+        return self.spark.read.option("basePath", uri).parquet(uri)
+
+    def write(
+        self,
+        frame: DataFrame,
+        table: str,
+        ds: str,
+        recipe: Recipe,
+        *,
+        partition_by: tuple[str, ...] = (),
+        facts: dict[str, Any] | Callable[[DataFrame, str], dict[str, Any]] | None = None,
+        may_be_empty: bool = False,
+    ) -> Manifest:
+        """Stage, count, check the keys (pipelines/storage/table_keys.py), describe and move a partition into place. Refuses
+        empty output.
+
+        `facts` may be a function of the staged rows and the staged folder: it describes, or checks and raises; nothing
+        has been moved by then, so a failed check leaves the table as it was.
+        """
+        staging = self.new_staging(table, ds)
+        with self.removed_where_it_fails(staging):
+            writer = frame.write.partitionBy(*partition_by) if partition_by else frame.write
+            writer.parquet(staging)
+            staged = self.spark.read.schema(frame.schema).option("basePath", staging).parquet(staging)
+            rows = staged.count()
+            if rows == 0 and not may_be_empty:
+                raise InputError(
+                    f"table {table} ds={ds} would be empty: nothing was written. "
+                    "Look at the counts above for the filter that removed every row"
+                )
+            check_keys(staged, table, ds)
+            described = facts(staged, staging) if callable(facts) else dict(facts or {})
+        return self._finish(staging, table, ds, recipe, rows, described)
+
+    def finish_folder(self, staging: str, table: str, ds: str, recipe: Recipe, facts: dict[str, Any]) -> Manifest:
+        """Move a folder of files (a checkpoint), written under `new_staging`, into place with a manifest like any other."""
+        return self._finish(staging, table, ds, recipe, 0, facts)
+
+    def export(self, frame: DataFrame, uri: str, *, overwrite: bool) -> int:
+        """Write rows to a folder that a user named; UsageError where it is there and may not be replaced."""
+        uri = self._qualified(uri)
+        if self.exists(uri) and not overwrite:
+            raise UsageError(f"{uri} exists: name another folder, or replace it with --force")
+        foreign = [n for s in self.children(uri) if not EXPORTED.search(n := s.getPath().getName()) or s.isDirectory()]
+        if foreign:
+            raise UsageError(
+                f"{uri} holds {foreign[0]!r}, which no export wrote: name another folder, or empty this one"
+            )
+        staging = f"{uri}.writing-{uuid.uuid4().hex[:8]}"
+        with self.removed_where_it_fails(staging):
+            frame.write.parquet(staging)
+            rows = self.spark.read.parquet(staging).count()
+        self.delete(uri)
+        self.rename(staging, uri)
+        return rows
+
+    def new_staging(self, table: str, ds: str) -> str:
+        """A fresh folder name to write a partition under; what a killed run left there is removed."""
+        parent = f"{self.root}/_staging/{table}/{ds}"
+        self.delete(parent)
+        staging = f"{parent}/{uuid.uuid4().hex}"
+        self._fs(staging).mkdirs(self._path(parent))
+        return staging
+
+    def on_the_way(self, table: str, ds: str, inputs: Mapping[str, str]) -> str:
+        """The folder for what a long step keeps while it writes a partition from these inputs.
+
+        It outlives the step; what the step kept for other inputs is removed. `finished` removes all of it.
+        """
+        parent = self._path_on_the_way(table, ds)
+        mine = digest(dict(inputs))
+        for status in self.children(parent):
+            if status.getPath().getName() != mine:
+                self.delete(f"{parent}/{status.getPath().getName()}")
+        return f"{parent}/{mine}"
+
+    def finished(self, table: str, ds: str) -> None:
+        """Remove what was kept on the way to a partition."""
+        self.delete(self._path_on_the_way(table, ds))
+
+    def _path_on_the_way(self, table: str, ds: str) -> str:
+        return f"{self.root}/_on_the_way/{table}/{parse_ds(ds).isoformat()}"
+
+    def _finish(self, staging: str, table: str, ds: str, recipe: Recipe, rows: int, facts: dict[str, Any]) -> Manifest:
+        manifest = Manifest(
+            table=table,
+            ds=ds,
+            config_hash=recipe.config_hash,
+            inputs=dict(recipe.inputs),
+            rows=rows,
+            facts=facts,
+            code_version=code_version(),
+            written_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            lineage=recipe.lineage,
+        )
+        final = self.path(table, ds)
+        self._replace(staging, final)
+        self.write_text(f"{final}/{MANIFEST}", json.dumps(asdict(manifest), indent=1, sort_keys=True))
+        return manifest
+
+    def _replace(self, staging: str, final: str) -> None:
+        """Put a staged folder where another may be. The old manifest goes first: what is half-replaced does not exist."""
+        self.delete(f"{final}/{MANIFEST}")
+        self.delete(final)
+        self.rename(staging, final)
+        self.spark.catalog.refreshByPath(final)  # a frame cached by this session would go on reading the old files

@@ -1,0 +1,82 @@
+"""The config tree: typed, strict about names, with a remedy in every refusal."""
+
+from pathlib import Path
+
+import pytest
+
+from jobs.common.config import Config, load_config
+from pipelines.contract.errors import UsageError
+
+CONF = Path(__file__).resolve().parents[3] / "conf"
+
+
+def write(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "night.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+@pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_config_loads(path: Path) -> None:
+    assert isinstance(load_config(str(path)), Config)
+
+
+def test_defaults_need_no_file_content(tmp_path: Path) -> None:
+    assert load_config(write(tmp_path, "")) == Config()
+
+
+def test_set_overrides_the_file_and_keeps_its_neighbours(tmp_path: Path) -> None:
+    path = write(tmp_path, "training: {epochs: 2, batch_size: 64}\n")
+    config = load_config(path, ["training.epochs=5", "positives.actions={like: 2.0}", "warehouse=elsewhere"])
+    assert (config.training.epochs, config.training.batch_size) == (5, 64)
+    assert config.positives.actions == {"like": 2.0}
+    assert config.warehouse == "elsewhere"
+
+
+def test_spark_settings_keep_the_dots_in_their_names(tmp_path: Path) -> None:
+    assert load_config(write(tmp_path, ""), ["spark.spark.driver.memory=2g"]).spark == {"spark.driver.memory": "2g"}
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "said"),
+    [
+        ("trainig: {}\n", [], "did you mean 'training'"),
+        ("training: {epoch: 1}\n", [], "training.epoch: there is no such key; did you mean 'epochs'"),
+        ("features: {history: {lenght: 3}}\n", [], "did you mean 'length'"),
+        ("features: {item: [{kind: categorical, nam: x}]}\n", [], "did you mean 'name'"),
+        ("training: {epochs: many}\n", [], "training.epochs"),
+        ("features: {item: [{kind: categorical, name: item_id}]}\n", [], "is taken by the id itself"),
+        ("negatives: {uniform: 0, popularity: 0, coarse: 0, fine: 0}\n", [], "at least one kind of negative"),
+        ("", ["spark.spark.sql.session.timeZone=Asia/Shanghai"], "spark.sql.session.timeZone is always UTC"),
+        ("positives: {actions: {click: .inf}}\n", [], "positives.actions.click"),
+        (
+            "negatives: {coarse_stages: [recal]}\n",
+            [],
+            "'recal' is not a stage; stages are recall, coarse, fine, rerank",
+        ),
+        ("negatives: {fine_stages: [fine, exposed]}\n", [], "'exposed' items were shown to the user"),
+        ("negatives: {coarse_stages: [coarse, fine]}\n", [], "'fine' is in coarse_stages and in fine_stages"),
+        ("negatives: {coarse_stages: []}\n", [], "coarse_stages is empty: name a stage, or set coarse to 0"),
+        ("- a\n", [], "must be a mapping"),
+        ("a: [\n", [], "not valid YAML"),
+        ("", ["training.epochs"], "write it as section.key=value"),
+    ],
+)
+def test_a_wrong_config_is_refused_by_name(tmp_path: Path, text: str, overrides: list[str], said: str) -> None:
+    with pytest.raises(UsageError, match=r"night\.yaml|--set") as caught:
+        load_config(write(tmp_path, text), overrides)
+    assert said in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_a_missing_file_is_a_usage_error() -> None:
+    with pytest.raises(UsageError, match="cannot be read"):
+        load_config("nowhere.yaml")
+
+
+def test_the_hash_follows_the_sections_named_and_the_seed() -> None:
+    config = Config()
+    other = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"days": 3})})
+    assert config.hash_of("positives") == other.hash_of("positives")
+    assert config.hash_of("evaluation") != other.hash_of("evaluation")
+    assert config.hash_of("positives") != Config(seed=1).hash_of("positives")

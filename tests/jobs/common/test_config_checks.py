@@ -1,0 +1,174 @@
+"""What a config alone decides is refused when it is read, by key: nothing is found out after an hour of sampling."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import pytest
+import torch
+import yaml
+from pydantic import ValidationError
+
+from jobs.common.config import Config, load_config
+from jobs.common.config_checks import expected_schema
+from model.index_factory import factory_fault
+from model.loss.self_supervision import require_views
+from model.network.two_tower import TwoTower
+from model.serving.faiss_index import build_index
+from pipelines.contract.errors import UsageError
+
+FEATURES = {
+    "user": [{"kind": "categorical", "name": "age"}, {"kind": "numeric", "name": "activity"}],
+    "item": [
+        {"kind": "categorical", "name": "category"},
+        {"kind": "multi_categorical", "name": "tags"},
+        {"kind": "numeric", "name": "price"},
+    ],
+}
+ALONE = {"user_id": False, "history": None}  # Without user features.
+NO_USER = ["user_id", "age", "activity", "history"]
+
+
+def model(**settings: Any) -> dict[str, Any]:
+    return {"features": FEATURES, "model": settings}
+
+
+def supervised(mask: str = "random", items: int = 512) -> dict[str, Any]:
+    return {"self_supervision": {"mask": mask, "items": items}}
+
+
+REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
+    "a dim that the channels cannot share": ("model.dim", model(tower="parallel")),
+    "an item vector of another length than its embedding": ("model.embedding_dim", model(tower="youtube_dnn")),
+    "self-supervision of a tower that reads the id alone": (
+        "loss.self_supervision",
+        model(tower="youtube_dnn", dim=32) | {"loss": supervised()},
+    ),
+    "no feature of users": ("features", {"features": ALONE}),
+    "the age of the example alone": ("features", {"features": ALONE | {"example_age": True}}),
+    "all features of users left out": ("model.leave_out", model(leave_out=NO_USER)),
+    "a feature left out that is not there": ("model.leave_out", model(leave_out=["nope"])),
+    "the id of the item left out": ("model.leave_out", model(leave_out=["item_id"])),
+    "a number pooled over the history": ("model.history_features", model(history_features=["price"])),
+    "a feature pooled that is left out": (
+        "model.history_features",
+        model(history_features=["tags"], leave_out=["tags"]),
+    ),
+    "a feature pooled over no history": (
+        "model.history_features",
+        {"features": FEATURES | {"history": None}, "model": {"history_features": ["tags"]}},
+    ),
+    "views of an id": ("loss.self_supervision", {"loss": supervised()}),
+    "values to drop where no feature has several": (
+        "loss.self_supervision.mask",
+        model(leave_out=["tags"]) | {"loss": supervised("dropout")},
+    ),
+    "two features of one column": (
+        "features",
+        {
+            "features": {
+                "item": [
+                    {"kind": "multi_categorical", "name": "tags", "weights": "w"},
+                    {"kind": "categorical", "name": "tags_weights"},
+                ]
+            }
+        },
+    ),
+    "parts that do not divide dim": ("index.factory", {"index": {"factory": "IVF4,PQ7"}}),
+    "no cell": ("index.factory", {"index": {"factory": "IVF0,Flat"}}),
+    "one link an item": ("index.factory", {"index": {"factory": "HNSW1"}}),
+    "a cut-off of no items": ("evaluation.ks", {"evaluation": {"ks": [0, 10]}}),
+    "a cut-off twice": ("evaluation.ks", {"evaluation": {"ks": [10, 10]}}),
+    "more processes than trainers": ("samples.trainers", {"training": {"processes": 5}}),
+    "a batch of fewer rows than processes": ("training.batch_size", {"training": {"processes": 2, "batch_size": 1}}),
+    "views of fewer items than processes": (
+        "loss.self_supervision.items",
+        model() | {"loss": supervised(items=2), "training": {"processes": 3}},
+    ),
+    "a record in a folder": ("tracking.uri", {"tracking": {"uri": "/data/mlruns"}}),
+    "a record in a folder by URI": ("tracking.uri", {"tracking": {"uri": "file:///data/mlruns"}}),
+    "a record nowhere": ("tracking.uri", {"tracking": {"uri": "htp://mlflow:5000"}}),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_contradiction_is_refused_by_key(name: str, tmp_path: Path) -> None:
+    key, tree = REFUSED[name]
+    path = tmp_path / "night.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    with pytest.raises(UsageError) as caught:
+        load_config(str(path))
+    assert key in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("uri", ["sqlite:////data/mlflow.db", "postgresql+psycopg2://u@host/db", "https://host:5000"])
+def test_servers_and_databases_keep_a_record(uri: str) -> None:
+    assert Config.model_validate({"tracking": {"uri": uri}}).tracking.uri == uri
+
+
+def is_accepted(tree: dict[str, Any]) -> bool:
+    try:
+        Config.model_validate(tree)
+    except ValidationError:
+        return False
+    return True
+
+
+def is_built(tree: dict[str, Any]) -> bool:
+    """Whether training could build the model of these settings. The sections are checked apart, not together."""
+    parts = Config().model_copy(
+        update={
+            name: type(getattr(Config(), name)).model_validate(tree.get(name, {}))
+            for name in ("features", "model", "loss")
+        }
+    )
+    try:
+        schema = expected_schema(parts).without(parts.model.leave_out)
+        towers = TwoTower(schema, parts.model)
+        if parts.loss.self_supervision:
+            require_views(towers)
+            assert len(schema.item) > 1
+        return bool(schema.user or schema.history)
+    except (ValueError, AssertionError, RuntimeError):
+        return False
+
+
+@pytest.mark.parametrize("tower", ["dssm", "senet", "parallel", "youtube_dnn"])
+def test_what_is_accepted_is_what_can_be_built(tower: str) -> None:
+    """The plain tower is checked without building it; the others are built without memory for their parameters."""
+    for dim, features, history, leave_out, pooled, loss in itertools.product(
+        (32, 33),
+        (FEATURES, {}, ALONE),
+        ({}, {"history": None}),
+        ([], ["category", "tags", "price"], NO_USER, ["nope"]),
+        ([], ["category"], ["price"]),
+        ({}, supervised()),
+    ):
+        tree = {
+            "features": features | history,
+            "model": {"tower": tower, "dim": dim, "leave_out": leave_out, "history_features": pooled},
+            "loss": loss,
+        }
+        assert is_accepted(tree) == is_built(tree), tree
+
+
+@pytest.mark.parametrize("dim", [1, 12, 16])
+def test_factories_that_are_accepted_can_be_built(dim: int) -> None:
+    """None of those that are refused is given to Faiss, which may end the process."""
+    rows = np.random.default_rng(1).standard_normal((300, dim)).astype(np.float32)
+    factories = ["Flat", "IVF1,Flat", "IVF4,SQ8", "HNSW2", *(f"IVF1,PQ{m}" for m in range(1, dim + 1))]
+    accepted = [factory for factory in factories if factory_fault(factory, dim) is None]
+    assert {f"IVF1,PQ{m}" for m in range(1, dim + 1) if dim % m == 0} < set(accepted)
+    assert len(accepted) < len(factories) or dim == 1
+    faiss.omp_set_num_threads(1)
+    for factory in accepted:
+        assert build_index(lambda: [(np.arange(300), rows)], dim, factory).ntotal == 300
+
+
+def test_checking_a_plain_config_builds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "device", None)
+    Config.model_validate(model())

@@ -1,0 +1,75 @@
+"""A job that is told to stop ends, says so and where it resumes, and leaves nothing that another run would trip over."""
+
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from py4j.protocol import Py4JNetworkError
+
+from jobs.common.known_faults import explained
+from tests.jobs.nightly_run import FIRST, ROOT, House, command
+
+
+@pytest.fixture(scope="module")
+def house(first_night: House, tmp_path_factory: pytest.TempPathFactory) -> House:
+    return first_night.copy(tmp_path_factory.mktemp("stopped"))
+
+
+def test_a_jvm_that_is_gone_is_said_in_one_line() -> None:
+    error = explained(Py4JNetworkError("Answer from Java side is empty"), "file:///warehouse")
+    assert error is not None
+    assert error.exit_code == 1
+    assert "the same command goes on" in str(error)
+
+
+def test_a_job_that_is_told_to_stop_while_it_imports_says_so() -> None:
+    loud = [sys.executable, "-v", "-m", "jobs.train", "--config", "nowhere.yaml", "--ds", FIRST]  # -v: lists imports
+    with subprocess.Popen(loud, cwd=ROOT, stderr=subprocess.PIPE, text=True) as job:
+        assert job.stderr is not None
+        for line in job.stderr:
+            if line.startswith("import 'jobs' #"):
+                break
+        job.send_signal(signal.SIGTERM)
+        said = job.stderr.read()
+    assert job.returncode == 128 + signal.SIGTERM
+    assert [line for line in said.splitlines() if line.startswith("error:")] == [
+        "error: stopped by SIGTERM. Tables and releases are whole: run the same command again"
+    ]
+
+
+def until(path: Path, pattern: str, job: "subprocess.Popen[str]", seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not list(path.glob(pattern)):
+        assert job.poll() is None, job.communicate()[0]
+        assert time.monotonic() < deadline, f"no {pattern} in {path}"
+        time.sleep(0.2)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_training_that_is_told_to_stop_says_where_it_resumes(house: House, processes: int) -> None:
+    model = house.manifest("models", FIRST)
+    shutil.rmtree(house.warehouse / "_on_the_way", ignore_errors=True)
+    settings = ("training.bootstrap_epochs=100000", "training.checkpoint_steps=20", f"training.processes={processes}")
+    flags = [part for setting in settings for part in ("--set", setting)]
+    job = subprocess.Popen(
+        command("train", "--config", house.config, "--ds", FIRST, "--force", *flags),
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    try:
+        until(house.warehouse / "_on_the_way" / "models" / FIRST, "*/step=*/progress.json", job)
+        job.send_signal(signal.SIGTERM)
+        said = job.communicate(timeout=60)[0]
+    finally:
+        job.kill()
+    assert job.returncode == 128 + signal.SIGTERM
+    assert "Traceback" not in said
+    assert "\tat " not in said
+    assert re.search(r"the training resumes from step [1-9]", said)
+    assert said.splitlines()[-1].startswith("error: stopped by SIGTERM.")
+    assert not list((house.warehouse / "_locks").glob("*"))
+    assert house.manifest("models", FIRST) == model

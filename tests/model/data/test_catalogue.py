@@ -1,0 +1,68 @@
+"""Item features by index: as they were written, whatever their number of values, in memory or mapped from files."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from model.data.catalogue import Catalogue
+from model.data.item_columns import bytes_of
+from model.io.arrow import ColumnError
+from tests.model import toy_night
+
+
+def rows_with_gaps() -> dict[str, np.ndarray]:
+    """Rows in any order; the first item has no tags, the second two."""
+    rows = toy_night.item_rows()
+    rows["item_tags"][0] = 0
+    rows["item_tags_weights"][0] = 0
+    order = np.random.default_rng(1).permutation(len(rows["item_index"]))
+    return {name: values[order] for name, values in rows.items()}
+
+
+@pytest.mark.parametrize("memory_mb", [None, 1, 0])
+def test_every_index_has_what_was_written(memory_mb: int | None) -> None:
+    rows = rows_with_gaps()
+    catalogue = Catalogue(toy_night.schema(), rows, memory_mb)
+    assert catalogue.mapped == (memory_mb == 0)
+    found = catalogue.gather(torch.from_numpy(rows["item_index"]).long())
+    for name, values in rows.items():
+        np.testing.assert_array_equal(found[name], values)
+        assert found[name].dtype == (torch.float32 if name.endswith("weights") else torch.int64)
+    square = torch.tensor([[0, 1, 2], [toy_night.ITEMS + 1, 3, 2]])
+    found = catalogue.gather(square)
+    assert found["item_tags"].shape == (2, 3, 3)
+    assert found["item_tags"][0].tolist() == [[1, 0, 0], [1, 0, 0], [0, 0, 0]], "no row, no row, no tags"
+    assert found["item_tags_weights"][1, 0].tolist() == [1, 0, 0]
+    assert found["item_category"][0, :2].tolist() == [1, 1]
+    assert catalogue.defaults()["item_tags"].tolist() == [[1, 0, 0]]
+
+
+def test_room_goes_to_values_and_not_to_padding() -> None:
+    """A hundred thousand items of one tag, where up to fifty have a place: 4 bytes a value and 8 where it begins."""
+    items, places = 100_000, 50
+    tags = {**toy_night.SCHEMA["item"][2], "length": places, "weights_column": None}
+    schema = toy_night.schema(
+        item=[{**toy_night.SCHEMA["item"][0], "size": items}, tags],
+        history={**toy_night.SCHEMA["history"], "size": items},
+    )
+    values = np.zeros((items - 2, places), np.int32)
+    values[:, 0] = 2 + np.arange(items - 2) % 7
+    catalogue = Catalogue(schema, {"item_index": np.arange(2, items), "item_tags": values})
+    assert bytes_of(catalogue.columns) == items * (4 + 8) + 8
+    assert catalogue.gather(torch.tensor([9]))["item_tags"].sum() == 2
+
+
+def test_mapped_files_go_with_the_catalogue() -> None:
+    catalogue = Catalogue(toy_night.schema(), rows_with_gaps(), 0)
+    folder = Path(catalogue._files._folder.name)
+    assert len(list(folder.iterdir())) == 5
+    del catalogue
+    assert not folder.exists()
+
+
+def test_what_does_not_fit_the_schema_is_refused() -> None:
+    rows = rows_with_gaps()
+    with pytest.raises(ColumnError, match=r"'item_tags' has shape \(39, 2\), the schema says \(3,\) a row"):
+        Catalogue(toy_night.schema(), rows | {"item_tags": rows["item_tags"][:, :2]})

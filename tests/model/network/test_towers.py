@@ -1,0 +1,181 @@
+"""Promises of the towers: padding is nothing, sides do not mix, vectors have unit length."""
+
+import numpy as np
+import pytest
+import torch
+
+from model.config import ModelConfig
+from model.data.catalogue import Catalogue
+from model.network.embeddings import Batch, HistoryPooling
+from model.network.two_tower import TwoTower
+from model.serving.embed import batch_columns, embed_items, embed_users
+from pipelines.contract.indices import PADDING
+from pipelines.contract.schema import FeatureSchema
+from tests.model import toy_night
+
+
+def build(**config: object) -> TwoTower:
+    torch.manual_seed(0)
+    return TwoTower(toy_night.schema(), ModelConfig.model_validate({"dim": 8, "hidden": [16], **config}))
+
+
+def batch(rows: int) -> Batch:
+    return {name: torch.from_numpy(values) for name, values in toy_night.sample_rows(rows).items()}
+
+
+def test_vectors_have_unit_length_and_read_their_own_side() -> None:
+    model, catalogue = build(id_dropout=0.0), Catalogue(toy_night.schema(), toy_night.item_rows())
+    schema = model.schema
+    users = model.user_vectors({name: batch(9)[name] for name in schema.user_columns})
+    items = model.item_vectors(catalogue.gather(torch.arange(toy_night.ITEMS + 2)))
+    for vectors in (users, items):
+        np.testing.assert_allclose(vectors.norm(dim=1).detach(), 1, rtol=1e-5)
+    with pytest.raises(KeyError, match="lacks column 'item_index'"):
+        model.item_vectors({"user_index": torch.zeros(1)})
+    with pytest.raises(KeyError, match="lacks column 'user_age'"):
+        model.user_vectors({"user_index": torch.tensor([2])})
+
+
+def test_padding_is_zero_and_stays_zero() -> None:
+    model = build()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    model.user_vectors(batch(9)).sum().backward()
+    optimizer.step()
+    assert all((table.weight[PADDING] == 0).all() for table in model.tables.values())  # type: ignore[union-attr, index]
+
+
+def test_more_padding_changes_no_vector() -> None:
+    model, rows = build().eval(), batch(6)
+    longer = torch.cat([torch.zeros(6, 7, dtype=torch.int32), rows["history"]], dim=1)
+    torch.testing.assert_close(model.user_vectors(rows), model.user_vectors({**rows, "history": longer}))
+
+
+def test_history_shares_the_item_table_unless_told_otherwise() -> None:
+    assert "history" not in build().tables
+    assert "history" in build(share_history=False).tables
+
+
+def test_history_features_come_from_the_catalogue() -> None:
+    model, rows = build(history_features=["category", "tags"]).eval(), toy_night.sample_rows(6)
+    catalogue = Catalogue(toy_night.schema(), toy_night.item_rows())
+    vectors = embed_users(model, rows, catalogue)
+    history = torch.from_numpy(rows["history"]).long()
+    given = catalogue.history_columns(history, model.history_features)
+    assert given["history_item_tags"].shape == (6, toy_night.HISTORY, 3)
+    assert (given["history_item_category"][history == 0] == 0).all()
+    np.testing.assert_array_equal(vectors, embed_users(model, rows | {n: v.numpy() for n, v in given.items()}))
+    with pytest.raises(KeyError, match="history_item_category"):
+        embed_users(model, rows)
+
+
+def test_id_dropout_hides_ids_in_training_only() -> None:
+    model, rows = build(id_dropout=0.9), batch(50)
+    quiet = model.eval().user_vectors(rows)
+    torch.testing.assert_close(quiet, model.user_vectors(rows))
+    unknown = model.user_vectors({**rows, "user_index": torch.ones_like(rows["user_index"])})
+    hidden = (model.train().user_vectors(rows) - unknown).abs().amax(1) < 1e-6
+    assert 0.7 < hidden.float().mean() < 1.0
+
+
+def test_items_without_a_row_have_default_features() -> None:
+    features = Catalogue(toy_night.schema(), toy_night.item_rows()).gather(torch.tensor([1, toy_night.ITEMS + 1, 2]))
+    assert features["item_category"][:2].tolist() == [1, 1]
+    assert features["item_tags"].tolist()[1] == [1, 0, 0]
+    assert features["item_tags_weights"].tolist()[1] == [1, 0, 0]
+    assert features["item_index"].tolist() == [1, toy_night.ITEMS + 1, 2]
+
+
+def test_serving_ignores_example_age_and_takes_arrow_batches() -> None:
+    model, rows = build().eval(), toy_night.sample_rows(20)
+    columns = [name for name in model.schema.user_columns if name != "example_age"]
+    arrow = toy_night.table(rows).to_batches()[0].slice(3, 10)
+    served = embed_users(model, batch_columns(arrow, columns))
+    assert served.dtype == np.float32
+    aged = {name: values[3:13] for name, values in rows.items()} | {"example_age": np.full(10, 99.0)}
+    np.testing.assert_array_equal(served, embed_users(model, aged))
+    assert embed_items(model, toy_night.item_rows()).shape == (toy_night.ITEMS - 1, 8)
+
+
+def test_a_schema_of_two_nights_is_refused() -> None:
+    history = {**toy_night.SCHEMA["history"], "size": 99}
+    with pytest.raises(ValueError, match="history has vocabulary item_id of 99, the items item_id of 42"):
+        FeatureSchema.model_validate({**toy_night.SCHEMA, "history": history})
+    with pytest.raises(ValueError, match=r"'item_category' holds indices from 2 to 7, the schema has 6"):
+        Catalogue(toy_night.schema(), toy_night.item_rows() | {"item_category": np.arange(toy_night.ITEMS - 1) % 6 + 2})
+
+
+def test_features_can_be_left_out() -> None:
+    schema = toy_night.schema().without(["user_id", "tags", "history", "example_age"])
+    assert [feature.name for feature in (*schema.user, *schema.item)] == [
+        "age",
+        "tenure",
+        "income",
+        "item_id",
+        "category",
+    ]
+    assert schema.history is None
+    assert schema.example_age is None
+    assert toy_night.schema().without([]) == toy_night.schema()
+    with pytest.raises(ValueError, match=r"no feature colour, item_id can be left out, only age, category, .*history"):
+        toy_night.schema().without(["colour", "item_id"])
+    model = TwoTower(toy_night.schema().without(["age"]), ModelConfig(dim=8))
+    users = batch(5)
+    del users["user_age"]
+    assert model.user_vectors(users).shape == (5, 8)
+
+
+def test_pooling_by_position_by_hand() -> None:
+    table = torch.nn.Embedding.from_pretrained(torch.tensor([[0.0], [9.0], [1.0], [2.0], [4.0]]), padding_idx=0)
+    history = torch.tensor([[0, 2, 3, 4], [0, 0, 0, 0]])
+    mean = HistoryPooling(4, ModelConfig(embedding_dim=1))
+    assert mean(table, history).squeeze(1).tolist() == pytest.approx([7 / 3, 0])
+    decay = HistoryPooling(4, ModelConfig(embedding_dim=1, history_pooling="decay", history_decay=0.5))
+    assert decay(table, history).squeeze(1).tolist() == pytest.approx([(4 + 2 / 2 + 1 / 4) / 1.75, 0])
+    of_values = decay.fixed_weights(history[:, :, None].expand(2, 4, 3))
+    assert of_values is not None
+    assert of_values[0].tolist() == [0.125] * 3 + [0.25] * 3 + [0.5] * 3 + [1.0] * 3
+    attention = HistoryPooling(4, ModelConfig(embedding_dim=1, history_pooling="attention"))
+    with torch.no_grad():
+        attention.query.weight.fill_(0)
+    assert attention(table, history).squeeze(1).tolist() == pytest.approx([7 / 3, 0]), "no preference: the mean"
+    with torch.no_grad():
+        attention.query.weight.fill_(1)
+        attention.mix.weight.fill_(0)
+        attention.mix.bias.fill_(0)
+        attention.position_Le[3] = 50
+    e = np.exp(1)
+    assert attention(table, history)[0].item() == pytest.approx((4 * e + 1 + 2) / (e + 2)), (
+        "tanh is 1 at the last place"
+    )
+
+
+def test_decay_looks_at_positions() -> None:
+    model, rows = build(history_pooling="decay").eval(), batch(6)
+    turned = {**rows, "history": rows["history"].flip(1)}
+    assert (model.user_vectors(rows) - model.user_vectors(turned)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"tower": "dnn"}, "there is no 'dnn'; the towers are dssm, parallel, senet, youtube_dnn"),
+        ({"tower": "senet", "settings": {"reduction": 0}}, "reduction"),
+        ({"tower": "parallel", "settings": {"channels": ["dnn", "dnn"]}}, "a channel is listed twice"),
+        ({"settings": {"depth": 3}}, "depth"),
+    ],
+)
+def test_a_config_that_no_tower_can_be_made_of_is_refused(config: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TwoTower(toy_night.schema(), ModelConfig.model_validate(config))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"tower": "parallel", "dim": 8}, "dim is 8, which 3 channels cannot share"),
+        ({"tower": "youtube_dnn", "dim": 8}, "dim is 8 and model.embedding_dim 32.*same length"),
+    ],
+)
+def test_a_tower_that_does_not_fit_the_fields_is_refused(config: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(**config)

@@ -1,0 +1,95 @@
+"""Exported towers: the vectors of the model, by a file that runs without this package and without pickles."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from model.config import ModelConfig
+from model.data.catalogue import Catalogue
+from model.network.embeddings import history_column
+from model.network.two_tower import TwoTower
+from model.serving.embed import embed_items, embed_users
+from model.serving.export import SIGNATURE, ExportError, export_towers
+from tests.model import toy_night
+
+# A stranger: knows torch and numpy, has no way to this package, and no pickle that could run anything.
+STRANGER = """
+import pickle, sys
+import numpy as np, torch, torch.export
+class Refuse:
+    def __init__(self, *args, **kwargs): raise RuntimeError("a pickle was read")
+pickle.load = pickle.loads = pickle.Unpickler = Refuse
+assert not any(name == "model" or name.startswith("model.") for name in sys.modules)
+for side in ("user", "item"):
+    columns = {name: torch.from_numpy(values) for name, values in np.load(f"{side}.npz").items()}
+    np.save(f"{side}.npy", torch.export.load(f"{side}.pt2").module()(columns).detach().numpy())
+"""
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"tower": "dssm", "history_features": ["category", "tags"]},
+        {"tower": "senet", "history_pooling": "decay"},
+        {"tower": "parallel", "dim": 18, "history_pooling": "attention"},
+        {"tower": "youtube_dnn", "dim": 32},
+    ],
+)
+def test_a_stranger_gets_the_vectors_of_the_model(tmp_path: Path, config: dict[str, Any]) -> None:
+    torch.manual_seed(1)
+    model = TwoTower(toy_night.schema(), ModelConfig.model_validate({"dim": 16, "hidden": [8], **config})).eval()
+    catalogue, rows = Catalogue(toy_night.schema(), toy_night.item_rows()), toy_night.sample_rows(11)
+    signature = export_towers(model, tmp_path)
+    assert json.loads((tmp_path / SIGNATURE).read_text()) == signature
+    history = torch.from_numpy(rows["history"]).long()
+    rows |= {n: v.numpy() for n, v in catalogue.history_columns(history, model.history_features).items()}
+    for side, given in (("user", rows), ("item", toy_night.item_rows())):
+        wanted = signature[side]["inputs"]
+        assert "example_age" not in wanted
+        columns = {name: given[name].astype(spec["dtype"]) for name, spec in wanted.items()}
+        assert all(list(columns[name].shape[1:]) == spec["shape"][1:] for name, spec in wanted.items())
+        np.savez(tmp_path / f"{side}.npz", **columns)
+    subprocess.run([sys.executable, "-I", "-c", STRANGER], cwd=tmp_path, check=True, timeout=120)
+    np.testing.assert_allclose(np.load(tmp_path / "user.npy"), embed_users(model, rows, catalogue), atol=1e-5)
+    np.testing.assert_allclose(np.load(tmp_path / "item.npy"), embed_items(model, toy_night.item_rows()), atol=1e-5)
+    assert (history_column("item_tags") in signature["user"]["inputs"]) == ("history_features" in config)
+
+
+def test_a_tower_that_exports_to_something_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = TwoTower(toy_night.schema(), ModelConfig(dim=16)).eval()
+    monkeypatch.setattr("model.serving.export.load_exported", lambda path: lambda columns: torch.zeros(1, 16))
+    with pytest.raises(ExportError, match=r"exported user tower differs from the model by 0\.\d+ on 1 rows"):
+        export_towers(model, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "config", [{}, {"share_history": False}, {"history_features": ["tags"]}, {"tower": "youtube_dnn"}]
+)
+@pytest.mark.parametrize("history", [True, False])
+def test_a_tower_holds_the_tables_that_it_reads(tmp_path: Path, config: dict[str, Any], history: bool) -> None:
+    """A table of the other side would be most of the file."""
+    if config.get("history_features") and not history:
+        pytest.skip("features of a history need one")
+    schema = toy_night.schema() if history else toy_night.schema(history=None)
+    model = TwoTower(schema, ModelConfig.model_validate({"dim": 32, "hidden": [8], **config})).eval()
+    export_towers(model, tmp_path)
+    held = {side: dict(torch.export.load(tmp_path / f"{side}.pt2").state_dict) for side in ("user", "item")}
+    tables = {side: {name.split("tables.")[1] for name in held[side] if "tables." in name} for side in held}
+    user = {"user_id.weight", "user/age.weight", "user_tenure.weight"}
+    user |= {"item_id.weight" if config.get("share_history", True) else "history.weight"} if history else set()
+    user |= {"item/tags.weight"} if "history_features" in config else set()
+    only_ids = config.get("tower") == "youtube_dnn"
+    assert tables["user"] == user
+    assert tables["item"] == {"item_id.weight"} | (set() if only_ids else {"item/category.weight", "item/tags.weight"})
+    assert not any("item_tower" in name for name in held["user"])
+    assert not any("user_tower" in name or "pooling" in name for name in held["item"])
+    for side, tensors in held.items():
+        numbers = sum(tensor.numel() for tensor in tensors.values())
+        assert (tmp_path / f"{side}.pt2").stat().st_size < 4 * numbers + 150_000, "the rest is the graph"
+    assert model.tables.keys() >= {"user_id", "item_id"}, "the model itself keeps all of them"

@@ -1,0 +1,172 @@
+"""The index of a release: which one a catalogue gets, with which setting, and what search promises whatever it is."""
+
+import math
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from model.config import IndexConfig
+from model.serving.faiss_index import (
+    EXACT_BELOW,
+    NOTHING,
+    Batches,
+    UnfitError,
+    build_index,
+    choose_index,
+    exact_answer,
+    factory_of,
+    load_index,
+    recall_of,
+    save_index,
+    search,
+    settings_of,
+    surely,
+)
+
+DIM, ITEMS, USERS = 16, 4000, 50
+FACTORIES = ["IVF32,Flat", "IVF32,SQ8", "IVF32,PQ8", "HNSW16"]
+RNG = np.random.default_rng(7)
+CENTRES = RNG.normal(size=(40, DIM))
+
+
+def near_centres(rows: int, noise: float) -> np.ndarray:
+    vectors = CENTRES[RNG.integers(len(CENTRES), size=rows)] + noise * RNG.normal(size=(rows, DIM))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+VECTORS, QUERIES = near_centres(ITEMS, 0.5), near_centres(USERS, 0.8)
+IDS = RNG.permutation(3 * ITEMS)[:ITEMS].astype(np.int64)
+
+
+def batches() -> list[tuple[np.ndarray, np.ndarray]]:
+    return [(IDS[start : start + 1500], VECTORS[start : start + 1500]) for start in range(0, ITEMS, 1500)]
+
+
+def best(k: int) -> np.ndarray:
+    return IDS[np.argsort(-(QUERIES @ VECTORS.T), axis=1)[:, :k]]
+
+
+def config(factory: str, target: float) -> IndexConfig:
+    return IndexConfig(factory=factory, recall_target=target, recall_at=20)
+
+
+def test_a_small_catalogue_is_searched_exactly_and_a_large_one_by_cells() -> None:
+    assert factory_of(1) == factory_of(EXACT_BELOW - 1) == "Flat"
+    assert factory_of(1_000_000) == "IVF4096,Flat"
+    assert factory_of(10_000_000) == "IVF16384,Flat"
+
+
+def test_exact_answers_merged_over_batches_are_those_of_all_items_at_once() -> None:
+    answer, _ = exact_answer(batches(), QUERIES, 30)
+    assert (answer == best(30)).mean() > 0.999  # sums in another order may swap two neighbours
+    assert recall_of(answer, best(30)).mean() > 0.999
+    assert recall_of(np.array([[1, 2, NOTHING], [4, 3, 2]]), np.array([[2, 3, 4]] * 2)) == pytest.approx([1 / 3, 1])
+
+
+@pytest.mark.parametrize(("factory", "parameter"), [("IVF32,Flat", "nprobe"), ("HNSW16", "efSearch")])
+def test_the_smallest_setting_that_surely_reaches_the_target_is_chosen(factory: str, parameter: str) -> None:
+    chosen = choose_index(batches, DIM, ITEMS, QUERIES, config(factory, 0.9), seed=1)
+    assert (chosen.factory, chosen.parameter) == (factory, parameter)
+    *below, last = chosen.sweep
+    assert all(point.at_least < 0.9 for point in below)
+    assert last.at_least >= 0.9
+    assert (chosen.value, chosen.recall) == (last.value, last.recall)
+    _, found = search(chosen.index, QUERIES, 20)
+    assert recall_of(found, best(20)).mean() == pytest.approx(chosen.recall)
+    values = settings_of(factory, 20)
+    assert values == sorted(set(values))
+    assert [point.value for point in chosen.sweep] == values[: len(chosen.sweep)]
+
+
+def test_what_few_users_say_is_told_of_all_with_a_margin() -> None:
+    """Of 400 samples of 50 users, those whose bound is above the truth are as few as two standard errors leave out."""
+    draw = np.random.default_rng(3)
+    bounds = np.array([surely(draw.beta(9, 1, 50)) for _ in range(400)])  # of mean 0.9
+    assert 0.002 < (bounds > 0.9).mean() < 0.06
+    assert surely(np.ones(5)) == 1.0  # a target of 1 can be reached
+    assert surely(np.ones(1)) == -math.inf
+
+
+def test_a_target_out_of_reach_is_published_exact() -> None:
+    chosen = choose_index(batches, DIM, ITEMS, QUERIES, config("IVF32,PQ2", 0.95), seed=1)
+    assert (chosen.factory, chosen.parameter, chosen.value, chosen.recall) == ("Flat", None, None, 1.0)
+    assert chosen.tried == "IVF32,PQ2"
+    assert max(point.at_least for point in chosen.sweep) < 0.95
+    assert (search(chosen.index, QUERIES, 20)[1] == best(20)).mean() > 0.999
+
+
+def test_an_exact_index_is_not_swept() -> None:
+    chosen = choose_index(batches, DIM, ITEMS, QUERIES[:0], IndexConfig(), seed=1)
+    assert (chosen.factory, chosen.recall, chosen.sweep) == ("Flat", 1.0, [])
+    assert math.isnan(chosen.exact_seconds)
+
+
+@pytest.mark.parametrize("factory", FACTORIES)
+def test_the_same_items_give_the_same_index_on_one_thread_or_two(factory: str) -> None:
+    threads, built = faiss.omp_get_max_threads(), []
+    for count in (1, 2):
+        faiss.omp_set_num_threads(count)
+        built.append(faiss.serialize_index(build_index(batches, DIM, factory, seed=5)).tobytes())
+    faiss.omp_set_num_threads(threads)
+    assert built[0] == built[1]
+    if factory == "IVF32,Flat":
+        assert built[0] != faiss.serialize_index(build_index(batches, DIM, factory, seed=6)).tobytes()
+
+
+@pytest.mark.parametrize("factory", FACTORIES)
+def test_a_file_keeps_the_setting_and_search_leaves_out_what_is_excluded(factory: str, tmp_path: Path) -> None:
+    chosen = choose_index(batches, DIM, ITEMS, QUERIES, config(factory, 0.6), seed=1)
+    assert chosen.factory == factory
+    save_index(chosen.index, tmp_path / "index.faiss")
+    index = load_index(str(tmp_path / "index.faiss"))
+    inner = faiss.downcast_index(index.index)
+    assert (inner.hnsw.efSearch if chosen.parameter == "efSearch" else inner.nprobe) == chosen.value
+    scores, items = search(index, QUERIES, 20)
+    assert (items == search(chosen.index, QUERIES, 20)[1]).all()
+    assert recall_of(items, best(20)).mean() == pytest.approx(chosen.recall)
+
+    excluded = [row[: 15 * (user % 2)] for user, row in enumerate(best(20))]
+    scores, items = search(index, QUERIES, 20, excluded)
+    assert not any(set(row) & set(out) for row, out in zip(items.tolist(), excluded))
+    assert all(len(set(row)) == 20 for row in items.tolist())
+    assert (np.diff(scores, axis=1) <= 0).all()
+    assert items.min() >= 0
+
+
+@pytest.mark.parametrize("factory", FACTORIES)
+def test_places_stay_empty_only_where_items_have_run_out(factory: str) -> None:
+    few: Batches = lambda: [(IDS[:600], VECTORS[:600])]  # noqa: E731
+    index = build_index(few, DIM, factory)  # nprobe 1: about 20 items a cell
+    _, items = search(index, QUERIES[:3], 400, [IDS[:100], IDS[:0], IDS[:590]])
+    assert [(row >= 0).sum() for row in items] == [400, 400, 10]
+    assert set(items[2][:10]) == set(IDS[590:600])
+
+
+def test_a_factory_that_does_not_fit_says_why() -> None:
+    with pytest.raises(UnfitError, match=r"IVF8192,Flat needs at least 8,192 items to train on, there are 4,000"):
+        build_index(batches, DIM, "IVF8192,Flat")
+    with pytest.raises(UnfitError, match=r"IVF32,PQ5 does not fit vectors of 16"):
+        build_index(batches, DIM, "IVF32,PQ5")
+    with pytest.raises(ValidationError, match="factory"):
+        IndexConfig(factory="LSH")
+
+
+@pytest.mark.parametrize("factory", ["Flat", "HNSW16"])
+def test_an_index_of_an_earlier_release_answers_alike(tmp_path: Path, factory: str) -> None:
+    """Releases were written with IDMap2, which has a second map for `reconstruct` beside what IDMap has."""
+    index = build_index(batches, DIM, factory)
+    assert type(index) is faiss.IndexIDMap
+    earlier = faiss.index_factory(DIM, f"IDMap2,{factory}", faiss.METRIC_INNER_PRODUCT)
+    for ids, vectors in batches():
+        earlier.add_with_ids(vectors, ids)
+    found = []
+    for name, one in (("now", index), ("earlier", earlier)):
+        save_index(one, tmp_path / name)
+        loaded = load_index(str(tmp_path / name))
+        assert isinstance(loaded, faiss.IndexIDMap)
+        found.append(search(loaded, QUERIES, 10, [best(3)[row] for row in range(USERS)]))
+    for one, other in zip(*found):
+        np.testing.assert_array_equal(one, other)

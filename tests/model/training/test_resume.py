@@ -1,0 +1,175 @@
+"""A training that is killed and started again ends as one that was left alone."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from model.training.checkpoint import load_checkpoint, read_state
+from model.training.launch import ROOT, launch
+from model.training.spec import StepMetrics, TrainingResult, TrainingSpec
+from model.training.trainer import train
+from tests.model import toy_night
+
+GROUPS = [70, 71, 69, 72]
+TIMES = {"rows_per_second", "data_wait_share", "step_seconds", "seconds", "memory_mb"}
+EVERYTHING: dict[str, Any] = {
+    "learned_temperature": True,
+    "correction": "mns",
+    "frequencies": "streaming",
+    "streaming": {"slots": 1000},
+    "self_supervision": {"mask": "random", "items": 16},
+}
+
+
+def make_spec(folder: Path, **training: Any) -> TrainingSpec:
+    """Seven steps an epoch; dropout, an estimator, self-supervision, sparse and dense tables: all that has a state."""
+    return toy_night.make_spec(
+        folder, GROUPS, {"id_dropout": 0.2}, EVERYTHING,
+        {"batch_size": 42, "embedding_rows_sparse": 50, "schedule": "cosine", "checkpoint_steps": 5, **training},
+        epochs=3, resume=str(folder / "progress"), output=str(folder / "checkpoint"),
+    )  # fmt: skip
+
+
+class KilledError(Exception):
+    pass
+
+
+def break_off(spec: TrainingSpec, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+    """Run in this process up to a step, and no further."""
+    from model.training import trainer
+
+    step = trainer.Fit._step
+
+    def stop(self: Any, *arguments: Any) -> None:
+        if self.recorder.step == after:
+            raise KilledError
+        step(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.Fit, "_step", stop)
+        with pytest.raises(KilledError):
+            train(spec)
+    assert not Path(spec.output).exists()
+
+
+def figures(points: list[StepMetrics]) -> list[dict[str, float]]:
+    return [point.model_dump(exclude=TIMES) for point in points]
+
+
+def assert_same(one: TrainingResult, other: TrainingResult, folders: list[str]) -> None:
+    """Bit for bit, but for times and memory."""
+    assert figures(other.metrics) == figures(one.metrics)
+    assert [epoch.model_dump(exclude={"seconds"}) for epoch in other.epochs] == [
+        epoch.model_dump(exclude={"seconds"}) for epoch in one.epochs
+    ]
+    left = {"metrics", "epochs", "seconds"}
+    assert other.model_dump(exclude=left) == one.model_dump(exclude=left)
+    for read in (read_state, lambda folder: load_checkpoint(folder).state_dict()):
+        a, b = (read(folder) for folder in folders)
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adagrad"])
+@pytest.mark.parametrize("after", [6, 8, 13, 20])
+def test_a_run_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str, after: int) -> None:
+    """After step 5 in the middle of the first epoch, after 10 in that of the second, after 20, the last but one."""
+    spec = make_spec(tmp_path, optimizer=optimizer)
+    whole = train(spec.model_copy(update={"resume": None, "output": str(tmp_path / "whole")}))
+    assert whole.steps == 21
+    break_off(spec, monkeypatch, after)
+    kept = [path.name for path in Path(str(spec.resume)).iterdir()]
+    assert kept == [f"step={after // 5 * 5}"]
+    assert_same(whole, train(spec), [str(tmp_path / "whole"), spec.output])
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"tower": "dssm"},
+        {"tower": "senet", "history_pooling": "decay"},
+        {"tower": "parallel", "history_pooling": "attention"},
+    ],
+    ids=["dssm", "senet", "parallel"],
+)
+def test_the_same_run_has_the_same_bits_where_threads_share_its_work(tmp_path: Path, model: dict[str, Any]) -> None:
+    """Above 32,768 numbers torch may add gradients of one item from two threads, in the order in which they come."""
+    spec = toy_night.make_spec(
+        tmp_path, [1024, 1024], {**model, "dim": 66, "id_dropout": 0.2}, EVERYTHING, {"batch_size": 1024, "threads": 2},
+        epochs=4,
+    )  # fmt: skip
+    first, *others = [
+        (launch(spec.model_copy(update={"output": str(tmp_path / name)})), str(tmp_path / name)) for name in "abc"
+    ]
+    for other in others:
+        assert_same(first[0], other[0], [first[1], other[1]])
+
+
+def test_killed_by_the_system_it_goes_on_too(tmp_path: Path) -> None:
+    spec = make_spec(tmp_path).model_copy(update={"epochs": 20})
+    whole = train(spec.model_copy(update={"resume": None, "output": str(tmp_path / "whole")}))
+    (tmp_path / "spec.json").write_text(spec.model_dump_json())
+    lines = (
+        "import sys, pyarrow",
+        "from model.training.spec import TrainingSpec",
+        "from model.training.trainer import train",
+    )
+    code = "; ".join((*lines, "train(TrainingSpec.model_validate_json(open(sys.argv[1]).read()))"))
+    command = [sys.executable, "-c", code, str(tmp_path / "spec.json")]
+    child = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    progress = Path(str(spec.resume))
+    while child.poll() is None and not list(progress.glob("step=[0-9][0-9]*")):
+        time.sleep(0.01)
+    assert child.poll() is None, "it is in the middle"
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert_same(whole, train(spec), [str(tmp_path / "whole"), spec.output])
+
+
+def test_another_run_or_a_damaged_checkpoint_begins_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    spec = make_spec(tmp_path)
+    break_off(spec, monkeypatch, 8)
+    caplog.set_level("INFO", "model")
+    train(spec.model_copy(update={"seed": 8}))
+    assert "is of a run with another config or other inputs" in caplog.text
+    tensors = Path(str(spec.resume), "step=5", "tensors.safetensors")
+    if not tensors.exists():  # The other run has left its own.
+        break_off(spec.model_copy(update={"output": str(tmp_path / "again")}), monkeypatch, 8)
+    tensors.write_bytes(tensors.read_bytes()[:-1] + b"x")
+    whole = train(spec.model_copy(update={"resume": None, "output": str(tmp_path / "whole")}))
+    again = train(spec)
+    assert "is damaged" in caplog.text
+    assert_same(whole, again, [str(tmp_path / "whole"), spec.output])
+
+
+def test_another_number_of_processes_goes_on_with_the_same_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From one to two, from one to three, and in the epochs after it with shares of their own.
+
+    Losses to 1e-4: sums in another order, and three epochs of an optimiser that divides by small numbers.
+    """
+    for processes in (2, 3):
+        spec = toy_night.make_spec(
+            tmp_path, GROUPS, {"id_dropout": 0.0}, None,
+            {"batch_size": 42, "optimizer": "adagrad", "checkpoint_steps": 5, "timeout_seconds": 60},
+            epochs=1, resume=str(tmp_path / f"progress{processes}"),
+        )  # fmt: skip
+        whole = train(spec.model_copy(update={"resume": None, "output": str(tmp_path / "whole")}))
+        break_off(spec.model_copy(update={"output": str(tmp_path / f"none{processes}")}), monkeypatch, 6)
+        more = spec.training.model_copy(update={"processes": processes})
+        other = launch(spec.model_copy(update={"training": more, "output": str(tmp_path / f"out{processes}")}))
+        assert (other.steps, other.rows) == (whole.steps, whole.rows) == (7, sum(GROUPS))
+        assert [point.loss for point in other.metrics] == pytest.approx([p.loss for p in whole.metrics], rel=1e-4)
+        a, b = (load_checkpoint(str(tmp_path / name)).state_dict() for name in ("whole", f"out{processes}"))
+        for name in a:
+            torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-4)

@@ -1,0 +1,277 @@
+"""RecFlow's feather files: flags become stages, answers become interactions, and a night finds hard negatives in them."""
+
+from datetime import datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.feather as pf
+import pytest
+from pyspark.sql import DataFrame, SparkSession
+
+from jobs import import_recflow
+from pipelines.config import Features, Inputs, Negatives, Positives, Samples
+from pipelines.contract.errors import InputError
+from pipelines.contract.negative_kinds import COARSE, FINE
+from pipelines.datasets import feather
+from pipelines.datasets.feather import Piece, find_files, flag, inspect_files, read_pieces, whole
+from pipelines.datasets.recflow import COLUMNS, FLAGS, count_rows, ranking_logs, recflow_tables, source_files
+from pipelines.night import Night, SampleConfig
+from pipelines.positives.build import build_positives
+from pipelines.samples.build import build_negatives
+from pipelines.storage.warehouse import Warehouse
+
+NOON = 1_705_147_200_000  # 2024-01-13 12:00 UTC in milliseconds
+DAY = 86_400_000
+ORDER = [  # as published
+    *("request_id", "request_timestamp", "user_id", "device_id", "age", "gender", "province", "video_id", "author_id"),
+    *("category_level_one", "category_level_two", "upload_type", "upload_timestamp", "duration", "realshow"),
+    *("rerank_pos", "rerank_neg", "rank_pos", "rank_neg", "coarse_neg", "prerank_neg", "rank_index", "rerank_index"),
+    *("playing_time", "effective_view", "long_view", "like", "follow", "forward", "comment"),
+]
+
+
+def source_row(request: int, user: int, video: int, time: int = NOON, **told: Any) -> dict[str, Any]:
+    """A row as published: all thirty columns, every flag 0 but those told."""
+    context = {"device_id": user + 500, "age": user % 5, "gender": user % 2, "province": 3}
+    item = {"author_id": video % 7, "category_level_one": video % 3, "category_level_two": video % 9, "upload_type": 1}
+    row = {"request_id": request, "request_timestamp": time, "user_id": user, "video_id": video, **context, **item}
+    row |= {"upload_timestamp": 1_704_067_200 + video, "duration": 15_000, "rank_index": -1, "rerank_index": -1}
+    return row | dict.fromkeys(FLAGS, 0) | {"playing_time": 0} | told
+
+
+def write(path: Path, rows: list[dict[str, Any]], **types: Any) -> None:
+    """A feather file as pandas writes it: version 2, lz4."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(rows)[ORDER].astype(types).to_feather(path)
+
+
+def imported(spark: SparkSession, folder: Path) -> tuple[dict[str, list[dict[str, Any]]], Any]:
+    tables, counts = recflow_tables(spark, str(folder), source_files(str(folder)))
+    return {name: rows_of(frame) for name, frame in tables.items()}, counts
+
+
+def rows_of(frame: DataFrame) -> list[dict[str, Any]]:
+    return sorted((row.asDict() for row in frame.collect()), key=repr)
+
+
+def test_flags_become_stages_and_answers_interactions(spark: SparkSession, tmp_path: Path) -> None:
+    midnight = NOON + DAY // 2
+    early = [
+        source_row(1, 7, 10, prerank_neg=1),
+        source_row(1, 7, 11, coarse_neg=1),
+        source_row(1, 7, 12, rank_neg=1, rank_index=14),
+        source_row(1, 7, 13, rank_pos=1, rank_index=2),  # near the top, and dropped by nobody knows whom
+        source_row(1, 7, 14, rank_pos=1, rerank_neg=1, rank_index=3, rerank_index=12),
+        source_row(1, 7, 15, coarse_neg=1, rank_neg=1, rank_index=11),  # contradictory: the furthest counts
+        source_row(1, 7, 16),  # no stage at all
+        source_row(1, 7, 17, rank_neg=1, rank_index=9),
+    ]
+    # The same request goes on in a second file, with bools and floats (and NaN) where the first has integers.
+    shown = {"realshow": 1, "rank_pos": 1, "rerank_pos": 1, "rank_index": 1}
+    late = [
+        source_row(1, 7, 17, **shown, rerank_index=1, effective_view=1, like=1),  # told before as rank_neg
+        source_row(1, 7, 18, **shown, rerank_index=np.nan),
+        source_row(2, 7, 12, midnight - 1, effective_view=1),  # the last millisecond of the day; answered, so shown
+        source_row(2, 7, 12, midnight - 1, effective_view=1),  # twice
+        source_row(3, 7, 12, midnight, age=4, duration=np.nan, upload_timestamp=0, long_view=1, realshow=1),
+        source_row(3, 8, 19, midnight, coarse_neg=1),
+    ]
+    write(tmp_path / "a" / "first.feather", early)
+    write(tmp_path / "b" / "c" / "second part.feather", late, realshow=bool, effective_view=float, like=bool)
+    (tmp_path / "b" / "._second part.feather").write_text("what another system left")
+    tables, counts = imported(spark, tmp_path)
+
+    stages = {(r["ds"], r["request_id"], r["item_id"]): (r["stage"], r["position"]) for r in tables["ranking_logs"]}
+    assert stages == {
+        ("2024-01-13", 1, 10): ("recall", None),
+        ("2024-01-13", 1, 11): ("coarse", None),
+        ("2024-01-13", 1, 12): ("fine", 14),
+        ("2024-01-13", 1, 13): ("fine", 2),
+        ("2024-01-13", 1, 14): ("rerank", 12),
+        ("2024-01-13", 1, 15): ("fine", 11),
+        ("2024-01-13", 1, 17): ("exposed", 1),
+        ("2024-01-13", 1, 18): ("exposed", None),
+        ("2024-01-13", 2, 12): ("exposed", None),
+        ("2024-01-14", 3, 12): ("exposed", None),
+        ("2024-01-14", 3, 19): ("coarse", None),
+    }
+    assert len(tables["ranking_logs"]) == len(stages)
+    did = sorted((r["event_time"], r["item_id"], r["action"], r["request_id"]) for r in tables["interactions"])
+    last = datetime(2024, 1, 13, 23, 59, 59, 999_000)
+    assert did == [
+        (datetime(2024, 1, 13, 12), 17, "effective_view", 1),
+        (datetime(2024, 1, 13, 12), 17, "like", 1),
+        (last, 12, "effective_view", 2),
+        (datetime(2024, 1, 14), 12, "long_view", 3),
+    ]
+    # Users: the day before the first knows everybody, the second day knows of the birthday.
+    ages = {(r["ds"], r["user_id"]): r["age"] for r in tables["users"]}
+    assert ages == {
+        **{("2024-01-12", 7): 2, ("2024-01-13", 7): 2, ("2024-01-14", 7): 4},
+        **{("2024-01-12", 8): 3, ("2024-01-14", 8): 3, ("2024-01-13", 8): 3},
+    }
+    assert len(tables["users"]) == len(ages)
+    # Items: each snapshot has what was seen so far, as it was seen last.
+    first = {r["item_id"]: r for r in tables["items"] if r["ds"] == "2024-01-13"}
+    second = {r["item_id"]: r for r in tables["items"] if r["ds"] == "2024-01-14"}
+    assert (sorted(first), sorted(second)) == (list(range(10, 19)), list(range(10, 20)))
+    assert len(tables["items"]) == len(first) + len(second)
+    assert (first[12]["duration"], first[12]["publish_time"]) == (15_000, datetime(2024, 1, 1, 0, 0, 12))
+    assert (second[12]["duration"], second[12]["publish_time"], second[12]["author_id"]) == (None, None, 5)
+    assert (counts.rows, counts.without_stage, counts.answered_unshown) == (14, 1, 2)
+    assert counts.stages == {"recall": 1, "coarse": 2, "fine": 4, "rerank": 1, "exposed": 5}
+
+
+def test_places_that_count_from_nought_count_from_one(spark: SparkSession) -> None:
+    rows = [source_row(1, 7, video, rank_neg=True, rank_index=video) for video in range(3)]
+    rows.append(source_row(1, 7, 9, rerank_neg=True, rank_index=4, rerank_index=5))
+    flags = dict.fromkeys(FLAGS, bool)
+    frame = spark.createDataFrame(pd.DataFrame(rows).astype(flags))
+    zero_based = count_rows(frame, "").zero_based
+    assert zero_based == {"rank_index"}
+    assert {r["item_id"]: r["position"] for r in rows_of(ranking_logs(frame, zero_based))} == {0: 1, 1: 2, 2: 3, 9: 5}
+
+
+def test_files_that_cannot_be_imported_are_all_named(spark: SparkSession, tmp_path: Path) -> None:
+    row = source_row(1, 7, 10, prerank_neg=1)
+    write(tmp_path / "good.feather", [row])
+    write(tmp_path / "text.feather", [row], user_id=str)
+    pd.DataFrame([row])[ORDER].iloc[:0].to_feather(tmp_path / "empty.feather")
+    pd.DataFrame([row])[ORDER].drop(columns=["rank_neg", "like"]).to_feather(tmp_path / "short.feather")
+    pf.write_feather(pd.DataFrame([row])[ORDER], str(tmp_path / "old.feather"), version=1)
+    whole_file = (tmp_path / "good.feather").read_bytes()
+    (tmp_path / "torn.feather").write_bytes(whole_file[: len(whole_file) // 2])
+    with pytest.raises(InputError) as refused:
+        imported(spark, tmp_path)
+    said = str(refused.value)
+    assert said.startswith(f"5 of 6 files in {tmp_path} cannot be imported: ")
+    assert "good.feather" not in said
+    for part in (
+        "empty.feather has no rows",
+        "short.feather lacks the columns like, rank_neg",
+        "text.feather holds string in column user_id, wanted numbers",
+        "old.feather is of feather's old version 1",
+        "torn.feather is no feather file",
+    ):
+        assert part in said
+    with pytest.raises(InputError, match=r"nothing holds no \*\.feather file.*--source"):
+        find_files("nothing")
+
+
+def test_rows_that_belong_nowhere_are_counted_and_refused(spark: SparkSession, tmp_path: Path) -> None:
+    seconds = source_row(1, 7, 10, NOON // 1000)
+    write(tmp_path / "all.feather", [source_row(1, 7, 11), seconds, source_row(1, np.nan, 12), source_row(2.5, 7, 13)])
+    with pytest.raises(
+        InputError, match=r"3 of 4 rows lack one of request_id, user_id, video_id.*milliseconds"
+    ) as said:
+        imported(spark, tmp_path)
+    assert '{"request_id":1,"user_id":7,"video_id":10,"request_timestamp":1705147200}' in str(said.value)
+
+
+def test_files_are_read_batch_by_batch_with_the_columns_asked_for(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = pa.table({"unread": ["x"] * 11, "n": list(range(11)), "f": [0.0, 1.0, None] + [0.0] * 8})
+    pf.write_feather(table, str(tmp_path / "many.feather"), compression="lz4", chunksize=2)
+    monkeypatch.setattr(feather, "BATCHES_A_TASK", 4)
+    pieces = inspect_files(spark, str(tmp_path), find_files(str(tmp_path)), ["n", "f"])
+    path = str(tmp_path / "many.feather")
+    assert pieces == [Piece(path, 0, 4), Piece(path, 4, 6)]
+    frame = read_pieces(spark, str(tmp_path), pieces, {"n": feather.WHOLE, "f": feather.FLAG})
+    assert frame.rdd.getNumPartitions() == 2
+    assert [tuple(row) for row in frame.sort("n").collect()] == [(n, n == 1) for n in range(11)]
+
+
+def test_numbers_of_any_type_are_read_alike() -> None:
+    floats = pa.array([1.0, 0.0, float("nan"), None, 2.5, 1e300])
+    assert whole(floats).to_pylist() == [1, 0, None, None, None, None]
+    assert whole(pa.array([True, None])).to_pylist() == [1, None]
+    assert whole(pa.array([2**53 + 1], pa.int64())).to_pylist() == [2**53 + 1]  # beyond what a float can tell
+    assert flag(floats).to_pylist() == [True, False, False, False, True, True]
+    assert flag(pa.array([1, 0, None], pa.int8())).to_pylist() == [True, False, False]
+    assert flag(pa.array([True, None])).to_pylist() == [True, False]
+
+
+def request_rows(request: int, user: int, time: int, place: list[int]) -> list[dict[str, Any]]:
+    """A whole request: of the 40 videos, best first, 4 are shown, 4 re-ranked, 12 ranked, 20 dropped before that."""
+    rows = []
+    for rank, video in enumerate(place[:40], 1):
+        if rank <= 20:
+            told = {"rank_pos": rank <= 8, "rank_neg": rank > 8, "rank_index": rank}
+        else:
+            told = {"coarse_neg": rank <= 30, "prerank_neg": rank > 30}
+        if rank <= 8:
+            told |= {"rerank_pos": rank <= 4, "rerank_neg": rank > 4, "rerank_index": rank}
+        shown = rank <= 4
+        told |= {"realshow": shown, "effective_view": shown}
+        rows.append(source_row(request, user, video, time, **{name: int(value) for name, value in told.items()}))
+    return rows
+
+
+def feed(folder: Path) -> dict[str, dict[int, set[int]]]:
+    """Two days of 12 users with a request a day in two files; returns what each stage dropped, by user of the last day."""
+    dropped: dict[str, dict[int, set[int]]] = {"coarse": {}, "fine": {}}
+    rng = np.random.default_rng(3)
+    for day in range(2):
+        rows = []
+        for user in range(12):
+            place = rng.permutation(80).tolist()
+            rows += request_rows(100 * day + user, user, NOON + day * DAY + user, place)
+            dropped["coarse"][user] = set(place[20:40])
+            dropped["fine"][user] = set(place[12:20])  # the last half of the 16 that were ranked and not shown
+        write(folder / "all_stage" / f"{day}.feather", rows[::2])
+        write(folder / "all_stage" / f"{day}-more.feather", rows[1::2])
+        write(folder / "realshow" / f"{day}.feather", [row for row in rows if row["realshow"]])
+    return dropped
+
+
+def test_a_night_on_imported_tables_has_hard_negatives(
+    spark: SparkSession, warehouse: Warehouse, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    dropped = feed(tmp_path / "RecFlow")
+    (tmp_path / "RecFlow" / "others").mkdir()
+    (tmp_path / "RecFlow" / "others" / "rank_test.feather").write_text("not asked for")
+    args = SimpleNamespace(source=f"{tmp_path / 'RecFlow'}/")
+    context: Any = SimpleNamespace(spark=spark, warehouse=warehouse, args=args, force=False, config=None)
+    with caplog.at_level("INFO", logger="nightjar"):
+        import_recflow.run(context)
+    assert "imported RecFlow: 4 files, 96 interactions and 960 ranked videos on 2 days" in caplog.text
+    uri = warehouse.path("interactions")
+    before = warehouse.input_fingerprint(uri, ["2024-01-13"])
+    import_recflow.run(context)
+    assert warehouse.input_fingerprint(uri, ["2024-01-13"]) == before  # done already
+
+    features = {
+        "user": [{"kind": "categorical", "name": "age"}],
+        "item": [{"kind": "categorical", "name": "category_level_one"}, {"kind": "numeric", "name": "duration"}],
+    }
+    actions = {"effective_view": 1.0}
+    config = SampleConfig(
+        Features.model_validate(features),
+        Positives(actions=actions, downsample=None),
+        Negatives(uniform=1, popularity=0, coarse=2, fine=2, coarse_stages=["recall", "coarse"]),
+        Samples(row_group_rows=64, trainers=1),
+    )
+    night = Night.open(warehouse, Inputs(), "2024-01-14", seed=5, bootstrap_days=1)
+    build_positives(night, config, "a")
+    build_negatives(night, config, "a")
+    video = {r["item_index"]: int(r["item_id"]) for r in warehouse.read("item_stats", "2024-01-14").collect()}
+    rows = (
+        warehouse.read("samples", "2024-01-14").select("user_id", "user_age", "negatives", "negative_kinds").collect()
+    )
+    assert len(rows) == 48
+    assert all(row["user_age"] >= 2 for row in rows)  # point in time: the snapshot of the day before is there
+    kinds = [kind for row in rows for kind in row["negative_kinds"]]
+    assert (kinds.count(COARSE), kinds.count(FINE)) == (96, 96)
+    for row in rows:
+        for kind, name in ((COARSE, "coarse"), (FINE, "fine")):
+            drawn = {video[i] for i, k in zip(row["negatives"], row["negative_kinds"]) if k == kind}
+            assert drawn <= dropped[name][int(row["user_id"])]
+
+
+def test_every_published_column_but_playing_time_is_read() -> None:
+    assert set(ORDER) - {"playing_time"} == set(COLUMNS)

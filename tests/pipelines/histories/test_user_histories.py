@@ -1,0 +1,173 @@
+"""Histories are cut from a stream of batches: whatever the batches, every row sees what a loop over all rows would see."""
+
+import random
+from collections import defaultdict
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from pipelines.config import Negatives
+from pipelines.histories import history_arrays
+from pipelines.histories.user_stream import PAST, ROW
+from pipelines.samples.user_context import Setting, with_contexts
+
+Row = dict[str, Any]
+
+
+def stream(seed: int, users: int = 12) -> list[Row]:
+    """Sorted rows with ties in time, of users with one row and of users with many; some have a past."""
+    draw = random.Random(seed)
+    rows = []
+    for user in range(users):
+        number = draw.choice([1, 2, 5, 40])
+        times = sorted(1000 + draw.randrange(max(2, number // 2)) for _ in range(number))
+        past = [900 + draw.randrange(50) for _ in range(draw.choice([0, 0, 2, 7]))]
+        for place, time in enumerate(times):
+            item = draw.randrange(2, 30)
+            rows.append(
+                {
+                    "user_id": f"u{user:02d}",
+                    "event_time": time,
+                    "row_key": place,
+                    "number": place + 1,
+                    "item_index": item,
+                    "past": past if place == 0 else None,
+                    "pair": hash((user, item)),  # a pair of user and item has one hash
+                }
+            )
+    return rows
+
+
+def batches(rows: list[Row], size: int) -> Iterator[pa.RecordBatch]:
+    kinds = {"event_time": pa.timestamp("us", tz="UTC"), "past": pa.list_(pa.int32()), "item_index": pa.int32()}
+    fields = [(name, kinds.get(name, pa.array([row[name] for row in rows]).type)) for name in rows[0]]
+    return cut(rows, pa.schema(fields), size)
+
+
+def cut(rows: list[Row], schema: pa.Schema, size: int) -> Iterator[pa.RecordBatch]:
+    for start in range(0, len(rows), size):
+        yield pa.RecordBatch.from_pylist(rows[start : start + size], schema=schema)
+        yield pa.RecordBatch.from_pylist([], schema=schema)  # an empty one changes nothing
+
+
+def found_histories(rows: list[Row], size: int, setting: Setting) -> Iterator[tuple[int, int, list[int], int]]:
+    """(user, row key, history, until) of every row, by way of the stream."""
+    whole: list[Row] = []
+    for row in rows:
+        user = int(row["user_id"][1:])
+        past = row["past"] or []
+        times = row.get("past_times") or [500 + user] * len(past)
+        for start in range(0, len(past), 3):  # a past may come in pieces
+            values = past[start : start + 3]
+            if not setting.others:
+                values = [number for pair in zip(values, times[start : start + 3]) for number in pair]
+            whole.append({"user_key": user, "role": PAST, "values": values})
+        own = {"at": row["event_time"], "key": row["row_key"], "item_index": row["item_index"]}
+        own["carried"] = row.get("carried", False)
+        whole.append({"user_key": user, "role": ROW, **own})
+    kinds = {"role": pa.int32(), "values": pa.list_(pa.int64()), "item_index": pa.int32(), "carried": pa.bool_()}
+    names = ("user_key", "role", "at", "key", "values", "item_index", "carried")
+    schema = pa.schema([(name, kinds.get(name, pa.int64())) for name in names])
+    for table, context, group in with_contexts(cut(whole, schema, size), setting):
+        items, times = (table.column(name).to_numpy() for name in ("item_index", "at"))
+        history, until = context.histories(group, items, times, setting)
+        users, keys = table.column("user_key").to_pylist(), table.column("key").to_pylist()
+        yield from zip(users, keys, history.tolist(), until.tolist())
+
+
+def micros(values: Any) -> Any:
+    zero = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
+    return (values - zero) // timedelta(microseconds=1)
+
+
+CUTS = [(0, 1), (1, 3), (2, 16), (3, 1000)]
+
+
+@pytest.mark.parametrize(("seed", "size"), CUTS)
+def test_a_history_is_the_last_items_before_the_instant(seed: int, size: int) -> None:
+    rows, length = stream(seed), 5
+    found = list(found_histories(rows, size, Setting(Negatives(), 17, 1000, {}, history=length)))
+    expected = []
+    for row in rows:
+        own = [other for other in rows if other["user_id"] == row["user_id"]]
+        user = int(row["user_id"][1:])
+        before = [(500 + user, item) for item in own[0]["past"] or []]
+        before += [
+            (other["event_time"], other["item_index"]) for other in own if other["event_time"] < row["event_time"]
+        ]
+        history = [item for _, item in before[-length:]]
+        padded = [0] * (length - len(history)) + history
+        expected.append((user, row["row_key"], padded, before[-1][0] if before else -1))
+    assert found == expected
+    assert any(history[0] for _, _, history, _ in found)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 1000])
+def test_a_carried_row_sees_the_past_before_it_and_is_told_once(size: int) -> None:
+    # Three events of last night's end, of which two are carried; two of tonight, one of them at the same instant twice.
+    past = {"past": [5, 6, 7, 8], "past_times": [10, 20, 30, 30]}
+    rows: list[Row] = [
+        {"user_id": "u01", "event_time": 20, "row_key": 1, "item_index": 6, "carried": True, **past},
+        {"user_id": "u01", "event_time": 30, "row_key": 2, "item_index": 7, "carried": True, "past": None},
+        {"user_id": "u01", "event_time": 40, "row_key": 3, "item_index": 9, "past": None},
+        {"user_id": "u01", "event_time": 40, "row_key": 4, "item_index": 6, "past": None},
+        {"user_id": "u01", "event_time": 50, "row_key": 5, "item_index": 5, "past": None},
+        {"user_id": "u02", "event_time": 30, "row_key": 6, "item_index": 5, "carried": True, "past": None},
+    ]
+    found = {
+        key: (history, until)
+        for _, key, history, until in found_histories(rows, size, Setting(Negatives(), 17, 1000, {}, history=4))
+    }
+    assert found == {
+        1: ([0, 0, 0, 5], 10),
+        2: ([0, 0, 5, 6], 20),
+        3: ([5, 6, 7, 8], 30),
+        4: ([5, 6, 7, 8], 30),
+        5: ([7, 8, 9, 6], 40),
+        6: ([0, 0, 0, 0], -1),
+    }
+
+
+@pytest.mark.parametrize(("seed", "size"), CUTS)
+def test_leave_one_out_gives_the_other_positives_whatever_their_order(seed: int, size: int) -> None:
+    length = 3
+    # One more than three are looked at, the newest last: the first is too old unless the row's own is among the others.
+    pools = {0: [9, 4, 5, 2], 1: [2], 2: [], 3: [8, 7, 6, 5]}
+    rows = []
+    for user, pool in pools.items():
+        for place, item in enumerate((2, 5, 9, 3) * (seed + 1)):
+            row = {"user_id": f"u{user:02d}", "event_time": 1000 + place, "row_key": place, "item_index": item}
+            rows.append(row | {"past": pool if place == 0 else None})
+    setting = Setting(Negatives(), 17, 1000, {}, history=length, others=True)
+    found = list(found_histories(rows, size, setting))
+    assert len(found) == len(rows)
+    for (user, _, history, until), row in zip(found, rows):
+        others = [item for item in pools[user] if item != row["item_index"]][-length:]
+        assert history == [0] * (length - len(others)) + others
+        assert until == -1
+
+
+@pytest.mark.parametrize(("seed", "size"), CUTS)
+def test_the_state_of_a_day_is_the_last_events_and_the_last_distinct_items(seed: int, size: int) -> None:
+    rows, length, known = stream(seed), 5, 7
+    found = [row for b in history_arrays.last_rows(batches(rows, size), length, known) for row in b.to_pylist()]
+    by_user = defaultdict(list)
+    for row in rows:
+        by_user[row["user_id"]].append(row)
+    assert [row["user_id"] for row in found] == list(by_user)
+    for row, own in zip(found, by_user.values()):
+        assert row["items_today"] == [other["item_index"] for other in own][-length:]
+        assert [micros(time) for time in row["times_today"]] == [other["event_time"] for other in own][-length:]
+        touches = {other["item_index"]: (other["event_time"], other["pair"]) for other in own}  # the last one wins
+        assert row["known_today"] == sorted(touches, key=touches.__getitem__)[-known:]
+
+
+def test_rows_out_of_order_stop_the_stream() -> None:
+    rows = stream(3)
+    place = next(n for n, row in enumerate(rows) if row["number"] > 1)
+    rows[place - 1], rows[place] = rows[place], rows[place - 1]
+    with pytest.raises(AssertionError, match="please report this"):
+        list(history_arrays.last_rows(batches(rows, 16), 5, 7))

@@ -1,0 +1,97 @@
+"""Two small nights that several tests build: a funnel, ties in time, features that change, an item that comes late."""
+
+import random
+from datetime import datetime, timedelta
+from typing import Any
+
+from pipelines.config import Features, Inputs, Negatives, Positives, Samples
+from pipelines.night import Night, SampleConfig
+from pipelines.positives.build import build_positives
+from pipelines.samples.build import build_negatives
+from pipelines.storage.warehouse import Warehouse
+
+DAYS = ["2024-03-01", "2024-03-02", "2024-03-03"]
+FIRST, SECOND = DAYS[1], DAYS[2]
+LENGTH = 5
+CONFIG = SampleConfig(
+    Features.model_validate(
+        {
+            "user": [{"kind": "categorical", "name": "age"}, {"kind": "numeric", "name": "income"}],
+            "item": [
+                {"kind": "categorical", "name": "category"},
+                {"kind": "multi_categorical", "name": "tags", "max_values": 3, "weights": "tag_weights"},
+                {"kind": "numeric", "name": "price", "boundaries": [10.0, 20.0]},
+            ],
+            "history": {"length": LENGTH},
+        }
+    ),
+    Positives(per_user_cap=4, downsample={"threshold": 0.005}, valid_hours=2.0),
+    Negatives(uniform=2, popularity=2, coarse=2, fine=1),
+    Samples(row_group_rows=16, trainers=3),
+)
+LATE_ITEM = 59  # published on the second night
+Interaction = tuple[str, str, int, datetime, str, str]
+
+
+def logs() -> tuple[list[Interaction], list[tuple[Any, ...]]]:
+    """Interactions and ranking logs of 25 users and 60 items, ties in time among them."""
+    rng = random.Random(5)
+    interactions, rankings = [], []
+    for number, ds in enumerate(DAYS):
+        midnight = datetime.fromisoformat(ds)
+        for user in range(25):
+            request = f"{ds}-{user}"
+            shown = rng.sample(range(LATE_ITEM), 40)
+            for place, item in enumerate(shown):
+                stage = "exposed" if place < 8 else "rerank" if place < 12 else "fine" if place < 20 else "coarse"
+                stage = "recall" if place >= 36 else stage
+                rankings.append((ds, request, f"u{user}", item, midnight + timedelta(hours=1), stage, place + 1))
+            for item in shown[: rng.randint(0, 8)]:
+                time = midnight + timedelta(hours=rng.randint(1, 23), minutes=rng.choice([0, 30]))
+                action = "click" if rng.random() < 0.8 else "view"
+                interactions.append((ds, f"u{user}", item, time, action, request))
+        if number == 2:
+            interactions.append((ds, "newcomer", LATE_ITEM, midnight + timedelta(hours=5), "click", "x"))
+    return interactions, rankings
+
+
+def write_inputs(warehouse: Warehouse) -> None:
+    """All four input tables."""
+    spark = warehouse.spark
+    interactions, rankings = logs()
+    columns = "ds string, user_id string, item_id int, event_time timestamp, action string, request_id string"
+    warehouse.write_input(spark.createDataFrame(interactions, columns), "interactions")
+    columns = (
+        "ds string, request_id string, user_id string, item_id int, event_time timestamp, stage string, position int"
+    )
+    warehouse.write_input(spark.createDataFrame(rankings, columns), "ranking_logs")
+    people = [("2024-02-29", f"u{n}", ["young", "old", None][n % 3], float(n) if n % 4 else None) for n in range(20)]
+    # A later snapshot with other ages: an event of its own day must not see it.
+    people += [("2024-03-02", f"u{n}", "changed", float(n)) for n in range(20)]
+    warehouse.write_input(
+        spark.createDataFrame(people, "ds string, user_id string, age string, income double"), "users"
+    )
+    things = [
+        (
+            ds,
+            n,
+            datetime(2024, 3, 3) if n == LATE_ITEM else None,
+            f"c{n % 3}",
+            [f"t{n % 5}", f"t{n % 7}"],
+            [1.0, 0.5],
+            n / 2,
+        )
+        for ds in (DAYS[0], DAYS[2])
+        for n in range(60)
+    ]
+    columns = "ds string, item_id int, publish_time timestamp, category string, tags array<string>, "
+    columns += "tag_weights array<double>, price double"
+    warehouse.write_input(spark.createDataFrame(things, columns), "items")
+
+
+def run_nights(warehouse: Warehouse, inputs: Inputs | None = None, last: str = SECOND) -> None:
+    """Bootstrap on two days, then one night more (unless `last` is the first)."""
+    for ds, days in ((FIRST, 2), (SECOND, 0))[: 1 + (last == SECOND)]:
+        night = Night.open(warehouse, inputs or Inputs(), ds, 17, days)
+        build_positives(night, CONFIG, "config")
+        build_negatives(night, CONFIG, "config")
