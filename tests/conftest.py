@@ -1,4 +1,4 @@
-"""What tests share: one Spark session with real shuffles, and an empty warehouse."""
+"""Fixtures that all tests share: a Spark session with real shuffles, warehouses, and nights that are built once."""
 
 import os
 import time
@@ -10,21 +10,21 @@ from pyspark.sql import SparkSession
 
 from pipelines.session import open_session
 from pipelines.storage.warehouse import Warehouse
-from tests.jobs.nightly_run import FIRST, SECOND, House, run
+from tests.jobs.nightly_run import BOOTSTRAP, FIRST, SECOND, NightlyRun
 from tests.joining import chosen_joins
 from tests.two_nights import run_nights, write_inputs
 
-# Many JVMs are short, and two files share the cores: the second compiler would take more than most of them get back.
+# Most JVMs of the tests live for seconds and share two cores: the optimizing compiler would cost more than it saves.
 os.environ.setdefault("SPARK_SUBMIT_OPTS", "-XX:TieredStopAtLevel=1")
 
-# Times that tests write without a zone are UTC on every machine. Tests of zones set their own.
+# Times without a zone are UTC on every machine. Tests of time zones set TZ themselves.
 os.environ["TZ"] = "UTC"
 time.tzset()
 
 
 @pytest.fixture(scope="session")
 def spark() -> Iterator[SparkSession]:
-    """Two cores and several shuffle partitions, so that order and placement differ between runs."""
+    """A session on two cores with four shuffle partitions, so that the order of rows differs between runs."""
     session = open_session(
         "nightjar-tests",
         {"spark.master": "local[2]", "spark.sql.shuffle.partitions": "4", "spark.driver.memory": "2g"} | chosen_joins(),
@@ -35,13 +35,13 @@ def spark() -> Iterator[SparkSession]:
 
 @pytest.fixture
 def warehouse(spark: SparkSession, tmp_path: Path) -> Warehouse:
-    """An empty warehouse of its own for each test."""
+    """An empty warehouse."""
     return Warehouse(spark, str(tmp_path / "warehouse"))
 
 
 @pytest.fixture(scope="session")
 def nights(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Warehouse:
-    """The two small nights, written. Who changes a partition writes it back."""
+    """A warehouse with the two small nights. A test that changes a partition restores it."""
     warehouse = Warehouse(spark, str(tmp_path_factory.mktemp("nights")))
     write_inputs(warehouse)
     run_nights(warehouse)
@@ -49,21 +49,27 @@ def nights(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> War
 
 
 @pytest.fixture(scope="session")
-def begun(tmp_path_factory: pytest.TempPathFactory) -> House:
-    """What `house` is made of; for no test."""
-    built = House.build(tmp_path_factory.mktemp("house"))
-    run("nightly", "--config", built.config, "--ds", FIRST, "--bootstrap-days", "4")
-    return built
+def _growing_run(tmp_path_factory: pytest.TempPathFactory) -> NightlyRun:
+    """The run that `first_night` copies after one night and that becomes `nightly_run`. Tests do not use it."""
+    simulated = NightlyRun.simulate(tmp_path_factory.mktemp("nightly"))
+    simulated.run("nightly", "--ds", FIRST, *BOOTSTRAP)
+    return simulated
 
 
 @pytest.fixture(scope="session")
-def first_night(begun: House, tmp_path_factory: pytest.TempPathFactory) -> House:
-    """The first of two nights alone, to be copied by who goes on from it."""
-    return begun.copy(tmp_path_factory.mktemp("first"))
+def first_night(_growing_run: NightlyRun, tmp_path_factory: pytest.TempPathFactory) -> NightlyRun:
+    """Simulated logs and the first night, from the logs to the release. Read-only: tests work on copies."""
+    return _growing_run.copy(tmp_path_factory.mktemp("first"))
+
+
+@pytest.fixture(scope="module")
+def first_night_copy(first_night: NightlyRun, tmp_path_factory: pytest.TempPathFactory) -> NightlyRun:
+    """A copy of the first night, which the tests of one module share and may change."""
+    return first_night.copy(tmp_path_factory.mktemp("copy"))
 
 
 @pytest.fixture(scope="session")
-def house(begun: House, first_night: House) -> House:
-    """Two nights from logs to release. Who changes what is published works on a copy."""
-    run("nightly", "--config", begun.config, "--ds", SECOND)
-    return begun
+def nightly_run(_growing_run: NightlyRun, first_night: NightlyRun) -> NightlyRun:
+    """Two nights, from the logs to the release. A test that publishes other releases works on a copy."""
+    _growing_run.run("nightly", "--ds", SECOND)
+    return _growing_run

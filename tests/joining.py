@@ -1,4 +1,4 @@
-"""Two ways of executing joins. Tests of the pipelines hold under both; `make test` runs them under each."""
+"""Two ways of executing joins. Tests marked `joins` must pass with both; `make test` runs them with each."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -8,7 +8,7 @@ from pyspark.sql import SparkSession
 
 from pipelines.joins import BROADCAST_ROWS
 
-# Nothing is broadcast, every join sorts and merges, and partitions stay as many as they are.
+# Every join sorts and merges, nothing is broadcast, and the number of partitions is fixed.
 SHUFFLED = {
     BROADCAST_ROWS: "0",
     "spark.sql.autoBroadcastJoinThreshold": "-1",
@@ -19,15 +19,15 @@ SHUFFLED = {
 
 
 def chosen_joins() -> dict[str, str]:
-    """Spark settings of this run of the tests: NIGHTJAR_JOINS is `shuffled`, or not set for Spark's own choice."""
+    """Spark settings of this run of the tests: `NIGHTJAR_JOINS=shuffled`, or unset to let Spark choose."""
     name = os.environ.get("NIGHTJAR_JOINS", "")
-    assert name in ("", "shuffled"), f"NIGHTJAR_JOINS={name!r}: write shuffled, or leave it out"
+    assert name in ("", "shuffled"), f"NIGHTJAR_JOINS={name!r}: set it to shuffled, or unset it"
     return SHUFFLED if name else {}
 
 
 @contextmanager
 def joins(spark: SparkSession, settings: Mapping[str, str]) -> Iterator[None]:
-    """These settings within the block; then those of before."""
+    """Apply these settings within the block, then restore the previous ones."""
     before = {key: spark.conf.get(key, None) for key in settings}
     for key, value in settings.items():
         spark.conf.set(key, value)

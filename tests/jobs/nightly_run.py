@@ -1,4 +1,4 @@
-"""A small house that several tests live in: simulated logs, the jobs as processes, what stands in the warehouse."""
+"""A small simulated product, and the jobs' command lines on its warehouse: what most tests of jobs start from."""
 
 import json
 import shutil
@@ -11,11 +11,12 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from tests.jobs.job_server import WarmJobs
+from tests.jobs.job_server import JobServer
 from tests.joining import chosen_joins
 
 ROOT = Path(__file__).resolve().parents[2]
 FIRST, SECOND = "2024-03-04", "2024-03-05"
+BOOTSTRAP = ("--bootstrap-days", "4")  # flags of the first night
 SPARK = {"spark.sql.shuffle.partitions": 2, "spark.driver.memory": "2g"} | chosen_joins()
 CONFIG = """
 warehouse: {warehouse}
@@ -39,71 +40,92 @@ spark: {spark}
 
 
 def command(job: str, *flags: str) -> list[str]:
-    """A job as a process of its own, to be started in ROOT."""
+    """Command line that runs a job in a new process. Its working directory must be ROOT."""
     return [sys.executable, "-m", f"jobs.{job}", *flags]
 
 
 @cache
-def warm_jobs() -> WarmJobs:
-    """Where `run` runs jobs."""
-    return WarmJobs(ROOT)
+def job_server() -> JobServer:
+    """The process in which `run_job` runs jobs."""
+    return JobServer(ROOT)
 
 
-def run(job: str, *flags: str, code: int = 0, env: dict[str, str] | None = None, traces: bool = False) -> str:
-    """A job to its end; its output, and an assertion on how it ended. `traces`: its trainers may print theirs.
+def run_job(
+    job: str, *flags: str, code: int = 0, env: dict[str, str] | None = None, allow_traceback: bool = False
+) -> str:
+    """Run a job to its end, assert its exit code and that it prints no traceback, and return its output.
 
-    `env`: the environment of a process of its own.
+    The job runs in `job_server()`, or in a new process with the environment `env` if that is given.
     """
     if env is None:
-        ended, said = warm_jobs().run(job, *flags, timeout=1800)
+        exit_code, output = job_server().run(job, *flags, timeout=1800)
     else:
         done = subprocess.run(command(job, *flags), cwd=ROOT, capture_output=True, text=True, timeout=1800, env=env)
-        ended, said = done.returncode, done.stdout + done.stderr
-    assert ended == code, said[-4000:]
-    assert traces or "Traceback" not in said, said[-4000:]
-    return said
+        exit_code, output = done.returncode, done.stdout + done.stderr
+    assert exit_code == code, output[-4000:]
+    assert allow_traceback or "Traceback" not in output, output[-4000:]
+    return output
 
 
 @dataclass(frozen=True)
-class House:
+class NightlyRun:
+    """A config file and the warehouse of its jobs, both in `folder`."""
+
     folder: Path
     config: str
 
     @classmethod
-    def build(cls, folder: Path) -> "House":
-        """A house with simulated logs and no night yet."""
-        house = cls._at(folder)
-        run("simulate_logs", "--config", house.config)
-        return house
+    def simulate(cls, folder: Path) -> "NightlyRun":
+        """Write the config and six days of simulated logs. No night is built yet."""
+        nightly_run = cls._at(folder)
+        nightly_run.run("simulate_logs")
+        return nightly_run
 
     @classmethod
-    def _at(cls, folder: Path) -> "House":
+    def _at(cls, folder: Path) -> "NightlyRun":
         folder.mkdir(exist_ok=True)
-        house = cls(folder, str(folder / "night.yaml"))
-        Path(house.config).write_text(CONFIG.format(warehouse=house.warehouse, spark=json.dumps(SPARK)))
-        return house
+        nightly_run = cls(folder, str(folder / "night.yaml"))
+        Path(nightly_run.config).write_text(CONFIG.format(warehouse=nightly_run.warehouse, spark=json.dumps(SPARK)))
+        return nightly_run
 
-    def copy(self, folder: Path) -> "House":
-        """Another house with all that is in this one. Nights that are done are done again there: inputs have other paths."""
-        house = self._at(folder)
-        shutil.copytree(self.warehouse, house.warehouse)
-        return house
+    def copy(self, folder: Path) -> "NightlyRun":
+        """Copy config and warehouse to `folder`.
+
+        A job that is done here runs again in the copy: the paths of its inputs, and so its fingerprint, differ.
+        """
+        other = self._at(folder)
+        shutil.copytree(self.warehouse, other.warehouse)
+        return other
+
+    def run(self, job: str, *flags: str, **options: Any) -> str:
+        """`run_job` with the config of this run."""
+        return run_job(job, "--config", self.config, *flags, **options)
 
     @property
     def warehouse(self) -> Path:
         return self.folder / "my warehouse"
 
+    @property
+    def tracking_uri(self) -> str:
+        return f"sqlite:///{self.warehouse}/mlflow.db"
+
     def manifest(self, table: str, ds: str) -> dict[str, Any]:
         return json.loads((self.warehouse / table / f"ds={ds}" / "_manifest.json").read_text())
 
     def current(self) -> str:
+        """Id of the release that `current.json` names."""
         return json.loads((self.warehouse / "releases" / "current.json").read_text())["release_id"]
+
+    @property
+    def release(self) -> Path:
+        """Folder of the current release."""
+        return self.warehouse / "releases" / self.current()
 
     def rows(self, table: str, ds: str) -> list[dict[str, Any]]:
         return rows_of(self.warehouse / table / f"ds={ds}")
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
-    """Every row of the Parquet files under a folder, in an order of their own."""
-    found = [row for file in sorted(folder.rglob("*.parquet")) for row in pq.ParquetFile(file).read().to_pylist()]
-    return sorted(found, key=repr)
+    """All rows of the Parquet files under a folder, in an order that does not depend on the files."""
+    rows = [row for file in sorted(folder.rglob("*.parquet")) for row in pq.ParquetFile(file).read().to_pylist()]
+    return sorted(rows, key=repr)

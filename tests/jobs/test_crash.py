@@ -20,7 +20,7 @@ from mlflow.tracking import MlflowClient
 
 from model.io.urls import checksum
 from pipelines.storage.warehouse import Manifest
-from tests.jobs.nightly_run import FIRST, ROOT, SECOND, House, command, rows_of, run
+from tests.jobs.nightly_run import FIRST, ROOT, SECOND, NightlyRun, command, rows_of, run_job
 
 KILLS = int(os.environ.get("NIGHTJAR_KILLS", "5"))  # above FEW, the first night is killed too
 SEED = int(os.environ.get("NIGHTJAR_KILLS_SEED", "1"))
@@ -70,8 +70,8 @@ def moments(draw: random.Random, nights: list[str], seconds: dict[tuple[str, str
 class Process:
     """A run of the nights, with the steps that it has ended."""
 
-    def __init__(self, house: House, flags: list[str]) -> None:
-        self.house, self.said = house, list[str]()
+    def __init__(self, nightly_run: NightlyRun, flags: list[str]) -> None:
+        self.nightly_run, self.said = nightly_run, list[str]()
         self.ended: dict[tuple[str, str], float] = {}
         self.child = subprocess.Popen(
             command("nightly", *flags),
@@ -122,7 +122,7 @@ class Process:
         """Kill it in this moment, or when the step has ended, whichever is first."""
         while self.is_on() and before is not None and before not in self.ended:
             time.sleep(0.002)
-        began, path = time.monotonic(), self.house.warehouse / (moment.path or "")
+        began, path = time.monotonic(), self.nightly_run.warehouse / (moment.path or "")
         seen, changes = look(path), 0
         while self.is_on() and (moment.ds, moment.step) not in self.ended:
             if moment.path is None and time.monotonic() - began >= moment.delay:
@@ -149,9 +149,9 @@ def look(path: Path) -> list[Any]:
 class Follower(threading.Thread):
     """A reader of `current` that never rests: whatever it finds must lead to a whole release."""
 
-    def __init__(self, house: House) -> None:
+    def __init__(self, nightly_run: NightlyRun) -> None:
         super().__init__(daemon=True)
-        self.releases, self.done = house.warehouse / "releases", threading.Event()
+        self.releases, self.done = nightly_run.warehouse / "releases", threading.Event()
         self.problems: list[str] = []
         self.followed: list[str] = []
         self.reads = 0
@@ -203,47 +203,49 @@ def test_killed_at_any_moment_the_same_command_ends_in_the_same_night(
     draw = random.Random(SEED)
     training = ["--set", "training.checkpoint_steps=1", "--set", "training.epochs=5"]
     if KILLS > FEW:
-        house, nights, bootstrap = House.build(tmp_path), [FIRST, SECOND], ["--bootstrap-days", "4"]
+        nightly_run, nights, bootstrap = NightlyRun.simulate(tmp_path), [FIRST, SECOND], ["--bootstrap-days", "4"]
     else:
-        house, nights, bootstrap = request.getfixturevalue("first_night").copy(tmp_path), [SECOND], []
-    flags = ["--config", house.config, *training, "--from", nights[0], "--to", SECOND, *bootstrap]
+        nightly_run, nights, bootstrap = request.getfixturevalue("first_night").copy(tmp_path), [SECOND], []
+    flags = ["--config", nightly_run.config, *training, "--from", nights[0], "--to", SECOND, *bootstrap]
 
     # Both runs are in the same place: fingerprints of inputs hold their paths and times.
-    shutil.copytree(house.warehouse, tmp_path / "before")
-    alone = Process(house, flags)
+    shutil.copytree(nightly_run.warehouse, tmp_path / "before")
+    alone = Process(nightly_run, flags)
     assert "Traceback" not in alone.end()
     assert alone.child.returncode == 0, alone.end()
-    wanted = contents(house.warehouse)
-    house.warehouse.rename(tmp_path / "alone")
-    (tmp_path / "before").rename(house.warehouse)
+    wanted = contents(nightly_run.warehouse)
+    nightly_run.warehouse.rename(tmp_path / "alone")
+    (tmp_path / "before").rename(nightly_run.warehouse)
 
-    follower = Follower(house)
+    follower = Follower(nightly_run)
     follower.start()
     order = [(ds, step) for ds in nights for step in STEPS]
     killed = []
     for moment in moments(draw, nights, alone.ended):
         place = order.index((moment.ds, moment.step))
-        process = Process(house, flags)
+        process = Process(nightly_run, flags)
         if process.kill_at(moment, order[place - 1] if place else None):
             killed.append(moment)
             print(f"killed: {moment}", flush=True)
-    said = run("nightly", *flags)
+    said = run_job("nightly", *flags)
     follower.done.set()
     follower.join()
 
     assert len(killed) >= 0.9 * KILLS
     assert follower.problems == []
     assert follower.reads > 100
-    got = contents(house.warehouse)
+    got = contents(nightly_run.warehouse)
     assert got.keys() == wanted.keys(), said
     for name in wanted:
         assert got[name] == wanted[name], name
-    assert house.current() == follower.followed[-1]
-    left = [file for name in ("_staging", "_on_the_way", "_locks") for file in (house.warehouse / name).rglob("*.*")]
-    left += [*house.warehouse.rglob("*.tmp"), *house.warehouse.rglob("*.writing-*")]
+    assert nightly_run.current() == follower.followed[-1]
+    left = [
+        file for name in ("_staging", "_on_the_way", "_locks") for file in (nightly_run.warehouse / name).rglob("*.*")
+    ]
+    left += [*nightly_run.warehouse.rglob("*.tmp"), *nightly_run.warehouse.rglob("*.writing-*")]
     assert [file for file in left if file.is_file()] == []
 
-    client = MlflowClient(f"sqlite:///{house.warehouse}/mlflow.db")
+    client = MlflowClient(nightly_run.tracking_uri)
     experiment = client.get_experiment_by_name("nightjar").experiment_id
     runs = client.search_runs([experiment], max_results=1000)
     assert sorted(one.data.tags["nightjar.night"] for one in runs if "nightjar.night" in one.data.tags) == [
@@ -252,6 +254,6 @@ def test_killed_at_any_moment_the_same_command_ends_in_the_same_night(
     ]
     assert {one.info.status for one in runs} <= {"FINISHED", "FAILED", "KILLED"}
     champion = client.get_model_version_by_alias("nightjar", "champion")
-    assert champion.tags["release_id"] == house.current()
+    assert champion.tags["release_id"] == nightly_run.current()
     versions = [one.tags["release_id"] for one in client.search_model_versions("name = 'nightjar'")]
     assert len(versions) == len(set(versions)) == 2

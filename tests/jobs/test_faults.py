@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from mlflow.tracking import MlflowClient
 
-from tests.jobs.nightly_run import FIRST, ROOT, SECOND, House, command, run
+from tests.jobs.nightly_run import FIRST, ROOT, SECOND, NightlyRun, command
 
 STACK = re.compile(r"Traceback|^\s+at \S+\(|^\s+File \"", re.MULTILINE)
 # A busy machine: Spark, told to stop, interrupts its own threads that still drop blocks, and refuses what they go on with;
@@ -30,45 +30,41 @@ INTERRUPTED = re.compile(
 
 
 @pytest.fixture(scope="module")
-def house(first_night: House, tmp_path_factory: pytest.TempPathFactory) -> House:
-    """The first night is published; every test is about the second."""
-    return first_night.copy(tmp_path_factory.mktemp("house"))
-
-
-@pytest.fixture(scope="module")
-def sampled(house: House) -> House:
-    """The same, with the samples of the second night; every test leaves it so."""
-    run("build_positives", "--config", house.config, "--ds", SECOND)
-    run("build_negatives", "--config", house.config, "--ds", SECOND)
-    return house
+def sampled(first_night_copy: NightlyRun) -> NightlyRun:
+    """The first night and the samples of the second. Every test leaves both in place."""
+    first_night_copy.run("build_positives", "--ds", SECOND)
+    first_night_copy.run("build_negatives", "--ds", SECOND)
+    return first_night_copy
 
 
 CHILDREN: list["subprocess.Popen[str]"] = []
 
 
 @pytest.fixture(autouse=True)
-def _current_stays(house: House) -> Iterator[None]:
-    before = house.current()
+def _current_stays(first_night_copy: NightlyRun) -> Iterator[None]:
+    before = first_night_copy.current()
     yield
     while CHILDREN:
         end(CHILDREN.pop())
-    assert house.current() == before
+    assert first_night_copy.current() == before
 
 
-def fails(job: str, house: House, *flags: str, code: int, **how: Any) -> str:
+def fails(job: str, first_night_copy: NightlyRun, *flags: str, code: int, **options: Any) -> str:
     """The one message of a job that ends with this code."""
-    said = INTERRUPTED.sub("", run(job, "--config", house.config, "--ds", SECOND, *flags, code=code, **how))
-    assert how.get("traces") or not STACK.search(said), said
+    said = INTERRUPTED.sub("", first_night_copy.run(job, "--ds", SECOND, *flags, code=code, **options))
+    assert options.get("allow_traceback") or not STACK.search(said), said
     (message,) = re.findall(r"^error: (.*)$", said, re.MULTILINE)
     return message
 
 
-def succeeds(job: str, house: House, *flags: str) -> str:
-    return run(job, "--config", house.config, "--ds", SECOND, *flags)
+def succeeds(job: str, first_night_copy: NightlyRun, *flags: str) -> str:
+    return first_night_copy.run(job, "--ds", SECOND, *flags)
 
 
-def file_of(house: House, table: str, ds: str) -> Path:
-    return max((house.warehouse / table / f"ds={ds}").rglob("*.parquet"), key=lambda file: file.stat().st_size)
+def file_of(first_night_copy: NightlyRun, table: str, ds: str) -> Path:
+    return max(
+        (first_night_copy.warehouse / table / f"ds={ds}").rglob("*.parquet"), key=lambda file: file.stat().st_size
+    )
 
 
 @contextmanager
@@ -100,34 +96,34 @@ def small_disk(folder: Path) -> Iterator[None]:
         subprocess.run(["umount", "-l", str(folder)], check=True)  # Spark keeps a file open that it could not end.
 
 
-def test_an_input_partition_that_is_missing(house: House) -> None:
-    day = house.warehouse / "interactions" / f"ds={SECOND}"
-    aside = day.rename(house.folder / "aside")
-    message = fails("build_positives", house, code=3)
+def test_an_input_partition_that_is_missing(first_night_copy: NightlyRun) -> None:
+    day = first_night_copy.warehouse / "interactions" / f"ds={SECOND}"
+    aside = day.rename(first_night_copy.folder / "aside")
+    message = fails("build_positives", first_night_copy, code=3)
     assert f"has no partition for ds={SECOND}" in message
     aside.rename(day)
-    assert "build_positives" in succeeds("build_positives", house)
+    assert "build_positives" in succeeds("build_positives", first_night_copy)
 
 
-def test_an_input_file_that_is_cut_short(house: House) -> None:
-    succeeds("build_positives", house)
-    file = file_of(house, "interactions", SECOND)
+def test_an_input_file_that_is_cut_short(first_night_copy: NightlyRun) -> None:
+    succeeds("build_positives", first_night_copy)
+    file = file_of(first_night_copy, "interactions", SECOND)
     with spoilt(file, half):
-        message = fails("build_positives", house, code=3)
+        message = fails("build_positives", first_night_copy, code=3)
         assert f"table interactions: the file file://{file} cannot be read" in message
-    assert "already done" in succeeds("build_positives", house)
+    assert "already done" in succeeds("build_positives", first_night_copy)
 
 
-def test_a_state_of_last_night_that_is_cut_short(house: House) -> None:
-    file = file_of(house, "user_histories", FIRST)
+def test_a_state_of_last_night_that_is_cut_short(first_night_copy: NightlyRun) -> None:
+    file = file_of(first_night_copy, "user_histories", FIRST)
     with spoilt(file, half):
-        message = fails("build_positives", house, "--force", code=3)
+        message = fails("build_positives", first_night_copy, "--force", code=3)
         assert f"table user_histories: the file file://{file} cannot be read" in message
         assert f"delete the folder file://{file.parent} and run the night of ds={FIRST} again" in message
-    succeeds("build_positives", house, "--force")
+    succeeds("build_positives", first_night_copy, "--force")
 
 
-def test_a_full_disk_in_the_middle_of_a_table(sampled: House) -> None:
+def test_a_full_disk_in_the_middle_of_a_table(sampled: NightlyRun) -> None:
     before = sampled.rows("positives", SECOND)
     staging = sampled.warehouse / "_staging" / "samples"
     with small_disk(staging):
@@ -140,7 +136,7 @@ def test_a_full_disk_in_the_middle_of_a_table(sampled: House) -> None:
 
 
 @pytest.mark.parametrize("table", ["samples", "item_features"])
-def test_a_table_that_is_cut_short(sampled: House, table: str) -> None:
+def test_a_table_that_is_cut_short(sampled: NightlyRun, table: str) -> None:
     file = file_of(sampled, table, SECOND)
     with spoilt(file, half):
         message = fails("train", sampled, "--force", code=3)
@@ -151,15 +147,15 @@ def test_a_table_that_is_cut_short(sampled: House, table: str) -> None:
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_full_disk_in_the_middle_of_training(sampled: House, processes: int) -> None:
+def test_a_full_disk_in_the_middle_of_training(sampled: NightlyRun, processes: int) -> None:
     flags = ("--force", "--set", "training.checkpoint_steps=1", "--set", f"training.processes={processes}")
     with small_disk(sampled.warehouse / "_on_the_way"):
-        message = fails("train", sampled, *flags, code=1, traces=processes > 1)
+        message = fails("train", sampled, *flags, code=1, allow_traceback=processes > 1)
         assert "No space left on device" in message
     succeeds("train", sampled, *flags)
 
 
-def test_a_checkpoint_of_last_night_that_is_damaged(sampled: House) -> None:
+def test_a_checkpoint_of_last_night_that_is_damaged(sampled: NightlyRun) -> None:
     file = sampled.warehouse / "models" / f"ds={FIRST}" / "model.safetensors"
     with spoilt(file, lambda content: content[:-1] + bytes([content[-1] ^ 1])):
         message = fails("train", sampled, "--force", code=3)
@@ -167,7 +163,7 @@ def test_a_checkpoint_of_last_night_that_is_damaged(sampled: House) -> None:
     succeeds("train", sampled, "--force")
 
 
-def test_a_checkpoint_on_the_way_that_is_damaged(sampled: House) -> None:
+def test_a_checkpoint_on_the_way_that_is_damaged(sampled: NightlyRun) -> None:
     flags = ("--set", "training.checkpoint_steps=1", "--set", "training.epochs=200")
     child = start("train", sampled, *flags)
     progress = sampled.warehouse / "_on_the_way" / "models" / SECOND
@@ -181,17 +177,17 @@ def test_a_checkpoint_on_the_way_that_is_damaged(sampled: House) -> None:
     assert sampled.manifest("models", SECOND)["facts"]["steps"] == 400
 
 
-def test_a_day_that_another_run_works_on(house: House) -> None:
-    child = start("build_positives", house, "--force")
-    lock = house.warehouse / "_locks" / f"{SECOND}.json"
+def test_a_day_that_another_run_works_on(first_night_copy: NightlyRun) -> None:
+    child = start("build_positives", first_night_copy, "--force")
+    lock = first_night_copy.warehouse / "_locks" / f"{SECOND}.json"
     wait(lock.exists, child)
-    message = fails("nightly", house, code=1)
+    message = fails("nightly", first_night_copy, code=1)
     assert f"worked on by jobs.build_positives (process {child.pid}" in message
     end(child)
-    succeeds("build_positives", house, "--force")
+    succeeds("build_positives", first_night_copy, "--force")
 
 
-def test_a_record_that_goes_away_in_the_middle(sampled: House) -> None:
+def test_a_record_that_goes_away_in_the_middle(sampled: NightlyRun) -> None:
     """What was trained by then is not lost."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -221,10 +217,12 @@ def test_a_record_that_goes_away_in_the_middle(sampled: House) -> None:
     assert jobs == {"night": "FINISHED", "train": "KILLED", "evaluate": "FINISHED"}
 
 
-def start(job: str, house: House, *flags: str, env: dict[str, str] | None = None) -> "subprocess.Popen[str]":
+def start(
+    job: str, first_night_copy: NightlyRun, *flags: str, env: dict[str, str] | None = None
+) -> "subprocess.Popen[str]":
     """A job of the second night that goes on beside the test."""
     child = subprocess.Popen(
-        command(job, "--config", house.config, "--ds", SECOND, *flags),
+        command(job, "--config", first_night_copy.config, "--ds", SECOND, *flags),
         cwd=ROOT,
         text=True,
         stdout=subprocess.PIPE,
@@ -236,14 +234,14 @@ def start(job: str, house: House, *flags: str, env: dict[str, str] | None = None
     return child
 
 
-def serve(house: House, port: int) -> "subprocess.Popen[str]":
+def serve(first_night_copy: NightlyRun, port: int) -> "subprocess.Popen[str]":
     """An MLflow server that answers."""
-    store = f"sqlite:///{house.folder}/server.db"
-    flags = ["--backend-store-uri", store, "--artifacts-destination", str(house.folder / "artifacts")]
+    store = f"sqlite:///{first_night_copy.folder}/server.db"
+    flags = ["--backend-store-uri", store, "--artifacts-destination", str(first_night_copy.folder / "artifacts")]
     place = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     server = subprocess.Popen(
         [sys.executable, "-m", "mlflow", "server", *flags, *place],
-        cwd=house.folder,
+        cwd=first_night_copy.folder,
         text=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

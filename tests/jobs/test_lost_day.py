@@ -5,26 +5,26 @@ from collections import Counter
 
 import pytest
 
-from tests.jobs.nightly_run import FIRST, SECOND, House, run
+from tests.jobs.nightly_run import FIRST, SECOND, NightlyRun
 
 THIRD = "2024-03-06"
 LOGS = ("interactions", "ranking_logs")
 
 
 @pytest.fixture(scope="module")
-def lost(first_night: House, tmp_path_factory: pytest.TempPathFactory) -> House:
+def lost(first_night: NightlyRun, tmp_path_factory: pytest.TempPathFactory) -> NightlyRun:
     """One night, and a second day whose logs never came."""
-    house = first_night.copy(tmp_path_factory.mktemp("lost"))
+    nightly_run = first_night.copy(tmp_path_factory.mktemp("lost"))
     for table in LOGS:
-        shutil.rmtree(house.warehouse / table / f"ds={SECOND}")
-    return house
+        shutil.rmtree(nightly_run.warehouse / table / f"ds={SECOND}")
+    return nightly_run
 
 
-def nightly(house: House, ds: str, *flags: str, code: int = 0) -> str:
-    return run("nightly", "--config", house.config, "--ds", ds, *flags, code=code)
+def nightly(nightly_run: NightlyRun, ds: str, *flags: str, code: int = 0) -> str:
+    return nightly_run.run("nightly", "--ds", ds, *flags, code=code)
 
 
-def test_a_day_without_data_is_carried_forward_and_the_next_night_is_an_ordinary_one(lost: House) -> None:
+def test_a_day_without_data_is_carried_forward_and_the_next_night_is_an_ordinary_one(lost: NightlyRun) -> None:
     said = nightly(lost, SECOND, code=3)
     assert f"has no partition for ds={SECOND}" in said
     assert "--no-data" in said
@@ -44,7 +44,7 @@ def test_a_day_without_data_is_carried_forward_and_the_next_night_is_an_ordinary
     assert model["content"] == lost.manifest("models", FIRST)["facts"]["content"]
     assert lost.current() == release, "nothing new is published"
     assert "already carried forward" in nightly(lost, SECOND, "--no-data")
-    report = run("report", "--config", lost.config, "--from", FIRST, "--to", SECOND)
+    report = lost.run("report", "--from", FIRST, "--to", SECOND)
     assert f"no data: as {FIRST}" in report
 
     nightly(lost, THIRD)
@@ -52,14 +52,14 @@ def test_a_day_without_data_is_carried_forward_and_the_next_night_is_an_ordinary
     assert lost.manifest("models", THIRD)["lineage"] == lost.manifest("models", FIRST)["lineage"]
 
 
-def test_a_day_with_data_is_not_thrown_away(lost: House) -> None:
+def test_a_day_with_data_is_not_thrown_away(lost: NightlyRun) -> None:
     said = nightly(lost, THIRD, "--no-data", code=2)
     rows = len(lost.rows("interactions", THIRD))
     assert f"table interactions has {rows:,} rows for ds={THIRD}" in said
 
 
 @pytest.mark.parametrize("flags", [("--bootstrap-days", "2"), ("--from", SECOND, "--to", THIRD)])
-def test_no_data_is_for_one_day_with_a_night_before_it(lost: House, flags: tuple[str, ...]) -> None:
+def test_no_data_is_for_one_day_with_a_night_before_it(lost: NightlyRun, flags: tuple[str, ...]) -> None:
     day = () if "--from" in flags else ("--ds", SECOND)
-    said = run("nightly", "--config", lost.config, *day, "--no-data", *flags, code=2)
+    said = lost.run("nightly", *day, "--no-data", *flags, code=2)
     assert "--no-data is for one day" in said

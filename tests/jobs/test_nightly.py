@@ -19,11 +19,11 @@ from model.evaluation.ranking_metrics import SLICES
 from model.serving.faiss_index import load_index
 from model.training.checkpoint import load_checkpoint
 from pipelines.session import find_java_home
-from tests.jobs.nightly_run import FIRST, ROOT, SECOND, House, run
+from tests.jobs.nightly_run import BOOTSTRAP, FIRST, ROOT, SECOND, NightlyRun, run_job
 
 
-def test_a_night_ends_in_a_release_that_readers_follow(house: House) -> None:
-    release = house.warehouse / "releases" / house.current()
+def test_a_night_ends_in_a_release_that_readers_follow(nightly_run: NightlyRun) -> None:
+    release = nightly_run.release
     manifest = json.loads((release / "manifest.json").read_text())
     assert manifest["ds"] == SECOND
     index = load_index(str(release / "index.faiss"))
@@ -32,7 +32,9 @@ def test_a_night_ends_in_a_release_that_readers_follow(house: House) -> None:
     assert cells.nprobe == chosen["value"]
     assert 0.5 <= chosen["recall"] <= 1
     vectors = pads.dataset(str(release / "embeddings")).to_table().to_pydict()
-    assert index.ntotal == manifest["items"] == len(vectors["item_id"]) == len(house.rows("item_features", SECOND))
+    assert (
+        index.ntotal == manifest["items"] == len(vectors["item_id"]) == len(nightly_run.rows("item_features", SECOND))
+    )
     stored = np.array(vectors["embedding"], np.float32)
     np.testing.assert_allclose(np.linalg.norm(stored, axis=1), 1.0, rtol=1e-5)
     cells.make_direct_map()
@@ -42,7 +44,7 @@ def test_a_night_ends_in_a_release_that_readers_follow(house: House) -> None:
     assert load_checkpoint(str(release / "model")).config.dim == 16
 
 
-def test_tables_models_and_releases_name_the_bootstrap_that_they_go_back_to(house: House) -> None:
+def test_tables_models_and_releases_name_the_bootstrap_that_they_go_back_to(nightly_run: NightlyRun) -> None:
     tables = (
         "vocabularies",
         "item_features",
@@ -53,14 +55,14 @@ def test_tables_models_and_releases_name_the_bootstrap_that_they_go_back_to(hous
         "evaluations",
         "item_neighbours",
     )
-    named = {house.manifest(table, ds)["lineage"] for table in tables for ds in (FIRST, SECOND)}
-    release = json.loads((house.warehouse / "releases" / house.current() / "manifest.json").read_text())
+    named = {nightly_run.manifest(table, ds)["lineage"] for table in tables for ds in (FIRST, SECOND)}
+    release = json.loads((nightly_run.release / "manifest.json").read_text())
     assert named == {release["lineage"]}
     assert release["lineage"].startswith(FIRST)
 
 
-def test_every_file_of_a_release_has_its_checksum(house: House) -> None:
-    release = house.warehouse / "releases" / house.current()
+def test_every_file_of_a_release_has_its_checksum(nightly_run: NightlyRun) -> None:
+    release = nightly_run.release
     files = json.loads((release / "manifest.json").read_text())["files"]
     towers = {f"towers/{name}" for name in ("user.pt2", "item.pt2", "signature.json")}
     assert {"index.faiss", "model/model.safetensors", "model/model.json"} | towers <= files.keys()
@@ -69,9 +71,9 @@ def test_every_file_of_a_release_has_its_checksum(house: House) -> None:
         assert hashlib.sha256((release / name).read_bytes()).hexdigest() == digest
 
 
-def test_the_model_beats_both_baselines_and_stays_below_the_best_reachable(house: House) -> None:
+def test_the_model_beats_both_baselines_and_stays_below_the_best_reachable(nightly_run: NightlyRun) -> None:
     for ds in (FIRST, SECOND):
-        rows = house.rows("evaluations", ds)
+        rows = nightly_run.rows("evaluations", ds)
         recall = {r["model"]: r["value"] for r in rows if (r["metric"], r["k"], r["slice"]) == ("recall", 50, "all")}
         assert recall.keys() == {"two_tower", "popularity", "item_cf", "best_reachable"}
         assert recall["best_reachable"] > recall["two_tower"] > recall["popularity"]
@@ -81,35 +83,35 @@ def test_the_model_beats_both_baselines_and_stays_below_the_best_reachable(house
         assert {r["metric"] for r in rows} == {"recall", "ndcg", "hit_rate"}
 
 
-def test_the_second_night_continues_the_first(house: House) -> None:
-    assert house.manifest("models", SECOND)["inputs"].keys() >= {f"models@{FIRST}"}
-    assert house.manifest("models", FIRST)["facts"]["epochs"] == 4
-    assert house.manifest("models", SECOND)["facts"]["epochs"] == 1
+def test_the_second_night_continues_the_first(nightly_run: NightlyRun) -> None:
+    assert nightly_run.manifest("models", SECOND)["inputs"].keys() >= {f"models@{FIRST}"}
+    assert nightly_run.manifest("models", FIRST)["facts"]["epochs"] == 4
+    assert nightly_run.manifest("models", SECOND)["facts"]["epochs"] == 1
 
 
-def test_a_release_that_a_gate_refuses_is_inspectable_and_not_current(house: House) -> None:
+def test_a_release_that_a_gate_refuses_is_inspectable_and_not_current(nightly_run: NightlyRun) -> None:
     """The second night, published again after the first was made the current one."""
-    pointer = house.warehouse / "releases" / "current.json"
-    second = house.current()
+    pointer = nightly_run.warehouse / "releases" / "current.json"
+    second = nightly_run.current()
     first = next(path.name for path in pointer.parent.iterdir() if path.name.startswith(FIRST))
     pointer.write_text(json.dumps({"release_id": first, "ds": FIRST}))
-    flags = ("publish_items", "--config", house.config, "--ds", SECOND)
-    said = run(*flags, "--set", "gates.effective_dimensions=17", code=4)
+    flags = ("publish_items", "--config", nightly_run.config, "--ds", SECOND)
+    said = run_job(*flags, "--set", "gates.effective_dimensions=17", code=4)
     assert re.search(r"effective_dimensions \d+\.\d+ \(must be >= 17\): REFUSED", said)
     assert re.search(r"recall_loss \S+ \(must be <= 0.05\): passed. Share of Recall@50 lost against " + first, said)
     assert f"error: release {second} is not published; `current` stays {first}" in said
-    assert house.current() == first
-    client = MlflowClient(f"sqlite:///{house.warehouse}/mlflow.db")
+    assert nightly_run.current() == first
+    client = MlflowClient(nightly_run.tracking_uri)
     alias = {name: client.get_model_version_by_alias("nightjar", name) for name in ("champion", "challenger")}
     assert alias["challenger"].tags["release_id"] == second
-    report = run("report", "--config", house.config, "--ds", SECOND)
+    report = nightly_run.run("report", "--ds", SECOND)
     assert f"{second} refused: effective_dimensions" in report
     assert re.search(r"effective_dimensions +>= 17 +\S+ !$", report, re.MULTILINE)
-    assert load_index(str(house.warehouse / "releases" / second / "index.faiss")).ntotal
-    again = run(*flags)
+    assert load_index(str(nightly_run.warehouse / "releases" / second / "index.faiss")).ntotal
+    again = run_job(*flags)
     assert "already done" in again
-    assert house.current() == second
-    gates = json.loads((house.warehouse / "releases" / second / "gates.json").read_text())
+    assert nightly_run.current() == second
+    gates = json.loads((nightly_run.warehouse / "releases" / second / "gates.json").read_text())
     assert gates["against"] == first
     assert {"effective_dimensions", "mean_cosine", "embedding_growth", "vocabulary_growth", "unknown_users"} | {
         "recall_loss",
@@ -117,8 +119,8 @@ def test_a_release_that_a_gate_refuses_is_inspectable_and_not_current(house: Hou
     } <= {gate["name"] for gate in gates["gates"]}
 
 
-def test_a_release_is_tested_on_a_day_before_the_day_is_trained_on(house: House) -> None:
-    client = MlflowClient(f"sqlite:///{house.warehouse}/mlflow.db")
+def test_a_release_is_tested_on_a_day_before_the_day_is_trained_on(nightly_run: NightlyRun) -> None:
+    client = MlflowClient(nightly_run.tracking_uri)
     experiment = client.get_experiment_by_name("nightjar").experiment_id
     (record,) = client.search_runs([experiment], "tags.`nightjar.record` = 'true'")
     (point,) = client.get_metric_history(record.info.run_id, "test_then_train.recall_at_50")
@@ -126,60 +128,69 @@ def test_a_release_is_tested_on_a_day_before_the_day_is_trained_on(house: House)
     assert 0.05 < point.value < 1
 
 
-def test_a_feature_that_is_not_there_cannot_be_left_out(house: House) -> None:
-    said = run("train", "--config", house.config, "--ds", FIRST, "--set", "model.leave_out=[age, colour]", code=2)
+def test_a_feature_that_is_not_there_cannot_be_left_out(nightly_run: NightlyRun) -> None:
+    said = nightly_run.run("train", "--ds", FIRST, "--set", "model.leave_out=[age, colour]", code=2)
     assert "no feature colour can be left out, only age, category," in said
-    assert house.manifest("models", FIRST)["facts"]["epochs"] == 4
+    assert nightly_run.manifest("models", FIRST)["facts"]["epochs"] == 4
 
 
-def test_again_skips_every_step_and_force_gives_the_same_samples(house: House) -> None:
-    before, samples = house.current(), house.rows("samples", FIRST)
-    said = run("nightly", "--config", house.config, "--from", FIRST, "--to", SECOND, "--bootstrap-days", "4")
+def test_again_skips_every_step_and_force_gives_the_same_samples(nightly_run: NightlyRun) -> None:
+    before, samples = nightly_run.current(), nightly_run.rows("samples", FIRST)
+    said = nightly_run.run("nightly", "--from", FIRST, "--to", SECOND, *BOOTSTRAP)
     assert said.count("already done") == 10
-    assert house.current() == before
-    run("build_positives", "--config", house.config, "--ds", FIRST, "--bootstrap-days", "4", "--force")
-    run("build_negatives", "--config", house.config, "--ds", FIRST, "--force")
-    assert house.rows("samples", FIRST) == samples
-    said = run("nightly", "--config", house.config, "--ds", SECOND)  # what is made of the same rows is still good
+    assert nightly_run.current() == before
+    nightly_run.run("build_positives", "--ds", FIRST, *BOOTSTRAP, "--force")
+    nightly_run.run("build_negatives", "--ds", FIRST, "--force")
+    assert nightly_run.rows("samples", FIRST) == samples
+    said = nightly_run.run("nightly", "--ds", SECOND)  # what is made of the same rows is still good
     assert said.count("already done") == 5
 
 
-def test_spark_submit_runs_a_job_like_python_does(house: House) -> None:
+def test_spark_submit_runs_a_job_like_python_does(nightly_run: NightlyRun) -> None:
     submit = Path(sys.executable).with_name("spark-submit")
 
-    command = [str(submit), "--master", "local[2]", "jobs/build_negatives.py", "--config", house.config, "--ds", FIRST]
+    command = [
+        str(submit),
+        "--master",
+        "local[2]",
+        "jobs/build_negatives.py",
+        "--config",
+        nightly_run.config,
+        "--ds",
+        FIRST,
+    ]
     environment = os.environ | {
         "JAVA_HOME": str(find_java_home()),
         "PYSPARK_PYTHON": sys.executable,
         "SPARK_LOCAL_IP": "127.0.0.1",
     }
-    samples = house.rows("samples", FIRST)
+    samples = nightly_run.rows("samples", FIRST)
     done = subprocess.run([*command, "--force"], cwd=ROOT, capture_output=True, text=True, timeout=600, env=environment)
     assert done.returncode == 0, done.stderr[-4000:]
-    assert house.rows("samples", FIRST) == samples
+    assert nightly_run.rows("samples", FIRST) == samples
 
 
-def test_recommendations_are_the_nearest_unseen_items(house: House) -> None:
-    users, output = house.folder / "users.txt", house.folder / "top"
+def test_recommendations_are_the_nearest_unseen_items(nightly_run: NightlyRun) -> None:
+    users, output = nightly_run.folder / "users.txt", nightly_run.folder / "top"
     users.write_text("1\n2\n3\nnobody\n")
-    flags = ("--config", house.config, "--ds", SECOND, "--k", "20", "--exclude-seen", "--output", str(output))
-    run("recommend", *flags, "--users", str(users))
+    flags = ("--config", nightly_run.config, "--ds", SECOND, "--k", "20", "--exclude-seen", "--output", str(output))
+    run_job("recommend", *flags, "--users", str(users))
     rows = pads.dataset(str(output)).to_table().to_pylist()
     assert set(rows[0]) == {"user_id", "item_id", "rank", "score"}
-    words = {(r["feature"], r["value"]): r["index"] for r in house.rows("vocabularies", SECOND)}
-    known = {int(r["user_id"]): set(r["known_items"]) for r in house.rows("user_histories", SECOND)}
-    live = {r["item_id"] for r in house.rows("item_features", SECOND)}
+    words = {(r["feature"], r["value"]): r["index"] for r in nightly_run.rows("vocabularies", SECOND)}
+    known = {int(r["user_id"]): set(r["known_items"]) for r in nightly_run.rows("user_histories", SECOND)}
+    live = {r["item_id"] for r in nightly_run.rows("item_features", SECOND)}
     for user in (1, 2, 3):
         mine = sorted((r for r in rows if r["user_id"] == user), key=lambda r: r["rank"])
         assert [r["rank"] for r in mine] == list(range(1, 21))
         assert [r["score"] for r in mine] == sorted((r["score"] for r in mine), reverse=True)
         assert {r["item_id"] for r in mine} <= live
         assert not known.get(user, set()) & {words["item_id", str(r["item_id"])] for r in mine}
-    assert "exists" in run("recommend", *flags, "--users", str(users), code=2)
+    assert "exists" in run_job("recommend", *flags, "--users", str(users), code=2)
 
 
-def test_the_record_holds_a_parent_a_night_with_a_child_a_job(house: House) -> None:
-    client = MlflowClient(f"sqlite:///{house.warehouse}/mlflow.db")
+def test_the_record_holds_a_parent_a_night_with_a_child_a_job(nightly_run: NightlyRun) -> None:
+    client = MlflowClient(nightly_run.tracking_uri)
     experiment = client.get_experiment_by_name("nightjar")
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id], max_results=500)
@@ -225,7 +236,7 @@ def test_the_record_holds_a_parent_a_night_with_a_child_a_job(house: House) -> N
     assert children["build_negatives"].data.metrics["fallback_share"] < 1
     assert children["build_positives"].data.metrics["skew.heaviest_item_rows"] >= 1
     version = client.get_model_version_by_alias("nightjar", "champion")
-    assert version.tags["release_id"] == house.current()
+    assert version.tags["release_id"] == nightly_run.current()
 
 
 @pytest.mark.parametrize(
@@ -239,15 +250,17 @@ def test_the_record_holds_a_parent_a_night_with_a_child_a_job(house: House) -> N
         (["--ds", "2024-03-20", "--bootstrap-days", "3"], 3, "it has 2024-03-01 to 2024-03-06"),
     ],
 )
-def test_what_cannot_run_says_why_and_ends_with_its_code(house: House, flags: list[str], code: int, said: str) -> None:
-    assert said in run("nightly", "--config", house.config, *flags, code=code)
+def test_what_cannot_run_says_why_and_ends_with_its_code(
+    nightly_run: NightlyRun, flags: list[str], code: int, said: str
+) -> None:
+    assert said in nightly_run.run("nightly", *flags, code=code)
 
 
-def test_the_report_shows_the_nights(house: House) -> None:
-    said = run("report", "--config", house.config, "--from", FIRST, "--to", SECOND)
-    assert house.current() in said
+def test_the_report_shows_the_nights(nightly_run: NightlyRun) -> None:
+    said = nightly_run.run("report", "--from", FIRST, "--to", SECOND)
+    assert nightly_run.current() in said
     assert "best reachable" in said
-    gates = json.loads((house.warehouse / "releases" / house.current() / "gates.json").read_text())["gates"]
+    gates = json.loads((nightly_run.release / "gates.json").read_text())["gates"]
     lines = {line.split()[0]: line.split() for line in said.splitlines() if line}
     assert lines["gate"] == ["gate", "must", "be", FIRST, SECOND]
     for gate in gates:
@@ -256,13 +269,13 @@ def test_the_report_shows_the_nights(house: House) -> None:
     assert "mlflow ui" in said
 
 
-def test_two_processes_train_the_same_night(house: House) -> None:
-    flags = ("--config", house.config, "--ds", FIRST, "--force", "--set", "training.processes=2")
-    one = house.manifest("models", FIRST)["facts"]["loss"]
-    run("train", *flags)
-    torchrun = house.manifest("models", FIRST)["facts"]
-    run("train", *flags, "--set", "training.launcher=spark")
-    spark = house.manifest("models", FIRST)["facts"]
+def test_two_processes_train_the_same_night(nightly_run: NightlyRun) -> None:
+    flags = ("--config", nightly_run.config, "--ds", FIRST, "--force", "--set", "training.processes=2")
+    one = nightly_run.manifest("models", FIRST)["facts"]["loss"]
+    run_job("train", *flags)
+    torchrun = nightly_run.manifest("models", FIRST)["facts"]
+    run_job("train", *flags, "--set", "training.launcher=spark")
+    spark = nightly_run.manifest("models", FIRST)["facts"]
     # The same rows in other batches: not the same number, the same lesson.
     assert torchrun["loss"] == pytest.approx(one, rel=0.05)
     assert spark["loss"] == pytest.approx(torchrun["loss"], rel=1e-4)

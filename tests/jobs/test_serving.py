@@ -18,7 +18,7 @@ import pytest
 from model.serving.request_encoder import example_request
 from model.serving.retriever import Retriever
 from pipelines.contract.request_fields import Fields
-from tests.jobs.nightly_run import SECOND, House, run
+from tests.jobs.nightly_run import SECOND, NightlyRun, run_job
 
 K = 20
 
@@ -39,14 +39,14 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def server(house: House, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(nightly_run: NightlyRun, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     log = tmp_path_factory.mktemp("server") / "log"
     command = [str(Path(sys.executable).with_name("mlflow")), "models", "serve", "-m", "models:/nightjar@champion"]
     command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{house.warehouse}/mlflow.db"}
+    environment = os.environ | {"MLFLOW_TRACKING_URI": nightly_run.tracking_uri}
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
     with log.open("w") as out:
         process = subprocess.Popen(
@@ -69,12 +69,12 @@ def server(house: House, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
         process.wait(30)
 
 
-def requests_of(house: House, users: list[int]) -> list[dict[str, Any]]:
+def requests_of(nightly_run: NightlyRun, users: list[int]) -> list[dict[str, Any]]:
     """What a product would send of these users at the end of the day."""
-    item = {r["index"]: int(r["value"]) for r in house.rows("vocabularies", SECOND) if r["feature"] == "item_id"}
-    states = {int(row["user_id"]): row for row in house.rows("user_histories", SECOND)}
-    snapshot = max(path.name[3:] for path in (house.warehouse / "users").iterdir() if path.name[3:] <= SECOND)
-    features = {row["user_id"]: row for row in house.rows("users", snapshot)}
+    item = {r["index"]: int(r["value"]) for r in nightly_run.rows("vocabularies", SECOND) if r["feature"] == "item_id"}
+    states = {int(row["user_id"]): row for row in nightly_run.rows("user_histories", SECOND)}
+    snapshot = max(path.name[3:] for path in (nightly_run.warehouse / "users").iterdir() if path.name[3:] <= SECOND)
+    features = {row["user_id"]: row for row in nightly_run.rows("users", snapshot)}
     asked = []
     for user in users:
         last, known = states[user]["history_items"], states[user]["known_items"]
@@ -92,13 +92,13 @@ def requests_of(house: House, users: list[int]) -> list[dict[str, Any]]:
     return asked
 
 
-def test_http_gives_what_the_batch_job_gives(house: House, server: Server, tmp_path: Path) -> None:
-    states = sorted(house.rows("user_histories", SECOND), key=lambda row: len(row["known_items"]))
+def test_http_gives_what_the_batch_job_gives(nightly_run: NightlyRun, server: Server, tmp_path: Path) -> None:
+    states = sorted(nightly_run.rows("user_histories", SECOND), key=lambda row: len(row["known_items"]))
     users = [int(states[place]["user_id"]) for place in (0, len(states) // 2, -2, -1)]
     (tmp_path / "users.txt").write_text("\n".join(map(str, users)))
     flags = [
         "--config",
-        house.config,
+        nightly_run.config,
         "--ds",
         SECOND,
         "--k",
@@ -107,9 +107,9 @@ def test_http_gives_what_the_batch_job_gives(house: House, server: Server, tmp_p
         "--output",
         str(tmp_path / "top"),
     ]
-    run("recommend", *flags, "--users", str(tmp_path / "users.txt"))
+    run_job("recommend", *flags, "--users", str(tmp_path / "users.txt"))
     rows = sorted(pads.dataset(str(tmp_path / "top")).to_table().to_pylist(), key=lambda row: row["rank"])
-    asked = requests_of(house, users)
+    asked = requests_of(nightly_run, users)
     status, answer = server.ask({"inputs": asked, "params": {"k": K, "exclude_seen": True}})
     assert status == 200
     for user, found in zip(users, answer["predictions"], strict=True):
@@ -117,16 +117,16 @@ def test_http_gives_what_the_batch_job_gives(house: House, server: Server, tmp_p
         assert len(batch) == K
         assert found["item_ids"] == [row["item_id"] for row in batch]
         assert found["scores"] == pytest.approx([row["score"] for row in batch], abs=1e-6)
-    local = Retriever(str(house.warehouse / "releases" / house.current())).retrieve(asked, K, exclude_seen=True)
+    local = Retriever(str(nightly_run.release)).retrieve(asked, K, exclude_seen=True)
     assert [one.item_ids for one in local] == [found["item_ids"] for found in answer["predictions"]]
 
 
-def test_an_answer_says_its_k_and_its_release(house: House, server: Server) -> None:
+def test_an_answer_says_its_k_and_its_release(nightly_run: NightlyRun, server: Server) -> None:
     """MLflow drops parameters that the model does not have, with a warning in its own log alone."""
     for params, k in (({"k": 7}, 7), ({"top_k": 7}, 100)):
         status, answer = server.ask({"inputs": [{}], "params": params})
         (found,) = answer["predictions"]
-        assert (status, found["k"], found["release_id"]) == (200, k, house.current())
+        assert (status, found["k"], found["release_id"]) == (200, k, nightly_run.current())
         assert len(found["item_ids"]) == k
 
 
@@ -157,8 +157,8 @@ def test_a_wrong_request_is_answered_by_what_is_wrong(
     assert said in answer["message"]
 
 
-def test_the_example_of_a_release_is_a_request_that_it_answers(house: House) -> None:
-    retriever = Retriever(str(house.warehouse / "releases" / house.current()))
+def test_the_example_of_a_release_is_a_request_that_it_answers(nightly_run: NightlyRun) -> None:
+    retriever = Retriever(str(nightly_run.release))
     example = example_request(Fields.validate_python(retriever.release.manifest["request"]))
     assert example.keys() == {"user_id", "age", "interests", "history"}
     known, nobody = retriever.retrieve([example, {}], 5)

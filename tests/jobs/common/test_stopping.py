@@ -12,12 +12,7 @@ import pytest
 from py4j.protocol import Py4JNetworkError
 
 from jobs.common.known_faults import explained
-from tests.jobs.nightly_run import FIRST, ROOT, House, command
-
-
-@pytest.fixture(scope="module")
-def house(first_night: House, tmp_path_factory: pytest.TempPathFactory) -> House:
-    return first_night.copy(tmp_path_factory.mktemp("stopped"))
+from tests.jobs.nightly_run import FIRST, ROOT, NightlyRun, command
 
 
 def test_a_jvm_that_is_gone_is_said_in_one_line() -> None:
@@ -51,17 +46,17 @@ def until(path: Path, pattern: str, job: "subprocess.Popen[str]", seconds: float
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_training_that_is_told_to_stop_says_where_it_resumes(house: House, processes: int) -> None:
-    model = house.manifest("models", FIRST)
-    shutil.rmtree(house.warehouse / "_on_the_way", ignore_errors=True)
+def test_a_training_that_is_told_to_stop_says_where_it_resumes(first_night_copy: NightlyRun, processes: int) -> None:
+    model = first_night_copy.manifest("models", FIRST)
+    shutil.rmtree(first_night_copy.warehouse / "_on_the_way", ignore_errors=True)
     settings = ("training.bootstrap_epochs=100000", "training.checkpoint_steps=20", f"training.processes={processes}")
     flags = [part for setting in settings for part in ("--set", setting)]
     job = subprocess.Popen(
-        command("train", "--config", house.config, "--ds", FIRST, "--force", *flags),
+        command("train", "--config", first_night_copy.config, "--ds", FIRST, "--force", *flags),
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     try:
-        until(house.warehouse / "_on_the_way" / "models" / FIRST, "*/step=*/progress.json", job)
+        until(first_night_copy.warehouse / "_on_the_way" / "models" / FIRST, "*/step=*/progress.json", job)
         job.send_signal(signal.SIGTERM)
         said = job.communicate(timeout=60)[0]
     finally:
@@ -71,5 +66,5 @@ def test_a_training_that_is_told_to_stop_says_where_it_resumes(house: House, pro
     assert "\tat " not in said
     assert re.search(r"the training resumes from step [1-9]", said)
     assert said.splitlines()[-1].startswith("error: stopped by SIGTERM.")
-    assert not list((house.warehouse / "_locks").glob("*"))
-    assert house.manifest("models", FIRST) == model
+    assert not list((first_night_copy.warehouse / "_locks").glob("*"))
+    assert first_night_copy.manifest("models", FIRST) == model

@@ -20,20 +20,20 @@ from model.serving.release import ReleaseError
 from pipelines.contract.errors import InputError, UsageError
 from pipelines.storage.locks import LockedError, locked
 from pipelines.storage.warehouse import Warehouse
-from tests.jobs.nightly_run import FIRST, SECOND, House
+from tests.jobs.nightly_run import FIRST, SECOND, NightlyRun
 
 Ask = Callable[..., Context]
 
 
 @pytest.fixture
-def ask(house: House, spark: SparkSession, tmp_path: Path) -> Ask:
-    """A context on a copy of the house, for words of `releases`."""
-    shutil.copytree(house.warehouse, tmp_path / "w")
-    config = load_config(house.config, [f"warehouse={tmp_path / 'w'}"])
+def ask(nightly_run: NightlyRun, spark: SparkSession, tmp_path: Path) -> Ask:
+    """A context on a copy of the nightly run, to run `releases` with flags."""
+    shutil.copytree(nightly_run.warehouse, tmp_path / "w")
+    config = load_config(nightly_run.config, [f"warehouse={tmp_path / 'w'}"])
     context = Context(config, spark, Warehouse(spark, config.warehouse), argparse.Namespace())
 
     def on(*words: str) -> Context:
-        args = releases._flags().parse_args([*words, "--config", house.config])
+        args = releases._flags().parse_args([*words, "--config", nightly_run.config])
         return replace(context, args=args, force=args.force)
 
     return on
