@@ -252,9 +252,7 @@ def _write_rows(
         chosen = select.choose(flagged, config.positives, night.seed, over_cap)
         chosen = chosen.withColumn("item_snapshot", logs.items.snapshot_of(F.col("ds")))
         facts = item_versions.facts_of(live_days, logs.items)
-        manifest = _write_positives(
-            night, config, recipe, chosen, inputs, words, logs, heaviest, facts, live, held_back
-        )
+        manifest = _write_positives(night, config, recipe, chosen, inputs, words, logs, heaviest, facts, held_back)
         trained = read("positives", night.ds).where("split = 'train'")
         item_stats = popularity.describe_items(
             ids, counts, trained, live, config.positives.downsample, config.negatives.popularity_exponent, night.ds
@@ -282,7 +280,6 @@ def _write_positives(
     logs: Logs,
     heaviest: dict[str, Any],
     facts: dict[str, Any],
-    live: DataFrame,
     held_back: Manifest | None,
 ) -> Manifest:
     """positives, checked before they are moved into place."""
@@ -297,7 +294,7 @@ def _write_positives(
     if held_back:
         known = held_back.facts.get("counts", {}).get("held_back")
         expected = expected if known is None else expected | {"held_back_before": int(known)}
-        finished = finished.unionByName(_carried(night, config, words, logs, finished, live))
+        finished = finished.unionByName(_carried(night, config, words, logs, finished, inputs.items, known))
 
     def check(staged: DataFrame, _: str) -> dict[str, Any]:
         counts = inputs.counts | checks.check_rows(staged, expected)
@@ -333,9 +330,17 @@ def _held_back(night: Night) -> Manifest | None:
 
 
 def _carried(
-    night: Night, config: SampleConfig, words: Words, logs: Logs, tonight: DataFrame, live: DataFrame
+    night: Night,
+    config: SampleConfig,
+    words: Words,
+    logs: Logs,
+    tonight: DataFrame,
+    items: DataFrame,
+    held_back: int | None,
 ) -> DataFrame:
-    """The rows that the night before held back, with the columns of tonight.
+    """The rows that the night before held back (their number, if known), with the columns of tonight.
+
+    `items`: of item_versions.spans. It has the snapshots that the rows' own day sees, so also items that have left since.
 
     Features are as they were encoded then. A feature that is new or has another type since is that of a user without a
     snapshot; lists get tonight's length.
@@ -344,7 +349,9 @@ def _carried(
     rows = night.warehouse.read("positives", night.yesterday).where("split = 'valid'")
     if "item_snapshot" not in rows.columns:  # written by an earlier version
         rows = rows.withColumn("item_snapshot", logs.items.snapshot_of(F.lit(night.ds)))
-    rows = select.carry(rows, live.select("item_index"), config.positives, night.ds)
+    wanted = broadcast_small(rows.select("item_id").distinct(), held_back)
+    described = items.select("item_id").join(wanted, on="item_id", how="left_semi").distinct()
+    rows = select.carry(rows, described, config.positives, night.ds)
     blanks = encode.without_snapshot(encode.sides(config.features)[0], words.numeric)
     types, now = dict(rows.dtypes), dict(tonight.dtypes)
     for column, blank in blanks.items():

@@ -24,7 +24,7 @@ def check_rows(staged: DataFrame, counts: dict[str, int]) -> dict[str, int]:
 
     `counts`: interactions whose action counts, and those that are no positives (dropped_…): the others must be there.
     Returns how many positives there are, dropped for each reason, and kept, of which held_back in the valid split; and of
-    the rows that the night before held back how many train now (carried) or have lost their item (carried_not_live).
+    the rows that the night before held back how many train now (carried) or have no features any more (carried_not_live).
     """
     # Spark holds NaN to be larger than any number.
     weighty = (F.col("weight") > 0) & (F.col("weight") < float("inf"))

@@ -179,24 +179,26 @@ def choose(flagged: DataFrame, config: Positives, seed: int, over_cap: int) -> D
     return flagged.withColumn("dropped", reason).drop("live", "survives", "last")
 
 
-def carry(held_back: DataFrame, live: DataFrame, config: Positives, ds: str) -> DataFrame:
+def carry(held_back: DataFrame, described: DataFrame, config: Positives, ds: str) -> DataFrame:
     """The positives that an earlier night kept out of training (split valid), as training rows of ds, with their age then.
 
-    What was decided on them (down-sampling, cap) holds. `live`: item_index of items that can be recalled; a row of another
-    item is dropped, for it has no features any more.
+    What was decided on them (liveness, down-sampling, cap) holds: an item that was live on their day trains, as in a
+    bootstrap, even if it has left the catalogue since. `described`: item_id, once each, of items with features in some
+    snapshot that this night reads. Rows of other items are dropped.
     """
-    rows = held_back.join(live.select("item_index", F.lit(True).alias("live")), on="item_index", how="left")
+    described = described.select("item_id", F.lit(True).alias("described"))
+    rows = held_back.join(described, on="item_id", how="left")
     aged = F.lit(0.0) if config.half_life_days is None else _age(ds) - F.col("example_age")
     decay = F.pow(F.lit(0.5), aged / F.lit(config.half_life_days or 1.0))
     return rows.withColumns(
         {
             "example_age": _age(ds).cast("float"),
             "weight": F.greatest(F.col("weight") * decay, F.lit(LIGHTEST)).cast("float"),
-            "dropped": F.when(F.col("live").isNull(), NOT_LIVE),
-            "split": F.when(F.col("live").isNotNull(), "train"),
+            "dropped": F.when(F.col("described").isNull(), NOT_LIVE),
+            "split": F.when(F.col("described").isNotNull(), "train"),
             "carried": F.lit(True),
         }
-    ).drop("live")
+    ).drop("described")
 
 
 def _age(ds: str) -> Column:

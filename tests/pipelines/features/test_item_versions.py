@@ -125,7 +125,16 @@ def test_a_row_that_was_held_back_sees_the_clicks_of_its_own_day_before(spark: S
     samples(warehouse, LAST, 0, config)
     days = [row["event_time"].date().isoformat() for row in warehouse.read("samples", LAST).collect()]
     assert set(days) == {DAYS[1], LAST}
-    assert as_of_the_day_before(warehouse)
+    assert str(GONE) in {item for item, _ in as_of_the_day_before(warehouse)}
+    # The item was live on the day of these rows: it trains as in a bootstrap, although the catalogue of tonight lacks it.
+    held = warehouse.read("positives", DAYS[1]).where(f"split = 'valid' AND item_id = '{GONE}'").count()
+    carried = warehouse.read("positives", LAST).where(f"carried AND split = 'train' AND item_id = '{GONE}'").count()
+    assert carried == held > 0
+    assert warehouse.require("positives", LAST, "").facts["counts"]["carried_not_live"] == 0
+    (stats,) = warehouse.read("item_stats", LAST).where(f"item_id = '{GONE}'").collect()
+    assert (stats["live"], stats["q_uniform"]) == (False, 0)
+    kept_out = warehouse.read("samples", LAST).where(f"array_contains(negatives, {stats['item_index']})")
+    assert kept_out.isEmpty()
 
 
 def test_log_q_is_that_of_the_items_of_the_day(bootstrap: Warehouse) -> None:

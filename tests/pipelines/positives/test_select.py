@@ -99,6 +99,16 @@ def test_weights_fall_with_age_and_the_last_hours_are_kept_out(spark: SparkSessi
     assert [(row["weight"], row["split"]) for row in plain] == [(2.0, "train")] * 4
 
 
+def test_carried_rows_train_if_a_snapshot_describes_their_item(spark: SparkSession) -> None:
+    evening = datetime(2024, 3, 1, 23)
+    rows = [(item, evening, 1 / 24, 2.0, None, "valid") for item in ("here", "unknown")]
+    columns = "item_id string, event_time timestamp, example_age double, weight float, dropped string, split string"
+    described = spark.createDataFrame([("here",), ("other",)], "item_id string")
+    carried = select.carry(spark.createDataFrame(rows, columns), described, Positives(half_life_days=1.0), DS)
+    found = {row["item_id"]: (row["split"], row["dropped"], row["weight"], row["carried"]) for row in carried.collect()}
+    assert found == {"here": ("train", None, 1.0, True), "unknown": (None, "item_not_live", 1.0, True)}
+
+
 @pytest.mark.parametrize(
     ("form", "expected"),
     [
