@@ -17,6 +17,7 @@ from pipelines.night import Night, SampleConfig, is_done, log
 from pipelines.positives.select import is_positive
 from pipelines.samples import make, row_groups, samplers, user_context
 from pipelines.samples.availability import availability
+from pipelines.samples.carried_rows import CarriedDay
 from pipelines.samples.checks import check_samples
 from pipelines.samples.exclusions import Known
 from pipelines.storage.lineage import one_lineage
@@ -43,12 +44,14 @@ def build_negatives(
     if night.yesterday and (day := carried_from(night.warehouse.manifest("user_histories", night.yesterday))):
         earlier_days.append(day)  # Rows of that day waited over days without data.
     before_days = night.inputs.present("ranking_logs", earlier_days)
+    carried_day = CarriedDay.of(night, made["positives"], config.negatives.exposed_days, ranking_days)
     fingerprints = {table: manifest.fingerprint for table, manifest in made.items()}
     before = {f"{t}@{night.yesterday}": m for t, m in night.state().items() if t == "user_histories"}
     fingerprints |= {table: manifest.fingerprint for table, manifest in before.items()}
     lineage = one_lineage({**made, **before}, f"run build_positives for ds={night.ds} again")
-    fingerprints["interactions"] = night.inputs.fingerprint("interactions", log_days)
-    fingerprints["ranking_logs"] = night.inputs.fingerprint("ranking_logs", sorted({*before_days, *ranking_days}))
+    fingerprints["interactions"] = night.inputs.fingerprint("interactions", [*carried_day.interaction_days, *log_days])
+    all_days = sorted({*carried_day.ranking_days, *before_days, *ranking_days})
+    fingerprints["ranking_logs"] = night.inputs.fingerprint("ranking_logs", all_days)
     if keep_last_out:
         fingerprints["holdout"] = night.warehouse.require("holdout", night.ds, remedy).fingerprint
     recipe = Recipe(config_hash, fingerprints, lineage)
@@ -75,7 +78,8 @@ def build_negatives(
 
     # build_positives has checked these interactions; the ranking logs are checked here.
     seen = night.inputs.events("interactions", log_days, check=False)
-    logs = _ranking_logs(night, ranking_days, before_days, positives, config)
+    seen = reduce(DataFrame.unionByName, carried_day.interactions(night, positives), seen)
+    logs = _ranking_logs(night, ranking_days, before_days, carried_day, positives, config)
     told = {name: facts for name, facts in night.inputs.facts().items() if name == "ranking_logs"}
     compare_with_before(night, "samples", told, config.checks)
     if logs is not None and ranking_days:
@@ -148,15 +152,21 @@ def _known(
 
 
 def _ranking_logs(
-    night: Night, days: list[str], before_days: list[str], positives: DataFrame, config: SampleConfig
+    night: Night,
+    days: list[str],
+    before_days: list[str],
+    carried_day: CarriedDay,
+    positives: DataFrame,
+    config: SampleConfig,
 ) -> DataFrame | None:
-    """The logs of `days`, and of `before_days` (the day before the window) the requests that positives name; with `own`.
+    """The logs of `days`, of `before_days` (the day before the window) the requests that positives name, and what the users
+    of carried rows were shown on `carried_day`; with `own`.
 
     `own`: hard candidates come from the days of this night's positives and from the requests that these name, and only
     from the stages of their kinds.
     """
     wants_hard = config.negatives.coarse + config.negatives.fine > 0
-    if not days and not before_days:
+    if not days and not before_days and not carried_day.ranking_days:
         if wants_hard:
             log.info(
                 "ranking_logs (%s) has nothing for %s: going on without hard negatives; easy ones take their places",
@@ -175,6 +185,7 @@ def _ranking_logs(
         # The night of that day has checked and counted these rows.
         read = night.inputs.events("ranking_logs", before_days, check=False)
         logs.append(_named_by(positives, read).withColumn("own", candidate))
+    logs += [shown.withColumn("own", F.lit(False)) for shown in carried_day.exposures(night, positives)]
     return reduce(DataFrame.unionByName, logs)
 
 
