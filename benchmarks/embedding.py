@@ -18,7 +18,8 @@ from model.io.urls import checksum
 from model.network.two_tower import TwoTower
 from model.training.checkpoint import PARAMETERS, STATE, save_checkpoint
 from model.training.spec import TrainingResult
-from pipelines.storage.warehouse import Recipe, Warehouse
+from pipelines.storage.manifest import Recipe
+from pipelines.storage.warehouse import Warehouse
 
 DS = "2024-03-01"
 

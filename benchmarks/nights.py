@@ -55,8 +55,10 @@ from model.training.launch import launch
 from model.training.spec import TrainingSpec
 from pipelines.contract.errors import NightjarError
 from pipelines.session import open_session
+from pipelines.storage.dates import days_back, shift
+from pipelines.storage.manifest import MANIFEST, Recipe
 from pipelines.storage.update_warehouse import folder_of
-from pipelines.storage.warehouse import MANIFEST, Recipe, Warehouse, days_back, shift
+from pipelines.storage.warehouse import Warehouse
 
 CONFIG = Path(__file__).with_name("nights.yaml")
 INPUTS = ("interactions", "ranking_logs", "users", "items")

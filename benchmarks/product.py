@@ -15,14 +15,14 @@ from benchmarks import logs
 from benchmarks.logs import Day
 from benchmarks.support import say, write_once
 from pipelines.config import (
-    CategoricalFeature,
+    CategoricalFeatureConfig,
     Downsample,
     Features,
     History,
     Inputs,
-    MultiCategoricalFeature,
+    MultiCategoricalFeatureConfig,
     Negatives,
-    NumericFeature,
+    NumericFeatureConfig,
     Positives,
     Samples,
 )
@@ -30,19 +30,21 @@ from pipelines.hashing import mix, to_unit
 from pipelines.night import Night, SampleConfig
 from pipelines.positives.build import build_positives
 from pipelines.samples.build import build_negatives
-from pipelines.storage.warehouse import Manifest, Recipe, Warehouse, digest, shift
+from pipelines.storage.dates import shift
+from pipelines.storage.manifest import Manifest, Recipe, digest
+from pipelines.storage.warehouse import Warehouse
 
 SEED = 17
 CONFIG = SampleConfig(
     features=Features(
         user=[
-            CategoricalFeature(kind="categorical", name="country"),
-            CategoricalFeature(kind="categorical", name="device"),
+            CategoricalFeatureConfig(kind="categorical", name="country"),
+            CategoricalFeatureConfig(kind="categorical", name="device"),
         ],
         item=[
-            CategoricalFeature(kind="categorical", name="category"),
-            MultiCategoricalFeature(kind="multi_categorical", name="tags", max_values=4),
-            NumericFeature(kind="numeric", name="price"),
+            CategoricalFeatureConfig(kind="categorical", name="category"),
+            MultiCategoricalFeatureConfig(kind="multi_categorical", name="tags", max_values=4),
+            NumericFeatureConfig(kind="numeric", name="price"),
         ],
         history=History(length=50),
     ),

@@ -45,7 +45,8 @@ from benchmarks.logs import Day
 from benchmarks.product import Product
 from benchmarks.support import GB, MemoryWatch, copy, median_of, say, seconds_of
 from pipelines.session import open_session
-from pipelines.storage.warehouse import Manifest, shift
+from pipelines.storage.dates import shift
+from pipelines.storage.manifest import Manifest
 
 FIRST, DS = "2024-03-01", "2024-03-02"  # the night that makes the state, the night that is measured
 # A few clicks repeat others of their user and day, or are over the cap: this many requests leave 5M positives.

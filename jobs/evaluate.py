@@ -20,8 +20,9 @@ from pipelines import queries
 from pipelines.contract.schema import FeatureSchema
 from pipelines.night import Night
 from pipelines.positives.popularity import day_ordinal
+from pipelines.storage.dates import shift
 from pipelines.storage.lineage import one_lineage
-from pipelines.storage.warehouse import Manifest, Recipe, shift
+from pipelines.storage.manifest import Manifest, Recipe
 
 SCHEMA = "model string, metric string, k int, slice string, value double, low double, high double, users long"
 

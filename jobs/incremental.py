@@ -21,8 +21,9 @@ from model.serving.release import Release
 from pipelines.contract.errors import InputError, UsageError
 from pipelines.positives.select import is_positive
 from pipelines.storage.locks import locked
+from pipelines.storage.update import Update
 from pipelines.storage.update_warehouse import UpdateWarehouse, forget
-from pipelines.storage.warehouse import Update, Warehouse
+from pipelines.storage.warehouse import Warehouse
 
 STEPS: tuple[tuple[str, Step], ...] = (
     ("build_positives", build_positives.run),

@@ -12,9 +12,9 @@ from jobs.common.preconditions import require_trainers, require_truth
 from jobs.common.runner import Context, main, parser, positive
 from jobs.common.steps import Step, run_steps
 from pipelines.contract.errors import UsageError
+from pipelines.storage.dates import days_back, parse_ds
 from pipelines.storage.locks import locked
 from pipelines.storage.update_warehouse import forget
-from pipelines.storage.warehouse import days_back, parse_ds
 
 STEPS: tuple[tuple[str, Step], ...] = (
     ("build_positives", build_positives.run),

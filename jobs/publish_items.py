@@ -35,7 +35,7 @@ from pipelines.contract.errors import InputError
 from pipelines.contract.indices import FIRST
 from pipelines.storage.lineage import one_lineage
 from pipelines.storage.locks import locked_for_a_moment
-from pipelines.storage.warehouse import code_version
+from pipelines.storage.manifest import code_version
 
 # What a release has of the tables of its night, table -> folder: readers need nothing else.
 COPIED = {

@@ -24,8 +24,9 @@ from model.training.resume import saved_steps
 from model.training.spec import EpochMetrics, TrainingSpec
 from pipelines.contract.errors import InputError, UsageError
 from pipelines.contract.schema import FeatureSchema
+from pipelines.storage.dates import shift
 from pipelines.storage.lineage import agreed, one_lineage
-from pipelines.storage.warehouse import Manifest, Recipe, shift
+from pipelines.storage.manifest import Manifest, Recipe
 
 READ = ("samples", "item_features", "item_versions", "item_stats")
 HASHED = ("features", "model", "loss", "training")

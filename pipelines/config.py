@@ -27,7 +27,7 @@ class Inputs(StrictModel):
     items: InputTable = InputTable()
 
 
-class FeatureWords(StrictModel):
+class VocabularyFeatureConfig(StrictModel):
     """How the values of a feature become indices: through an exact vocabulary, or hashed to buckets."""
 
     min_count: int = Field(
@@ -38,20 +38,20 @@ class FeatureWords(StrictModel):
     )
 
     @model_validator(mode="after")
-    def _one_of_both(self) -> "FeatureWords":
+    def _one_of_both(self) -> "VocabularyFeatureConfig":
         if self.buckets is not None and self.min_count > 1:
             raise ValueError("buckets and min_count exclude each other: a hashed value needs no count to get an index")
         return self
 
 
-class CategoricalFeature(FeatureWords):
+class CategoricalFeatureConfig(VocabularyFeatureConfig):
     """One value of a closed or open set; each value gets an index."""
 
     kind: Literal["categorical"]
     name: str = Field(pattern=r"[a-z][a-z0-9_]*$")
 
 
-class MultiCategoricalFeature(FeatureWords):
+class MultiCategoricalFeatureConfig(VocabularyFeatureConfig):
     """Several values at once (tags, genres), optionally weighted; the tower takes their weighted mean."""
 
     kind: Literal["multi_categorical"]
@@ -60,7 +60,7 @@ class MultiCategoricalFeature(FeatureWords):
     weights: str | None = Field(None, description="column with an array of weights, one a value")
 
 
-class NumericFeature(StrictModel):
+class NumericFeatureConfig(StrictModel):
     """A number, standardised with the catalogue's own mean and deviation, or put into buckets."""
 
     kind: Literal["numeric"]
@@ -70,13 +70,15 @@ class NumericFeature(StrictModel):
     )
 
     @model_validator(mode="after")
-    def _ascending(self) -> "NumericFeature":
+    def _ascending(self) -> "NumericFeatureConfig":
         if self.boundaries is not None and (not self.boundaries or sorted(set(self.boundaries)) != self.boundaries):
             raise ValueError("boundaries must be ascending, without repeats, and at least one")
         return self
 
 
-Feature = Annotated[CategoricalFeature | MultiCategoricalFeature | NumericFeature, Field(discriminator="kind")]
+FeatureConfig = Annotated[
+    CategoricalFeatureConfig | MultiCategoricalFeatureConfig | NumericFeatureConfig, Field(discriminator="kind")
+]
 
 
 class FeatureItemId(StrictModel):
@@ -90,7 +92,7 @@ class FeatureItemId(StrictModel):
 class FeatureIds(StrictModel):
     """How the ids of users and items become indices."""
 
-    user: FeatureWords = FeatureWords()
+    user: VocabularyFeatureConfig = VocabularyFeatureConfig()
     item: FeatureItemId = FeatureItemId()
 
 
@@ -110,8 +112,8 @@ class History(StrictModel):
 class Features(StrictModel):
     """What the towers see. The ids of user and item are always there and need no line."""
 
-    user: list[Feature] = Field([])
-    item: list[Feature] = Field([])
+    user: list[FeatureConfig] = Field([])
+    item: list[FeatureConfig] = Field([])
     history: History | None = Field(History(), description="null switches the history off")
     example_age: bool = Field(
         False,

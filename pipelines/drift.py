@@ -6,7 +6,7 @@ from typing import Any
 from pipelines.config import Checks
 from pipelines.contract.errors import InputError
 from pipelines.night import Night
-from pipelines.storage.warehouse import days_back
+from pipelines.storage.dates import days_back
 
 NIGHTS_BEFORE = 7
 KNOWN_DAYS = 3  # a median of fewer days says little

@@ -6,7 +6,7 @@ from pipelines.contract.errors import InputError, UsageError
 from pipelines.files.table_files import list_files
 from pipelines.night import STATE_TABLES, Night
 from pipelines.storage.lineage import lineage_of_night
-from pipelines.storage.warehouse import Manifest, Recipe
+from pipelines.storage.manifest import Manifest, Recipe
 
 CARRIED_FROM = "carried_from"  # Fact of a manifest: the last day with data, whose rows these are.
 CARRIED_TABLES = (*STATE_TABLES, "item_features")

@@ -7,7 +7,9 @@ from pipelines.config import Checks, Features, Inputs, Negatives, Positives, Sam
 from pipelines.contract.errors import InputError
 from pipelines.files.table_files import shortened
 from pipelines.inputs.tables import InputTables
-from pipelines.storage.warehouse import Manifest, Recipe, Warehouse, days_back, shift
+from pipelines.storage.dates import days_back, shift
+from pipelines.storage.manifest import Manifest, Recipe
+from pipelines.storage.warehouse import Warehouse
 
 log = logging.getLogger("nightjar")
 

@@ -11,7 +11,7 @@ from pipelines.features import encode, vocabulary
 from pipelines.hashing import hashed
 from pipelines.night import Night
 from pipelines.positives import select
-from pipelines.storage.warehouse import shift
+from pipelines.storage.dates import shift
 
 
 def user_queries(night: Night, features: Features, users: DataFrame | None = None) -> DataFrame:

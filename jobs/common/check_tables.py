@@ -5,7 +5,7 @@ from typing import Any
 
 from pipelines.config import Checks
 from pipelines.drift import DAILY, NIGHTS_BEFORE
-from pipelines.storage.warehouse import Manifest
+from pipelines.storage.manifest import Manifest
 
 NUMBERS = ("counts", "kinds", "skew")  # groups of numbers among the facts of a manifest
 NOT_A_NAME = re.compile(r"[^A-Za-z0-9_\-. /]+")

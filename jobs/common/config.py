@@ -13,7 +13,7 @@ from pipelines.config import Checks, Features, Inputs, Negatives, Positives, Sam
 from pipelines.contract.errors import UsageError
 from pipelines.contract.strict import StrictModel
 from pipelines.session import refuse_fixed
-from pipelines.storage.warehouse import digest
+from pipelines.storage.manifest import digest
 
 
 class Evaluation(StrictModel):

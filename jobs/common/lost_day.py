@@ -4,7 +4,8 @@ from jobs.common.runner import Context, log
 from jobs.common.steps import open_night, require_model
 from jobs.common.tracking import Tracker
 from pipelines.lost_day import CARRIED_FROM, Carried, carried_from, carry_state
-from pipelines.storage.warehouse import MANIFEST, Manifest, Recipe, shift
+from pipelines.storage.dates import shift
+from pipelines.storage.manifest import MANIFEST, Manifest, Recipe
 
 OF_ONE_DAY = ("day_recall", "within_day")  # Facts of a model that say how a release did on the events of its day.
 

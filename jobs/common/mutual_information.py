@@ -7,7 +7,7 @@ from jobs.common.runner import Context
 from jobs.common.tracking import JobRun
 from pipelines.contract.schema import Feature
 from pipelines.features.mutual_information import mutual_information
-from pipelines.storage.warehouse import Recipe
+from pipelines.storage.manifest import Recipe
 
 TABLE = "feature_information"
 

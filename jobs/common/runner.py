@@ -18,7 +18,8 @@ from jobs.common.stopping import Stopping, stoppable
 from pipelines.contract.errors import NightjarError
 from pipelines.files.object_stores import share_stores
 from pipelines.session import open_session
-from pipelines.storage.warehouse import Warehouse, parse_ds
+from pipelines.storage.dates import parse_ds
+from pipelines.storage.warehouse import Warehouse
 
 log = logging.getLogger("nightjar")
 

@@ -8,7 +8,7 @@ from jobs.common.config import Config
 from jobs.common.config_checks import expected_schema
 from pipelines.contract.errors import InputError
 from pipelines.contract.schema import FeatureSchema
-from pipelines.storage.warehouse import Manifest
+from pipelines.storage.manifest import Manifest
 
 
 def schema_of(samples: Manifest, config: Config) -> FeatureSchema:

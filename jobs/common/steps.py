@@ -12,7 +12,7 @@ from model.training.checkpoint import PARAMETERS, STATE
 from pipelines.contract.errors import InputError
 from pipelines.night import Night, SampleConfig
 from pipelines.storage.locks import locked
-from pipelines.storage.warehouse import Manifest
+from pipelines.storage.manifest import Manifest
 
 Step = Callable[[Context, Tracker], None]
 

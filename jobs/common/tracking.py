@@ -25,9 +25,11 @@ from jobs.common.plots import input_rows, null_shares
 from model.serving.request_encoder import example_request
 from pipelines.config import Checks
 from pipelines.contract.errors import NightjarError, UsageError
-from pipelines.contract.request_fields import Field, Fields, Number, Past, Several
+from pipelines.contract.request_fields import HistoryField, MultiValueField, NumberField, RequestField, RequestFields
 from pipelines.drift import NIGHTS_BEFORE
-from pipelines.storage.warehouse import Manifest, Warehouse, code_version, days_back, parse_ds
+from pipelines.storage.dates import days_back, parse_ds
+from pipelines.storage.manifest import Manifest, code_version
+from pipelines.storage.warehouse import Warehouse
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -340,12 +342,16 @@ class Tracker:
 
 def _save_served(folder: Path, manifest: dict[str, Any], uri: str) -> None:
     """An MLflow model of a release: jobs/common/pyfunc.py with the model room beside it, and what goes in and out."""
-    fields = Fields.validate_python(manifest["request"])
+    fields = RequestFields.validate_python(manifest["request"])
     columns = []
     for field in fields:
         kind = _kind(field)
-        columns.append(ColSpec(Array(kind) if isinstance(field, Several | Past) else kind, field.name, required=False))
-        if isinstance(field, Several) and field.weights:
+        columns.append(
+            ColSpec(
+                Array(kind) if isinstance(field, MultiValueField | HistoryField) else kind, field.name, required=False
+            )
+        )
+        if isinstance(field, MultiValueField) and field.weights:
             columns.append(ColSpec(Array(DataType.double), field.weights, required=False))
     answer = {"item_ids": Array(_kind(fields[-1])), "scores": Array(DataType.double)}
     outputs = Schema(
@@ -373,11 +379,11 @@ def _save_served(folder: Path, manifest: dict[str, Any], uri: str) -> None:
             warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
 
 
-def _kind(field: Field) -> DataType:
+def _kind(field: RequestField) -> DataType:
     """The type of a field of a request, as MLflow calls it."""
     if field.type in ("integer", "boolean"):
         return DataType.long if field.type == "integer" else DataType.boolean
-    return DataType.double if isinstance(field, Number) else DataType.string
+    return DataType.double if isinstance(field, NumberField) else DataType.string
 
 
 def _now() -> int:

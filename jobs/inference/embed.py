@@ -20,7 +20,8 @@ from pipelines.contract.errors import InputError
 from pipelines.contract.indices import DEFAULT
 from pipelines.contract.schema import FeatureSchema, HistoryFeature, MultiCategoricalFeature, NumericFeature
 from pipelines.storage.lineage import one_lineage
-from pipelines.storage.warehouse import Manifest, Recipe, Update, digest
+from pipelines.storage.manifest import Manifest, Recipe, digest
+from pipelines.storage.update import Update
 
 VECTOR = "item_id {id_type}, item_index int, embedding array<float>, release_id string"
 

@@ -16,7 +16,7 @@ from jobs.common.runner import Context
 from jobs.release.store import find_release
 from model.serving.release import MODEL
 from model.training.table_diff import ChangedRows, changed_rows
-from pipelines.storage.warehouse import Update
+from pipelines.storage.update import Update
 
 FOLDER = "changes"
 

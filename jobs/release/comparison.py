@@ -18,7 +18,8 @@ from model.evaluation.release_recall import Events, Examination, certain_loss, e
 from model.serving.release import Release
 from pipelines.contract.indices import DEFAULT
 from pipelines.day_events import popular_items
-from pipelines.storage.warehouse import days_back, digest
+from pipelines.storage.dates import days_back
+from pipelines.storage.manifest import digest
 
 
 @dataclass(frozen=True)

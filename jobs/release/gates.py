@@ -12,7 +12,8 @@ from jobs.release.verdict import Gate, Verdict, read_verdict, write_verdict
 from model.serving.release import Release
 from pipelines.contract.errors import NightjarError
 from pipelines.drift import NIGHTS_BEFORE
-from pipelines.storage.warehouse import Manifest, days_back, digest, shift
+from pipelines.storage.dates import days_back, shift
+from pipelines.storage.manifest import Manifest, digest
 
 
 class GateError(NightjarError):

@@ -7,8 +7,10 @@ from dataclasses import asdict, dataclass, field
 from jobs.common.runner import Context, log
 from model.serving.release import Release
 from pipelines.contract.errors import InputError
+from pipelines.storage.dates import shift
 from pipelines.storage.lineage import UNKNOWN, agreed, described
-from pipelines.storage.warehouse import Update, Warehouse, shift
+from pipelines.storage.update import Update
+from pipelines.storage.warehouse import Warehouse
 
 FOLDER = "releases"
 GATES = "gates.json"  # Beside the manifest of a release, and not among its files: it is said of the release.

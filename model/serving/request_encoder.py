@@ -16,7 +16,14 @@ import numpy as np
 from model.serving.vocabulary import Vocabulary, bucket_of
 from pipelines.contract.indices import DEFAULT, PADDING
 from pipelines.contract.limits import LARGEST, LARGEST_WEIGHT
-from pipelines.contract.request_fields import Field, Number, One, Past, Several, Words
+from pipelines.contract.request_fields import (
+    HistoryField,
+    MultiValueField,
+    NumberField,
+    RequestField,
+    SingleValueField,
+    VocabularyField,
+)
 from pipelines.contract.schema import FeatureSchema, NumericFeature
 
 Request = Mapping[str, Any]
@@ -28,13 +35,13 @@ class RequestError(ValueError):
     """A request that is not what the release expects. The message holds no value of the request."""
 
 
-def example_request(fields: Sequence[Field]) -> dict[str, Any]:
+def example_request(fields: Sequence[RequestField]) -> dict[str, Any]:
     """A request with every field, its values from the release's night."""
     found: dict[str, Any] = {}
     for field in fields:
-        several = isinstance(field, Several | Past)
+        several = isinstance(field, MultiValueField | HistoryField)
         found[field.name] = [field.example] if several else field.example
-        if isinstance(field, Several) and field.weights:
+        if isinstance(field, MultiValueField) and field.weights:
             found[field.weights] = [1.0]
     return found
 
@@ -42,13 +49,17 @@ def example_request(fields: Sequence[Field]) -> dict[str, Any]:
 class Encoder:
     """Requests of one release -> columns and histories."""
 
-    def __init__(self, fields: Sequence[Field], schema: FeatureSchema, vocabularies: Mapping[str, Vocabulary]) -> None:
+    def __init__(
+        self, fields: Sequence[RequestField], schema: FeatureSchema, vocabularies: Mapping[str, Vocabulary]
+    ) -> None:
         """`fields`: the manifest's `request`. `vocabularies`: of every field that has no buckets."""
         self.fields, self._vocabularies = fields, vocabularies
         self._means = {feature.column: feature.mean for feature in schema.user if isinstance(feature, NumericFeature)}
-        weighted = [field for field in fields if isinstance(field, Several) and field.weights]
+        weighted = [field for field in fields if isinstance(field, MultiValueField) and field.weights]
         self.names = [*(field.name for field in fields), *(str(field.weights) for field in weighted)]
-        self._numbers = {field.column for field in fields if isinstance(field, Number) and field.boundaries is None}
+        self._numbers = {
+            field.column for field in fields if isinstance(field, NumberField) and field.boundaries is None
+        }
         self._numbers |= {_weights_column(field) for field in weighted}
 
     def encode(self, requests: Sequence[Request]) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
@@ -65,7 +76,7 @@ class Encoder:
                     encoded = self._field(field, request)
                 except RequestError as error:
                     raise RequestError(f"request {place}, field {error}") from None
-                if isinstance(field, Past):
+                if isinstance(field, HistoryField):
                     known = encoded.pop("known")
                     had.append(np.array(known, np.int64))
                 for column, value in encoded.items():
@@ -82,14 +93,14 @@ class Encoder:
                 hint = f"did you mean {near[0]!r}?" if near else f"known fields: {', '.join(self.names)}"
                 raise RequestError(f"request {place}: there is no field {name!r}; {hint}")
 
-    def _field(self, field: Field, request: Request) -> dict[str, Any]:
+    def _field(self, field: RequestField, request: Request) -> dict[str, Any]:
         value = request.get(field.name)
-        if isinstance(field, Number):
+        if isinstance(field, NumberField):
             return {field.column: self._number(field, value)}
-        if isinstance(field, One):
+        if isinstance(field, SingleValueField):
             return {field.column: self._index(field, value, field.name)}
         values = [] if value is None else _list(value, field.name, WANTED.get(field.type, WANTED["text"]))
-        if isinstance(field, Past):
+        if isinstance(field, HistoryField):
             if None in values:
                 raise RequestError(f"{field.name!r} holds null at place {values.index(None)}, expected ids of items")
             return self._past(field, [self._index(field, item, field.name) for item in values])
@@ -101,7 +112,7 @@ class Encoder:
             found[_weights_column(field)] = _padded(weights, field.length)
         return found
 
-    def _index(self, field: Words, value: Any, name: str) -> int:
+    def _index(self, field: VocabularyField, value: Any, name: str) -> int:
         if value is None:
             return DEFAULT
         text = _text(value, field.type, name)
@@ -109,7 +120,7 @@ class Encoder:
             return bucket_of(field.vocabulary, text, field.buckets)
         return self._vocabularies[field.vocabulary].index(text)
 
-    def _number(self, field: Number, value: Any) -> float | int:
+    def _number(self, field: NumberField, value: Any) -> float | int:
         number = None if value is None else _finite(value, field.type == "boolean", field.name)
         if field.boundaries is None:
             return float(self._means[field.column]) if number is None else number
@@ -119,7 +130,7 @@ class Encoder:
             number = float(np.float32(number))  # The column that the boundaries were laid over has 32 bits.
         return DEFAULT + 1 + sum(number >= edge for edge in field.boundaries)
 
-    def _past(self, field: Past, items: list[int]) -> dict[str, Any]:
+    def _past(self, field: HistoryField, items: list[int]) -> dict[str, Any]:
         known = items
         if field.order == "leave_one_out":  # Each item once, where it was had last: as the training rows have it.
             items = list(dict.fromkeys(reversed(items)))[::-1]
@@ -182,7 +193,7 @@ def _padded(values: list[Any], length: int) -> list[Any]:
     return values + [PADDING] * (length - len(values))
 
 
-def _weights_column(field: Several) -> str:
+def _weights_column(field: MultiValueField) -> str:
     return f"{field.column}_weights"
 
 

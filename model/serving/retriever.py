@@ -14,7 +14,7 @@ from model.serving.release import INDEX, ITEMS, MODEL, VOCABULARIES, ReleaseErro
 from model.serving.request_encoder import Encoder, RequestError
 from model.serving.vocabulary import read_vocabularies
 from model.training.checkpoint import load_checkpoint
-from pipelines.contract.request_fields import Fields, Words
+from pipelines.contract.request_fields import RequestFields, VocabularyField
 
 
 class Recommendation(NamedTuple):
@@ -45,8 +45,10 @@ class Retriever:
         self.release.files(MODEL)
         self._model = load_checkpoint(f"{self.release.uri}/{MODEL}")
         schema, items = self._model.schema, self.release.files(ITEMS)
-        self.fields = Fields.validate_python(manifest["request"])
-        worded = {field.vocabulary for field in self.fields if isinstance(field, Words) and field.buckets is None}
+        self.fields = RequestFields.validate_python(manifest["request"])
+        worded = {
+            field.vocabulary for field in self.fields if isinstance(field, VocabularyField) and field.buckets is None
+        }
         vocabularies = read_vocabularies(self.release.files(VOCABULARIES), worded)
         check_vocabularies(self.release, schema, vocabularies)
         self._encoder = Encoder(self.fields, schema, vocabularies)

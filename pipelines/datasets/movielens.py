@@ -10,7 +10,7 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from pipelines.contract.errors import InputError
-from pipelines.storage.warehouse import shift
+from pipelines.storage.dates import shift
 
 LIKED_FROM = 4.0  # stars; the usual line between liking and having rated
 BAD = "_bad_line"

@@ -13,7 +13,7 @@ from pyspark.sql import functions as F
 
 from pipelines.contract.errors import InputError
 from pipelines.datasets.feather import FLAG, WHOLE, FeatherFile, Piece, find_files, inspect_files, read_pieces
-from pipelines.storage.warehouse import shift
+from pipelines.storage.dates import shift
 
 # The flags of each stage, furthest stage last. Pre-ranking comes before coarse ranking, so what it dropped was recalled and
 # no more. Both rank_pos and rank_neg were scored by fine ranking; what went on from there has a later stage's flag too.

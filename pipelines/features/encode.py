@@ -10,7 +10,13 @@ from typing import Any
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from pipelines.config import CategoricalFeature, Feature, Features, MultiCategoricalFeature, NumericFeature
+from pipelines.config import (
+    CategoricalFeatureConfig,
+    FeatureConfig,
+    Features,
+    MultiCategoricalFeatureConfig,
+    NumericFeatureConfig,
+)
 from pipelines.contract.errors import InputError
 from pipelines.contract.indices import DEFAULT, FIRST, PADDING
 from pipelines.contract.limits import LARGEST
@@ -26,7 +32,7 @@ class Side:
     """One side of the model: which features, under which names, from which snapshot."""
 
     name: str  # "user" or "item"
-    features: list[Feature]
+    features: list[FeatureConfig]
 
     @property
     def key(self) -> str:
@@ -38,11 +44,11 @@ class Side:
         """The input table."""
         return f"{self.name}s"
 
-    def column(self, feature: Feature) -> str:
+    def column(self, feature: FeatureConfig) -> str:
         """The encoded column of a feature."""
         return f"{self.name}_{feature.name}"
 
-    def label(self, feature: Feature) -> str:
+    def label(self, feature: FeatureConfig) -> str:
         """What the vocabulary calls a feature."""
         return f"{self.name}.{feature.name}"
 
@@ -51,7 +57,7 @@ class Side:
         names = []
         for feature in self.features:
             names.append(self.column(feature))
-            if isinstance(feature, MultiCategoricalFeature) and feature.weights:
+            if isinstance(feature, MultiCategoricalFeatureConfig) and feature.weights:
                 names.append(f"{self.column(feature)}_weights")
         return names
 
@@ -66,7 +72,7 @@ def check_columns(side: Side, snapshot: DataFrame) -> None:
     types = dict(snapshot.dtypes)
     for feature in side.features:
         wanted = [feature.name]
-        if isinstance(feature, MultiCategoricalFeature) and feature.weights:
+        if isinstance(feature, MultiCategoricalFeatureConfig) and feature.weights:
             wanted.append(feature.weights)
         for name in wanted:
             if name not in types:
@@ -75,13 +81,13 @@ def check_columns(side: Side, snapshot: DataFrame) -> None:
                     f"Add it, or take it out of features.{side.name}"
                 )
             is_array = types[name].startswith("array")
-            if is_array != isinstance(feature, MultiCategoricalFeature):
+            if is_array != isinstance(feature, MultiCategoricalFeatureConfig):
                 raise InputError(
                     f"table {side.table}, column {name!r}: its type is {types[name]}, but feature {feature.name!r} is "
                     f"declared {feature.kind}. Declare it {'multi_categorical' if is_array else 'categorical'} "
                     f"under features.{side.name}, or change the column"
                 )
-        if isinstance(feature, NumericFeature) and not NUMBER.match(types[feature.name]):
+        if isinstance(feature, NumericFeatureConfig) and not NUMBER.match(types[feature.name]):
             raise InputError(
                 f"table {side.table}, column {feature.name!r}: its type is {types[feature.name]}, but feature "
                 f"{feature.name!r} is declared numeric. Declare it categorical under features.{side.name}, or cast the "
@@ -93,7 +99,7 @@ def hashed_sizes(features: Features) -> dict[str, int]:
     """Number of indices of every feature that has buckets instead of a vocabulary, the user's id included."""
     buckets = {"user_id": features.ids.user.buckets}
     for side in sides(features):
-        buckets |= {side.label(f): f.buckets for f in side.features if not isinstance(f, NumericFeature)}
+        buckets |= {side.label(f): f.buckets for f in side.features if not isinstance(f, NumericFeatureConfig)}
     return {name: FIRST + number for name, number in buckets.items() if number is not None}
 
 
@@ -101,7 +107,7 @@ def min_counts(features: Features) -> dict[str, int]:
     """Occurrences from which a value enters the vocabulary, by feature, the user's id included."""
     counts = {"user_id": features.ids.user.min_count}
     for side in sides(features):
-        counts |= {side.label(f): f.min_count for f in side.features if not isinstance(f, NumericFeature)}
+        counts |= {side.label(f): f.min_count for f in side.features if not isinstance(f, NumericFeatureConfig)}
     return counts
 
 
@@ -113,25 +119,25 @@ def values_of(side: Side, snapshot: DataFrame, *, versions: bool = False) -> Dat
     parts = []
     for feature in side.features:
         label, once = F.lit(side.label(feature)).alias("feature"), F.lit(1).cast("long").alias("count")
-        if isinstance(feature, NumericFeature) or feature.buckets is not None:
+        if isinstance(feature, NumericFeatureConfig) or feature.buckets is not None:
             continue
         value = F.col(feature.name)
-        value = value.cast("string") if isinstance(feature, CategoricalFeature) else value.cast("array<string>")
+        value = value.cast("string") if isinstance(feature, CategoricalFeatureConfig) else value.cast("array<string>")
         rows = snapshot
         if versions and feature.min_count > 1:
             rows = snapshot.groupBy(side.key).agg(_union_of(value, feature).alias(feature.name))
             parts.append(rows.select(label, F.explode(feature.name).alias("value"), once))
-        elif isinstance(feature, CategoricalFeature):
+        elif isinstance(feature, CategoricalFeatureConfig):
             parts.append(rows.select(label, value.alias("value"), once))
         else:
             parts.append(rows.select(label, F.explode(value).alias("value"), once))
     return reduce(DataFrame.unionByName, parts) if parts else None
 
 
-def _union_of(value: Column, feature: Feature) -> Column:
+def _union_of(value: Column, feature: FeatureConfig) -> Column:
     """The distinct values of an id over its rows, as an array (an aggregate)."""
     collected = F.collect_set(value)
-    return F.array_distinct(F.flatten(collected)) if isinstance(feature, MultiCategoricalFeature) else collected
+    return F.array_distinct(F.flatten(collected)) if isinstance(feature, MultiCategoricalFeatureConfig) else collected
 
 
 def statistics_of(side: Side, snapshot: DataFrame, previous: Statistics) -> Statistics:
@@ -140,7 +146,7 @@ def statistics_of(side: Side, snapshot: DataFrame, previous: Statistics) -> Stat
     Nine significant digits: the last bits of a sum of doubles depend on the order in which partitions arrive, and a
     float feature keeps seven.
     """
-    names = [f.name for f in side.features if isinstance(f, NumericFeature) and f.boundaries is None]
+    names = [f.name for f in side.features if isinstance(f, NumericFeatureConfig) and f.boundaries is None]
     found = {f"{side.name}.{name}": previous.get(f"{side.name}.{name}") for name in names}
     # Statistics that are not finite are of no use to any night: an earlier version could write them.
     missing = [name for name in names if not _usable(found[f"{side.name}.{name}"])]
@@ -172,12 +178,12 @@ def encode(
     frame = snapshot
     for feature in side.features:
         column, label = side.column(feature), side.label(feature)
-        if isinstance(feature, MultiCategoricalFeature):
+        if isinstance(feature, MultiCategoricalFeatureConfig):
             frame = _encode_values(side, feature, frame, vocabulary, (sizes or {}).get(label), list(row or (side.key,)))
-        elif isinstance(feature, CategoricalFeature) and feature.buckets is not None:
+        elif isinstance(feature, CategoricalFeatureConfig) and feature.buckets is not None:
             bucket = bucket_of(label, F.col(feature.name).cast("string"), feature.buckets)
             frame = frame.withColumn(column, F.coalesce(bucket, F.lit(DEFAULT)))
-        elif isinstance(feature, CategoricalFeature):
+        elif isinstance(feature, CategoricalFeatureConfig):
             known = lookup(vocabulary, label, "_value", column, (sizes or {}).get(label))
             frame = frame.join(known, on=F.col(feature.name).cast("string") == F.col("_value"), how="left")
             frame = frame.drop("_value").withColumn(column, F.coalesce(column, F.lit(DEFAULT)))
@@ -208,7 +214,7 @@ def _bucket(number: Column, boundaries: list[float]) -> Column:
 
 def _encode_values(
     side: Side,
-    feature: MultiCategoricalFeature,
+    feature: MultiCategoricalFeatureConfig,
     frame: DataFrame,
     vocabulary: DataFrame,
     size: int | None,
@@ -259,11 +265,11 @@ def without_snapshot(side: Side, statistics: Statistics) -> dict[str, Column]:
     blank: dict[str, Column] = {}
     for feature in side.features:
         column = side.column(feature)
-        if isinstance(feature, MultiCategoricalFeature):
+        if isinstance(feature, MultiCategoricalFeatureConfig):
             blank[column] = pad(F.array(), feature.max_values, "int")
             if feature.weights:
                 blank[f"{column}_weights"] = pad(F.array(), feature.max_values, "float")
-        elif isinstance(feature, NumericFeature) and feature.boundaries is None:
+        elif isinstance(feature, NumericFeatureConfig) and feature.boundaries is None:
             blank[column] = F.lit(statistics[f"{side.name}.{feature.name}"]["mean"]).cast("float")
         else:
             blank[column] = F.lit(DEFAULT)
@@ -291,15 +297,15 @@ def feature_schema(
         rows = sizes[side.key] if buckets is None else FIRST + buckets
         return base | {"rows": {"column": ITEM_ROW, "size": rows, "hashed": buckets is not None}}
 
-    def entry(side: Side, feature: Feature) -> dict[str, Any]:
+    def entry(side: Side, feature: FeatureConfig) -> dict[str, Any]:
         label, column = side.label(feature), side.column(feature)
         base: dict[str, Any] = {"name": feature.name, "kind": feature.kind, "column": column}
-        if isinstance(feature, NumericFeature):
+        if isinstance(feature, NumericFeatureConfig):
             if feature.boundaries is not None:
                 return base | {"kind": "bucket", "size": len(feature.boundaries) + 3}
             return base | statistics[label]
         base |= {"vocabulary": label, "size": sizes[label]}
-        if isinstance(feature, MultiCategoricalFeature):
+        if isinstance(feature, MultiCategoricalFeatureConfig):
             base |= {
                 "length": feature.max_values,
                 "weights_column": f"{column}_weights" if feature.weights else None,
@@ -337,13 +343,13 @@ def request_fields(features: Features, types: Mapping[str, str], item_type: str)
     fields: list[dict[str, Any]] = [user | {"type": _request_type(types[side.key])}]
     for feature in side.features:
         base: dict[str, Any] = {"name": feature.name, "kind": feature.kind, "column": side.column(feature)}
-        if isinstance(feature, NumericFeature):
+        if isinstance(feature, NumericFeatureConfig):
             kind = _request_type(types[feature.name])
             fields.append(base | {"type": "double" if kind == "text" else kind, "boundaries": feature.boundaries})
             continue
         base |= {"type": _request_type(types[feature.name])}
         base |= {"vocabulary": side.label(feature), "buckets": feature.buckets}
-        if isinstance(feature, MultiCategoricalFeature):
+        if isinstance(feature, MultiCategoricalFeatureConfig):
             base |= {"length": feature.max_values, "weights": feature.weights}
         fields.append(base)
     history: dict[str, Any] = {"name": "history", "kind": "history", "column": "history"}

@@ -12,7 +12,7 @@ from typing import Any
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
-from pipelines.config import CategoricalFeature, MultiCategoricalFeature
+from pipelines.config import CategoricalFeatureConfig, MultiCategoricalFeatureConfig
 from pipelines.features.encode import Side
 from pipelines.inputs.tables import InputTables
 from pipelines.joins import broadcast_few
@@ -116,7 +116,7 @@ def side_columns(side: Side) -> list[str]:
     names = []
     for feature in side.features:
         names.append(feature.name)
-        if isinstance(feature, MultiCategoricalFeature) and feature.weights:
+        if isinstance(feature, MultiCategoricalFeatureConfig) and feature.weights:
             names.append(feature.weights)
     return list(dict.fromkeys(names))
 
@@ -125,12 +125,12 @@ def _columns(side: Side) -> list[Column]:
     """These columns in the types that features are read in: snapshots of other days may have others."""
     types: dict[str, str] = {}
     for feature in side.features:
-        if isinstance(feature, MultiCategoricalFeature):
+        if isinstance(feature, MultiCategoricalFeatureConfig):
             types[feature.name] = "array<string>"
             if feature.weights:
                 types[feature.weights] = "array<float>"
         else:
-            types[feature.name] = "string" if isinstance(feature, CategoricalFeature) else "double"
+            types[feature.name] = "string" if isinstance(feature, CategoricalFeatureConfig) else "double"
     return [F.col(name).cast(types[name]).alias(name) for name in side_columns(side)]
 
 

@@ -4,7 +4,8 @@ import logging
 from collections.abc import Callable
 
 from pipelines.files.table_files import InputFiles, other_days, shortened
-from pipelines.storage.warehouse import Warehouse, shift
+from pipelines.storage.dates import shift
+from pipelines.storage.warehouse import Warehouse
 
 log = logging.getLogger("nightjar")
 

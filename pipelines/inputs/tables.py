@@ -16,7 +16,9 @@ from pipelines.files.parquet_reader import Wanted
 from pipelines.inputs.contracts import CONTRACTS, KEYS, Theirs, exclusive, first_reason, not_known, quoted
 from pipelines.inputs.feature_columns import feature_columns, number_columns
 from pipelines.inputs.skipped_files import InputReport
-from pipelines.storage.warehouse import Manifest, Recipe, Warehouse, shift
+from pipelines.storage.dates import shift
+from pipelines.storage.manifest import Manifest, Recipe
+from pipelines.storage.warehouse import Warehouse
 
 log = logging.getLogger("nightjar")
 

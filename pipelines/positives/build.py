@@ -10,7 +10,7 @@ from typing import Any
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from pipelines.config import MultiCategoricalFeature
+from pipelines.config import MultiCategoricalFeatureConfig
 from pipelines.contract.indices import DEFAULT, FIRST
 from pipelines.features import encode, item_versions, vocabulary
 from pipelines.histories import user_histories
@@ -19,7 +19,7 @@ from pipelines.night import POSITIVE_TABLES, Night, SampleConfig, is_done, log
 from pipelines.positives import checks, popularity, select
 from pipelines.positives.read import Inputs, Logs, find_logs, read_inputs, refuse_new_meanings, refuse_other_items
 from pipelines.storage.lineage import lineage_of_night
-from pipelines.storage.warehouse import Manifest, Recipe, digest
+from pipelines.storage.manifest import Manifest, Recipe, digest
 
 
 @dataclass(frozen=True)
@@ -361,7 +361,8 @@ def _carried(
             length = next(
                 f.max_values
                 for f in config.features.user
-                if isinstance(f, MultiCategoricalFeature) and column in (f"user_{f.name}", f"user_{f.name}_weights")
+                if isinstance(f, MultiCategoricalFeatureConfig)
+                and column in (f"user_{f.name}", f"user_{f.name}_weights")
             )
             rows = rows.withColumn(column, encode.pad(F.col(column), length, now[column][6:-1]))
     return rows.select(*tonight.columns)

@@ -5,7 +5,7 @@ from pyspark.sql import functions as F
 
 from pipelines.config import Downsample
 from pipelines.joins import broadcast_few
-from pipelines.storage.warehouse import parse_ds
+from pipelines.storage.dates import parse_ds
 
 MASS = "decimal(28,9)"
 EPOCH_ORDINAL = 719_163  # date(1970, 1, 1).toordinal()

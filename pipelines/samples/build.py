@@ -20,8 +20,9 @@ from pipelines.samples.availability import availability
 from pipelines.samples.carried_rows import CarriedDay
 from pipelines.samples.checks import check_samples
 from pipelines.samples.exclusions import Known
+from pipelines.storage.dates import days_back, shift
 from pipelines.storage.lineage import one_lineage
-from pipelines.storage.warehouse import Manifest, Recipe, days_back, shift
+from pipelines.storage.manifest import Manifest, Recipe
 
 
 def build_negatives(

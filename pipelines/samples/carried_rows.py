@@ -13,7 +13,8 @@ from pipelines.histories.user_stream import key_of
 from pipelines.joins import broadcast_small
 from pipelines.lost_day import carried_from
 from pipelines.night import Night
-from pipelines.storage.warehouse import Manifest, days_back
+from pipelines.storage.dates import days_back
+from pipelines.storage.manifest import Manifest
 
 
 @dataclass(frozen=True)

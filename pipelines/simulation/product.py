@@ -25,7 +25,7 @@ from pipelines.simulation.truth import (
     user_block,
     user_blocks,
 )
-from pipelines.storage.warehouse import shift
+from pipelines.storage.dates import shift
 
 # A few tasks a core even out blocks of unequal length; more would only cost start-up time.
 TASKS_PER_CORE = 4

@@ -9,7 +9,8 @@ from typing import Any
 
 from pyspark.sql import DataFrame
 
-from pipelines.storage.warehouse import Warehouse, code_version, digest
+from pipelines.storage.manifest import code_version, digest
+from pipelines.storage.warehouse import Warehouse
 
 log = logging.getLogger("nightjar")
 

@@ -7,7 +7,9 @@ earlier versions have none: build_positives finds the name that they would have,
 from collections.abc import Iterable, Mapping
 
 from pipelines.contract.errors import InputError
-from pipelines.storage.warehouse import Manifest, Recipe, Warehouse, digest, shift
+from pipelines.storage.dates import shift
+from pipelines.storage.manifest import Manifest, Recipe, digest
+from pipelines.storage.warehouse import Warehouse
 
 UNKNOWN = ""
 

@@ -16,7 +16,8 @@ import psutil
 from py4j.protocol import Py4JError
 
 from pipelines.contract.errors import NightjarError
-from pipelines.storage.warehouse import Warehouse, parse_ds
+from pipelines.storage.dates import parse_ds
+from pipelines.storage.warehouse import Warehouse
 
 log = logging.getLogger("nightjar")
 

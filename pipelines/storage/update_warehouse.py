@@ -4,7 +4,9 @@ An update is a small night. It reads the events since the one before it, rolls s
 from last night's), and writes the tables that a night writes, in a place of its own. No night ever reads them.
 """
 
-from pipelines.storage.warehouse import Update, Warehouse, shift
+from pipelines.storage.dates import shift
+from pipelines.storage.update import Update
+from pipelines.storage.warehouse import Warehouse
 
 FOLDER = "updates"
 

@@ -1,17 +1,15 @@
-"""The only reader and writer of tables: staging, counts, manifest, move into place.
+"""The only reader and writer of tables: staging, counts, manifests, moves into place.
 
-A written partition is complete when its `_manifest.json` is there, and the manifest is written last: on a file system
-with atomic renames and on an object store alike, a half-moved partition does not exist.
+A written partition is complete when its `_manifest.json` exists. The manifest is written last, so a half-moved partition
+never counts as written, with or without atomic renames in the store.
 """
 
-import hashlib
 import json
 import re
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from datetime import date, datetime, timedelta, timezone
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import asdict
+from datetime import datetime, timezone
 from typing import Any
 
 from pyspark.sql import DataFrame, SparkSession
@@ -21,98 +19,13 @@ from pipelines.files.broken_files import naming_broken_files
 from pipelines.files.filesystem import FileSystem
 from pipelines.files.parquet_reader import InputReader, InputRows, Wanted
 from pipelines.files.table_files import DAY, list_files
+from pipelines.storage.dates import parse_ds
+from pipelines.storage.manifest import MANIFEST, Manifest, Recipe, code_version, digest
 from pipelines.storage.table_keys import check_keys
+from pipelines.storage.update import Update
 
-MANIFEST = "_manifest.json"
-NAME = re.compile(r"[a-z][a-z0-9_]*(/table=[a-z][a-z0-9_]*)?")  # quarantine keeps a folder for each table
-EXPORTED = re.compile(r"\.parquet$|^[_.]")
-
-
-def code_version() -> str:
-    """The installed version of Nightjar, as manifests and runs record it."""
-    try:
-        return version("nightjar")
-    except PackageNotFoundError:
-        return "unknown"
-
-
-def parse_ds(text: str) -> date:
-    """A ds from a flag or a folder name; UsageError where it is no date in the form YYYY-MM-DD."""
-    try:
-        if re.fullmatch(r"\d{4}-\d{2}-\d{2}", text):
-            return date.fromisoformat(text)
-    except ValueError:
-        pass
-    raise UsageError(f"ds {text!r} is not a day: write it as YYYY-MM-DD, for example 2024-03-07")
-
-
-def days_back(ds: str, days: int) -> list[str]:
-    """The `days` days that end with ds, oldest first."""
-    last = parse_ds(ds)
-    return [(last - timedelta(days=back)).isoformat() for back in range(days - 1, -1, -1)]
-
-
-def shift(ds: str, days: int) -> str:
-    """The day `days` after ds (before it where negative)."""
-    return (parse_ds(ds) + timedelta(days=days)).isoformat()
-
-
-def digest(value: Any) -> str:
-    """A short stable hash of a JSON-like value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What a partition is made of: the part of the config that shapes it and the fingerprints of what it is read from."""
-
-    config_hash: str
-    inputs: Mapping[str, str]
-    lineage: str = (
-        ""  # See pipelines/storage/lineage.py. Inputs determine it, so it is no part of what tells recipes apart.
-    )
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a written partition says of itself. Readers require it."""
-
-    table: str
-    ds: str
-    config_hash: str
-    inputs: dict[str, str]
-    rows: int
-    facts: dict[str, Any] = field(default_factory=dict)
-    code_version: str = ""
-    written_at: str = ""
-    lineage: str = ""  # The bootstrap that this goes back to; empty: an earlier version wrote it.
-
-    @property
-    def fingerprint(self) -> str:
-        """Identity of the content. Nothing of when or by which code: the same recipe gives the same rows."""
-        content = self.facts.get("content")  # a checkpoint's checksum: training need not be bit for bit the same
-        return digest([self.table, self.ds, self.config_hash, self.inputs, self.rows, content])
-
-    def made_by(self, recipe: Recipe) -> bool:
-        """Whether this partition is what `recipe` would write again."""
-        return self.config_hash == recipe.config_hash and self.inputs == dict(recipe.inputs)
-
-
-@dataclass(frozen=True)
-class Update:
-    """A part of a day that is worked on before its night: events after `since`, up to and with `until` (ISO, UTC)."""
-
-    number: int  # From 1, within the day.
-    since: str
-    until: str
-    after: int | None  # The update that this one goes on from; None: last night.
-    base: str  # The release of that.
-    night: str  # The release of last night.
-
-    @property
-    def name(self) -> str:
-        """As runs and releases call it."""
-        return f"update-{self.number}"
+TABLE_NAME = re.compile(r"[a-z][a-z0-9_]*(/table=[a-z][a-z0-9_]*)?")  # quarantine has a folder for each table
+EXPORTED = re.compile(r"\.parquet$|^[_.]")  # files that an export may have written
 
 
 class Warehouse(FileSystem):
@@ -131,7 +44,7 @@ class Warehouse(FileSystem):
 
     def path(self, table: str, ds: str | None = None) -> str:
         """Where a table (or one partition of it) lives."""
-        if not NAME.fullmatch(table):
+        if not TABLE_NAME.fullmatch(table):
             raise UsageError(f"table name {table!r} is not of the form [a-z][a-z0-9_]*")
         return f"{self.root}/{table}" + (f"/ds={parse_ds(ds).isoformat()}" if ds else "")
 

@@ -19,7 +19,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from model.io.urls import checksum
-from pipelines.storage.warehouse import Manifest
+from pipelines.storage.manifest import Manifest
 from tests.jobs.nightly_run import FIRST, ROOT, SECOND, NightlyRun, command, rows_of, run_job
 
 KILLS = int(os.environ.get("NIGHTJAR_KILLS", "5"))  # above FEW, the first night is killed too

@@ -14,7 +14,8 @@ from pipelines.config import Inputs, Positives
 from pipelines.contract.errors import InputError, UsageError
 from pipelines.night import Night
 from pipelines.queries import next_positives, user_queries, with_held_out_items
-from pipelines.storage.warehouse import Recipe, Warehouse
+from pipelines.storage.manifest import Recipe
+from pipelines.storage.warehouse import Warehouse
 from tests.two_nights import CONFIG, FIRST, SECOND, logs
 
 

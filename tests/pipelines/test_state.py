@@ -14,7 +14,8 @@ from pipelines.contract.errors import InputError
 from pipelines.night import POSITIVE_TABLES, STATE_TABLES, Night, SampleConfig
 from pipelines.positives.build import build_positives
 from pipelines.storage.lineage import UNKNOWN, lineage_of_bootstrap, lineage_of_night
-from pipelines.storage.warehouse import Recipe, Warehouse
+from pipelines.storage.manifest import Recipe
+from pipelines.storage.warehouse import Warehouse
 
 DAYS = [f"2024-03-{day:02d}" for day in range(1, 5)]
 ITEMS = 14

@@ -12,7 +12,7 @@ from jobs.common.runner import Context
 from jobs.common.sample_schema import schema_of
 from jobs.train import _processes
 from pipelines.contract.errors import InputError, UsageError
-from pipelines.storage.warehouse import Manifest
+from pipelines.storage.manifest import Manifest
 
 DS = "2024-03-01"
 FEATURES = {

@@ -21,7 +21,9 @@ from model.serving.release import Release
 from pipelines.config import Inputs, Positives
 from pipelines.day_events import day_events, popular_items
 from pipelines.night import Night
-from pipelines.storage.warehouse import Manifest, Recipe, Warehouse, shift
+from pipelines.storage.dates import shift
+from pipelines.storage.manifest import Manifest, Recipe
+from pipelines.storage.warehouse import Warehouse
 from tests.two_nights import CONFIG, LENGTH, SECOND, logs
 
 DS = "2024-03-09"

@@ -14,7 +14,8 @@ from jobs.releases import _warn_of_lineages
 from jobs.train import _lineage
 from pipelines.contract.errors import InputError
 from pipelines.storage.lineage import UNKNOWN
-from pipelines.storage.warehouse import Manifest, Recipe, Warehouse
+from pipelines.storage.manifest import Manifest, Recipe
+from pipelines.storage.warehouse import Warehouse
 
 CURRENT = "2024-03-02"
 

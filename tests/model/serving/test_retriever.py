@@ -29,7 +29,7 @@ from model.serving.vocabulary import Vocabulary, bucket_of, read_vocabularies
 from model.training.checkpoint import load_checkpoint, save_checkpoint
 from model.training.spec import TrainingResult
 from pipelines.config import Features
-from pipelines.contract.request_fields import Fields
+from pipelines.contract.request_fields import RequestFields
 from pipelines.contract.schema import FeatureSchema
 from pipelines.features import encode, vocabulary
 from tests.model import toy_night
@@ -89,7 +89,7 @@ def encoded(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> tu
     names = ["user_id", "item_id"] + [side.label(f) for f in side.features if f.kind != "numeric"]
     sizes = dict.fromkeys(names, 2) | sizes | encode.hashed_sizes(FEATURES)
     schema = FeatureSchema.model_validate(encode.feature_schema(FEATURES, sizes, statistics, encode.example_age(1, {})))
-    fields = Fields.validate_python(encode.request_fields(FEATURES, dict(snapshot.dtypes), "bigint"))
+    fields = RequestFields.validate_python(encode.request_fields(FEATURES, dict(snapshot.dtypes), "bigint"))
     urls = sorted(str(path) for path in folder.glob("*.parquet"))
     words = {f.vocabulary for f in fields if getattr(f, "vocabulary", None)}  # type: ignore[union-attr]
     return found, Encoder(fields, schema, read_vocabularies(urls, words))
@@ -142,7 +142,7 @@ def test_a_history_is_its_end_with_padding_ahead(encoded: tuple[list[dict[str, A
 
 def test_where_order_means_nothing_an_item_counts_once() -> None:
     field = {"name": "history", "kind": "history", "column": "history", "type": "text", "vocabulary": "item_id"}
-    fields = Fields.validate_python([field | {"length": 3, "order": "leave_one_out"}])
+    fields = RequestFields.validate_python([field | {"length": 3, "order": "leave_one_out"}])
     words = {"item_id": Vocabulary(pa.array(["a", "b", "c"], pa.large_string()), np.array([2, 3, 4], np.int32))}
     columns, _ = Encoder(fields, toy_night.schema(), words).encode([{"history": ["a", "b", "a", "c"]}])
     assert columns["history"].tolist() == [[3, 2, 4]]

@@ -15,7 +15,9 @@ from pipelines.config import Features, Inputs, Negatives, Positives, Samples
 from pipelines.night import Night, SampleConfig
 from pipelines.positives.build import build_positives
 from pipelines.samples.build import build_negatives
-from pipelines.storage.warehouse import MANIFEST, Warehouse, days_back, parse_ds
+from pipelines.storage.dates import days_back, parse_ds
+from pipelines.storage.manifest import MANIFEST
+from pipelines.storage.warehouse import Warehouse
 
 LAST = "2024-03-04"  # the night that is done, with four days of logs
 DS = "2024-03-05"  # the night that the bad inputs are for

@@ -15,7 +15,9 @@ from pipelines.contract.errors import InputError, NightjarError, UsageError
 from pipelines.features import encode
 from pipelines.night import Night
 from pipelines.positives.build import build_positives
-from pipelines.storage.warehouse import MANIFEST, Recipe, Warehouse, parse_ds
+from pipelines.storage.dates import parse_ds
+from pipelines.storage.manifest import MANIFEST, Recipe
+from pipelines.storage.warehouse import Warehouse
 from tests.pipelines.inputs.bad_inputs import (
     CASES,
     CONFIG,

@@ -17,7 +17,9 @@ from pipelines.drift import compare_with_before, refuse_repeats
 from pipelines.inputs import contracts
 from pipelines.inputs.tables import DAYS_TOLD, InputTables
 from pipelines.night import Night
-from pipelines.storage.warehouse import Manifest, Recipe, Warehouse, days_back
+from pipelines.storage.dates import days_back
+from pipelines.storage.manifest import Manifest, Recipe
+from pipelines.storage.warehouse import Warehouse
 from tests.pipelines.inputs.bad_inputs import DS, LAST, NOON, interactions, items, put, users
 
 ALL = Checks(bad_rows=1.0)

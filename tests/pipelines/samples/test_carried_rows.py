@@ -14,7 +14,8 @@ from pipelines.lost_day import carry_state
 from pipelines.night import Night, SampleConfig
 from pipelines.positives.build import build_positives
 from pipelines.samples.build import build_negatives
-from pipelines.storage.warehouse import Warehouse, shift
+from pipelines.storage.dates import shift
+from pipelines.storage.warehouse import Warehouse
 
 FIRST = "2024-03-02"
 ITEMS = 12

@@ -14,7 +14,8 @@ from pipelines.positives.select import is_positive
 from pipelines.samples.checks import check_samples
 from pipelines.samples.exclusions import Known
 from pipelines.samples.user_context import Setting
-from pipelines.storage.warehouse import Warehouse, shift
+from pipelines.storage.dates import shift
+from pipelines.storage.warehouse import Warehouse
 from tests.two_nights import CONFIG, SECOND
 
 

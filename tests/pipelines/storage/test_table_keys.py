@@ -3,8 +3,9 @@
 import pytest
 
 from pipelines.contract.errors import InputError
+from pipelines.storage.manifest import Recipe
 from pipelines.storage.table_keys import KEYS
-from pipelines.storage.warehouse import Recipe, Warehouse
+from pipelines.storage.warehouse import Warehouse
 
 DS = "2024-03-01"
 WORDS = "feature string, value string, index int"
