@@ -24,7 +24,7 @@ import numpy as np
 
 from benchmarks.support import say
 from model.config import IndexConfig
-from model.serving.faiss_index import Floats, Ints, choose_index, clustered, factory_of, recall_of
+from model.serving.faiss_index import Floats, Ints, choose_index, default_factory, ivf_factory, recall_per_query
 
 DIM, TASTES, DECAY, POWER = 64, 2000, 0.35, 0.7
 MOVED, ITEM_NOISE, USER_NOISE, MIXED = 0.5, 0.7, 0.5, 3
@@ -102,7 +102,7 @@ def measure(items: int, factories: list[str]) -> list[dict[str, Any]]:
             continue
         found, seconds = searched(chosen.index, users)
         setting = f"{chosen.parameter} {chosen.value}"
-        recall = float(recall_of(found, wanted).mean())
+        recall = float(recall_per_query(found, wanted).mean())
         rows.append(_row(items, factory, setting, chosen.build_seconds, recall, seconds, exact))
     return rows
 
@@ -125,8 +125,8 @@ def main() -> None:
     rows = []
     for items in options.sizes:
         others = FACTORIES if items == LARGE and options.factories is None else options.factories or []
-        rows += measure(items, [clustered(items), *others])
-    automatic = [row for row in rows if row["factory"] == factory_of(row["items"])][-1]
+        rows += measure(items, [ivf_factory(items), *others])
+    automatic = [row for row in rows if row["factory"] == default_factory(row["items"])][-1]
     print(json.dumps({name: automatic[name] for name in ("speed_up", "recall_at_100")} | {"details": rows}))
 
 

@@ -57,7 +57,7 @@ from model.config import TrainingConfig
 from model.data.petastorm_reader import Samples, SharedSamples, sample_columns
 from model.training.launch import launch
 from model.training.spec import TrainingSpec
-from model.training.trainer import Fit, build_step
+from model.training.trainer import TrainingLoop, build_step
 from pipelines.session import open_session
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -139,7 +139,7 @@ class HalfInMemory(SharedSamples):
             yield batches
 
 
-class FitHalfInMemory(Fit):
+class LoopHalfInMemory(TrainingLoop):
     """The loop of a night on those."""
 
     source: HalfInMemory | None = None
@@ -155,7 +155,7 @@ def fed_over_memory(folder: Path, options: argparse.Namespace) -> Figure:
     """Rows/s of epochs that are read over rows/s of epochs in memory, in one training."""
     spec = _spec(folder, options, epochs=9)
     with torch.random.fork_rng(devices=[]):
-        epochs = FitHalfInMemory(build_step(spec), spec).run()
+        epochs = LoopHalfInMemory(build_step(spec), spec).run()
     rows = sum(file.rows for file in spec.train)
     rates = [rows / epoch.seconds for epoch in epochs]
     found = {"fed": statistics.median(rates[1::2]), "memory": statistics.median(rates[2::2])}

@@ -14,7 +14,13 @@ from jobs.inference.embed import release_id_of
 from jobs.release.heldout import events_of, examined
 from jobs.release.store import folder_of
 from jobs.release.verdict import Gate, verdict_of
-from model.evaluation.release_recall import Events, Examination, certain_loss, examine_ranking, recall_ratio
+from model.evaluation.release_recall import (
+    HeldOutEvents,
+    RecallResult,
+    measure_ranking_recall,
+    recall_loss_bound,
+    recall_ratio,
+)
 from model.serving.release import Release
 from pipelines.contract.indices import DEFAULT
 from pipelines.day_events import popular_items
@@ -87,8 +93,8 @@ def _note(context: Context, compared: Comparison, note: str) -> None:
     compared.notes.append(note)
 
 
-def _recall(now: Examination, then: Examination, before: Release, config: Gates, seed: int) -> Iterator[Gate]:
-    surely = certain_loss(then.by_user(), now.by_user(), config.bootstrap_samples, seed)
+def _recall(now: RecallResult, then: RecallResult, before: Release, config: Gates, seed: int) -> Iterator[Gate]:
+    surely = recall_loss_bound(then.by_user(), now.by_user(), config.bootstrap_samples, seed)
     share = surely / then.recall if then.recall else 0.0
     yield Gate(
         "recall_loss", share, config.recall_loss, False,
@@ -96,23 +102,23 @@ def _recall(now: Examination, then: Examination, before: Release, config: Gates,
         f"held-out events: {now.recall:.4f} now, {then.recall:.4f} before.",
     )  # fmt: skip
     yield Gate(
-        "coverage", now.covered / then.covered if then.covered else 1.0, config.coverage, True,
-        f"Items that anybody gets among the {config.recall_at} best, {now.covered:.2%} of all, against {then.covered:.2%} "
+        "coverage", now.coverage / then.coverage if then.coverage else 1.0, config.coverage, True,
+        f"Items that anybody gets among the {config.recall_at} best, {now.coverage:.2%} of all, against {then.coverage:.2%} "
         "before: below, few items crowd out the others.",
     )  # fmt: skip
 
 
-def _popularity(context: Context, events: Events, since: str) -> Examination:
+def _popularity(context: Context, events: HeldOutEvents, since: str) -> RecallResult:
     """Recent popularity, counted up to `since`, on the events."""
     k = context.config.gates.recall_at
     most = k + max((len(had) for had in events.had), default=0) if events.had is not None else k
     rows = popular_items(open_night(context), context.config.evaluation.popularity_days, most, since=since).collect()
     items = np.array([row["item_index"] for row in rows], np.int64)
-    return examine_ranking(items, events, "item_index", k)
+    return measure_ranking_recall(items, events, "item_index", k)
 
 
-def _beats_popularity(now: Examination, popular: Examination, config: Gates, seed: int) -> Gate:
-    surely = certain_loss(popular.by_user(), now.by_user(), config.bootstrap_samples, seed)
+def _beats_popularity(now: RecallResult, popular: RecallResult, config: Gates, seed: int) -> Gate:
+    surely = recall_loss_bound(popular.by_user(), now.by_user(), config.bootstrap_samples, seed)
     share = surely / popular.recall if popular.recall else 0.0
     return Gate(
         "beats_popularity", share, config.beats_popularity, False,
@@ -122,7 +128,7 @@ def _beats_popularity(now: Examination, popular: Examination, config: Gates, see
     )  # fmt: skip
 
 
-def _slow(context: Context, compared: Comparison, now: Examination, popular: Examination) -> Comparison:
+def _slow(context: Context, compared: Comparison, now: RecallResult, popular: RecallResult) -> Comparison:
     """Whether losses that were too small to be certain have added up over the last nights.
 
     Recall itself differs from day to day with what users do, for every ranking alike; so nights are compared by recall as a

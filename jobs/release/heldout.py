@@ -9,7 +9,7 @@ from jobs.common.steps import open_night
 from jobs.common.tracking import Tracker
 from jobs.release.store import comparable_release, current_release, night_of
 from model.data.catalogue import Catalogue
-from model.evaluation.release_recall import Events, Examination, certain_loss, examine
+from model.evaluation.release_recall import HeldOutEvents, RecallResult, measure_recall, recall_loss_bound
 from model.serving.coherence import check_parts, read_ids
 from model.serving.faiss_index import load_index
 from model.serving.release import INDEX, ITEMS, MODEL, Release
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def events_of(context: Context, since: str | None = None) -> Events | None:
+def events_of(context: Context, since: str | None = None) -> HeldOutEvents | None:
     """Events of ds as they happened (from `since` on, UTC), as many as `gates.held_out` says; None if there are none.
 
     A ranking leaves out what the user had, and an event of such an item does not count, unless evaluation.new_items_only
@@ -36,7 +36,7 @@ def events_of(context: Context, since: str | None = None) -> Events | None:
     had = [np.asarray(items, np.int64) for items in frame["had"]] if new_only else None
     owners = np.unique(frame["user_id"].to_numpy(str), return_inverse=True)[1]
     columns = {name: _array(frame[name]) for name in frame.columns if name not in ("user_id", "had")}
-    return Events(columns, owners, had)
+    return HeldOutEvents(columns, owners, had)
 
 
 def _array(column: "pd.Series[Any]") -> np.ndarray:
@@ -45,14 +45,14 @@ def _array(column: "pd.Series[Any]") -> np.ndarray:
     return np.stack([np.asarray(value) for value in values]) if values.dtype == object else values
 
 
-def examined(release: Release, events: Events, k: int) -> Examination:
+def examined(release: Release, events: HeldOutEvents, k: int) -> RecallResult:
     """A release on events, as it is served. ReleaseError where it is damaged."""
     release.files(MODEL)
     model = load_checkpoint(f"{release.uri}/{MODEL}")
     catalogue = Catalogue.read(model.schema, release.files(ITEMS)) if model.history_features else None
     index = load_index(release.files(INDEX)[0])
     check_parts(release, model, index, read_ids(release))
-    return examine(model, index, events, k, catalogue)
+    return measure_recall(model, index, events, k, catalogue)
 
 
 def test_then_train(context: Context, tracker: Tracker) -> float | None:
@@ -90,7 +90,7 @@ def test_update(context: Context, tracker: Tracker) -> dict[str, float]:
     told = {"recall": found.recall}
     if night.release_id != current.release_id:
         without = examined(night, events, k)
-        surely = certain_loss(without.by_user(), found.by_user(), config.bootstrap_samples, context.config.seed)
+        surely = recall_loss_bound(without.by_user(), found.by_user(), config.bootstrap_samples, context.config.seed)
         told |= {"night": without.recall, "loss": surely}
     tracker.record(f"within_day.recall_at_{k}", told["recall"])
     tracker.record(f"within_day.night.recall_at_{k}", told.get("night", told["recall"]))

@@ -11,7 +11,15 @@ from jobs.common.steps import open_night
 from jobs.common.tracking import JobRun
 from jobs.inference.embed import embed_queries, within_model
 from model.config import IndexConfig
-from model.serving.faiss_index import Batches, ChosenIndex, Floats, UnfitError, choose_index, factory_of, parameter_of
+from model.serving.faiss_index import (
+    Batches,
+    ChosenIndex,
+    Floats,
+    IndexFactoryError,
+    choose_index,
+    default_factory,
+    search_parameter,
+)
 from pipelines.contract.errors import UsageError
 from pipelines.contract.schema import FeatureSchema
 from pipelines.hashing import hashed
@@ -21,11 +29,11 @@ from pipelines.queries import user_queries
 def index_of_night(context: Context, batches: Batches, dim: int) -> ChosenIndex:
     """The index of the item vectors of ds. UsageError where the configured factory cannot be made of them."""
     config, items = context.config.index, context.warehouse.require("item_embeddings", context.ds, "").rows
-    exact = parameter_of(config.factory or factory_of(items)) is None
+    exact = search_parameter(config.factory or default_factory(items)) is None
     queries = np.zeros((0, dim), np.float32) if exact else _sweep_queries(context)
     try:
         chosen = choose_index(batches, dim, items, queries, config, context.config.seed)
-    except UnfitError as error:
+    except IndexFactoryError as error:
         raise UsageError(str(error)) from None
     if chosen.factory != chosen.tried:
         log.warning(

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.floating]
-NOTHING = -1  # place of a ranking that no item could take
+NO_ITEM = -1  # place of a ranking that no item could take
 
 METRICS = ("recall", "ndcg", "hit_rate")
 THIRDS = ("head", "mid", "tail")
@@ -19,7 +19,7 @@ SLICES = ("all", *THIRDS, "new_items", "unseen_items", "known_users", "new_users
 
 
 def top_k(scores_BM: Floats, k: int, excluded: tuple[Ints, Ints] | None = None) -> Ints:
-    """Positions of the k best scores of each row, best first; NOTHING where too few are left.
+    """Positions of the k best scores of each row, best first; NO_ITEM where too few are left.
 
     `excluded`: pairs (row, position) that must not appear. Equal scores: the lower position first.
     """
@@ -39,9 +39,9 @@ def top_k(scores_BM: Floats, k: int, excluded: tuple[Ints, Ints] | None = None) 
     starts = np.searchsorted(rows, np.arange(len(scores_BM)))
     chosen = starts[:, None] + np.arange(size)
     top_BK = places[chosen]
-    top_BK[~np.isfinite(np.take_along_axis(scores_BM, top_BK, axis=1))] = NOTHING
+    top_BK[~np.isfinite(np.take_along_axis(scores_BM, top_BK, axis=1))] = NO_ITEM
     if size < k:
-        top_BK = np.pad(top_BK, ((0, 0), (0, k - size)), constant_values=NOTHING)
+        top_BK = np.pad(top_BK, ((0, 0), (0, k - size)), constant_values=NO_ITEM)
     return top_BK
 
 

@@ -23,7 +23,7 @@ Arrays = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
-class Events:
+class HeldOutEvents:
     """Events to ask a release for."""
 
     columns: Arrays  # The user side as of each event, [B] or [B, length], and the index of the item that was taken.
@@ -37,12 +37,12 @@ class Events:
 
 
 @dataclass(frozen=True)
-class Examination:
+class RecallResult:
     """How one release did. Events of a user count together, so that heavy users do not decide."""
 
     hits_B: npt.NDArray[np.float64]  # 1 where the event's item is among the K.
     owners_B: npt.NDArray[np.int64]  # The user of each event, 0 …
-    covered: float  # Share of the release's items that anybody gets.
+    coverage: float  # Share of the release's items that anybody gets.
 
     def by_user(self) -> npt.NDArray[np.float64]:
         """[users] share of each user's events that were recalled."""
@@ -54,20 +54,24 @@ class Examination:
         return float(self.by_user().mean())
 
 
-def examine(model: TwoTower, index: faiss.Index, events: Events, k: int, catalogue: Catalogue | None) -> Examination:
+def measure_recall(
+    model: TwoTower, index: faiss.Index, events: HeldOutEvents, k: int, catalogue: Catalogue | None
+) -> RecallResult:
     """Search for every event, without what its user had. Indices that are newer than the model are default to it, and
     items absent from the index count as misses."""
-    vectors = embed_users(model, known_to(model.schema, events.columns), catalogue)
+    vectors = embed_users(model, user_columns_of(model.schema, events.columns), catalogue)
     found_BK = search(index, vectors, k, events.had)[1]
     wanted_B = events.columns[model.schema.item_id.column].astype(np.int64)
-    return Examination(
+    return RecallResult(
         hits_B=(found_BK == wanted_B[:, None]).any(1).astype(np.float64),
         owners_B=events.owners_B,
-        covered=len(np.unique(found_BK[found_BK >= 0])) / max(int(index.ntotal), 1),
+        coverage=len(np.unique(found_BK[found_BK >= 0])) / max(int(index.ntotal), 1),
     )
 
 
-def examine_ranking(items: npt.NDArray[np.int64], events: Events, item_column: str, k: int) -> Examination:
+def measure_ranking_recall(
+    items: npt.NDArray[np.int64], events: HeldOutEvents, item_column: str, k: int
+) -> RecallResult:
     """One ranking for everybody (`items`, best first), such as popularity: each event gets the first k that its user did
     not have. `items` should hold k more than any user had."""
     wanted_B = events.columns[item_column].astype(np.int64)
@@ -76,10 +80,10 @@ def examine_ranking(items: npt.NDArray[np.int64], events: Events, item_column: s
         left = items if events.had is None else items[~np.isin(items, events.had[event])]
         hits_B[event] = float(wanted in left[:k])
         given.update(left[:k].tolist())
-    return Examination(hits_B, events.owners_B, len(given) / max(len(items), 1))
+    return RecallResult(hits_B, events.owners_B, len(given) / max(len(items), 1))
 
 
-def known_to(schema: FeatureSchema, events: Arrays) -> dict[str, np.ndarray]:
+def user_columns_of(schema: FeatureSchema, events: Arrays) -> dict[str, np.ndarray]:
     """The user side with indices beyond the schema's as default: vocabularies only grow, so an index keeps its meaning.
 
     Raises ColumnError where the events lack a column.
@@ -100,7 +104,9 @@ def known_to(schema: FeatureSchema, events: Arrays) -> dict[str, np.ndarray]:
     return known
 
 
-def certain_loss(before_U: npt.NDArray[np.float64], now_U: npt.NDArray[np.float64], samples: int, seed: int) -> float:
+def recall_loss_bound(
+    before_U: npt.NDArray[np.float64], now_U: npt.NDArray[np.float64], samples: int, seed: int
+) -> float:
     """What mean recall has lost against before at least, with 97.5% confidence; negative where it may have gained.
 
     Paired bootstrap over users (Efron and Tibshirani, 1993, chapter 16): the same users had both.

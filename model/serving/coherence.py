@@ -73,7 +73,7 @@ def _fault_of_kind(model: TwoTower, index: faiss.Index) -> str | None:
 
 def _fault_of_ids(model: TwoTower, index: Any, ids: ItemIds) -> str | None:
     found = faiss.vector_to_array(index.id_map)
-    unknown = found[~ids.known(found)]
+    unknown = found[~ids.contains(found)]
     if len(unknown):
         return f"{len(unknown):,} of {len(found):,} vectors are of items without a row, for instance item_index {unknown[0]}"
     if len(found) != len(ids) or len(np.unique(found)) != len(ids):

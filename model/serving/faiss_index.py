@@ -23,7 +23,7 @@ from model.io.urls import resolve
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 Batches = Callable[[], Iterable[tuple[Ints, Floats]]]  # (item indices [b], vectors [b, d]), readable again and again
-NOTHING = -1
+NO_ITEM = -1
 FLAT = "Flat"
 EXACT_BELOW = 100_000  # items
 ROWS_PER_CELL = 64  # training vectors a cell of IVF: 39 is the fewest that Faiss trains on without a warning
@@ -36,12 +36,12 @@ DEVIATIONS = (
 )
 
 
-class UnfitError(ValueError):
+class IndexFactoryError(ValueError):
     """A factory that no index of these items can be made by."""
 
 
 @dataclass(frozen=True)
-class Point:
+class SweepPoint:
     """One setting of a sweep."""
 
     value: int
@@ -60,22 +60,22 @@ class ChosenIndex:
     value: int | None
     recall: float  # of the exact answer, for the users of the sweep
     tried: str  # the factory that was swept; another than `factory` where it did not reach the target
-    sweep: list[Point]
+    sweep: list[SweepPoint]
     build_seconds: float
     exact_seconds: float = math.nan  # of exact search for the same queries; NaN where nothing was swept
 
 
-def factory_of(items: int) -> str:
+def default_factory(items: int) -> str:
     """The index of a catalogue of so many items. Where cells begin to pay is a judgement, not measured."""
-    return FLAT if items < EXACT_BELOW else clustered(items)
+    return FLAT if items < EXACT_BELOW else ivf_factory(items)
 
 
-def clustered(items: int) -> str:
+def ivf_factory(items: int) -> str:
     """IVF of about 4 sqrt(M) cells: finding a query's cells then costs about as much as looking into them."""
     return f"IVF{2 ** round(math.log2(4 * math.sqrt(items)))},Flat"
 
 
-def parameter_of(factory: str) -> str | None:
+def search_parameter(factory: str) -> str | None:
     """The setting that trades time for recall; None for an exact index."""
     return "nprobe" if factory.startswith("IVF") else "efSearch" if factory.startswith("HNSW") else None
 
@@ -83,8 +83,8 @@ def parameter_of(factory: str) -> str | None:
 def build_index(batches: Batches, dim: int, factory: str = FLAT, seed: int = 0) -> faiss.Index:
     """An index from batches; one batch is in memory at a time, and for IVF a sample of bounded size to train on.
 
-    The same items in the same order give the same bytes, on any number of cores (HNSW: since Faiss 1.15). Raises UnfitError
-    where there are too few items to train on, or where the factory does not fit the vectors.
+    The same items in the same order give the same bytes, on any number of cores (HNSW: since Faiss 1.15). Raises
+    IndexFactoryError where there are too few items to train on, or where the factory does not fit the vectors.
     """
     index = _empty(dim, factory)
     if not index.is_trained:
@@ -99,20 +99,20 @@ def choose_index(
 ) -> ChosenIndex:
     """The index of a release, with the smallest setting whose recall surely reaches the target; else exact.
 
-    Surely: for users like `queries_nd`, not just for these (`Point.at_least`). Taken by the mean of these alone, every other
+    Surely: for users like `queries_nd`, not just for these (`SweepPoint.at_least`). Taken by the mean of these, every other
     release would be below its target for the rest. Recall grows with the setting and so does time, so the smallest is the
     cheapest, whatever the clock said that night.
     """
-    factory = config.factory or factory_of(items)
-    parameter = parameter_of(factory)
+    factory = config.factory or default_factory(items)
+    parameter = search_parameter(factory)
     if parameter is None:
         return _exact(batches, dim, FLAT, [])
-    wanted_nk, exact_seconds = exact_answer(batches(), queries_nd, min(config.recall_at, items))
+    wanted_nk, exact_seconds = exact_search(batches(), queries_nd, min(config.recall_at, items))
     since = time.perf_counter()
     index = build_index(batches, dim, factory, seed)
     built = time.perf_counter() - since
-    sweep: list[Point] = []
-    for value in settings_of(factory, config.recall_at):
+    sweep: list[SweepPoint] = []
+    for value in settings_to_try(factory, config.recall_at):
         sweep.append(_measured(index, parameter, value, queries_nd, wanted_nk))
         if sweep[-1].at_least >= config.recall_target:
             recall = sweep[-1].recall
@@ -121,18 +121,20 @@ def choose_index(
     return _exact(batches, dim, factory, sweep, exact_seconds)
 
 
-def _exact(batches: Batches, dim: int, tried: str, sweep: list[Point], exact_seconds: float = math.nan) -> ChosenIndex:
+def _exact(
+    batches: Batches, dim: int, tried: str, sweep: list[SweepPoint], exact_seconds: float = math.nan
+) -> ChosenIndex:
     since = time.perf_counter()
     index = build_index(batches, dim)
     return ChosenIndex(index, FLAT, None, None, 1.0, tried, sweep, time.perf_counter() - since, exact_seconds)
 
 
-def settings_of(factory: str, k: int) -> list[int]:
+def settings_to_try(factory: str, k: int) -> list[int]:
     """Settings worth trying, ascending, each at most half as much again as the one before.
 
     IVF: up to LARGEST_SHARE of the cells. HNSW: from k, below which Faiss looks at k.
     """
-    if parameter_of(factory) == "nprobe":
+    if search_parameter(factory) == "nprobe":
         first, last = 1, math.ceil(LARGEST_SHARE * cells_of(factory))
     else:
         first, last = k, max(k, LARGEST_EF)
@@ -147,10 +149,10 @@ def cells_of(factory: str) -> int:
     return int(factory.removeprefix("IVF").partition(",")[0])
 
 
-def exact_answer(batches: Iterable[tuple[Ints, Floats]], queries_nd: Floats, k: int) -> tuple[Ints, float]:
+def exact_search(batches: Iterable[tuple[Ints, Floats]], queries_nd: Floats, k: int) -> tuple[Ints, float]:
     """The k best items of each query [n, k] over all batches, one batch in memory at a time, and the seconds of the search."""
     scores_nk = np.full((len(queries_nd), k), -np.inf, np.float32)
-    items_nk = np.full((len(queries_nd), k), NOTHING, np.int64)
+    items_nk = np.full((len(queries_nd), k), NO_ITEM, np.int64)
     seconds = 0.0
     for item_index, vectors in batches:
         since = time.perf_counter()
@@ -166,7 +168,7 @@ def exact_answer(batches: Iterable[tuple[Ints, Floats]], queries_nd: Floats, k: 
     return items_nk, seconds
 
 
-def recall_of(found_nk: Ints, wanted_nk: Ints) -> npt.NDArray[np.float64]:
+def recall_per_query(found_nk: Ints, wanted_nk: Ints) -> npt.NDArray[np.float64]:
     """[n] share of the exact answer that each query found.
 
     Where scores are equal at its edge, only the items of the answer are hits.
@@ -175,7 +177,7 @@ def recall_of(found_nk: Ints, wanted_nk: Ints) -> npt.NDArray[np.float64]:
     return np.array(hits, np.float64) / wanted_nk.shape[1]
 
 
-def surely(recall_n: npt.NDArray[np.float64]) -> float:
+def recall_lower_bound(recall_n: npt.NDArray[np.float64]) -> float:
     """What the mean over all users is at least, by the normal approximation; -inf where one query says nothing of others."""
     if len(recall_n) < 2:
         return -math.inf
@@ -197,13 +199,13 @@ def load_index(url: str) -> faiss.Index:
 def search(index: faiss.Index, vectors: Floats, k: int, excluded: list[Ints] | None = None) -> tuple[Floats, Ints]:
     """Scores [n, k] and item indices [n, k] of the nearest items, best first, without those that each row excludes.
 
-    Places that cannot be filled hold NOTHING. Asks for as many more as the row excludes, so the answer is exact for an
+    Places that cannot be filled hold NO_ITEM. Asks for as many more as the row excludes, so the answer is exact for an
     exact index. For an approximate one: no excluded item, no item twice, best first by the scores of the index (inner
     products, but for PQ and SQ8, which hold vectors rounded); a row that its setting does not fill is searched
     once more over everything, so places stay empty only where items have run out, or an HNSW graph does not lead to them.
     """
     scores, items = _search(index, vectors, k, excluded, None)
-    short = np.flatnonzero((items == NOTHING).any(axis=1))
+    short = np.flatnonzero((items == NO_ITEM).any(axis=1))
     everything = _everywhere(index)
     if len(short) and everything is not None:
         rows = None if excluded is None else [excluded[row] for row in short]
@@ -220,7 +222,7 @@ def _search(
     index: faiss.Index, vectors: Floats, k: int, excluded: list[Ints] | None, parameters: Any
 ) -> tuple[Floats, Ints]:
     scores = np.full((len(vectors), k), -np.inf, np.float32)
-    items = np.full((len(vectors), k), NOTHING, np.int64)
+    items = np.full((len(vectors), k), NO_ITEM, np.int64)
     counts = np.array([len(row) for row in excluded]) if excluded is not None else np.zeros(len(vectors), np.int64)
     # Rows that exclude about as much are searched together: one heavy user does not make everybody's search deep.
     depth = k + np.where(counts > 0, 2 ** np.ceil(np.log2(np.maximum(counts, 16))), 0).astype(np.int64)
@@ -248,14 +250,14 @@ def _everywhere(index: Any) -> Any:
     return None
 
 
-def _measured(index: faiss.Index, parameter: str, value: int, queries_nd: Floats, wanted_nk: Ints) -> Point:
+def _measured(index: faiss.Index, parameter: str, value: int, queries_nd: Floats, wanted_nk: Ints) -> SweepPoint:
     """Recall and time of one setting, which the index keeps."""
     faiss.ParameterSpace().set_index_parameter(index, parameter, value)
     since = time.perf_counter()
     _, found_nk = index.search(queries_nd, wanted_nk.shape[1])
     seconds = time.perf_counter() - since
-    recall_n = recall_of(found_nk, wanted_nk)
-    return Point(value, float(recall_n.mean()), surely(recall_n), seconds)
+    recall_n = recall_per_query(found_nk, wanted_nk)
+    return SweepPoint(value, float(recall_n.mean()), recall_lower_bound(recall_n), seconds)
 
 
 def _empty(dim: int, factory: str) -> faiss.Index:
@@ -264,7 +266,7 @@ def _empty(dim: int, factory: str) -> faiss.Index:
     try:
         return faiss.index_factory(dim, name, faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as error:
-        raise UnfitError(f"index.factory {factory} does not fit vectors of {dim}: {error}") from None
+        raise IndexFactoryError(f"index.factory {factory} does not fit vectors of {dim}: {error}") from None
 
 
 def _train(index: faiss.Index, batches: Batches, factory: str, seed: int) -> None:
@@ -272,7 +274,7 @@ def _train(index: faiss.Index, batches: Batches, factory: str, seed: int) -> Non
     fewest = max(cells_of(factory), CODEBOOK if "PQ" in factory else 1)
     sample_sd = _sample(batches(), ROWS_PER_CELL * max(cells_of(factory), CODEBOOK), seed)
     if len(sample_sd) < fewest:
-        raise UnfitError(
+        raise IndexFactoryError(
             f"index.factory {factory} needs at least {fewest:,} items to train on, there are {len(sample_sd):,}: "
             "name fewer cells, or leave index.factory null"
         )

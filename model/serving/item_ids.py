@@ -50,12 +50,12 @@ class ItemIds:
     def __len__(self) -> int:
         return len(self._ids)
 
-    def known(self, items: Ints) -> np.ndarray:
+    def contains(self, items: Ints) -> np.ndarray:
         """Whether each item index has an id, [n] bool."""
         inside = (items >= 0) & (items < len(self._row_M))
         return inside & (self._row_M[np.where(inside, items, 0)] >= 0)
 
-    def of(self, items: Ints) -> list[Any]:
+    def ids_of(self, items: Ints) -> list[Any]:
         """The ids of item indices [n] that are known, as Python values."""
         rows_n = self._row_M[items]
         if isinstance(self._ids, np.ndarray):

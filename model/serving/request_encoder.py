@@ -46,7 +46,7 @@ def example_request(fields: Sequence[RequestField]) -> dict[str, Any]:
     return found
 
 
-class Encoder:
+class RequestEncoder:
     """Requests of one release -> columns and histories."""
 
     def __init__(

@@ -11,7 +11,7 @@ from model.serving.coherence import check_parts, check_vocabularies, read_ids
 from model.serving.embed import embed_users
 from model.serving.faiss_index import load_index, search
 from model.serving.release import INDEX, ITEMS, MODEL, VOCABULARIES, ReleaseError, open_release
-from model.serving.request_encoder import Encoder, RequestError
+from model.serving.request_encoder import RequestEncoder, RequestError
 from model.serving.vocabulary import read_vocabularies
 from model.training.checkpoint import load_checkpoint
 from pipelines.contract.request_fields import RequestFields, VocabularyField
@@ -51,7 +51,7 @@ class Retriever:
         }
         vocabularies = read_vocabularies(self.release.files(VOCABULARIES), worded)
         check_vocabularies(self.release, schema, vocabularies)
-        self._encoder = Encoder(self.fields, schema, vocabularies)
+        self._encoder = RequestEncoder(self.fields, schema, vocabularies)
         self._catalogue = None
         if self._model.history_features:
             pooled = {feature.name for feature in self._model.history_features} | {schema.item_id.name}
@@ -77,6 +77,6 @@ class Retriever:
         vectors = embed_users(self._model, columns, self._catalogue)
         scores, items = search(self._index, vectors, min(k, self._index.ntotal), had if exclude_seen else None)
         return [
-            Recommendation(self._ids.of(row[row >= 0]), best[row >= 0].tolist(), k, self.release.release_id)
+            Recommendation(self._ids.ids_of(row[row >= 0]), best[row >= 0].tolist(), k, self.release.release_id)
             for row, best in zip(items, scores)
         ]

@@ -44,7 +44,7 @@ def save_checkpoint(
         "version": VERSION,
         "schema": model.schema.model_dump(mode="json"),
         "model": model.config.model_dump(mode="json"),
-        "result": result.without_measures(),
+        "result": result.without_timings(),
     }
     files = {
         PARAMETERS: encode(whole_state(model)),

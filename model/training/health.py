@@ -24,7 +24,7 @@ class Health(StrictModel):
 
 
 @torch.no_grad()
-def look(step: RetrievalStep, output: StepOutput) -> Health:
+def measure_health(step: RetrievalStep, output: StepOutput) -> Health:
     """How the model is, after a step."""
     ids = step.towers.schema.item_id
     rows_U = step.catalogue.gather(output.candidates.rows_U)[lookup_column(ids)]

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 
 from model.config import TrainingConfig
-from model.training.progress_lines import show_lines
+from model.training.progress_lines import log_to_stdout
 from model.training.spec import TrainingResult, TrainingSpec
 from model.training.trainer import train
 
@@ -49,7 +49,7 @@ def launch(spec: TrainingSpec) -> TrainingResult:
 def worker(spec_json: str) -> str:
     """One process of several: joins the group that the environment describes, trains, leaves. JSON in, JSON out."""
     spec = TrainingSpec.model_validate_json(spec_json)
-    show_lines()
+    log_to_stdout()
     dist.init_process_group("gloo", timeout=timedelta(seconds=spec.training.timeout_seconds))
     try:
         with _threads(spec.training):

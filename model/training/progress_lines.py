@@ -11,7 +11,7 @@ log = logging.getLogger("nightjar.training")  # Jobs show what this logger says.
 FIRST, LONGEST = 10.0, 300.0  # seconds until the first line, and at most between two; each interval doubles the last
 
 
-class Sums(Protocol):
+class StepTotals(Protocol):
     """What a Recorder knows: the step, and sums of figures over all steps."""
 
     step: int
@@ -23,7 +23,7 @@ class Sums(Protocol):
 class ProgressLines:
     """Logs step, speed, loss and time left, the last two over the steps since the line before."""
 
-    def __init__(self, total_steps: int, sums: Sums, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, total_steps: int, sums: StepTotals, clock: Callable[[], float] = time.monotonic) -> None:
         self._steps, self._sums, self._clock = total_steps, sums, clock
         self._interval, self._since = FIRST, clock()
         self._before = self._now()
@@ -58,7 +58,7 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def show_lines() -> None:
+def log_to_stdout() -> None:
     """Write the lines to stdout in a process that shows no log of Nightjar yet, e.g. one of several that train."""
     logger = logging.getLogger("nightjar")
     if logger.handlers:

@@ -108,7 +108,7 @@ class TrainingResult(StrictModel):
     temperature: float
     seconds: float
 
-    def without_measures(self) -> dict[str, Any]:
+    def without_timings(self) -> dict[str, Any]:
         """As JSON, without what the clock and the machine say: the same training tells the same."""
         measured: Any = {"seconds": True, "metrics": {"__all__": _MEASURED}, "epochs": {"__all__": {"seconds"}}}
         return self.model_dump(mode="json", exclude=measured)

@@ -11,7 +11,7 @@ from pipelines.contract.indices import DEFAULT
 from pipelines.contract.schema import IdFeature
 
 
-def freeze(step: RetrievalStep) -> None:
+def train_only_id_tables(step: RetrievalStep) -> None:
     """Leave nothing to be trained but the embedding tables of ids.
 
     What many share (a category) knows more than a few hours can tell it, and would move every item that has it.
@@ -24,7 +24,7 @@ def freeze(step: RetrievalStep) -> None:
         parameter.requires_grad_(False)
 
 
-def drop_shared_rows(step: RetrievalStep) -> None:
+def drop_default_row_gradients(step: RetrievalStep) -> None:
     """Take padding and the default row out of the sparse gradients of all tables, before an optimiser sees them.
 
     An update drops no ids, so the default row would meet gradients of negatives only, and every item that nobody has had

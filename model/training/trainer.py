@@ -27,7 +27,7 @@ from model.network.embeddings import Batch, table_name
 from model.network.two_tower import TwoTower
 from model.seeds import derive_seed
 from model.training.checkpoint import WarmStartError, read_state, save_checkpoint, state_file, warm_start
-from model.training.health import look
+from model.training.health import measure_health
 from model.training.optimisers import (
     build_optimizers,
     clip_gradients,
@@ -40,7 +40,7 @@ from model.training.recorder import Recorder
 from model.training.resume import Progress, find_progress, identity, save_progress
 from model.training.spec import EpochMetrics, TrainingResult, TrainingSpec
 from model.training.step import FIGURES, RetrievalStep, StepOutput
-from model.training.trainable_rows import drop_shared_rows, freeze
+from model.training.trainable_rows import drop_default_row_gradients, train_only_id_tables
 from pipelines.contract.indices import DEFAULT
 from pipelines.contract.schema import FeatureSchema
 
@@ -61,7 +61,7 @@ def train(spec: TrainingSpec) -> TrainingResult:
     with torch.random.fork_rng(devices=[]):  # The caller's random numbers are none of ours.
         started = time.perf_counter()
         step = build_step(spec)
-        fit = Fit(step, spec)
+        fit = TrainingLoop(step, spec)
         epochs, recorder = fit.run(), fit.recorder
         result = TrainingResult(
             parameters=parameter_count(step.towers),
@@ -74,7 +74,7 @@ def train(spec: TrainingSpec) -> TrainingResult:
             temperature=float(torch.as_tensor(step.temperature).detach()),
             seconds=time.perf_counter() - started,
         )
-        rest_unseen_items(step)
+        reset_unseen_items(step)
         save_checkpoint(spec.output, step.towers, fit.state(), result)
         return result
 
@@ -142,7 +142,7 @@ def _frequency(spec: TrainingSpec, before: dict[str, Any] | None) -> FrequencyEs
 
 
 @torch.no_grad()
-def rest_unseen_items(step: RetrievalStep) -> None:
+def reset_unseen_items(step: RetrievalStep) -> None:
     """Items that read the default row get its values as their own: with their first positive they go on from there.
 
     Every rank sees to what it holds.
@@ -158,14 +158,14 @@ def rest_unseen_items(step: RetrievalStep) -> None:
     values[places] = default_1e
 
 
-class Fit:
+class TrainingLoop:
     """The loop over epochs and steps, with all that changes on the way."""
 
     def __init__(self, step: RetrievalStep, spec: TrainingSpec) -> None:
         """From the beginning, or from the checkpoint on the way of the same run, where there is one."""
         self.step, self.spec, self.run_id = step, spec, identity(spec)
         if spec.incremental:
-            freeze(step)
+            train_only_id_tables(step)
         self.optimizers = build_optimizers(step, spec.training)
         found = find_progress(spec.resume, self.run_id) if spec.resume else None
         self.progress = found[0] if found else None
@@ -271,7 +271,7 @@ class Fit:
         output.loss.backward()
         exchange_gradients(self.replicated)
         if self.spec.incremental:
-            drop_shared_rows(self.step)
+            drop_default_row_gradients(self.step)
         norm = clip_gradients(self.step.parameters(), shares_of(self.step), config.gradient_clip)
         if not math.isfinite(norm):
             raise DegenerateLossError(_describe(output, batch, self.spec.features, number + 1, norm))
@@ -279,7 +279,7 @@ class Fit:
             optimizer.step()
         self.step.limit_temperature()
         rate = float(self.optimizers[0].param_groups[0]["lr"])
-        self.recorder.add(figures, norm, waited, rate, partial(look, self.step, output))
+        self.recorder.add(figures, norm, waited, rate, partial(measure_health, self.step, output))
 
     def _save(self, epoch: int, done: int, shards: int, loss_before: float) -> None:
         if self.spec.resume is None:

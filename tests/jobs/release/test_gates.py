@@ -16,7 +16,7 @@ from jobs.release import comparison
 from jobs.release.comparison import Comparison, _beats_popularity, _slow, compare
 from jobs.release.gates import _before_update, _day, _rows
 from jobs.release.verdict import Gate
-from model.evaluation.release_recall import Examination
+from model.evaluation.release_recall import RecallResult
 from model.serving.release import Release
 from pipelines.config import Inputs, Positives
 from pipelines.day_events import day_events, popular_items
@@ -89,10 +89,10 @@ def test_a_value_that_is_no_number_never_passes() -> None:
     assert not Gate("x", float("nan"), 0.5, False, "").passed
 
 
-def examination(recalled: float, users: int = 400, seed: int = 0) -> Examination:
+def examination(recalled: float, users: int = 400, seed: int = 0) -> RecallResult:
     """Users with an event each, this share of them recalled."""
     hits = (np.random.default_rng(seed).random(users) < recalled).astype(float)
-    return Examination(hits, np.arange(users), 0.5)
+    return RecallResult(hits, np.arange(users), 0.5)
 
 
 @pytest.mark.parametrize(("model", "popularity", "passed"), [(0.3, 0.2, True), (0.2, 0.2, True), (0.1, 0.2, False)])

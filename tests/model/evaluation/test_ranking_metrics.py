@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model.evaluation.ranking_metrics import NOTHING, bootstrap_interval, popularity_thirds, ranking_metrics, top_k
+from model.evaluation.ranking_metrics import NO_ITEM, bootstrap_interval, popularity_thirds, ranking_metrics, top_k
 from model.serving.faiss_index import build_index, load_index, save_index, search
 
 KS = [1, 5, 10]
@@ -41,8 +41,8 @@ def test_metrics_are_what_the_formulas_say(seed: int) -> None:
 def test_equal_scores_go_by_position_and_full_exclusion_leaves_nothing() -> None:
     scores = np.zeros((2, 4), np.float32)
     top = top_k(scores, 3, (np.array([1, 1, 1]), np.array([0, 1, 3])))
-    assert top.tolist() == [[0, 1, 2], [2, NOTHING, NOTHING]]
-    assert top_k(scores, 6).tolist() == [[0, 1, 2, 3, NOTHING, NOTHING]] * 2
+    assert top.tolist() == [[0, 1, 2], [2, NO_ITEM, NO_ITEM]]
+    assert top_k(scores, 6).tolist() == [[0, 1, 2, 3, NO_ITEM, NO_ITEM]] * 2
 
 
 def test_a_user_without_targets_has_no_metrics() -> None:
@@ -81,5 +81,5 @@ def test_search_is_exact_whatever_is_excluded(tmp_path: Path) -> None:
     for user in range(4):
         order = np.argsort(-(vectors @ users[user]))
         expected = [int(i) for i in ids[order] if i not in excluded[user]][:10]
-        assert [i for i in items[user].tolist() if i != NOTHING] == expected
+        assert [i for i in items[user].tolist() if i != NO_ITEM] == expected
         assert np.isfinite(scores[user]).sum() == len(expected)

@@ -11,19 +11,19 @@ from pydantic import ValidationError
 from model.config import IndexConfig
 from model.serving.faiss_index import (
     EXACT_BELOW,
-    NOTHING,
+    NO_ITEM,
     Batches,
-    UnfitError,
+    IndexFactoryError,
     build_index,
     choose_index,
-    exact_answer,
-    factory_of,
+    default_factory,
+    exact_search,
     load_index,
-    recall_of,
+    recall_lower_bound,
+    recall_per_query,
     save_index,
     search,
-    settings_of,
-    surely,
+    settings_to_try,
 )
 
 DIM, ITEMS, USERS = 16, 4000, 50
@@ -54,16 +54,18 @@ def config(factory: str, target: float) -> IndexConfig:
 
 
 def test_a_small_catalogue_is_searched_exactly_and_a_large_one_by_cells() -> None:
-    assert factory_of(1) == factory_of(EXACT_BELOW - 1) == "Flat"
-    assert factory_of(1_000_000) == "IVF4096,Flat"
-    assert factory_of(10_000_000) == "IVF16384,Flat"
+    assert default_factory(1) == default_factory(EXACT_BELOW - 1) == "Flat"
+    assert default_factory(1_000_000) == "IVF4096,Flat"
+    assert default_factory(10_000_000) == "IVF16384,Flat"
 
 
 def test_exact_answers_merged_over_batches_are_those_of_all_items_at_once() -> None:
-    answer, _ = exact_answer(batches(), QUERIES, 30)
+    answer, _ = exact_search(batches(), QUERIES, 30)
     assert (answer == best(30)).mean() > 0.999  # sums in another order may swap two neighbours
-    assert recall_of(answer, best(30)).mean() > 0.999
-    assert recall_of(np.array([[1, 2, NOTHING], [4, 3, 2]]), np.array([[2, 3, 4]] * 2)) == pytest.approx([1 / 3, 1])
+    assert recall_per_query(answer, best(30)).mean() > 0.999
+    assert recall_per_query(np.array([[1, 2, NO_ITEM], [4, 3, 2]]), np.array([[2, 3, 4]] * 2)) == pytest.approx(
+        [1 / 3, 1]
+    )
 
 
 @pytest.mark.parametrize(("factory", "parameter"), [("IVF32,Flat", "nprobe"), ("HNSW16", "efSearch")])
@@ -75,8 +77,8 @@ def test_the_smallest_setting_that_surely_reaches_the_target_is_chosen(factory: 
     assert last.at_least >= 0.9
     assert (chosen.value, chosen.recall) == (last.value, last.recall)
     _, found = search(chosen.index, QUERIES, 20)
-    assert recall_of(found, best(20)).mean() == pytest.approx(chosen.recall)
-    values = settings_of(factory, 20)
+    assert recall_per_query(found, best(20)).mean() == pytest.approx(chosen.recall)
+    values = settings_to_try(factory, 20)
     assert values == sorted(set(values))
     assert [point.value for point in chosen.sweep] == values[: len(chosen.sweep)]
 
@@ -84,10 +86,10 @@ def test_the_smallest_setting_that_surely_reaches_the_target_is_chosen(factory: 
 def test_what_few_users_say_is_told_of_all_with_a_margin() -> None:
     """Of 400 samples of 50 users, those whose bound is above the truth are as few as two standard errors leave out."""
     draw = np.random.default_rng(3)
-    bounds = np.array([surely(draw.beta(9, 1, 50)) for _ in range(400)])  # of mean 0.9
+    bounds = np.array([recall_lower_bound(draw.beta(9, 1, 50)) for _ in range(400)])  # of mean 0.9
     assert 0.002 < (bounds > 0.9).mean() < 0.06
-    assert surely(np.ones(5)) == 1.0  # a target of 1 can be reached
-    assert surely(np.ones(1)) == -math.inf
+    assert recall_lower_bound(np.ones(5)) == 1.0  # a target of 1 can be reached
+    assert recall_lower_bound(np.ones(1)) == -math.inf
 
 
 def test_a_target_out_of_reach_is_published_exact() -> None:
@@ -126,7 +128,7 @@ def test_a_file_keeps_the_setting_and_search_leaves_out_what_is_excluded(factory
     assert (inner.hnsw.efSearch if chosen.parameter == "efSearch" else inner.nprobe) == chosen.value
     scores, items = search(index, QUERIES, 20)
     assert (items == search(chosen.index, QUERIES, 20)[1]).all()
-    assert recall_of(items, best(20)).mean() == pytest.approx(chosen.recall)
+    assert recall_per_query(items, best(20)).mean() == pytest.approx(chosen.recall)
 
     excluded = [row[: 15 * (user % 2)] for user, row in enumerate(best(20))]
     scores, items = search(index, QUERIES, 20, excluded)
@@ -146,9 +148,11 @@ def test_places_stay_empty_only_where_items_have_run_out(factory: str) -> None:
 
 
 def test_a_factory_that_does_not_fit_says_why() -> None:
-    with pytest.raises(UnfitError, match=r"IVF8192,Flat needs at least 8,192 items to train on, there are 4,000"):
+    with pytest.raises(
+        IndexFactoryError, match=r"IVF8192,Flat needs at least 8,192 items to train on, there are 4,000"
+    ):
         build_index(batches, DIM, "IVF8192,Flat")
-    with pytest.raises(UnfitError, match=r"IVF32,PQ5 does not fit vectors of 16"):
+    with pytest.raises(IndexFactoryError, match=r"IVF32,PQ5 does not fit vectors of 16"):
         build_index(batches, DIM, "IVF32,PQ5")
     with pytest.raises(ValidationError, match="factory"):
         IndexConfig(factory="LSH")

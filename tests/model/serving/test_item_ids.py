@@ -23,8 +23,8 @@ def test_ids_of_several_files_come_back_in_their_type(tmp_path: Path, kind: pa.D
     assert len(found) == 400
     asked = index[::-1][:50].astype(np.int64)
     wanted = [n * 7 if pa.types.is_integer(kind) else str(n * 7) for n in asked.tolist()]
-    assert found.of(asked) == wanted
-    assert found.known(np.array([-1, 0, int(index[0]), 10_000])).tolist() == [False, False, True, False]
+    assert found.ids_of(asked) == wanted
+    assert found.contains(np.array([-1, 0, int(index[0]), 10_000])).tolist() == [False, False, True, False]
 
 
 def test_an_answer_costs_the_same_in_a_large_catalogue() -> None:
@@ -36,7 +36,7 @@ def test_an_answer_costs_the_same_in_a_large_catalogue() -> None:
         asked = np.random.default_rng(2).integers(2, rows, (100, 100))
         since = time.perf_counter()
         for row in asked:
-            found.of(row)
+            found.ids_of(row)
         assert (time.perf_counter() - since) / len(asked) < 1e-3
 
 

@@ -23,7 +23,7 @@ from model.network.two_tower import TwoTower
 from model.serving.embed import embed_items, embed_users
 from model.serving.faiss_index import build_index, save_index
 from model.serving.release import ReleaseError, digest_of, open_release
-from model.serving.request_encoder import Encoder, RequestError
+from model.serving.request_encoder import RequestEncoder, RequestError
 from model.serving.retriever import Retriever
 from model.serving.vocabulary import Vocabulary, bucket_of, read_vocabularies
 from model.training.checkpoint import load_checkpoint, save_checkpoint
@@ -72,7 +72,9 @@ ROWS: list[tuple[Any, ...]] = [
 
 
 @pytest.fixture(scope="module")
-def encoded(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, Any]], Encoder]:
+def encoded(
+    spark: SparkSession, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[list[dict[str, Any]], RequestEncoder]:
     """Rows as Spark encodes them, and an encoder of the same vocabularies. Values of u6 came too late for them."""
     snapshot = spark.createDataFrame(ROWS, COLUMNS)
     side = encode.sides(FEATURES)[0]
@@ -92,7 +94,7 @@ def encoded(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> tu
     fields = RequestFields.validate_python(encode.request_fields(FEATURES, dict(snapshot.dtypes), "bigint"))
     urls = sorted(str(path) for path in folder.glob("*.parquet"))
     words = {f.vocabulary for f in fields if getattr(f, "vocabulary", None)}  # type: ignore[union-attr]
-    return found, Encoder(fields, schema, read_vocabularies(urls, words))
+    return found, RequestEncoder(fields, schema, read_vocabularies(urls, words))
 
 
 def request_of(row: tuple[Any, ...]) -> dict[str, Any]:
@@ -101,7 +103,7 @@ def request_of(row: tuple[Any, ...]) -> dict[str, Any]:
 
 
 def test_a_request_is_encoded_as_spark_encodes_the_users_table(
-    encoded: tuple[list[dict[str, Any]], Encoder],
+    encoded: tuple[list[dict[str, Any]], RequestEncoder],
 ) -> None:
     found, encoder = encoded
     by_user = {row["user_id"]: row for row in found}
@@ -119,7 +121,7 @@ def test_a_request_is_encoded_as_spark_encodes_the_users_table(
     assert set(columns["user_years"]) == {1, 2, 3, 4, 5}
 
 
-def test_what_is_left_out_is_what_is_null(encoded: tuple[list[dict[str, Any]], Encoder]) -> None:
+def test_what_is_left_out_is_what_is_null(encoded: tuple[list[dict[str, Any]], RequestEncoder]) -> None:
     _, encoder = encoded
     columns, had = encoder.encode([{}, request_of(ROWS[2]) | {"user_id": None, "history": None}])
     for values in columns.values():
@@ -128,7 +130,7 @@ def test_what_is_left_out_is_what_is_null(encoded: tuple[list[dict[str, Any]], E
     assert [len(items) for items in had] == [0, 0]
 
 
-def test_a_history_is_its_end_with_padding_ahead(encoded: tuple[list[dict[str, Any]], Encoder]) -> None:
+def test_a_history_is_its_end_with_padding_ahead(encoded: tuple[list[dict[str, Any]], RequestEncoder]) -> None:
     _, encoder = encoded
     index = encoder._vocabularies["item_id"].index
     asked = [{"history": [1]}, {"history": [4, 5, 6, 7]}, {"history": [5, 777, 5]}]
@@ -144,7 +146,7 @@ def test_where_order_means_nothing_an_item_counts_once() -> None:
     field = {"name": "history", "kind": "history", "column": "history", "type": "text", "vocabulary": "item_id"}
     fields = RequestFields.validate_python([field | {"length": 3, "order": "leave_one_out"}])
     words = {"item_id": Vocabulary(pa.array(["a", "b", "c"], pa.large_string()), np.array([2, 3, 4], np.int32))}
-    columns, _ = Encoder(fields, toy_night.schema(), words).encode([{"history": ["a", "b", "a", "c"]}])
+    columns, _ = RequestEncoder(fields, toy_night.schema(), words).encode([{"history": ["a", "b", "a", "c"]}])
     assert columns["history"].tolist() == [[3, 2, 4]]
 
 
@@ -175,7 +177,7 @@ def test_where_order_means_nothing_an_item_counts_once() -> None:
         ("x", "is of type str, expected an object of fields and values"),
     ],
 )
-def test_a_bad_field_is_named(encoded: tuple[list[dict[str, Any]], Encoder], request_: Any, said: str) -> None:
+def test_a_bad_field_is_named(encoded: tuple[list[dict[str, Any]], RequestEncoder], request_: Any, said: str) -> None:
     with pytest.raises(RequestError) as error:
         encoded[1].encode([{"city": "x"}, request_])
     assert str(error.value).startswith("request 1")
@@ -185,7 +187,9 @@ def test_a_bad_field_is_named(encoded: tuple[list[dict[str, Any]], Encoder], req
 @pytest.mark.parametrize(
     "name", ["user_id", "city", "plan", "paying", "tags", "tag_weights", "income", "years", "history"]
 )
-def test_no_message_holds_a_value_of_the_request(encoded: tuple[list[dict[str, Any]], Encoder], name: str) -> None:
+def test_no_message_holds_a_value_of_the_request(
+    encoded: tuple[list[dict[str, Any]], RequestEncoder], name: str
+) -> None:
     """Messages go to logs and to whoever proxies the answer; what a user has is nobody's business there."""
     secret = "anna@example.org"
     bodies = [
@@ -208,7 +212,7 @@ def test_no_message_holds_a_value_of_the_request(encoded: tuple[list[dict[str, A
     assert not any(secret in message or "4711" in message for message in messages), messages
 
 
-def test_whole_numbers_may_come_as_floats(encoded: tuple[list[dict[str, Any]], Encoder]) -> None:
+def test_whole_numbers_may_come_as_floats(encoded: tuple[list[dict[str, Any]], RequestEncoder]) -> None:
     columns, _ = encoded[1].encode([{"plan": 3}, {"plan": 3.0}])
     assert columns["user_plan"][0] == columns["user_plan"][1] > 1
 

@@ -8,7 +8,7 @@ import pytest
 from model.training.progress_lines import FIRST, LONGEST, ProgressLines, duration
 
 
-class Sums:
+class StepTotals:
     """A step a second, 100 rows each, with a loss of the step's number."""
 
     def __init__(self) -> None:
@@ -21,7 +21,7 @@ class Sums:
 def test_lines_come_at_growing_intervals_with_speed_loss_and_time_left(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "nightjar.training")
     logging.getLogger("nightjar").propagate = True
-    sums = Sums()
+    sums = StepTotals()
     lines = ProgressLines(4_000, sums, clock=lambda: float(sums.step))
     at = []
     for step in range(1, 2_001):

@@ -45,7 +45,7 @@ def break_off(spec: TrainingSpec, monkeypatch: pytest.MonkeyPatch, after: int) -
     """Run in this process up to a step, and no further."""
     from model.training import trainer
 
-    step = trainer.Fit._step
+    step = trainer.TrainingLoop._step
 
     def stop(self: Any, *arguments: Any) -> None:
         if self.recorder.step == after:
@@ -53,7 +53,7 @@ def break_off(spec: TrainingSpec, monkeypatch: pytest.MonkeyPatch, after: int) -
         step(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer.Fit, "_step", stop)
+        patch.setattr(trainer.TrainingLoop, "_step", stop)
         with pytest.raises(KilledError):
             train(spec)
     assert not Path(spec.output).exists()

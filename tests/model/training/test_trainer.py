@@ -19,7 +19,7 @@ from model.serving.embed import embed_users
 from model.training.checkpoint import WarmStartError, load_checkpoint, read_description, read_state
 from model.training.launch import ROOT, LaunchError, launch
 from model.training.step import FIGURES, TEMPERATURES
-from model.training.trainer import DegenerateLossError, Fit, build_step, train
+from model.training.trainer import DegenerateLossError, TrainingLoop, build_step, train
 from tests.model import toy_night
 from tests.model.training import gradients_process
 
@@ -232,7 +232,7 @@ def test_a_checkpoint_gives_the_same_vectors_and_says_what_it_is(tmp_path: Path)
         "model", "model.json", "model.safetensors", "training.safetensors"
     ]  # fmt: skip
     description = read_description(spec.output)
-    assert description["result"] == result.without_measures()
+    assert description["result"] == result.without_timings()
     assert result.temperature != spec.loss.temperature
     assert not model.training
     again = build_step(spec.model_copy(update={"warm_start": spec.output}))
@@ -367,7 +367,7 @@ def test_a_night_goes_on_with_the_optimisers_of_the_last(tmp_path: Path, optimiz
     }
     tomorrow = spec.model_copy(update={"features": toy_night.schema(**grown), "warm_start": spec.output})
     step = build_step(tomorrow)
-    fit = Fit(step, tomorrow)
+    fit = TrainingLoop(step, tomorrow)
     after = fit.state()
     assert after.keys() == before.keys()
     for name, values in before.items():
@@ -392,7 +392,7 @@ def test_a_new_row_moves_like_a_fresh_one(tmp_path: Path, optimizer: str, sparse
     moved = []
     for fresh in (False, True):
         step = build_step(tomorrow)
-        optimizers = Fit(step, tomorrow).optimizers
+        optimizers = TrainingLoop(step, tomorrow).optimizers
         weight = step.towers.tables["item_id"].weight
         new = len(weight) - 1
         states = [optimizer.state[weight] for optimizer in optimizers if weight in optimizer.state]
