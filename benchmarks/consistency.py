@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from benchmarks.support import PLOTS, panels, save, say
 from model.config import LossConfig, StreamingConfig
 from model.data.catalogue import SamplingProbabilities
-from model.loss.candidates import Rows, collect_candidates
+from model.loss.candidates import BatchRows, collect_candidates
 from model.loss.logq import expected_counts
 from model.loss.objective import row_losses
 from model.loss.streaming_frequency import FrequencyEstimator
@@ -106,13 +106,13 @@ def learn(problem: Problem, name: str, steps: int, seed: int, frequencies: str =
     return table_MR.detach()[FIRST:].T.log_softmax(1)
 
 
-def _rows(problem: Problem, items_B: Tensor, draw: torch.Generator) -> Rows:
+def _rows(problem: Problem, items_B: Tensor, draw: torch.Generator) -> BatchRows:
     """A batch of users that nobody knows (no masks but of accidental hits), with the pools spread over its rows."""
     uniform = torch.multinomial(problem.q.uniform_M, UNIFORM_DRAWS, replacement=True, generator=draw)
     popularity = torch.multinomial(problem.q.popularity_M, POPULARITY_DRAWS, replacement=True, generator=draw)
     negatives = torch.cat([uniform, popularity]).reshape(BATCH, -1)
     kinds = torch.tensor([UNIFORM] * UNIFORM_DRAWS + [POPULARITY] * POPULARITY_DRAWS).reshape(BATCH, -1)
-    return Rows(torch.full_like(items_B, DEFAULT), items_B, negatives, kinds)
+    return BatchRows(torch.full_like(items_B, DEFAULT), items_B, negatives, kinds)
 
 
 def divergence(problem: Problem, learned_RM: Tensor) -> float:

@@ -54,7 +54,7 @@ from benchmarks import night
 from benchmarks.embedding import measure_embedding
 from benchmarks.support import say
 from model.config import TrainingConfig
-from model.data.petastorm_reader import Samples, SharedSamples, sample_columns
+from model.data.petastorm_reader import SampleReader, SharedSampleReader, sample_columns
 from model.training.launch import launch
 from model.training.spec import TrainingSpec
 from model.training.trainer import TrainingLoop, build_step
@@ -101,7 +101,7 @@ def reader_over_arrow(folder: Path, options: argparse.Namespace) -> Figure:
     rows = int(READ_ROWS * options.scale)
     files = night.write_samples(folder, rows)
     paths = [file.url.removeprefix("file://") for file in files]
-    samples = Samples(files, READ, TrainingConfig(batch_size=BATCH, shuffle_window=WINDOW), night.SEED, 0, 1)
+    samples = SampleReader(files, READ, TrainingConfig(batch_size=BATCH, shuffle_window=WINDOW), night.SEED, 0, 1)
     seconds: dict[str, list[float]] = {"ours": [], "by_hand": []}
     for turn in range(6):
         started = time.perf_counter()
@@ -121,7 +121,7 @@ def _drain(batches: Iterator[dict[str, Tensor]], rows: int) -> None:
         raise RuntimeError(f"{seen} of {rows} rows were read")
 
 
-class HalfInMemory(SharedSamples):
+class HalfInMemory(SharedSampleReader):
     """Reads odd epochs; even ones are the batches of the first one, held in memory."""
 
     held: list[dict[str, Tensor]]
@@ -144,7 +144,7 @@ class LoopHalfInMemory(TrainingLoop):
 
     source: HalfInMemory | None = None
 
-    def samples(self, shards: int) -> SharedSamples:
+    def samples(self, shards: int) -> SharedSampleReader:
         """The same source for all epochs."""
         columns, config = sample_columns(self.spec.features), self.spec.training
         self.source = self.source or HalfInMemory(self.spec.train, columns, config, self.spec.seed, 0, 1, shards)

@@ -12,11 +12,11 @@ def derive_seed(*parts: int | str) -> int:
     return (int.from_bytes(digest, "little") >> 1) | 1
 
 
-def generator(*parts: int | str) -> torch.Generator:
+def torch_generator(*parts: int | str) -> torch.Generator:
     """A generator of its own, so that no other draw can shift its sequence."""
     return torch.Generator().manual_seed(derive_seed(*parts))
 
 
-def reader_generator(*parts: int | str) -> np.random.Generator:
+def numpy_generator(*parts: int | str) -> np.random.Generator:
     """The same for the thread that reads, where torch must not work (batching.py)."""
     return np.random.default_rng(derive_seed(*parts))

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.seeds import reader_generator
+from model.seeds import numpy_generator
 
 Arrays = dict[str, np.ndarray]
 
@@ -62,12 +62,12 @@ def shuffle_shards(count: int, rank: int, world_size: int, *seed: int) -> list[i
     """
     order = list(range(count))
     mine = order[rank::world_size]
-    order[rank::world_size] = reader_generator("groups", *seed).permutation(mine).tolist()
+    order[rank::world_size] = numpy_generator("groups", *seed).permutation(mine).tolist()
     return order
 
 
 def batches(
-    groups: Iterable[Arrays], sizes: Sequence[int], window: int, draw: np.random.Generator | None
+    groups: Iterable[Arrays], sizes: Sequence[int], window: int, rng: np.random.Generator | None
 ) -> Iterator[dict[str, Tensor]]:
     """Batches of the given sizes, from row groups shuffled together in windows of at least `window` rows.
 
@@ -78,7 +78,7 @@ def batches(
     waiting = _Window({}, np.zeros(0, np.int64))
     for step, size in enumerate(sizes):
         if waiting.rows < size or not waiting.columns:
-            waiting = _refill(waiting, groups, max(window, size), draw)
+            waiting = _refill(waiting, groups, max(window, size), rng)
         if waiting.rows < size:
             raise ValueError(
                 f"the data ran out in step {step + 1} of {len(sizes)}: {waiting.rows} rows left, {size} needed"
@@ -115,13 +115,13 @@ def to_tensor(values: np.ndarray) -> Tensor:
     return torch.from_numpy(values.astype(np.int64 if values.dtype.kind in "iub" else np.float32))
 
 
-def _refill(rest: _Window, groups: Iterator[Arrays], window: int, draw: np.random.Generator | None) -> _Window:
+def _refill(rest: _Window, groups: Iterator[Arrays], window: int, rng: np.random.Generator | None) -> _Window:
     """The rest of a window with whole row groups up to `window` rows or the end, all shuffled."""
     rows = rest.rows
     parts: list[Arrays] = [rest.take(rows)] if rows else []
     while rows < window and (group := next(groups, None)) is not None:
         parts.append(group)
         rows += len(next(iter(group.values())))
-    order = draw.permutation(rows) if draw else np.arange(rows)
+    order = rng.permutation(rows) if rng else np.arange(rows)
     names = parts[0] if parts else ()
     return _Window({name: np.concatenate([part[name] for part in parts]) for name in names}, order)

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from model.data.batching import to_tensor
-from model.data.item_columns import Column, MappedFiles, Several, Single, bytes_of
-from model.data.item_versions import VALID_BEFORE, Stacked, Versions
+from model.data.item_columns import ItemColumn, MappedFiles, MultiValueColumn, SingleValueColumn, bytes_of
+from model.data.item_versions import VALID_BEFORE, StackedColumns, Versions
 from model.io.arrow import ColumnError
 from model.io.urls import read_columns
 from model.network.embeddings import Batch, history_column, lookup_column, rows_of
@@ -51,11 +51,11 @@ class Catalogue:
         self.versions, places = Versions.none(), self.present
         if earlier is not None:
             self.versions, order = Versions.build(earlier[schema.item_id.column], earlier[VALID_BEFORE])
-            rows = Stacked(rows, earlier, order)
+            rows = StackedColumns(rows, earlier, order)
             _check_indices(rows[schema.item_id.column], self.size, schema.item_id.column)
             places = torch.cat([self.versions.rows(self.present), self.versions.rows_V])
         size = self.size + len(self.versions)
-        self.columns: dict[str, Column] = {}
+        self.columns: dict[str, ItemColumn] = {}
         self._files: MappedFiles | None = None
         for feature in schema.item:
             made = _columns(feature, rows, size, places)
@@ -156,7 +156,7 @@ class SamplingProbabilities:
         return float(drawn.min()) if len(drawn) else 1 / len(self.in_batch_M)
 
 
-def _columns(feature: Feature, rows: Mapping[str, np.ndarray], size: int, places: Tensor) -> dict[str, Column]:
+def _columns(feature: Feature, rows: Mapping[str, np.ndarray], size: int, places: Tensor) -> dict[str, ItemColumn]:
     """The columns of one feature, with the default where there is no row; none of an id whose row is its index."""
     if isinstance(feature, IdFeature):
         if feature.rows is None:
@@ -171,12 +171,12 @@ def _columns(feature: Feature, rows: Mapping[str, np.ndarray], size: int, places
     if not isinstance(feature, NumericFeature):
         _check_indices(values, rows_of(feature), column)
     if not isinstance(feature, MultiCategoricalFeature):
-        return {column: Single.fill(size, places, values, default)}
+        return {column: SingleValueColumn.fill(size, places, values, default)}
     counts = (values != PADDING).sum(1)
-    columns: dict[str, Column] = {column: Several.fill(size, places, values, counts, default)}
+    columns: dict[str, ItemColumn] = {column: MultiValueColumn.fill(size, places, values, counts, default)}
     if feature.weights_column:
         weights = rows[feature.weights_column].astype(np.float32)
-        columns[feature.weights_column] = Several.fill(size, places, weights, counts, 1.0)
+        columns[feature.weights_column] = MultiValueColumn.fill(size, places, weights, counts, 1.0)
     return columns
 
 

@@ -15,13 +15,13 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Single:
+class SingleValueColumn:
     """A number for each index."""
 
     values_M: Tensor  # int32 or float32
 
     @classmethod
-    def fill(cls, size: int, places: Tensor, values: np.ndarray, default: float) -> "Single":
+    def fill(cls, size: int, places: Tensor, values: np.ndarray, default: float) -> "SingleValueColumn":
         """`values` at `places`, the default elsewhere."""
         filled = np.full(size, default, dtype=np.int32 if values.dtype.kind in "iub" else np.float32)
         filled[places.numpy()] = values
@@ -33,7 +33,7 @@ class Single:
 
 
 @dataclass(frozen=True)
-class Several:
+class MultiValueColumn:
     """Up to `length` numbers for each index, end to end."""
 
     values_T: Tensor  # int32 or float32
@@ -41,7 +41,9 @@ class Several:
     length: int  # V
 
     @classmethod
-    def fill(cls, size: int, places: Tensor, values: np.ndarray, counts: np.ndarray, default: float) -> "Several":
+    def fill(
+        cls, size: int, places: Tensor, values: np.ndarray, counts: np.ndarray, default: float
+    ) -> "MultiValueColumn":
         """The first `counts` [n] of `values` [n, V] at `places` [n]; the one default value elsewhere."""
         lengths_M = torch.ones(size, dtype=torch.int64)
         lengths_M[places] = torch.from_numpy(counts.astype(np.int64))
@@ -60,10 +62,10 @@ class Several:
         return _widened(found_SV).masked_fill(places_SV >= self.first_M[indices_S + 1][..., None], 0)
 
 
-Column = Single | Several
+ItemColumn = SingleValueColumn | MultiValueColumn
 
 
-def bytes_of(columns: dict[str, Column]) -> int:
+def bytes_of(columns: dict[str, ItemColumn]) -> int:
     """What the columns take."""
     return sum(
         tensor.nbytes for column in columns.values() for tensor in vars(column).values() if torch.is_tensor(tensor)
@@ -76,15 +78,15 @@ class MappedFiles:
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="nightjar-catalogue-")
 
-    def move(self, name: str, column: Column) -> Column:
+    def move(self, name: str, column: ItemColumn) -> ItemColumn:
         """The same column on mapped memory: the operating system keeps of it what is read, and no more."""
-        if isinstance(column, Single):
-            return Single(self._mapped(f"{name}.values", column.values_M))
+        if isinstance(column, SingleValueColumn):
+            return SingleValueColumn(self._mapped(f"{name}.values", column.values_M))
         values_T, first_M = (
             self._mapped(f"{name}.values", column.values_T),
             self._mapped(f"{name}.first", column.first_M),
         )
-        return Several(values_T, first_M, column.length)
+        return MultiValueColumn(values_T, first_M, column.length)
 
     def _mapped(self, name: str, tensor: Tensor) -> Tensor:
         path = Path(self._folder.name, name)

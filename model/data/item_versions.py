@@ -63,7 +63,7 @@ class Versions:
 
 
 @dataclass(frozen=True)
-class Stacked(Mapping[str, np.ndarray]):
+class StackedColumns(Mapping[str, np.ndarray]):
     """Columns of the current rows with those of the earlier versions, in their order, below."""
 
     current: Mapping[str, np.ndarray]

@@ -29,7 +29,7 @@ from model.data.item_versions import SNAPSHOT
 from model.data.prefetch import prefetched
 from model.io.arrow import ColumnError, to_arrays
 from model.io.urls import naming_broken_file, resolve
-from model.seeds import reader_generator
+from model.seeds import numpy_generator
 from pipelines.contract.schema import FeatureSchema
 from pipelines.contract.strict import StrictModel
 
@@ -54,7 +54,7 @@ def sample_columns(schema: FeatureSchema, *, versions: bool = False) -> list[str
     return list(dict.fromkeys(needed))
 
 
-class Samples:
+class SampleReader:
     """One split of `samples` as seen by one rank: batches of named tensors, an exact epoch at a time."""
 
     def __init__(
@@ -88,18 +88,18 @@ class Samples:
         key = (self.seed, epoch, self.rank)
         order = shuffle_shards(len(self.files), self.rank, self.world_size, *key) if shuffle else range(len(self.files))
         files = [self.files[place] for place in order]
-        draw = reader_generator("rows", *key) if shuffle else None
+        rng = numpy_generator("rows", *key) if shuffle else None
         with _open_reader(files, self.columns, self.rank, self.world_size, self.config.reader_threads) as reader:
             found = batches(
                 _in_order(reader, files, self.columns, self.rank, self.world_size),
                 self.plan.batch_sizes(self.rank),
                 self.config.shuffle_window,
-                draw,
+                rng,
             )
             yield from islice(found, skip, None)
 
 
-class SharedSamples:
+class SharedSampleReader:
     """One split as the processes of a run read it together: in `shards` shares, each with its own order.
 
     As many shares as processes, but for a run that goes on with more or fewer of them: it keeps the shares of the epoch
@@ -122,14 +122,14 @@ class SharedSamples:
         mine = range(rank, shards, world_size)
         # A process without a share reads the first one and takes no row of it: batches that know their columns.
         self._none = not mine
-        self._parts = [Samples(files, columns, config, seed, shard, shards) for shard in mine or [0]]
+        self._parts = [SampleReader(files, columns, config, seed, shard, shards) for shard in mine or [0]]
         self.steps = self._parts[0].plan.steps
         # Most rows of a process in a step.
         self.capacity = self._parts[0].plan.capacity * math.ceil(shards / world_size)
 
     @contextmanager
     def epoch(self, epoch: int, skip: int = 0) -> Iterator[Iterator[dict[str, Tensor]]]:
-        """A `with` block over this process's batches of one epoch, less the first `skip`: see Samples.epoch."""
+        """A `with` block over this process's batches of one epoch, less the first `skip`: see SampleReader.epoch."""
         with ExitStack() as stack:
             parts = [stack.enter_context(part.epoch(epoch, self._shuffle, skip)) for part in self._parts]
             if self._none:

@@ -31,7 +31,7 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     return values
 
 
-def from_first(value: int) -> int:
+def broadcast_int(value: int) -> int:
     """What rank 0 says, on every rank."""
     if world_size() == 1:
         return value
@@ -40,7 +40,7 @@ def from_first(value: int) -> int:
     return int(told)
 
 
-def from_first_(values: Tensor) -> None:
+def broadcast_(values: Tensor) -> None:
     """Overwrite a tensor by that of rank 0."""
     if world_size() > 1:
         dist.broadcast(values, src=0)

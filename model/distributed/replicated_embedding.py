@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from model.distributed.collectives import from_first_, gather_ragged, gather_rows, world_size
+from model.distributed.collectives import broadcast_, gather_ragged, gather_rows, world_size
 from pipelines.contract.indices import PADDING
 
 
@@ -23,7 +23,9 @@ class ReplicatedEmbedding(nn.Embedding):
     def __init__(self, *args: Any, **settings: Any) -> None:
         """As of nn.Embedding."""
         super().__init__(*args, **settings)
-        self.met: list[tuple[Tensor, Tensor]] = []  # Rows and their gradients, of each lookup since the last exchange.
+        self.lookups: list[
+            tuple[Tensor, Tensor]
+        ] = []  # Rows and their gradients, of each lookup since the last exchange.
         self._gradient: Tensor | None = None
         self._written: list[Tensor] = []
 
@@ -32,7 +34,7 @@ class ReplicatedEmbedding(nn.Embedding):
         if not (torch.is_grad_enabled() and self.weight.requires_grad):
             return super().forward(indices)
         distinct_D, places = torch.unique(indices, return_inverse=True)
-        vectors_De: Tensor = _Lookup.apply(self.weight, distinct_D, self)
+        vectors_De: Tensor = _ReplicatedLookup.apply(self.weight, distinct_D, self)
         return nn.functional.embedding(places, vectors_De)
 
     def set_gradient(self, rows: list[Tensor], values: list[Tensor]) -> None:
@@ -50,7 +52,7 @@ class ReplicatedEmbedding(nn.Embedding):
         self._written, self.weight.grad = rows, self._gradient
 
 
-class _Lookup(torch.autograd.Function):
+class _ReplicatedLookup(torch.autograd.Function):
     """Rows of a table; what backward() says of them is noted there."""
 
     @staticmethod
@@ -61,7 +63,7 @@ class _Lookup(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, None]:
         first = int((ctx.distinct_D[:1] == PADDING).sum())  # They are sorted, and the padding row is not trained.
-        ctx.table.met.append((ctx.distinct_D[first:], gradients[0][first:]))
+        ctx.table.lookups.append((ctx.distinct_D[first:], gradients[0][first:]))
         return None, None, None
 
 
@@ -77,15 +79,17 @@ def exchange_gradients(tables: Sequence[ReplicatedEmbedding]) -> None:
     """
     if not tables:
         return
-    counts_RT = gather_rows(torch.tensor([[sum(len(rows) for rows, _ in table.met) for table in tables]]), 1)
+    counts_RT = gather_rows(torch.tensor([[sum(len(rows) for rows, _ in table.lookups) for table in tables]]), 1)
     lengths_T = torch.tensor([table.embedding_dim for table in tables])
     nothing = torch.empty(0)
-    rows = torch.cat([nothing.long(), *(rows for table in tables for rows, _ in table.met)])
-    values = torch.cat([nothing, *(values.reshape(-1) for table in tables for _, values in table.met)]) / world_size()
+    rows = torch.cat([nothing.long(), *(rows for table in tables for rows, _ in table.lookups)])
+    values = (
+        torch.cat([nothing, *(values.reshape(-1) for table in tables for _, values in table.lookups)]) / world_size()
+    )
     rows_RT = _by_table(rows, counts_RT)
     values_RT = _by_table(values, counts_RT * lengths_T)
     for number, table in enumerate(tables):
-        table.met = []
+        table.lookups = []
         if counts_RT[:, number].any():
             of_ranks = [of_tables[number].reshape(-1, table.embedding_dim) for of_tables in values_RT]
             table.set_gradient([of_tables[number] for of_tables in rows_RT], of_ranks)
@@ -101,7 +105,7 @@ def distribute(module: nn.Module) -> nn.Module:
     """The module in DDP, which averages the gradients of everything but such tables; all ranks begin with rank 0's."""
     tables = replicated_tables(module)
     for table in tables.values():
-        from_first_(table.weight.detach())
+        broadcast_(table.weight.detach())
     if not any(value.requires_grad and name not in tables for name, value in module.named_parameters()):
         return module  # An update may train tables alone: then DDP has nothing to do, and says so by an error.
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, list(tables))

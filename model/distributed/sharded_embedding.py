@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from model.distributed.collectives import exchange, exchange_counts, rank, world_size
-from model.io.tensor_file import Rows, TensorFile
+from model.io.tensor_file import StreamedTensor, TensorFile
 from pipelines.contract.indices import DEFAULT, PADDING
 
 PIECE = 2**20  # Rows of a whole table that are held at once while it is drawn, read or written.
@@ -30,35 +30,37 @@ class ShardedEmbedding(nn.Module):
         """All zeros, to be filled."""
         super().__init__()
         self.num_embeddings, self.embedding_dim = rows, dim
-        self.share = torch.zeros(held(rows, rank()), dim).requires_grad_()
+        self.share = torch.zeros(rows_held(rows, rank()), dim).requires_grad_()
 
     def forward(self, indices: Tensor) -> Tensor:
         """[*shape, e] of indices of any shape; the gradient of a row is the mean over ranks of what theirs add up to."""
         distinct_D, places = torch.unique(indices, return_inverse=True)
-        vectors_De: Tensor = _Lookup.apply(self.share, distinct_D)
+        vectors_De: Tensor = _ShardedLookup.apply(self.share, distinct_D)
         return nn.functional.embedding(places, vectors_De)
 
 
-class _Lookup(torch.autograd.Function):
+class _ShardedLookup(torch.autograd.Function):
     """Rows of all shares. The gradient goes to the owners and is divided by their number, as DDP does with every other."""
 
     @staticmethod
     def forward(ctx: Any, share_Se: Tensor, distinct_D: Tensor) -> Tensor:
         owners_D = distinct_D % world_size()
         ctx.order_D = torch.argsort(owners_D, stable=True)
-        ctx.asked = torch.bincount(owners_D, minlength=world_size()).tolist()
-        ctx.told = exchange_counts(ctx.asked)
-        ctx.wanted = exchange(distinct_D[ctx.order_D], ctx.asked, ctx.told)
+        ctx.request_counts = torch.bincount(owners_D, minlength=world_size()).tolist()
+        ctx.served_counts = exchange_counts(ctx.request_counts)
+        ctx.served_rows = exchange(distinct_D[ctx.order_D], ctx.request_counts, ctx.served_counts)
         ctx.shape = share_Se.shape
         vectors_De = share_Se.new_empty(len(distinct_D), share_Se.shape[1])
-        vectors_De[ctx.order_D] = exchange(share_Se[ctx.wanted // world_size()], ctx.told, ctx.asked)
+        vectors_De[ctx.order_D] = exchange(
+            share_Se[ctx.served_rows // world_size()], ctx.served_counts, ctx.request_counts
+        )
         return vectors_De
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        received = exchange(gradients[0][ctx.order_D], ctx.asked, ctx.told) / world_size()
-        real = ctx.wanted != PADDING
-        rows = ctx.wanted[real] // world_size()
+        received = exchange(gradients[0][ctx.order_D], ctx.request_counts, ctx.served_counts) / world_size()
+        real = ctx.served_rows != PADDING
+        rows = ctx.served_rows[real] // world_size()
         return torch.sparse_coo_tensor(rows[None], received[real], ctx.shape), None
 
 
@@ -78,12 +80,12 @@ def parameter_count(model: nn.Module) -> int:
     return tables + sum(parameter.numel() for parameter in model.parameters())
 
 
-def held(rows: int, owner: int) -> int:
+def rows_held(rows: int, owner: int) -> int:
     """How many of a table's first `rows` rows a rank holds."""
     return (rows - owner + world_size() - 1) // world_size()
 
 
-def here(table: nn.Module, rows: Tensor) -> tuple[Tensor, Tensor]:
+def local_rows(table: nn.Module, rows: Tensor) -> tuple[Tensor, Tensor]:
     """What this rank holds of any table, and where in it those of some rows are that it holds."""
     if isinstance(table, ShardedEmbedding):
         return table.share, rows[rows % world_size() == rank()] // world_size()
@@ -102,19 +104,21 @@ def fill(share_Se: Tensor, pieces: Iterable[Tensor]) -> None:
     start = 0
     for piece in pieces:
         stop = start + len(piece)
-        share_Se[held(start, rank()) : held(stop, rank())] = piece[(rank() - start) % world_size() :: world_size()]
+        share_Se[rows_held(start, rank()) : rows_held(stop, rank())] = piece[
+            (rank() - start) % world_size() :: world_size()
+        ]
         start = stop
 
 
 @torch.no_grad()
-def whole(share_Se: Tensor, rows: int) -> Iterator[Tensor]:
+def whole_rows(share_Se: Tensor, rows: int) -> Iterator[Tensor]:
     """On rank 0 the whole in the order of its rows, a piece at a time; on the others empty pieces.
 
     Every rank goes through all of it.
     """
     for part in pieces_of(rows):
-        counts = [held(part.stop, owner) - held(part.start, owner) for owner in range(world_size())]
-        mine = share_Se[held(part.start, rank()) : held(part.stop, rank())]
+        counts = [rows_held(part.stop, owner) - rows_held(part.start, owner) for owner in range(world_size())]
+        mine = share_Se[rows_held(part.start, rank()) : rows_held(part.stop, rank())]
         to_first = [len(mine)] + [0] * (world_size() - 1)
         received = exchange(mine, to_first, counts if rank() == 0 else [0] * world_size())
         piece = torch.empty_like(received)
@@ -124,17 +128,17 @@ def whole(share_Se: Tensor, rows: int) -> Iterator[Tensor]:
         yield piece
 
 
-def as_whole(value: Tensor, table: ShardedEmbedding | None) -> Tensor | Rows:
+def whole_tensor(value: Tensor, table: ShardedEmbedding | None) -> Tensor | StreamedTensor:
     """What goes into a file for a tensor that every rank has, or, with its `table`, for one of the form of a share."""
     if table is None or not value.dim():
         return value.detach()
     rows = table.num_embeddings
-    return Rows((rows, table.embedding_dim), whole(value, rows))
+    return StreamedTensor((rows, table.embedding_dim), whole_rows(value, rows))
 
 
-def whole_state(model: nn.Module) -> dict[str, Tensor | Rows]:
+def whole_state(model: nn.Module) -> dict[str, Tensor | StreamedTensor]:
     """The state_dict of the model without shares."""
-    tables = {name: as_whole(table.share, table) for name, table in sharded_tables(model).items()}
+    tables = {name: whole_tensor(table.share, table) for name, table in sharded_tables(model).items()}
     return {**model.state_dict(), **tables}
 
 

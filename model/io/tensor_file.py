@@ -20,18 +20,18 @@ from model.io.urls import resolve
 TYPES = {torch.float32: "F32", torch.float64: "F64", torch.int32: "I32", torch.int64: "I64"}  # Those that models have.
 
 
-class Rows(NamedTuple):
+class StreamedTensor(NamedTuple):
     """A float32 tensor that comes into being while it is written: consecutive rows of it."""
 
     shape: tuple[int, ...]
     pieces: Iterable[Tensor]
 
 
-def encode(tensors: Mapping[str, Tensor | Rows]) -> Iterator[bytes | memoryview]:
+def encode(tensors: Mapping[str, Tensor | StreamedTensor]) -> Iterator[bytes | memoryview]:
     """The bytes of a file. Raises ValueError for a tensor of a type that is none of TYPES."""
     header, end = {}, 0
     for name, tensor in tensors.items():
-        kind = torch.float32 if isinstance(tensor, Rows) else tensor.dtype
+        kind = torch.float32 if isinstance(tensor, StreamedTensor) else tensor.dtype
         if kind not in TYPES:
             raise ValueError(f"tensor {name} is of {kind}; what can be written is {', '.join(map(str, TYPES))}")
         start, end = end, end + kind.itemsize * math.prod(tensor.shape)
@@ -40,14 +40,14 @@ def encode(tensors: Mapping[str, Tensor | Rows]) -> Iterator[bytes | memoryview]
     text += b" " * (-len(text) % 8)  # So that numbers are aligned.
     yield struct.pack("<Q", len(text)) + text
     for tensor in tensors.values():
-        for piece in tensor.pieces if isinstance(tensor, Rows) else [tensor]:
+        for piece in tensor.pieces if isinstance(tensor, StreamedTensor) else [tensor]:
             yield _bytes_of(piece.detach().contiguous())
 
 
-def drain(tensors: Mapping[str, Tensor | Rows]) -> None:
+def drain(tensors: Mapping[str, Tensor | StreamedTensor]) -> None:
     """What the other ranks do while rank 0 encodes tensors: rows come into being on all of them together."""
     for tensor in tensors.values():
-        if isinstance(tensor, Rows):
+        if isinstance(tensor, StreamedTensor):
             deque(tensor.pieces, maxlen=0)
 
 

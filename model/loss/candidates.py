@@ -23,7 +23,7 @@ from pipelines.contract.negative_kinds import COARSE, FINE, POPULARITY, UNIFORM
 
 
 @dataclass(frozen=True)
-class Rows:
+class BatchRows:
     """Rows as indices: users [G] (0: unknown), items [G] (0: no row), negatives and their kinds [G, K].
 
     `snapshots` [G]: the items snapshot that each row sees (YYYYMMDD); None: items as they are now.
@@ -37,7 +37,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Candidates:
+class StepCandidates:
     """The candidates of this rank's rows. Everything about the shared set is the same on every rank."""
 
     rows_U: Tensor  # Shared candidates as rows of the catalogue, sorted, no padding.
@@ -53,7 +53,7 @@ class Candidates:
     popularity: int
     hard_excluded: int  # Hard negatives of this rank that were masked.
 
-    def in_blocks(self, rows: int) -> Iterator[tuple[slice, "Candidates"]]:
+    def in_blocks(self, rows: int) -> Iterator[tuple[slice, "StepCandidates"]]:
         """So many rows after another, with the same shared candidates: which rows, and theirs alone."""
         excluded_rows_E, order_E = torch.sort(self.excluded_rows_E)
         excluded_places_E = self.excluded_places_E[order_E]
@@ -74,13 +74,13 @@ class Candidates:
 
 
 def collect_candidates(
-    batch: Rows,
-    local: Rows,
+    batch: BatchRows,
+    local: BatchRows,
     history_BL: Tensor | None,
     versions: Versions | None = None,
     *,
     positives_once: bool = False,
-) -> Candidates:
+) -> StepCandidates:
     """The candidates for this rank's rows, out of the global batch (which holds the local rows too).
 
     `versions`: which row of the catalogue an item is for a row of the batch; None: the row of its index.
@@ -115,7 +115,7 @@ def collect_candidates(
         excluded_BK |= (hard_BK[:, :, None] == history_BL[:, None, :]).any(2)  # K is small: no search needed.
     excluded_BK &= hard_BK != PADDING
     hard_BK = hard_BK.masked_fill(excluded_BK, PADDING)
-    return Candidates(
+    return StepCandidates(
         rows_U=rows_U,
         items_U=items_U,
         counts_U=counts_U,
@@ -131,7 +131,7 @@ def collect_candidates(
     )
 
 
-def _entered(batch: Rows, versions: Versions, positives_once: bool) -> tuple[Tensor, Tensor]:
+def _entered(batch: BatchRows, versions: Versions, positives_once: bool) -> tuple[Tensor, Tensor]:
     """[U] distinct rows of the catalogue that entered the shared set, sorted, and how many times each did, float."""
     easy_GK = (batch.kinds == UNIFORM) | (batch.kinds == POPULARITY)
     positives = versions.rows(batch.items, batch.snapshots)
@@ -170,7 +170,7 @@ def _places_of(items_BL: Tensor, items_U: Tensor) -> tuple[Tensor, Tensor]:
     return found_BL.nonzero(as_tuple=True)[0], places_BL[found_BL]
 
 
-def _among_positives(batch: Rows, users_B: Tensor, items_BK: Tensor) -> Tensor:
+def _among_positives(batch: BatchRows, users_B: Tensor, items_BK: Tensor) -> Tensor:
     """[B, K]: is an item a positive of the row's user anywhere in the global batch? By search in user-item pairs."""
     known_G = (batch.users > DEFAULT) & (batch.items != PADDING)
     if not bool(known_G.any()):
@@ -182,7 +182,7 @@ def _among_positives(batch: Rows, users_B: Tensor, items_BK: Tensor) -> Tensor:
     return (pairs_S[places_BK] == asked_BK) & (users_B[:, None] > DEFAULT)
 
 
-def _other_positives(batch: Rows, local: Rows, items_U: Tensor) -> tuple[Tensor, Tensor]:
+def _other_positives(batch: BatchRows, local: BatchRows, items_U: Tensor) -> tuple[Tensor, Tensor]:
     """Rows and first places in U of the positives that the row's user has anywhere in the global batch."""
     # Unknown users share index 1 without being one person, so theirs are left in.
     known_G = (batch.users > DEFAULT) & (batch.items != PADDING)

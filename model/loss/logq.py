@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from model.data.catalogue import SamplingProbabilities
-from model.loss.candidates import Candidates
+from model.loss.candidates import StepCandidates
 
 
 class Offsets(NamedTuple):
@@ -28,7 +28,7 @@ class Offsets(NamedTuple):
     positive_B: Tensor
 
 
-def expected_counts(candidates: Candidates, in_batch_U: Tensor, q: SamplingProbabilities) -> Tensor:
+def expected_counts(candidates: StepCandidates, in_batch_U: Tensor, q: SamplingProbabilities) -> Tensor:
     """[U]: the expected number of times each candidate enters the shared set of a batch of this make-up.
 
     expected_j = in_batch_j + n_uniform q_uniform_j + n_popularity q_popularity_j for any mixture of the sources, with
@@ -42,7 +42,7 @@ def expected_counts(candidates: Candidates, in_batch_U: Tensor, q: SamplingProba
     )
 
 
-def logit_offsets(correction: str, candidates: Candidates, expected_U: Tensor | None) -> Offsets:
+def logit_offsets(correction: str, candidates: StepCandidates, expected_U: Tensor | None) -> Offsets:
     """What a sampled softmax adds to its logits; every candidate counts as often as it has entered, the positive once.
 
     none: no correction. classic: - log expected_j for all, the positive's too (Yi et al., RecSys 2019). mns: the
@@ -66,7 +66,7 @@ class OtherDraws(NamedTuple):
     actual_B: Tensor
 
 
-def other_draws(candidates: Candidates, expected_U: Tensor) -> OtherDraws:
+def other_draws(candidates: StepCandidates, expected_U: Tensor) -> OtherDraws:
     """Expected: N - expected_positive; actual: N - count_positive; N: all draws. 1 where it would be less.
 
     The positive is the item in any version: all of them are masked.

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from model.config import LossConfig
 from model.loss import losses
-from model.loss.candidates import Candidates
+from model.loss.candidates import StepCandidates
 from model.loss.logq import Offsets, logit_offsets, other_draws
 from model.loss.losses import MASKED, Logits
 from pipelines.contract.indices import PADDING
@@ -50,7 +50,7 @@ def row_losses(
     users_Bd: Tensor,
     items_Ud: Tensor,
     hard_BKd: Tensor,
-    candidates: Candidates,
+    candidates: StepCandidates,
     expected_U: Tensor | None,
     temperature: Tensor | float,
     config: LossConfig,
@@ -71,7 +71,7 @@ def batch_loss(
     items_Ud: Tensor,
     hard_BKd: Tensor,
     weights_B: Tensor,
-    candidates: Candidates,
+    candidates: StepCandidates,
     expected_U: Tensor | None,
     temperature: Tensor | float,
     config: LossConfig,
@@ -97,7 +97,7 @@ class _InBlocks(torch.autograd.Function):
         items_Ud: Tensor,
         hard_BKd: Tensor,
         weights_B: Tensor,
-        candidates: Candidates,
+        candidates: StepCandidates,
         expected_U: Tensor | None,
         config: LossConfig,
         backward: bool,
@@ -134,7 +134,7 @@ class _InBlocks(torch.autograd.Function):
 
 
 def vectors_of(
-    users_Bd: Tensor, items_Ud: Tensor, hard_BKd: Tensor, candidates: Candidates, temperature: Tensor | float
+    users_Bd: Tensor, items_Ud: Tensor, hard_BKd: Tensor, candidates: StepCandidates, temperature: Tensor | float
 ) -> Vectors:
     """What the towers made, in float32 at least, the users' divided by the temperature."""
     users_Bd, items_Ud, hard_BKd = (
@@ -147,7 +147,9 @@ def vectors_of(
     return Vectors(users_Bd / temperature, positives_Bd, items_Ud, hard_BKd)
 
 
-def _row_losses(vectors: Vectors, candidates: Candidates, expected_U: Tensor | None, config: LossConfig) -> RowLosses:
+def _row_losses(
+    vectors: Vectors, candidates: StepCandidates, expected_U: Tensor | None, config: LossConfig
+) -> RowLosses:
     if config.kind == "listwise":
         logits = logits_of(vectors, candidates, logit_offsets(config.correction, candidates, expected_U))
         contrasted_B = losses.has_negatives(logits)
@@ -166,7 +168,7 @@ def _row_losses(vectors: Vectors, candidates: Candidates, expected_U: Tensor | N
     return RowLosses(losses_B, losses.has_negatives(logits))
 
 
-def logits_of(vectors: Vectors, candidates: Candidates, offsets: Offsets | None) -> Logits:
+def logits_of(vectors: Vectors, candidates: StepCandidates, offsets: Offsets | None) -> Logits:
     """Logits with their correction and masks."""
     users_Bd, positives_Bd, items_Ud, hard_BKd = vectors
     positive_B = (users_Bd * positives_Bd).sum(1)
@@ -177,7 +179,7 @@ def logits_of(vectors: Vectors, candidates: Candidates, offsets: Offsets | None)
     return Logits(positive_B + offsets.positive_B if offsets else positive_B, shared_BU, hard_BK)
 
 
-def mask_(logits_BU: Tensor, candidates: Candidates) -> None:
+def mask_(logits_BU: Tensor, candidates: StepCandidates) -> None:
     """Masks, in place, what is no negative of its row: its positive, items of its history, its user's other positives.
 
     No step of the gradient: a masked logit has weight 0 in every loss, so its gradient is 0 as it is.
@@ -187,7 +189,7 @@ def mask_(logits_BU: Tensor, candidates: Candidates) -> None:
     values.scatter_(1, candidates.positive_B[:, None], MASKED)
 
 
-def positive_ranks(users_Bd: Tensor, items_Ud: Tensor, candidates: Candidates) -> Tensor:
+def positive_ranks(users_Bd: Tensor, items_Ud: Tensor, candidates: StepCandidates) -> Tensor:
     """[B]: how many shared candidates score above the row's positive, by the uncorrected score that serving uses.
 
     An item that is there in several versions counts once, by the best of them.

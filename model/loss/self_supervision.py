@@ -17,7 +17,7 @@ from model.distributed.collectives import gather_vectors, rank, world_size
 from model.loss.losses import MASKED
 from model.network.embeddings import Batch
 from model.network.two_tower import TwoTower
-from model.seeds import generator
+from model.seeds import torch_generator
 from pipelines.contract.indices import PADDING
 from pipelines.contract.schema import MultiCategoricalFeature
 
@@ -46,7 +46,7 @@ class SelfSupervision:
         Raises ValueError where it is missing or of another size, or where items have nothing but their id.
         """
         self.config, self.catalogue, self.seed = config, catalogue, seed
-        self.begin(0)
+        self.start_step(0)
         fields = len(catalogue.schema.item)
         if fields < 2:
             raise ValueError("self_supervision compares views of an item's features; the item side has its id alone")
@@ -57,17 +57,17 @@ class SelfSupervision:
                     f"self_supervision.mask correlated needs the mutual information of {fields} item features, it was "
                     f"given {'none' if relations is None else len(relations)}"
                 )
-            self.related_FF = related(torch.tensor(relations))
+            self.related_FF = related_fields(torch.tensor(relations))
 
-    def begin(self, step: int) -> None:
+    def start_step(self, step: int) -> None:
         """What is drawn from here on is a function of the seed and the number of the step: a run can go on anywhere."""
-        self.draw = generator(self.seed, "self-supervision", step)
+        self.rng = torch_generator(self.seed, "self-supervision", step)
 
     def loss(self, towers: TwoTower) -> Tensor:
         """Scalar: this rank's part of -1/m sum_i log softmax_j(cos(z_i, z'_j) / tau); the parts of all ranks add up to it."""
         count = self.config.items // world_size()
         present = self.catalogue.present
-        items_m = present[torch.randint(len(present), (count * world_size(),), generator=self.draw)]
+        items_m = present[torch.randint(len(present), (count * world_size(),), generator=self.rng)]
         masks = self._masks(len(items_m))
         mine = slice(rank() * count, (rank() + 1) * count)
         batch = self.catalogue.gather(self.catalogue.rows(items_m[mine]))
@@ -75,7 +75,7 @@ class SelfSupervision:
             views = [towers.item_inputs(self._drop_values(batch)) for _ in range(2)]
         else:
             fields, defaults = towers.item_inputs(batch), towers.item_inputs(self.catalogue.defaults())
-            views = [hide(fields, defaults, mask_mF[mine]) for mask_mF in masks]
+            views = [hide_fields(fields, defaults, mask_mF[mine]) for mask_mF in masks]
         one_md, other_md = (towers.item_tower(view) for view in views)
         logits_mm = one_md @ gather_vectors(other_md).T / self.config.temperature
         # An item that was drawn twice is no negative of itself.
@@ -91,12 +91,12 @@ class SelfSupervision:
         if self.config.mask == "dropout":
             return None
         if self.config.mask == "random":
-            return random_mask(count, fields, self.draw), random_mask(count, fields, self.draw)
+            return random_mask(count, fields, self.rng), random_mask(count, fields, self.rng)
         if self.config.mask == "complementary":
-            hidden_mF = half_of(count, fields, self.draw)
+            hidden_mF = half_mask(count, fields, self.rng)
             return hidden_mF, ~hidden_mF
         assert self.related_FF is not None
-        hidden_mF = self.related_FF[torch.randint(fields, (count,), generator=self.draw)]
+        hidden_mF = self.related_FF[torch.randint(fields, (count,), generator=self.rng)]
         return hidden_mF, ~hidden_mF
 
     def _drop_values(self, batch: Batch) -> Batch:
@@ -108,7 +108,7 @@ class SelfSupervision:
         return dropped
 
 
-def hide(fields: Sequence[Tensor], defaults: Sequence[Tensor], hidden_mF: Tensor) -> list[Tensor]:
+def hide_fields(fields: Sequence[Tensor], defaults: Sequence[Tensor], hidden_mF: Tensor) -> list[Tensor]:
     """[m, e] of each field, where it is hidden that of the default, [1, e]."""
     return [
         torch.where(hidden_mF[:, [n]], default, field)
@@ -126,20 +126,20 @@ def drop_half(values_mV: Tensor) -> Tensor:
     return values_mV.masked_fill(order_mV < there_mV.sum(1, keepdim=True) // 2, PADDING)
 
 
-def random_mask(count: int, fields: int, draw: torch.Generator) -> Tensor:
+def random_mask(count: int, fields: int, rng: torch.Generator) -> Tensor:
     """[m, F]: each field hidden with chance 1/2, but never all of a row: one field of it stays, drawn too."""
-    hidden_mF = torch.rand(count, fields, generator=draw) < 0.5
-    stays_m = torch.randint(fields, (count,), generator=draw)
+    hidden_mF = torch.rand(count, fields, generator=rng) < 0.5
+    stays_m = torch.randint(fields, (count,), generator=rng)
     hidden_mF[torch.arange(count), stays_m] &= ~hidden_mF.all(1)
     return hidden_mF
 
 
-def half_of(count: int, fields: int, draw: torch.Generator) -> Tensor:
+def half_mask(count: int, fields: int, rng: torch.Generator) -> Tensor:
     """[m, F]: half of the fields of each row, rounded down, every subset equally likely."""
-    return torch.rand(count, fields, generator=draw).argsort(1).argsort(1) < fields // 2
+    return torch.rand(count, fields, generator=rng).argsort(1).argsort(1) < fields // 2
 
 
-def related(relations_FF: Tensor) -> Tensor:
+def related_fields(relations_FF: Tensor) -> Tensor:
     """[F, F] bool: for each seed field, itself and the fields that tell most of it, half of all in number."""
     fields = len(relations_FF)
     scores_FF = relations_FF.float().clone()

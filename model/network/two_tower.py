@@ -114,8 +114,8 @@ class TwoTower(nn.Module):
         return {
             f"{side}.{name}": float(weight)
             for side, tower, inputs, batch in sides
-            if hasattr(tower, "weighs")
-            for name, weight in tower.weighs(inputs(batch)).items()  # type: ignore[operator]
+            if hasattr(tower, "mean_weights")
+            for name, weight in tower.mean_weights(inputs(batch)).items()  # type: ignore[operator]
         }
 
     def side(self, side: Literal["user", "item"]) -> "TwoTower":

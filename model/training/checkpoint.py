@@ -10,7 +10,7 @@ from torch import Tensor
 from model.config import ModelConfig
 from model.distributed.collectives import rank
 from model.distributed.sharded_embedding import restore, whole_state
-from model.io.tensor_file import Rows, TensorFile, drain, encode
+from model.io.tensor_file import StreamedTensor, TensorFile, drain, encode
 from model.io.urls import read_bytes, write_folder
 from model.network.two_tower import TwoTower
 from model.training.spec import TrainingResult
@@ -27,7 +27,7 @@ class WarmStartError(ValueError):
 
 
 def save_checkpoint(
-    directory: str, model: TwoTower, state: Mapping[str, Tensor | Rows], result: TrainingResult
+    directory: str, model: TwoTower, state: Mapping[str, Tensor | StreamedTensor], result: TrainingResult
 ) -> None:
     """Write a checkpoint so that `directory` holds all of it or is as it was; an older one there is replaced.
 

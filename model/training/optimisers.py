@@ -9,8 +9,8 @@ from torch.optim import Adagrad, AdamW, Optimizer, SparseAdam
 
 from model.config import TrainingConfig
 from model.distributed.collectives import sum_over_ranks
-from model.distributed.sharded_embedding import ShardedEmbedding, as_whole, read_into, sharded_tables, shares_of
-from model.io.tensor_file import Rows, TensorFile
+from model.distributed.sharded_embedding import ShardedEmbedding, read_into, sharded_tables, shares_of, whole_tensor
+from model.io.tensor_file import StreamedTensor, TensorFile
 from model.training.step import RetrievalStep
 
 
@@ -61,14 +61,14 @@ def rate_share(step: int, steps: int, config: TrainingConfig) -> float:
     return config.final_rate_share + (1 - config.final_rate_share) * left
 
 
-def optimizer_state(step: RetrievalStep, optimizers: Sequence[Optimizer]) -> dict[str, Tensor | Rows]:
+def optimizer_state(step: RetrievalStep, optimizers: Sequence[Optimizer]) -> dict[str, Tensor | StreamedTensor]:
     """What the optimisers have gathered, as PARAMETER/KEY; a table's has the shape of the table."""
     names = {parameter: (name, table) for name, (parameter, table) in _trained(step).items()}
-    state: dict[str, Tensor | Rows] = {}
+    state: dict[str, Tensor | StreamedTensor] = {}
     for optimizer in optimizers:
         for parameter, values in optimizer.state.items():
             name, table = names[parameter]
-            state |= {f"{name}/{key}": as_whole(torch.as_tensor(value), table) for key, value in values.items()}
+            state |= {f"{name}/{key}": whole_tensor(torch.as_tensor(value), table) for key, value in values.items()}
     return state
 
 

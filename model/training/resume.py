@@ -12,8 +12,8 @@ import pyarrow.fs as pafs
 from pydantic import ValidationError
 from torch import Tensor
 
-from model.distributed.collectives import from_first, rank
-from model.io.tensor_file import Rows, drain, encode
+from model.distributed.collectives import broadcast_int, rank
+from model.io.tensor_file import StreamedTensor, drain, encode
 from model.io.urls import checksum, read_bytes, resolve, write_folder
 from model.training.spec import EpochMetrics, RecorderState, TrainingSpec
 from pipelines.contract.strict import StrictModel
@@ -52,7 +52,7 @@ def identity(spec: TrainingSpec) -> str:
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
-def save_progress(folder: str, progress: Progress, tensors: Mapping[str, Tensor | Rows]) -> None:
+def save_progress(folder: str, progress: Progress, tensors: Mapping[str, Tensor | StreamedTensor]) -> None:
     """Write one checkpoint, then let the older ones go. Every rank calls it, rank 0 writes."""
     if rank() > 0:
         drain(tensors)
@@ -80,7 +80,7 @@ def find_progress(folder: str, run: str) -> tuple[Progress, str] | None:
     step = -1
     if rank() == 0:
         step = next((step for step in reversed(saved_steps(folder)) if _is_whole(f"{folder}/step={step}", run)), -1)
-    step = from_first(step)
+    step = broadcast_int(step)
     if step < 0:
         return None
     place = f"{folder}/step={step}"

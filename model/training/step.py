@@ -15,7 +15,7 @@ from model.data.catalogue import Catalogue, SamplingProbabilities
 from model.data.item_versions import SNAPSHOT
 from model.data.petastorm_reader import USER
 from model.distributed.collectives import gather_rows, gather_vectors, rank, world_size
-from model.loss.candidates import Candidates, Rows, collect_candidates
+from model.loss.candidates import BatchRows, StepCandidates, collect_candidates
 from model.loss.logq import expected_counts
 from model.loss.objective import batch_loss, positive_ranks
 from model.loss.self_supervision import SelfSupervision
@@ -34,7 +34,7 @@ class StepOutput(NamedTuple):
     loss: Tensor  # Scalar to call backward() on. DDP averages gradients, so it is R times this rank's share.
     losses_B: Tensor  # Each row's loss, detached.
     figures: Tensor  # In the order of FIGURES.
-    candidates: Candidates
+    candidates: StepCandidates
     items_Ud: Tensor  # Vectors of the shared candidates, detached.
 
 
@@ -134,7 +134,7 @@ class RetrievalStep(nn.Module):
         columns = self.catalogue.history_columns(history_BL, self.towers.history_features, batch.get(SNAPSHOT))
         return history_BL, {**batch, **columns}
 
-    def _expected(self, candidates: Candidates, items_G: Tensor) -> Tensor | None:
+    def _expected(self, candidates: StepCandidates, items_G: Tensor) -> Tensor | None:
         """[U] expected entries of each candidate; None where the loss takes no correction.
 
         An estimator is asked before it is told of this batch: an item that is here would otherwise look the more
@@ -157,23 +157,23 @@ class RetrievalStep(nn.Module):
             self.frequency.update(items_G)
         return expected_U
 
-    def _rows(self, batch: Batch) -> Rows:
+    def _rows(self, batch: Batch) -> BatchRows:
         items = batch[self.towers.schema.item_id.column]
         snapshots = batch[SNAPSHOT] if len(self.catalogue.versions) else None
-        return Rows(batch[USER], items, batch["negatives"], batch["negative_kinds"], snapshots)
+        return BatchRows(batch[USER], items, batch["negatives"], batch["negative_kinds"], snapshots)
 
-    def _gather(self, local: Rows, capacity: int) -> Rows:
+    def _gather(self, local: BatchRows, capacity: int) -> BatchRows:
         """Indices of all ranks' rows; a few integers a row, in one message."""
         columns = [local.users[:, None], local.items[:, None], local.negatives, local.kinds]
         if local.snapshots is not None:
             columns.append(local.snapshots[:, None])
         gathered = gather_rows(torch.cat(columns, dim=1), capacity).split([part.shape[1] for part in columns], dim=1)
         users, items, negatives, kinds, *snapshots = gathered
-        return Rows(
+        return BatchRows(
             users.squeeze(1), items.squeeze(1), negatives, kinds, snapshots[0].squeeze(1) if snapshots else None
         )
 
-    def _embed(self, candidates: Candidates) -> tuple[Tensor, Tensor]:
+    def _embed(self, candidates: StepCandidates) -> tuple[Tensor, Tensor]:
         """[U, d] of the shared candidates, of which each rank embeds its share, and [B, K, d] of hard negatives."""
         share = math.ceil(len(candidates.rows_U) / world_size())
         padded = candidates.rows_U.new_full((share * world_size(),), PADDING)

@@ -16,11 +16,11 @@ from tqdm import tqdm
 
 from model.data.batching import plan_epoch
 from model.data.catalogue import Catalogue, SamplingProbabilities
-from model.data.petastorm_reader import USER, Samples, SharedSamples, sample_columns
+from model.data.petastorm_reader import USER, SampleReader, SharedSampleReader, sample_columns
 from model.distributed.collectives import rank, sum_over_ranks, world_size
 from model.distributed.replicated_embedding import distribute, exchange_gradients, replicated_tables
-from model.distributed.sharded_embedding import here, parameter_count, restore, shares_of, whole_state
-from model.io.tensor_file import Rows, TensorFile
+from model.distributed.sharded_embedding import local_rows, parameter_count, restore, shares_of, whole_state
+from model.io.tensor_file import StreamedTensor, TensorFile
 from model.loss.self_supervision import SelfSupervision, require_views
 from model.loss.streaming_frequency import FrequencyEstimator
 from model.network.embeddings import Batch, table_name
@@ -154,7 +154,7 @@ def reset_unseen_items(step: RetrievalStep) -> None:
     unseen = items[step.catalogue.columns[ids.rows.column].gather(step.catalogue.rows(items)) == DEFAULT]
     table = step.towers.tables[table_name(ids)]
     default_1e = table(torch.tensor([DEFAULT]))
-    values, places = here(table, unseen)
+    values, places = local_rows(table, unseen)
     values[places] = default_1e
 
 
@@ -200,20 +200,20 @@ class TrainingLoop:
         bar.close()
         return self.epochs
 
-    def state(self) -> dict[str, Tensor | Rows]:
+    def state(self) -> dict[str, Tensor | StreamedTensor]:
         """What the next night goes on with, beside the parameters."""
         frequency = self.step.frequency.state_dict() if self.step.frequency else {}
         return {f"{FREQUENCY}{name}": values for name, values in frequency.items()} | self._gathered()
 
-    def _gathered(self) -> dict[str, Tensor | Rows]:
+    def _gathered(self) -> dict[str, Tensor | StreamedTensor]:
         gathered = optimizer_state(self.step, self.optimizers)
         return {f"{OPTIMIZER}{name}": values for name, values in gathered.items()}
 
-    def samples(self, shards: int) -> SharedSamples:
+    def samples(self, shards: int) -> SharedSampleReader:
         """The rows of an epoch, in so many shares."""
         spec = self.spec
         columns = sample_columns(spec.features, versions=bool(spec.item_versions))
-        return SharedSamples(
+        return SharedSampleReader(
             spec.train, columns, spec.training, spec.seed, rank(), world_size(), shards, not spec.incremental
         )
 
@@ -259,7 +259,7 @@ class TrainingLoop:
         # What is random in a step depends on its number alone, so that a run can go on anywhere.
         torch.manual_seed(derive_seed(self.spec.seed, "dropout", number, rank()))
         if self.step.self_supervision:
-            self.step.self_supervision.begin(number)
+            self.step.self_supervision.start_step(number)
         set_learning_rates(self.optimizers, number, self.total_steps, config)
         with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bfloat16"):
             output: StepOutput = self.module(batch, capacity)
@@ -326,7 +326,7 @@ def validate(step: RetrievalStep, spec: TrainingSpec) -> tuple[float | None, flo
     if not sum(file.rows for file in spec.valid):
         return None, None
     columns = sample_columns(spec.features, versions=bool(spec.item_versions))
-    samples = Samples(spec.valid, columns, spec.training, spec.seed, rank=0, world_size=1)
+    samples = SampleReader(spec.valid, columns, spec.training, spec.seed, rank=0, world_size=1)
     capacity = math.ceil(samples.plan.capacity / world_size())
     loss = rows = hits = 0.0
     with torch.no_grad(), samples.epoch(0, shuffle=False) as batches:

@@ -69,11 +69,11 @@ def grown_items(more: int) -> FeatureSchema:
 
 def item_rows() -> dict[str, np.ndarray]:
     """All real items but the last one, which has left the catalogue."""
-    draw = np.random.default_rng(5)
+    rng = np.random.default_rng(5)
     index = np.arange(2, ITEMS + 1)
     return {
         "item_index": index.astype(np.int32),
-        "item_category": (2 + draw.integers(0, 4, len(index))).astype(np.int32),
+        "item_category": (2 + rng.integers(0, 4, len(index))).astype(np.int32),
         "item_tags": np.stack([2 + index % 7, 2 + index % 5, np.zeros_like(index)], 1).astype(np.int32),
         "item_tags_weights": np.tile(np.array([1.0, 0.5, 0.0], np.float32), (len(index), 1)),
     }
@@ -92,26 +92,26 @@ def earlier_rows() -> dict[str, np.ndarray]:
 
 def sample_rows(rows: int, seed: int = 0) -> dict[str, np.ndarray]:
     """Row i has row_key i. Users like the items of their block, with a tilt to the first ones of it."""
-    draw = np.random.default_rng(seed)
-    user = draw.integers(2, USERS + 2, rows)
-    place = np.minimum(draw.geometric(0.15, (rows, HISTORY + 1)) - 1, ITEMS // BLOCKS - 1)
+    rng = np.random.default_rng(seed)
+    user = rng.integers(2, USERS + 2, rows)
+    place = np.minimum(rng.geometric(0.15, (rows, HISTORY + 1)) - 1, ITEMS // BLOCKS - 1)
     items = 2 + BLOCKS * place + ((user - 2) % BLOCKS)[:, None]
     kinds = np.tile(np.array([1, 2, 3, 4], np.int32), (rows, 1))
-    kinds[draw.random((rows, NEGATIVES)) < 0.1] = 0
-    negatives = draw.integers(2, ITEMS + 2, (rows, NEGATIVES))
+    kinds[rng.random((rows, NEGATIVES)) < 0.1] = 0
+    negatives = rng.integers(2, ITEMS + 2, (rows, NEGATIVES))
     history = items[:, 1:].copy()
     history[:, :2] = 0
     negatives[(negatives == items[:, :1]) | ((negatives - user[:, None]) % BLOCKS == 0) & (kinds > 2)] = 0
     return {
         "row_key": np.arange(rows),
         "user_index": user.astype(np.int32),
-        "user_age": (2 + draw.integers(0, 4, rows)).astype(np.int32),
-        "user_tenure": (1 + draw.integers(0, 4, rows)).astype(np.int32),
-        "user_income": draw.normal(3, 2, rows).astype(np.float32),
+        "user_age": (2 + rng.integers(0, 4, rows)).astype(np.int32),
+        "user_tenure": (1 + rng.integers(0, 4, rows)).astype(np.int32),
+        "user_income": rng.normal(3, 2, rows).astype(np.float32),
         "history": history.astype(np.int32),
-        "example_age": draw.random(rows).astype(np.float32),
+        "example_age": rng.random(rows).astype(np.float32),
         "item_index": items[:, 0].astype(np.int32),
-        "weight": draw.choice([1.0, 2.0], rows).astype(np.float32),
+        "weight": rng.choice([1.0, 2.0], rows).astype(np.float32),
         "negatives": (negatives * (kinds > 0)).astype(np.int32),
         "negative_kinds": (kinds * (negatives > 0)).astype(np.int32),
     }

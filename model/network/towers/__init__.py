@@ -7,7 +7,7 @@ A side's fields are its features as vectors: [B, e] each, of lengths of their ow
 - `build(user, item, dim, hidden, settings)`: the modules of both sides, from their fields. Each maps its tensors, in the
   order of the fields, to vectors [B, dim] of unit length. They come as a pair because some share parameters. A module that
   reads some fields only names them in an attribute `reads`, and is given those alone. A module that weighs fields or
-  channels may tell so in `weighs(fields) -> {name: weight}`, which goes into the record of a night.
+  channels may tell so in `mean_weights(fields) -> {name: weight}`, which goes into the record of a night.
 
 A module sees its own side only, so items can be embedded once and searched: user and item meet in the dot product alone.
 """

@@ -105,7 +105,7 @@ class Parallel(nn.Module):
         }
         self.channels = nn.ModuleDict({name: made[name]() for name in settings.channels})
 
-    def weighs(self, fields: list[Tensor]) -> dict[str, Tensor]:
+    def mean_weights(self, fields: list[Tensor]) -> dict[str, Tensor]:
         """Of each channel by name; the same for all rows."""
         return dict(zip(self.channels, self.weights(), strict=True))
 

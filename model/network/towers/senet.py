@@ -37,7 +37,7 @@ class Senet(nn.Module):
         squeezed_BF = torch.stack([field.mean(1) for field in fields], dim=1)
         return self.excitation(squeezed_BF)
 
-    def weighs(self, fields: list[Tensor]) -> dict[str, Tensor]:
+    def mean_weights(self, fields: list[Tensor]) -> dict[str, Tensor]:
         """Of each field by name, the mean weight over the rows."""
         return dict(zip(self.names, self.weights(fields).mean(0), strict=True))
 

@@ -12,7 +12,7 @@ import torch
 from model.config import LossConfig
 from model.data.catalogue import Catalogue, SamplingProbabilities
 from model.data.item_versions import Versions
-from model.loss.candidates import Candidates, Rows, collect_candidates
+from model.loss.candidates import BatchRows, StepCandidates, collect_candidates
 from model.loss.logq import expected_counts
 from model.loss.objective import positive_ranks, row_losses
 from model.training.spec import TrainingSpec
@@ -57,14 +57,14 @@ def test_each_day_sees_its_own_version(memory_mb: int | None) -> None:
 
 def make(seed: int) -> test_losses.Case:
     """A random batch of three days, in which half of the items have up to three versions."""
-    case, draw = test_losses.make(seed), np.random.default_rng(1000 + seed)
-    case["snapshots"] = draw.choice([MONDAY, TUESDAY, WEDNESDAY], test_losses.ROWS)
+    case, rng = test_losses.make(seed), np.random.default_rng(1000 + seed)
+    case["snapshots"] = rng.choice([MONDAY, TUESDAY, WEDNESDAY], test_losses.ROWS)
     pairs = [
-        (item, day) for item in range(2, test_losses.ITEMS, 2) for day in (TUESDAY, WEDNESDAY) if draw.random() < 0.7
+        (item, day) for item in range(2, test_losses.ITEMS, 2) for day in (TUESDAY, WEDNESDAY) if rng.random() < 0.7
     ]
     items, days = np.array(pairs).T
     case["versions"] = Versions.build(items, days)[0]
-    vectors = draw.normal(size=(test_losses.ITEMS + len(pairs), test_losses.DIM))
+    vectors = rng.normal(size=(test_losses.ITEMS + len(pairs), test_losses.DIM))
     case["row_vectors"] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     return case
 
@@ -73,7 +73,7 @@ def row_of(case: test_losses.Case, item: int, day: int) -> int:
     return int(case["versions"].rows(torch.tensor([item]), torch.tensor([day])))
 
 
-def candidates_of(case: test_losses.Case, once: bool) -> Candidates:
+def candidates_of(case: test_losses.Case, once: bool) -> StepCandidates:
     rows = replace(test_losses.rows_of(case), snapshots=torch.from_numpy(case["snapshots"]))
     return collect_candidates(rows, rows, torch.from_numpy(case["history"]), case["versions"], positives_once=once)
 
@@ -153,7 +153,7 @@ def test_items_in_several_versions_equal_the_oracle(kind: Any, correction: Any, 
 def test_expected_entries_are_of_the_item() -> None:
     """Two rows of two days with one positive: one item, twice there; neither version is a negative of either row."""
     versions, _ = Versions.build(np.array([3]), np.array([TUESDAY]))
-    rows = Rows(
+    rows = BatchRows(
         torch.tensor([1, 1, 1]), torch.tensor([3, 3, 4]), torch.tensor([[4], [4], [3]]), torch.tensor([[1], [3], [1]]),
         torch.tensor([MONDAY, TUESDAY, MONDAY]),
     )  # fmt: skip

@@ -12,7 +12,7 @@ import pytest
 
 from model.config import TrainingConfig
 from model.data.batching import TooFewRowGroupsError, batches, plan_epoch
-from model.data.petastorm_reader import SampleFile, Samples, SharedSamples
+from model.data.petastorm_reader import SampleFile, SampleReader, SharedSampleReader
 from model.data.prefetch import prefetched
 from model.io.arrow import ColumnError, to_arrays
 from model.io.urls import BrokenFileError
@@ -24,7 +24,7 @@ COLUMNS = ["row_key", "history", "weight"]
 
 def keys_by_step(files: list[SampleFile], rank: int, world: int, epoch: int = 0, **config: int) -> list[list[int]]:
     settings = TrainingConfig(**{"batch_size": 16, "shuffle_window": 20, **config})
-    with Samples(files, COLUMNS, settings, seed=3, rank=rank, world_size=world).epoch(epoch) as steps:
+    with SampleReader(files, COLUMNS, settings, seed=3, rank=rank, world_size=world).epoch(epoch) as steps:
         return [step["row_key"].tolist() for step in steps]
 
 
@@ -50,7 +50,7 @@ def test_an_epoch_of_three_shares_has_the_same_steps_on_any_number_of_ranks(tmp_
     expected = [sorted(itertools.chain(*step)) for step in zip(*(keys_by_step(files, r, 3) for r in range(3)))]
     found: list[list[int]] = [[] for _ in expected[2:]]
     for rank in range(world):
-        shared = SharedSamples(files, COLUMNS, settings, 3, rank, world, shards=3)
+        shared = SharedSampleReader(files, COLUMNS, settings, 3, rank, world, shards=3)
         assert shared.steps == len(expected)
         with shared.epoch(0, skip=2) as steps:
             for step, batch in enumerate(steps):
@@ -73,7 +73,7 @@ def test_order_depends_on_seed_and_epoch_and_never_on_threads(tmp_path: Path) ->
 def test_values_stay_with_their_row(tmp_path: Path) -> None:
     files = toy_night.write_samples(tmp_path, AWKWARD)
     rows = toy_night.sample_rows(sum(AWKWARD))
-    with Samples(files, COLUMNS, TrainingConfig(batch_size=9), 3, 0, 1).epoch(0) as steps:
+    with SampleReader(files, COLUMNS, TrainingConfig(batch_size=9), 3, 0, 1).epoch(0) as steps:
         for step in steps:
             keys = step["row_key"].numpy()
             np.testing.assert_array_equal(step["history"], rows["history"][keys])
@@ -83,7 +83,7 @@ def test_values_stay_with_their_row(tmp_path: Path) -> None:
 def test_more_ranks_than_row_groups_is_refused_with_the_remedy(tmp_path: Path) -> None:
     files = toy_night.write_samples(tmp_path, [5, 5])
     with pytest.raises(TooFewRowGroupsError, match=r"3 processes cannot share 2 row groups: set training\.processes"):
-        Samples(files, COLUMNS, TrainingConfig(), 0, 0, 3)
+        SampleReader(files, COLUMNS, TrainingConfig(), 0, 0, 3)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_slices_and_fixed_size_lists_convert_like_lists() -> None:
 
 
 def test_batches_of_no_rows_keep_their_columns() -> None:
-    steps = list(batches([{"x": np.zeros((2, 3))}], [0, 1, 0, 1], window=5, draw=None))
+    steps = list(batches([{"x": np.zeros((2, 3))}], [0, 1, 0, 1], window=5, rng=None))
     assert [step["x"].shape for step in steps] == [(0, 3), (1, 3), (0, 3), (1, 3)]
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from model.distributed import sharded_embedding
 from model.distributed.collectives import gather_ragged, rank, sum_over_ranks, world_size
 from model.distributed.replicated_embedding import ReplicatedEmbedding, exchange_gradients
-from model.distributed.sharded_embedding import ShardedEmbedding, fill, pieces_of, sharded_tables, whole
+from model.distributed.sharded_embedding import ShardedEmbedding, fill, pieces_of, sharded_tables, whole_rows
 from model.training.spec import TrainingSpec
 from model.training.trainer import build_step, train
 
@@ -44,15 +44,15 @@ def lookups_and_gradients_are_those_of_an_embedding(rows: int) -> None:
         ReplicatedEmbedding.from_pretrained(values.clone(), freeze=False, padding_idx=0, sparse=sparse)
         for sparse in (False, True)
     ]
-    pieces = list(whole(sharded.share, rows))
+    pieces = list(whole_rows(sharded.share, rows))
     if rank() == 0:
         torch.testing.assert_close(torch.cat(pieces), values, rtol=0, atol=0)
 
-    draw = torch.Generator().manual_seed(rank())
+    rng = torch.Generator().manual_seed(rank())
     one_row = torch.full((4, 2), rows - 1)
-    many = torch.randint(rows, (5, 3), generator=draw)
+    many = torch.randint(rows, (5, 3), generator=rng)
     for batch in (many, one_row, many[:0] if rank() == 0 else many, many[:0], torch.zeros(3, dtype=torch.int64)):
-        lookup_twice(plain, sharded, whole_ones, batch, draw)
+        lookup_twice(plain, sharded, whole_ones, batch, rng)
 
 
 def lookup_twice(
@@ -60,13 +60,13 @@ def lookup_twice(
     sharded: ShardedEmbedding,
     whole_ones: list[ReplicatedEmbedding],
     batch: Tensor,
-    draw: torch.Generator,
+    rng: torch.Generator,
 ) -> None:
     """Gradients are of these two lookups alone, whatever came before."""
     for parameter in (plain.weight, sharded.share, *(table.weight for table in whole_ones)):
         parameter.grad = None
     for indices in (batch, batch.flip(0)):
-        weights = torch.randn(*batch.shape, 3, generator=draw)
+        weights = torch.randn(*batch.shape, 3, generator=rng)
         expected, found = plain(indices), sharded(indices)
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
         (expected * weights).sum().backward()

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from model.distributed import sharded_embedding
-from model.io.tensor_file import Rows, TensorFile, encode
+from model.io.tensor_file import StreamedTensor, TensorFile, encode
 from model.training.checkpoint import load_checkpoint, read_description, read_state
 from model.training.launch import ROOT
 from model.training.spec import TrainingSpec
@@ -161,7 +161,7 @@ def test_files_in_pieces_are_the_formats_own(tmp_path: Path) -> None:
         "nothing": torch.zeros(0, 4),
         "counts": torch.arange(5),
     }
-    given = {**tensors, "table": Rows((23, 3), tensors["table"].split(7))}
+    given = {**tensors, "table": StreamedTensor((23, 3), tensors["table"].split(7))}
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
     ours.write_bytes(b"".join(bytes(piece) for piece in encode(given)))
     save_file(tensors, theirs)

@@ -10,7 +10,7 @@ import torch
 from model.config import LossConfig
 from model.data.catalogue import SamplingProbabilities
 from model.loss import losses, objective
-from model.loss.candidates import Candidates, Rows, collect_candidates
+from model.loss.candidates import BatchRows, StepCandidates, collect_candidates
 from model.loss.logq import OtherDraws, expected_counts, logit_offsets, other_draws
 from model.loss.losses import MASKED, Logits
 from model.loss.objective import batch_loss, logits_of, mask_, positive_ranks, row_losses, vectors_of
@@ -25,31 +25,31 @@ Case = dict[str, Any]
 
 def make(seed: int) -> Case:
     """A random batch in which everything happens: repeats, history hits, unknown users, padding."""
-    draw = np.random.default_rng(seed)
-    items = draw.integers(2, ITEMS, ROWS)
-    history = draw.integers(0, ITEMS, (ROWS, LENGTH)) * (draw.random((ROWS, LENGTH)) < 0.7)
-    kinds = draw.integers(0, 5, (ROWS, K))
-    negatives = draw.integers(2, ITEMS, (ROWS, K)) * (kinds > 0)
-    unit = draw.normal(size=(ITEMS + ROWS, DIM))
+    rng = np.random.default_rng(seed)
+    items = rng.integers(2, ITEMS, ROWS)
+    history = rng.integers(0, ITEMS, (ROWS, LENGTH)) * (rng.random((ROWS, LENGTH)) < 0.7)
+    kinds = rng.integers(0, 5, (ROWS, K))
+    negatives = rng.integers(2, ITEMS, (ROWS, K)) * (kinds > 0)
+    unit = rng.normal(size=(ITEMS + ROWS, DIM))
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
-    q = draw.random((3, ITEMS)) * (np.arange(ITEMS) > 1)
+    q = rng.random((3, ITEMS)) * (np.arange(ITEMS) > 1)
     return {
-        "users": draw.integers(1, 6, ROWS), "items": items, "history": history, "kinds": kinds, "negatives": negatives,
+        "users": rng.integers(1, 6, ROWS), "items": items, "history": history, "kinds": kinds, "negatives": negatives,
         "user_vectors": unit[ITEMS:], "item_vectors": unit[:ITEMS], "q": q / q.sum(1, keepdims=True),
-        "chance": draw.random(ITEMS) * 0.9 + 0.1, "weights": draw.random(ROWS) * 2,
+        "chance": rng.random(ITEMS) * 0.9 + 0.1, "weights": rng.random(ROWS) * 2,
     }  # fmt: skip
 
 
-def rows_of(case: Case) -> Rows:
-    return Rows(*(torch.from_numpy(case[name]) for name in ("users", "items", "negatives", "kinds")))
+def rows_of(case: Case) -> BatchRows:
+    return BatchRows(*(torch.from_numpy(case[name]) for name in ("users", "items", "negatives", "kinds")))
 
 
-def candidates_of(case: Case, once: bool = False) -> Candidates:
+def candidates_of(case: Case, once: bool = False) -> StepCandidates:
     rows = rows_of(case)
     return collect_candidates(rows, rows, torch.from_numpy(case["history"]), positives_once=once)
 
 
-def expected_of(case: Case, candidates: Candidates, once: bool = False) -> torch.Tensor:
+def expected_of(case: Case, candidates: StepCandidates, once: bool = False) -> torch.Tensor:
     q = SamplingProbabilities(*torch.from_numpy(case["q"]))
     exact_U = ROWS * q.in_batch_M[candidates.items_U]
     return expected_counts(candidates, torch.from_numpy(case["chance"])[candidates.items_U] if once else exact_U, q)
@@ -141,9 +141,9 @@ def test_equals_the_oracle(kind: Any, correction: Any, once: bool) -> None:
         np.testing.assert_allclose(found(case, config, torch.float32, once), expected, rtol=1e-4, atol=1e-5)
 
 
-def two_rows() -> tuple[Candidates, SamplingProbabilities]:
+def two_rows() -> tuple[StepCandidates, SamplingProbabilities]:
     """Items 2 and 3 are the positives, 4 and 4 uniform negatives; each of four items is drawn with chance 1/4."""
-    rows = Rows(torch.tensor([2, 3]), torch.tensor([2, 3]), torch.tensor([[4], [4]]), torch.tensor([[1], [1]]))
+    rows = BatchRows(torch.tensor([2, 3]), torch.tensor([2, 3]), torch.tensor([[4], [4]]), torch.tensor([[1], [1]]))
     quarter = torch.full((6,), 0.25)
     return collect_candidates(rows, rows, None), SamplingProbabilities(quarter, quarter, quarter)
 
@@ -308,10 +308,10 @@ def test_the_positive_is_never_masked_and_what_is_known_always_is(seed: int) -> 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize(("kind", "correction"), itertools.product(KINDS, ("none", "revisited")))
 def test_the_order_of_candidates_and_rows_changes_nothing(seed: int, kind: Any, correction: Any) -> None:
-    case, draw = make(seed), np.random.default_rng(100 + seed)
+    case, rng = make(seed), np.random.default_rng(100 + seed)
     config = LossConfig(kind=kind, correction=correction)
     before = found(case, config)
-    columns, order = draw.permutation(K), draw.permutation(ROWS)
+    columns, order = rng.permutation(K), rng.permutation(ROWS)
     shuffled = {**case, "negatives": case["negatives"][:, columns], "kinds": case["kinds"][:, columns]}
     np.testing.assert_allclose(found(shuffled, config), before, rtol=1e-9)
     for name in ("users", "items", "history", "kinds", "negatives", "user_vectors"):
@@ -342,11 +342,11 @@ def test_the_scale_of_exact_counts_cancels_in_classic_and_not_in_mns(seed: int) 
 def test_a_row_without_negatives_contributes_nothing_and_is_counted(kind: Any, correction: Any) -> None:
     """Three rows of one user, whose positives are all there is, and a stranger."""
     users, items = torch.tensor([7, 7, 7, 8]), torch.tensor([2, 3, 2, 4])
-    rows = Rows(users, items, torch.zeros(4, 1).long(), torch.zeros(4, 1).long())
+    rows = BatchRows(users, items, torch.zeros(4, 1).long(), torch.zeros(4, 1).long())
     history_BL = torch.tensor([[4], [4], [4], [0]])
     candidates = collect_candidates(rows, rows, history_BL)
-    draw = torch.Generator().manual_seed(0)
-    users_Bd, items_Ud = torch.randn(4, DIM, generator=draw), torch.randn(3, DIM, generator=draw)
+    rng = torch.Generator().manual_seed(0)
+    users_Bd, items_Ud = torch.randn(4, DIM, generator=rng), torch.randn(3, DIM, generator=rng)
     users_Bd.requires_grad_()
     expected_U = None if correction == "none" else torch.ones(3)
     config = LossConfig(kind=kind, correction=correction)
@@ -420,7 +420,7 @@ def test_masked_candidates_get_no_gradient(kind: Any) -> None:
 
 
 def test_ranks_count_better_candidates_only() -> None:
-    rows = Rows(torch.tensor([2, 3]), torch.tensor([2, 3]), torch.tensor([[4], [5]]), torch.tensor([[1], [1]]))
+    rows = BatchRows(torch.tensor([2, 3]), torch.tensor([2, 3]), torch.tensor([[4], [5]]), torch.tensor([[1], [1]]))
     candidates = collect_candidates(rows, rows, torch.tensor([[0, 5], [0, 0]]))
     items_Ud = torch.tensor([[0.5], [0.1], [0.9], [1.0]])
     # Row 0: item 4 is better, item 5 too but in its history. Row 1: all three are better.
@@ -428,6 +428,6 @@ def test_ranks_count_better_candidates_only() -> None:
 
 
 def test_a_positive_that_is_padding_is_refused() -> None:
-    rows = Rows(torch.tensor([2]), torch.tensor([0]), torch.tensor([[4]]), torch.tensor([[1]]))
+    rows = BatchRows(torch.tensor([2]), torch.tensor([0]), torch.tensor([[4]]), torch.tensor([[1]]))
     with pytest.raises(ValueError, match="1 rows have item 0"):
         collect_candidates(rows, rows, None)

@@ -8,9 +8,9 @@ import torch
 
 from model.config import ModelConfig, SelfSupervisionConfig
 from model.data.catalogue import Catalogue
-from model.loss.self_supervision import SelfSupervision, drop_half, half_of, hide, random_mask, related
+from model.loss.self_supervision import SelfSupervision, drop_half, half_mask, hide_fields, random_mask, related_fields
 from model.network.two_tower import TwoTower
-from model.seeds import generator
+from model.seeds import torch_generator
 from model.training.checkpoint import load_checkpoint
 from model.training.trainer import train
 from tests.model import toy_night
@@ -32,17 +32,17 @@ def towers(**config: object) -> TwoTower:
 
 
 def test_masks_hide_what_they_say() -> None:
-    draw = generator(1)
-    hidden = random_mask(4000, 3, draw)
+    rng = torch_generator(1)
+    hidden = random_mask(4000, 3, rng)
     assert not hidden.all(1).any(), "something stays in every row"
     assert abs(float(hidden.float().mean()) - (12 / 24 - 1 / 24)) < 0.02, "half, less the one that stays of all hidden"
-    halves = half_of(4000, 4, draw)
+    halves = half_mask(4000, 4, rng)
     assert (halves.sum(1) == 2).all()
     subsets = {tuple(row) for row in halves.tolist()}
     assert len(subsets) == 6
     counts = np.array([(halves == torch.tensor(subset)).all(1).sum() for subset in subsets])
     assert counts.min() > 0.8 * 4000 / 6
-    assert (half_of(10, 5, draw).sum(1) == 2).all()
+    assert (half_mask(10, 5, rng).sum(1) == 2).all()
 
 
 def test_dropping_leaves_the_larger_half_of_the_values() -> None:
@@ -58,7 +58,7 @@ def test_dropping_leaves_the_larger_half_of_the_values() -> None:
 def test_related_fields_are_hidden_together() -> None:
     """By hand: of four fields, 0 and 2 tell of each other, and 1 and 3."""
     relations = torch.tensor([[9, 0.1, 2, 0.3], [0.1, 9, 0.2, 5], [2, 0.2, 9, 0.1], [0.3, 5, 0.1, 9]])
-    assert related(relations).tolist() == [
+    assert related_fields(relations).tolist() == [
         [True, False, True, False], [False, True, False, True], [True, False, True, False], [False, True, False, True],
     ]  # fmt: skip
     with pytest.raises(ValueError, match="mutual information of 3 item features, it was given none"):
@@ -78,7 +78,7 @@ def test_a_tower_of_ids_alone_has_no_views(tmp_path: Path) -> None:
 def test_what_is_hidden_is_the_default() -> None:
     fields = [torch.ones(2, 3), 2 * torch.ones(2, 1)]
     defaults = [torch.full((1, 3), -1.0), torch.full((1, 1), -2.0)]
-    found = hide(fields, defaults, torch.tensor([[True, False], [False, True]]))
+    found = hide_fields(fields, defaults, torch.tensor([[True, False], [False, True]]))
     assert [field.tolist() for field in found] == [[[-1, -1, -1], [1, 1, 1]], [[2], [-2]]]
 
 
@@ -95,7 +95,7 @@ def test_the_loss_is_the_formula(mask: str, monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(model.item_tower, "forward", listen)
     items = make(mask).catalogue.present[
-        torch.randint(toy_night.ITEMS - 1, (16,), generator=generator(0, "self-supervision", 0))
+        torch.randint(toy_night.ITEMS - 1, (16,), generator=torch_generator(0, "self-supervision", 0))
     ]
     assert len(set(items.tolist())) < 16, "some item is drawn twice"
     loss = objective.loss(model).detach()

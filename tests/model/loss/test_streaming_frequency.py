@@ -17,10 +17,10 @@ def make(initial_gap: float = 20.0, rows: int = 8, **config: object) -> Frequenc
 
 def stream(seed: int, steps: int = 200) -> list[torch.Tensor]:
     """Batches of 8 with repeats and padding; items are popular in the order of their index."""
-    draw = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     share = np.arange(ITEMS, 0, -1) ** 2.0
-    batches = draw.choice(np.arange(2, ITEMS + 2), (steps, 8), p=share / share.sum())
-    batches[draw.random(batches.shape) < 0.1] = 0
+    batches = rng.choice(np.arange(2, ITEMS + 2), (steps, 8), p=share / share.sum())
+    batches[rng.random(batches.shape) < 0.1] = 0
     return [torch.from_numpy(batch) for batch in batches]
 
 
@@ -84,11 +84,11 @@ def test_a_chance_is_at_most_one_and_order_and_repeats_do_not_matter() -> None:
 def test_estimates_are_unbiased_and_follow_a_change() -> None:
     """E[gap] = 1/p within 3 standard errors over 4000 items of one p, and again after p has changed."""
     items, alpha = 4000, 0.05
-    draw = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
     estimator = make(50.0, slots=1_000_000, hashes=2, alpha=alpha)
     for chance, steps in ((0.05, 1600), (0.2, 600)):
         for _ in range(steps):
-            estimator.update(2 + (torch.rand(items, generator=draw) < chance).nonzero().squeeze(1))
+            estimator.update(2 + (torch.rand(items, generator=rng) < chance).nonzero().squeeze(1))
         gaps = 1 / estimator.probabilities(torch.arange(2, items + 2))
         # Geometric gaps: variance (1 - p) / p^2; of their moving average alpha / (2 - alpha) of that.
         deviation = ((1 - chance) / chance**2 * alpha / (2 - alpha)) ** 0.5

@@ -12,7 +12,7 @@ import pyarrow  # noqa: F401
 import torch
 import torch.distributed as dist
 
-from model.data.petastorm_reader import Samples, sample_columns
+from model.data.petastorm_reader import SampleReader, sample_columns
 from model.distributed.collectives import rank, sum_over_ranks, world_size
 from model.distributed.replicated_embedding import distribute, exchange_gradients, replicated_tables
 from model.training.spec import TrainingSpec
@@ -34,7 +34,7 @@ def one_pass(spec: TrainingSpec) -> dict[str, Any]:
     step = build_step(spec)
     module = distribute(step) if world_size() > 1 else step
     columns = sample_columns(spec.features, versions=bool(spec.item_versions))
-    samples = Samples(spec.train, columns, spec.training, spec.seed, rank(), world_size())
+    samples = SampleReader(spec.train, columns, spec.training, spec.seed, rank(), world_size())
     with samples.epoch(0) as batches:
         batch = next(batches)
     with torch.no_grad():

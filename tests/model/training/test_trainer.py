@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from model.config import LossConfig
-from model.data.petastorm_reader import Samples, sample_columns
-from model.loss.candidates import Candidates
+from model.data.petastorm_reader import SampleReader, sample_columns
+from model.loss.candidates import StepCandidates
 from model.loss.objective import batch_loss
 from model.serving.embed import embed_users
 from model.training.checkpoint import WarmStartError, load_checkpoint, read_description, read_state
@@ -289,7 +289,7 @@ def test_candidates_are_expected_as_often_as_they_are_drawn(tmp_path: Path, monk
     step = build_step(spec)
     stats = pq.read_table(spec.item_stats[0]).to_pydict()
     q = {name: dict(zip(stats["item_index"], stats[f"q_{name}"])) for name in ("in_batch", "uniform", "popularity")}
-    asked: list[tuple[Candidates, torch.Tensor]] = []
+    asked: list[tuple[StepCandidates, torch.Tensor]] = []
 
     def listen(*arguments: Any) -> Any:
         asked.append((arguments[4], arguments[5]))
@@ -297,7 +297,7 @@ def test_candidates_are_expected_as_often_as_they_are_drawn(tmp_path: Path, monk
 
     monkeypatch.setattr("model.training.step.batch_loss", listen)
     for files, training in ((spec.train, True), (spec.valid, False)):
-        with Samples(files, sample_columns(spec.features), spec.training, 0, 0, 1).epoch(0) as batches:
+        with SampleReader(files, sample_columns(spec.features), spec.training, 0, 0, 1).epoch(0) as batches:
             batch = next(batches)
         step.train(training)(batch, 64)
         candidates, expected_U = asked.pop()
@@ -320,7 +320,7 @@ def test_a_batch_does_not_tell_of_itself(tmp_path: Path) -> None:
     spec = toy_night.make_spec(tmp_path, [64], loss=streaming, training={"batch_size": 64})
     step = build_step(spec)
     assert step.frequency is not None
-    with Samples(spec.train, sample_columns(spec.features), spec.training, 0, 0, 1).epoch(0) as batches:
+    with SampleReader(spec.train, sample_columns(spec.features), spec.training, 0, 0, 1).epoch(0) as batches:
         batch = next(batches)
     items = batch["item_index"].unique()
     told: list[int] = []
