@@ -5,7 +5,7 @@ import sys
 
 from jobs.common.runner import Context, main, parser
 from pipelines.datasets.grocery import FILES, data_folder, grocery_tables
-from pipelines.storage.import_receipt import Receipts
+from pipelines.storage.import_receipt import ImportReceipt
 
 log = logging.getLogger("nightjar")
 
@@ -13,13 +13,13 @@ log = logging.getLogger("nightjar")
 def run(context: Context) -> None:
     """Write interactions, items and users."""
     folder = data_folder()
-    receipts = Receipts(
+    receipt = ImportReceipt(
         context.warehouse, "import_grocery", [(folder / f"{name}.parquet").stat().st_size for name in FILES]
     )
-    if receipts.done() and not context.force:
+    if receipt.done() and not context.force:
         log.info("the groceries are imported already; --force imports them again")
         return
-    counts = receipts.write(grocery_tables(context.spark, folder))
+    counts = receipt.write(grocery_tables(context.spark, folder))
     days = sorted(counts["interactions"])
     log.info(
         "imported %s purchases on %s days (%s to %s), %s households, %s products",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jobs.common.runner import Context, main, parser
 from pipelines.datasets.movielens import find_layout, movielens_tables
-from pipelines.storage.import_receipt import Receipts
+from pipelines.storage.import_receipt import ImportReceipt
 
 log = logging.getLogger("nightjar")
 
@@ -18,11 +18,11 @@ def run(context: Context) -> None:
     warehouse = context.warehouse
     layout = find_layout(lambda name: warehouse.exists(f"{folder}/{name}"), source)
     files = [[s.getPath().getName(), s.getLen(), s.getModificationTime()] for s in warehouse.children(folder)]
-    receipts = Receipts(warehouse, "import_movielens", sorted(files))
-    if receipts.done() and not context.force:
+    receipt = ImportReceipt(warehouse, "import_movielens", sorted(files))
+    if receipt.done() and not context.force:
         log.info("this MovieLens is imported already; --force imports it again")
         return
-    counts = receipts.write(movielens_tables(context.spark, folder, layout))
+    counts = receipt.write(movielens_tables(context.spark, folder, layout))
     days = sorted(counts["interactions"])
     log.info(
         "imported %s: %s ratings on %s days (%s to %s), %s users, %s items",

@@ -6,7 +6,7 @@ from dataclasses import astuple
 
 from jobs.common.runner import Context, main, parser
 from pipelines.datasets.recflow import recflow_tables, source_files
-from pipelines.storage.import_receipt import Receipts
+from pipelines.storage.import_receipt import ImportReceipt
 
 log = logging.getLogger("nightjar")
 
@@ -15,8 +15,8 @@ def run(context: Context) -> None:
     """Read the feather files under --source and write interactions, ranking_logs, users and items."""
     source = context.args.source.rstrip("/")
     files = source_files(source)
-    receipts = Receipts(context.warehouse, "import_recflow", [list(astuple(file)) for file in files])
-    if receipts.done() and not context.force:
+    receipt = ImportReceipt(context.warehouse, "import_recflow", [list(astuple(file)) for file in files])
+    if receipt.done() and not context.force:
         log.info("this RecFlow is imported already; --force imports it again")
         return
     tables, seen = recflow_tables(context.spark, source, files)
@@ -28,7 +28,7 @@ def run(context: Context) -> None:
         f"{seen.without_stage:,}",
         f"{seen.answered_unshown:,}",
     )
-    counts = receipts.write(tables)
+    counts = receipt.write(tables)
     log.info(
         "imported RecFlow: %s files, %s interactions and %s ranked videos on %s days (%s to %s)",
         f"{len(files):,}",

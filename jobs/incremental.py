@@ -22,7 +22,7 @@ from pipelines.contract.errors import InputError, UsageError
 from pipelines.positives.select import is_positive
 from pipelines.storage.locks import locked
 from pipelines.storage.update import Update
-from pipelines.storage.update_warehouse import UpdateWarehouse, forget
+from pipelines.storage.update_warehouse import UpdateWarehouse, delete_updates
 from pipelines.storage.warehouse import Warehouse
 
 STEPS: tuple[tuple[str, Step], ...] = (
@@ -41,9 +41,9 @@ def run(context: Context) -> None:
         if update is None:
             _complete(context)
             return
-        forget(context.warehouse, context.ds, keep=update.after)
+        delete_updates(context.warehouse, context.ds, keep=update.after)
         run_steps(_within(context, update), STEPS)
-        forget(context.warehouse, context.ds, keep=update.number)
+        delete_updates(context.warehouse, context.ds, keep=update.number)
 
 
 def next_update(context: Context) -> Update | None:

@@ -14,7 +14,7 @@ from jobs.common.steps import Step, run_steps
 from pipelines.contract.errors import UsageError
 from pipelines.storage.dates import days_back, parse_ds
 from pipelines.storage.locks import locked
-from pipelines.storage.update_warehouse import forget
+from pipelines.storage.update_warehouse import delete_updates
 
 STEPS: tuple[tuple[str, Step], ...] = (
     ("build_positives", build_positives.run),
@@ -43,7 +43,7 @@ def run_night(context: Context) -> None:
     """All steps of one ds; a step that is done is skipped. LockedError where another run works on this ds."""
     with locked(context.warehouse, context.ds, "nightly"):
         run_steps(context, STEPS)
-        forget(context.warehouse, context.ds)  # Updates within the day have been before it.
+        delete_updates(context.warehouse, context.ds)  # Updates within the day have been before it.
 
 
 def _carry(context: Context, days: list[str]) -> None:
@@ -53,7 +53,7 @@ def _carry(context: Context, days: list[str]) -> None:
     lost = context.at(days[0])
     with locked(lost.warehouse, lost.ds, "nightly"):
         run_steps(lost, (("carry_forward", carry_night),))
-        forget(lost.warehouse, lost.ds)
+        delete_updates(lost.warehouse, lost.ds)
 
 
 def days_of(args: argparse.Namespace) -> list[str]:

@@ -34,7 +34,7 @@ from model.training.checkpoint import STATE, load_checkpoint
 from pipelines.contract.errors import InputError
 from pipelines.contract.indices import FIRST
 from pipelines.storage.lineage import one_lineage
-from pipelines.storage.locks import locked_for_a_moment
+from pipelines.storage.locks import locked_briefly
 from pipelines.storage.manifest import code_version
 
 # What a release has of the tables of its night, table -> folder: readers need nothing else.
@@ -133,7 +133,7 @@ def _write_release(context: Context, release_id: str) -> tuple[dict[str, Any], C
     copied = {f"table {table} ds={ds}": warehouse.require(table, ds, "") for table in COPIED}
     lineage = one_lineage(copied, f"run build_negatives and train for ds={ds} again")
     staging = warehouse.new_staging("releases", ds)
-    with warehouse.removed_where_it_fails(staging):
+    with warehouse.deleted_on_error(staging):
         with tempfile.TemporaryDirectory(prefix="nightjar-index-") as local:
             chosen = index_of_night(context, lambda: _vectors(context), _dim(context))
             save_index(chosen.index, Path(local, INDEX))
@@ -171,7 +171,7 @@ def _make_current(context: Context, release_id: str) -> bool:
     Returns whether it is the current one now.
     """
     warehouse = context.warehouse
-    with locked_for_a_moment(warehouse, "current", "publish_items"):
+    with locked_briefly(warehouse, "current", "publish_items"):
         now = read_current(warehouse)
         if now.release_id == release_id:
             return True

@@ -26,7 +26,7 @@ from jobs.release.verdict import refused_by, verdict_of
 from model.serving.release import SERVED, Release
 from pipelines.contract.errors import InputError, UsageError
 from pipelines.storage.lineage import UNKNOWN, described
-from pipelines.storage.locks import LockedError, locked, locked_for_a_moment
+from pipelines.storage.locks import LockedError, locked, locked_briefly
 
 LEFTOVER = re.compile(r"(\d{4}-\d{2}-\d{2})(-update-\d+)?-[0-9a-f]{8}")
 
@@ -78,7 +78,7 @@ def rollback(context: Context) -> None:
         # The record is asked first: where it does not answer, nothing has moved, and the same command does the same again.
         tracker = Tracker(context.config, warehouse, target.manifest["ds"])
         version = tracker.version_of(target.release_id)
-        with locked_for_a_moment(warehouse, "current", "releases"):
+        with locked_briefly(warehouse, "current", "releases"):
             if read_current(warehouse) != before:
                 raise LockedError(
                     f"`current` has moved from {before.release_id} meanwhile: look again (jobs.releases list)"

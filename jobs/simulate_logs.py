@@ -7,7 +7,7 @@ from pyspark import StorageLevel
 
 from jobs.common.runner import Context, main, parser
 from pipelines.simulation import product
-from pipelines.storage.import_receipt import Receipts
+from pipelines.storage.import_receipt import ImportReceipt
 
 log = logging.getLogger("nightjar")
 
@@ -15,14 +15,14 @@ log = logging.getLogger("nightjar")
 def run(context: Context) -> None:
     """Simulate every day of the config's `simulation` section."""
     spark, sim, seed = context.spark, context.config.simulation, context.config.seed
-    receipts = Receipts(context.warehouse, "simulate_logs", [sim.model_dump(mode="json"), seed])
-    if receipts.done() and not context.force:
+    receipt = ImportReceipt(context.warehouse, "simulate_logs", [sim.model_dump(mode="json"), seed])
+    if receipt.done() and not context.force:
         log.info("the simulated logs are there already; --force makes them again")
         return
     world = product.items_world(spark, sim, seed)
     # Both event tables are unfolded from the same requests, which are simulated once and wait on disk.
     requests = product.simulated_requests(spark, sim, seed).persist(StorageLevel.DISK_ONLY)
-    counts = receipts.write(
+    counts = receipt.write(
         {
             "users": product.users_snapshot(spark, sim, seed),
             "items": product.items_snapshots(world, sim),

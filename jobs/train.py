@@ -25,7 +25,7 @@ from model.training.spec import EpochMetrics, TrainingSpec
 from pipelines.contract.errors import InputError, UsageError
 from pipelines.contract.schema import FeatureSchema
 from pipelines.storage.dates import shift
-from pipelines.storage.lineage import agreed, one_lineage
+from pipelines.storage.lineage import common_lineage, one_lineage
 from pipelines.storage.manifest import Manifest, Recipe
 
 READ = ("samples", "item_features", "item_versions", "item_stats")
@@ -65,7 +65,7 @@ def run(context: Context, tracker: Tracker) -> None:
         tested = {"day_recall": test_then_train(context, tracker)}
     staging = warehouse.new_staging("models", ds)
     if context.force:
-        warehouse.finished("models", ds)
+        warehouse.delete_progress("models", ds)
     epochs = config.training.bootstrap_epochs if first_night else 1 if update else config.training.epochs
     # An update learns what is new today, from few rows.
     scale = config.training.warm_start_scale if before and not update else 1.0
@@ -100,10 +100,10 @@ def run(context: Context, tracker: Tracker) -> None:
             incremental=update is not None,
             warm_start=warehouse.path("models", yesterday) if before else None,
             output=staging,
-            resume=warehouse.on_the_way("models", ds, inputs),
+            resume=warehouse.progress_folder("models", ds, inputs),
             progress=sys.stderr.isatty() and (processes == 1 or config.training.launcher == "torchrun"),
         )
-        with warehouse.removed_where_it_fails(staging):
+        with warehouse.deleted_on_error(staging):
             try:
                 result = launch(spec)
             except Stopped:
@@ -122,7 +122,7 @@ def run(context: Context, tracker: Tracker) -> None:
         }
         # Before it is recorded: the record may not answer, and hours of training would be lost with it.
         warehouse.finish_folder(staging, "models", ds, recipe, facts)
-        warehouse.finished("models", ds)
+        warehouse.delete_progress("models", ds)
         job.series(points, "step")
         job.series([_figures(epoch) for epoch in result.epochs], "epoch")
         job.metrics({f"masked.{name}": float(count) for name, count in result.masked.items()})
@@ -188,7 +188,7 @@ def _lineage(made: Mapping[str, Manifest], before: Manifest | None) -> str:
     if before is None:
         return lineage
     remedy = f"run build_negatives and train for ds={before.ds} again, then train for ds={ds}"
-    return agreed({f"table samples ds={ds}": lineage, f"table models ds={before.ds}": before.lineage}, remedy)
+    return common_lineage({f"table samples ds={ds}": lineage, f"table models ds={before.ds}": before.lineage}, remedy)
 
 
 def _processes(context: Context, samples: Manifest) -> int:

@@ -49,7 +49,7 @@ def _carry_model(context: Context, before: Manifest, carried: Carried) -> bool:
     if existing and existing.made_by(recipe) and not context.force:
         return False
     staging = warehouse.new_staging("models", ds)
-    with warehouse.removed_where_it_fails(staging):
+    with warehouse.deleted_on_error(staging):
         warehouse.copy(warehouse.path("models", before.ds), staging)
         # Killed before the new manifest is written, this folder must not look whole.
         warehouse.delete(f"{staging}/{MANIFEST}")

@@ -8,7 +8,7 @@ from jobs.common.runner import Context, log
 from model.serving.release import Release
 from pipelines.contract.errors import InputError
 from pipelines.storage.dates import shift
-from pipelines.storage.lineage import UNKNOWN, agreed, described
+from pipelines.storage.lineage import UNKNOWN, common_lineage, described
 from pipelines.storage.update import Update
 from pipelines.storage.warehouse import Warehouse
 
@@ -155,7 +155,7 @@ def require_same_lineage(context: Context, release: Release) -> None:
         "or name such a release with --release (jobs.releases list); or take a --ds of the lineage of this release"
     )
     if UNKNOWN not in (of_release, tables.lineage):
-        agreed({name: of_release, f"table user_histories ds={ds}": tables.lineage}, remedy)
+        common_lineage({name: of_release, f"table user_histories ds={ds}": tables.lineage}, remedy)
         return
     night = night_of(context, release)
     first, last = sorted((str(night.manifest["ds"]), ds))

@@ -1,1 +1,1 @@
-"""What pipelines and model agree on: needs neither pyspark nor torch."""
+"""The contract between pipelines and model. Importing it needs neither pyspark nor torch."""

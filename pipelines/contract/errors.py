@@ -1,8 +1,8 @@
-"""Errors that a user can act on. Each names its place and its remedy; `exit_code` is what a job ends with."""
+"""Errors that a user can act on. Each message names the place and the remedy; the job exits with `exit_code`."""
 
 
 class NightjarError(Exception):
-    """A message for the user, printed without a stack trace."""
+    """Base class. The message is for the user and is printed without a stack trace."""
 
     exit_code = 1
 
@@ -14,6 +14,6 @@ class UsageError(NightjarError):
 
 
 class InputError(NightjarError):
-    """An input table breaks its contract, or is not there (exit 3)."""
+    """An input table is missing or breaks its contract (exit 3)."""
 
     exit_code = 3

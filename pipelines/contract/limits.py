@@ -1,7 +1,7 @@
-"""Limits of every number that is read, from tables and from requests.
+"""Largest absolute values accepted in tables and requests.
 
-The square of a feature must be finite in float32; every 64-bit integer is below the limit. Factors of gradients (weights
-and rewards) must leave room for sums of squares.
+`LARGEST` limits features: its square is finite in float32, and every 64-bit integer is below it. `LARGEST_WEIGHT` limits
+weights and rewards, which scale gradients: it leaves room for sums of squares.
 """
 
 LARGEST = 1e19

@@ -1,4 +1,4 @@
-"""The feature schema: all that the model room knows of the features (docs/tables.md)."""
+"""The feature schema: everything that `model` knows about the features (docs/tables.md)."""
 
 from collections.abc import Sequence
 from typing import Annotated, Literal
@@ -9,10 +9,11 @@ from pipelines.contract.strict import StrictModel
 
 
 class ItemRows(StrictModel):
-    """Which row of the embedding table is an item's: a column of `item_features`, and how many rows there are.
+    """Maps an item to a row of the item embedding table, through a column of `item_features`. `size`: number of rows.
 
-    `hashed`: one of a bucket's, in a history too. Else its own index, but the default row until it has a first positive:
-    its own would learn from being a negative alone.
+    `hashed` true: the row is a hash bucket that items share, also for items of a history. False: the row is the item's
+    index, or the default row until the item has its first positive. Before that, a separate row would only be trained as
+    a negative.
     """
 
     column: str
@@ -21,10 +22,10 @@ class ItemRows(StrictModel):
 
 
 class IdFeature(StrictModel):
-    """An entity's own index, with a table of `embedding_dim`.
+    """The index of the user or the item, with an embedding table of width `embedding_dim`.
 
-    `rows`: of items; without it a row is the index itself. An item's index stays its own whatever its row; a user's index is
-    its bucket, where users are hashed.
+    `rows` is set only for items; without it the index is also the row of the embedding table. `column` holds the exact item
+    index even if `rows` is hashed. If users are hashed, `column` holds the user's bucket.
     """
 
     kind: Literal["id"]
@@ -36,22 +37,22 @@ class IdFeature(StrictModel):
 
     @property
     def hashed(self) -> bool:
-        """Whether items share rows."""
+        """Whether items share rows of the embedding table."""
         return self.rows is not None and self.rows.hashed
 
     @property
     def table_column(self) -> str:
-        """The column that picks a row of the embedding table."""
+        """The column with the row of the embedding table."""
         return self.rows.column if self.rows else self.column
 
     @property
     def table_size(self) -> int:
-        """Rows of the embedding table."""
+        """Number of rows of the embedding table."""
         return self.rows.size if self.rows else self.size
 
 
 class CategoricalFeature(StrictModel):
-    """One value of a vocabulary."""
+    """One vocabulary index per row."""
 
     kind: Literal["categorical"]
     name: str
@@ -61,7 +62,7 @@ class CategoricalFeature(StrictModel):
 
 
 class MultiCategoricalFeature(StrictModel):
-    """Up to `length` values of a vocabulary, 0-padded, optionally weighted."""
+    """Up to `length` vocabulary indices per row, 0-padded, optionally weighted."""
 
     kind: Literal["multi_categorical"]
     name: str
@@ -73,7 +74,7 @@ class MultiCategoricalFeature(StrictModel):
 
 
 class NumericFeature(StrictModel):
-    """A number, standardised with the mean and std of the window."""
+    """A number, which the model standardises with the mean and standard deviation of the window."""
 
     kind: Literal["numeric"]
     name: str
@@ -83,7 +84,7 @@ class NumericFeature(StrictModel):
 
 
 class BucketFeature(StrictModel):
-    """A number that the pipeline has bucketised."""
+    """A number that the pipeline has replaced by the index of its bucket."""
 
     kind: Literal["bucket"]
     name: str
@@ -92,9 +93,10 @@ class BucketFeature(StrictModel):
 
 
 class AgeFeature(StrictModel):
-    """Days from the event to the end of the night, read as log(1 + age) / log(1 + `days`): from 0 to 1, and 0 when serving.
+    """Example age: days from the event to the end of the night, scaled to log(1 + age) / log(1 + `days`).
 
-    `days`: the oldest that counts, frozen on the first night; older events count as old as that.
+    The scaled age is between 0 and 1, and 0 when serving. `days`: the largest age, fixed on the first night; older events
+    are clipped to it.
     """
 
     kind: Literal["age"]
@@ -121,13 +123,13 @@ Feature = Annotated[
 
 
 class FeatureSchema(StrictModel):
-    """Features of both sides. `history` and `example_age` are None when switched off."""
+    """Features of users and items. `history` and `example_age` are None if they are switched off."""
 
     version: Literal[1]
     user: list[Feature]
     item: list[Feature]
     history: HistoryFeature | None = None
-    # A number: models of earlier versions read the days as they are.
+    # NumericFeature: models of earlier versions read the unscaled days.
     example_age: Annotated[AgeFeature | NumericFeature, Field(discriminator="kind")] | None = None
 
     @model_validator(mode="after")
@@ -137,25 +139,25 @@ class FeatureSchema(StrictModel):
             raise ValueError(f"the item side needs exactly one feature of kind id, found {len(ids)}")
         if self.history and (self.history.vocabulary, self.history.size) != (ids[0].vocabulary, ids[0].size):
             raise ValueError(
-                f"history has vocabulary {self.history.vocabulary} of {self.history.size}, "
-                f"the items {ids[0].vocabulary} of {ids[0].size}: both must come from the same night"
+                f"history has vocabulary {self.history.vocabulary} of size {self.history.size}, items have "
+                f"{ids[0].vocabulary} of size {ids[0].size}: both must come from the same night"
             )
         for side, columns in (("user", self.user_columns), ("item", self.item_columns)):
-            twice = sorted({column for column in columns if columns.count(column) > 1})
-            if twice:
-                raise ValueError(f"columns used by two features of the {side} side: {', '.join(twice)}")
+            repeated = sorted({column for column in columns if columns.count(column) > 1})
+            if repeated:
+                raise ValueError(f"columns used by two features of the {side} side: {', '.join(repeated)}")
         return self
 
     def without(self, names: Sequence[str]) -> "FeatureSchema":
-        """The schema less the features of these names, on both sides; `history` and `example_age` are names too.
+        """The schema without the named features of users and items. `history` and `example_age` can be named too.
 
-        Raises ValueError for a name that nothing has, and for the item's id, which everything is keyed by.
+        Raises ValueError for an unknown name, and for the item id, which is the key of all tables.
         """
         extras = [extra for extra in (self.history, self.example_age) if extra]
-        there = {feature.name for feature in (*self.user, *self.item, *extras)} - {self.item_id.name}
-        if unknown := sorted(set(names) - there):
+        removable = {feature.name for feature in (*self.user, *self.item, *extras)} - {self.item_id.name}
+        if unknown := sorted(set(names) - removable):
             raise ValueError(
-                f"model.leave_out: no feature {', '.join(unknown)} can be left out, only {', '.join(sorted(there))}"
+                f"model.leave_out: no feature {', '.join(unknown)} can be left out, only {', '.join(sorted(removable))}"
             )
         return FeatureSchema(
             version=self.version,
@@ -167,12 +169,12 @@ class FeatureSchema(StrictModel):
 
     @property
     def item_id(self) -> IdFeature:
-        """The item's own index: what positives, negatives and histories are written in."""
+        """The item index, which identifies items in positives, negatives and histories."""
         return next(feature for feature in self.item if isinstance(feature, IdFeature))
 
     @property
     def user_columns(self) -> list[str]:
-        """Columns of `samples` that the user tower reads: features, history, example age."""
+        """Columns of `samples` that the user tower reads: features, history and example age."""
         columns = columns_of(self.user)
         columns += [self.history.column] if self.history else []
         return columns + ([self.example_age.column] if self.example_age else [])
@@ -184,7 +186,7 @@ class FeatureSchema(StrictModel):
 
 
 def columns_of(features: list[Feature]) -> list[str]:
-    """The columns of some features, weights included, in order."""
+    """The columns of the features in order, including weights and embedding rows."""
     columns = []
     for feature in features:
         columns.append(feature.column)

@@ -1,9 +1,9 @@
-"""The base class of everything that is read from YAML or JSON."""
+"""The base class of all models that are read from YAML or JSON."""
 
 from pydantic import BaseModel, ConfigDict
 
 
 class StrictModel(BaseModel):
-    """Refuses unknown keys, so that a misspelt setting is an error and not a default. Frozen after loading."""
+    """Rejects unknown keys, so that a misspelt setting is an error. Instances are frozen."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())

@@ -1,1 +1,1 @@
-"""Files and folders through Hadoop, and Parquet files of any writer."""
+"""Files and folders through Hadoop, and Parquet files from any writer."""

@@ -1,4 +1,4 @@
-"""The types of Parquet columns in Spark's names, and the type that holds all values of two of them without loss."""
+"""Types of Parquet columns under their Spark names, and the common type of two of them."""
 
 import json
 import re
@@ -8,12 +8,12 @@ from typing import Any
 import pyarrow as pa
 from pyspark.sql import types as T
 
-VOID = "void"  # Every value is null: data frames write columns without a value with no type.
-NANOSECONDS = "timestamp_ns"  # Spark lacks this type: it reads the nanoseconds as bigint.
+VOID = "void"  # Every value is null: data frames write an all-null column without a type.
+NANOSECONDS = "timestamp_ns"  # Spark has no such type and reads the nanoseconds as bigint.
 TIMES = {"timestamp", "timestamp_ntz", NANOSECONDS}
 FRACTIONS = {"float", "double"}
 DIGITS = {"tinyint": 3, "smallint": 5, "int": 10, "bigint": 19}  # Decimal digits of the largest value.
-MOST_DIGITS = 38  # Of a decimal.
+MAX_DECIMAL_DIGITS = 38
 
 _UNSIGNED = {8: "smallint", 16: "int", 32: "bigint", 64: "decimal(20,0)"}
 _SIGNED = {8: "tinyint", 16: "smallint", 32: "int", 64: "bigint"}
@@ -47,19 +47,19 @@ _DECIMAL = re.compile(r"decimal\((\d+),(-?\d+)\)")
 
 
 def column_types(schema: Any, fields: pa.Schema) -> list[tuple[str, str, int]]:
-    """The columns of a file as (name, type, number of Parquet columns that hold it), in order.
+    """The columns of a file in order, as (name, type, number of Parquet leaf columns).
 
-    `schema`: pyarrow's ParquetSchema, which knows how values are stored; `fields`: the same as an Arrow schema, which knows
-    which Parquet columns make a list, a map or a struct.
+    `schema`: pyarrow's ParquetSchema, which says how values are stored. `fields`: the same schema in Arrow, which says which
+    leaf columns belong to a list, a map or a struct.
     """
     stored = (schema.column(number) for number in range(len(schema)))
     return [(field.name, _column_type(field.type, stored), _width(field.type)) for field in fields]
 
 
 def data_type(kind: str) -> T.DataType | None:
-    """The Spark type in which a column of this type is read from a file; None where Spark cannot read it."""
-    if found := _DECIMAL.fullmatch(kind):
-        return T.DecimalType(int(found[1]), int(found[2]))
+    """The Spark type for reading a column of this type; None if Spark cannot read it."""
+    if match := _DECIMAL.fullmatch(kind):
+        return T.DecimalType(int(match[1]), int(match[2]))
     if kind.startswith("array<"):
         element = element_of(kind)
         inner = None if element == NANOSECONDS else data_type(element)
@@ -68,15 +68,15 @@ def data_type(kind: str) -> T.DataType | None:
 
 
 def element_of(kind: str) -> str:
-    """The type of the elements of an array."""
+    """The element type of an array type."""
     return kind.removeprefix("array<").removesuffix(">")
 
 
 def widest(one: str, other: str, *, number: bool) -> str | None:
-    """The type that holds the values of both without loss; None where no type does.
+    """The common type that holds the values of both types without loss; None if no type does.
 
-    `number`: the column is read as a number. Then fractions and whole numbers meet in double, as they do later in any
-    case. A value that is read as text (an id, a category) would change: 7 would become 7.0.
+    `number`: the column is read as a number, so fractions and whole numbers are combined into double, as in the later
+    steps. A value that is read as text (an id, a category) would change: 7 would become 7.0.
     """
     if one == other:
         return one
@@ -101,15 +101,15 @@ def _widest_number(one: str, other: str, number: bool) -> str | None:
     (whole, scale), (other_whole, other_scale) = _digits(one), _digits(other)
     fraction = max(scale, other_scale)
     digits = max(whole, other_whole) + fraction
-    if digits <= MOST_DIGITS:
+    if digits <= MAX_DECIMAL_DIGITS:
         return f"decimal({digits},{fraction})"
     return "double" if number else None
 
 
 def _digits(kind: str) -> tuple[int, int]:
-    """Digits of a whole number or decimal, before and after the point."""
-    found = _DECIMAL.fullmatch(kind)
-    return (int(found[1]) - int(found[2]), int(found[2])) if found else (DIGITS[kind], 0)
+    """Number of digits before and after the decimal point."""
+    match = _DECIMAL.fullmatch(kind)
+    return (int(match[1]) - int(match[2]), int(match[2])) if match else (DIGITS[kind], 0)
 
 
 def _column_type(kind: pa.DataType, stored: Iterator[Any]) -> str:
@@ -126,7 +126,7 @@ def _column_type(kind: pa.DataType, stored: Iterator[Any]) -> str:
 
 
 def _width(kind: pa.DataType) -> int:
-    """How many Parquet columns hold a field of this type."""
+    """Number of Parquet leaf columns that hold a field of this type."""
     if isinstance(kind, pa.BaseExtensionType):
         return _width(kind.storage_type)
     if pa.types.is_map(kind):
@@ -139,7 +139,7 @@ def _width(kind: pa.DataType) -> int:
 
 
 def _stored_type(column: Any) -> str:
-    """The Spark type of a Parquet column of single values; where Spark has none, Parquet's own name in lower case."""
+    """The Spark type of a Parquet leaf column. If Spark has no such type: the Parquet name in lower case."""
     logical = json.loads(column.logical_type.to_json())
     name = logical["Type"]
     if name == "None":

@@ -1,4 +1,4 @@
-"""Files and folders wherever Hadoop finds them: a local folder, hdfs://, s3a:// or gs://."""
+"""Files and folders through Hadoop: local folders, hdfs://, s3a://, gs:// and other stores."""
 
 import os
 import re
@@ -15,8 +15,8 @@ from pyspark.sql import SparkSession
 from pipelines.contract.errors import UsageError
 from pipelines.files.broken_files import three_slashes
 
-# How Hadoop prints a FileStatus: one call prints a whole folder, where asking each file for its parts would be thousands. Its
-# access time, which reading changes, is left out.
+# The text form of Hadoop's FileStatus. One call prints a whole folder; reading the fields of each file would take thousands of
+# calls. The access time is not parsed, because reading a file changes it.
 FILE_STATUS = re.compile(
     r"path=(?P<path>[^\n]+?); isDirectory=(?P<folder>true|false); (?:length=(?P<length>\d+); )?"
     r"[^}\n]*?modification_time=(?P<modified>\d+)"
@@ -26,7 +26,7 @@ NOT_A_PATH = re.compile(r"Relative path in absolute URI: (\S+)")
 
 @dataclass(frozen=True)
 class Entry:
-    """A file or folder as its parent lists it."""
+    """A file or folder in the listing of its parent."""
 
     name: str
     is_folder: bool
@@ -35,34 +35,34 @@ class Entry:
 
 
 class UnreadableNameError(OSError):
-    """A file whose name Hadoop cannot work with; the argument is the name."""
+    """Hadoop cannot handle the name of a file. The argument is the name."""
 
 
 def _local_uri(path: Path) -> str:
-    """Hadoop takes the path as it is: a space stays a space, where Path.as_uri would write %20 and make another folder."""
+    """A local path as a URI for Hadoop. Hadoop does not decode %20, so spaces stay (Path.as_uri would encode them)."""
     return f"file://{path.absolute()}"
 
 
 def _local_path(uri: str) -> Path | None:
-    """The path of a local URI."""
+    """The path of a local URI; None for other stores."""
     return Path(uri.removeprefix("file://")) if uri.startswith("file:///") else None
 
 
-# Stores that rename a file over another, or a folder, in one move. Elsewhere a rename copies and deletes, file by file.
+# Stores that rename files (also over existing ones) and folders atomically. Others copy and delete file by file.
 ATOMIC_RENAME = ("file", "hdfs", "viewfs", "webhdfs", "swebhdfs")
 
 
 def renames_atomically(uri: str) -> bool:
-    """Whether the store of a qualified URI does."""
+    """Whether the store of a qualified URI renames atomically."""
     return uri.partition(":")[0] in ATOMIC_RENAME
 
 
-# How Hadoop reports a scheme that it does not know, or whose jars are missing.
+# Hadoop's errors for an unknown scheme and for missing jars.
 NO_STORE = re.compile(r"No FileSystem for scheme|ClassNotFoundException")
 
 
 def _local_entry(path: Path) -> Entry:
-    """A link to nothing is an empty file."""
+    """The entry of a local path. A dangling link counts as an empty file."""
     try:
         status = path.stat()
     except FileNotFoundError:
@@ -72,13 +72,13 @@ def _local_entry(path: Path) -> Entry:
 
 
 class FileSystem:
-    """Hadoop's file systems as a job uses them, by URI."""
+    """Access to Hadoop file systems by URI."""
 
     def __init__(self, spark: SparkSession) -> None:
         self.spark = spark
-        # The gateway to Hadoop is not in PySpark's typed surface; this class is the one place that reaches for it.
+        # The Hadoop gateway is not part of PySpark's typed API; only this class uses it.
         self._jvm: Any = spark._jvm
-        # Looking a class up by its dotted name is a call to the JVM for every dot; a night makes thousands of paths.
+        # Resolving a dotted class name makes one JVM call per dot, and a night creates thousands of paths. Resolve once.
         self._path_class: Any = self._jvm.org.apache.hadoop.fs.Path
         self._predef: Any = self._jvm.scala.Predef
         self._hadoop_conf: Any = spark._jsc.hadoopConfiguration()
@@ -94,18 +94,18 @@ class FileSystem:
                 raise
             raise UsageError(
                 f"Spark cannot read {uri}: its Hadoop has no file system for {uri.partition(':')[0]}://. Add the jars of that "
-                "store to Spark, e.g. --packages org.apache.hadoop:hadoop-aws:VERSION for s3a://, the version that of Spark's "
-                "hadoop-client (docs/stores.md)"
+                "store to Spark, e.g. --packages org.apache.hadoop:hadoop-aws:VERSION for s3a://, in the same version as "
+                "Spark's hadoop-client (docs/stores.md)"
             ) from None
 
     def _qualified(self, uri: str) -> str:
         if "://" not in uri and not uri.startswith("file:"):
-            # A bare path is a local one, whatever fs.defaultFS says: config files are read on laptops and clusters.
+            # A bare path is local, whatever fs.defaultFS says: the same config runs on laptops and clusters.
             uri = _local_uri(Path(uri).expanduser())
         return three_slashes(self._fs(uri).makeQualified(self._path(uri)).toString().rstrip("/"))
 
     def has_class(self, name: str) -> bool:
-        """Whether the JVM has a class, of a codec say."""
+        """Whether a class, for example of a codec, is on the JVM's class path."""
         try:
             self._jvm.java.lang.Class.forName(
                 name, False, self._jvm.java.lang.Thread.currentThread().getContextClassLoader()
@@ -115,28 +115,29 @@ class FileSystem:
         return True
 
     def exists(self, uri: str) -> bool:
-        """Whether a file or folder is there."""
+        """Whether a file or folder exists."""
         return bool(self._fs(uri).exists(self._path(uri)))
 
     def delete(self, uri: str) -> None:
-        """Remove a file or folder, if it is there."""
+        """Delete a file or folder if it exists."""
         self._fs(uri).delete(self._path(uri), True)
 
     def rename(self, source: str, target: str) -> None:
-        """Move within one file system; the target must not be there."""
+        """Move a file or folder within one file system. Raises OSError if the target exists."""
         fs = self._fs(source)
         fs.mkdirs(self._path(target).getParent())
         if fs.exists(self._path(target)) or not fs.rename(self._path(source), self._path(target)):
             raise OSError(f"could not move {source} to {target}: the target exists or cannot be written")
 
     def children(self, uri: str) -> list[Any]:
-        """Hadoop FileStatus of what lies directly under a folder; empty where there is no folder."""
+        """Hadoop FileStatus of the direct children of a folder; empty if the folder does not exist."""
         return list(self._fs(uri).listStatus(self._path(uri))) if self.exists(uri) else []
 
     def entries(self, uri: str) -> list[Entry]:
-        """What lies directly under a folder, by name. FileNotFoundError where there is no folder.
+        """The direct children of a folder, sorted by name.
 
-        Raises UnreadableNameError for a name with a colon in a store that lists it; on a local disk Python lists it.
+        Raises FileNotFoundError if the folder does not exist. Raises UnreadableNameError if a store lists a name with a
+        colon, which Hadoop cannot parse (local folders are listed by Python, which can).
         """
         if local := _local_path(uri):
             return [_local_entry(local / name) for name in sorted(os.listdir(local))]
@@ -148,7 +149,7 @@ class FileSystem:
             if "FileNotFoundException" in str(error.java_exception.getClass().getName()):
                 raise FileNotFoundError(uri) from None
             raise
-        found = [
+        listed = [
             Entry(
                 status["path"].rpartition("/")[2],
                 status["folder"] == "true",
@@ -157,10 +158,10 @@ class FileSystem:
             )
             for status in FILE_STATUS.finditer(printed)
         ]
-        return sorted(found, key=lambda entry: entry.name)
+        return sorted(listed, key=lambda entry: entry.name)
 
     def read_piece(self, uri: str, start: int, length: int) -> bytes:
-        """Some bytes of a file; the file must have them."""
+        """Read `length` bytes from offset `start`. The file must be long enough."""
         if local := _local_path(uri):
             with local.open("rb") as file:
                 file.seek(start)
@@ -173,7 +174,7 @@ class FileSystem:
             stream.close()
 
     def read_text(self, uri: str) -> str:
-        """A small text file, whole. FileNotFoundError where there is none."""
+        """Read a small text file. Raises FileNotFoundError if it does not exist."""
         if local := _local_path(uri):
             return local.read_text(encoding="utf-8")
         if not self.exists(uri):
@@ -185,11 +186,11 @@ class FileSystem:
             stream.close()
 
     def write_text(self, uri: str, text: str) -> None:
-        """A small text file, replaced in one move: a reader sees the old one or the new one."""
+        """Write a small text file atomically: a reader sees the old content or the new content."""
         self._move_text(uri, text, replace=True)
 
     def create_text(self, uri: str, text: str) -> bool:
-        """A small text file where there is none; False where there is one. One move, but for object stores."""
+        """Create a small text file. Returns False if it exists. Atomic, except on some object stores."""
         if self.exists(uri):
             return False
         try:
@@ -200,8 +201,8 @@ class FileSystem:
 
     def _move_text(self, uri: str, text: str, *, replace: bool) -> None:
         if local := _local_path(uri):
-            # Not through Hadoop, which keeps checksums in a file of their own: a reader between its two moves finds one
-            # that does not fit.
+            # Not through Hadoop: it moves the file and its checksum file one after the other, and a reader in between would
+            # see a checksum that does not match.
             local.parent.mkdir(parents=True, exist_ok=True)
             new = local.with_name(f"{local.name}.{uuid.uuid4().hex}.tmp")
             try:
@@ -209,7 +210,7 @@ class FileSystem:
                 if replace:
                     new.replace(local)
                 else:
-                    os.link(new, local)  # Fails where the name is taken.
+                    os.link(new, local)  # Fails if the name exists.
                 local.with_name(f".{local.name}.crc").unlink(missing_ok=True)
             finally:
                 new.unlink(missing_ok=True)
@@ -231,9 +232,9 @@ class FileSystem:
             raise
 
     def _put_text(self, uri: str, text: str, *, replace: bool) -> None:
-        """One object, which an object store shows when it is complete. FileExistsError if it is there and may not be replaced.
+        """Write one object; object stores show it once it is complete. Raises FileExistsError if it exists and not `replace`.
 
-        A rename there would delete the target first, and a job killed in between would leave none.
+        A rename would delete the target first on these stores, and a job killed in between would leave no file.
         """
         try:
             stream = self._fs(uri).create(self._path(uri), replace)
@@ -242,16 +243,17 @@ class FileSystem:
                 raise FileExistsError(uri) from None
             raise
         stream.write(bytearray(text.encode()))
-        stream.close()  # Not if writing failed: closing is what makes the object appear.
+        stream.close()  # Not called if the write failed: closing publishes the object.
 
     def upload(self, local: Path, uri: str) -> None:
         """Copy a local folder or file to a URI."""
         self._fs(uri).copyFromLocalFile(False, True, self._path(_local_uri(local)), self._path(uri))
 
     def replace_folder(self, staging: str, target: str, last: str) -> None:
-        """Put a staged folder in the place of another; readers miss it between two renames, not while files go.
+        """Replace a folder by a staged one. The target is missing only between two renames.
 
-        Where a folder cannot be moved at once, its file `last` goes first and comes last: it is what makes the folder whole.
+        If the store cannot rename folders atomically, the file `last`, which marks the folder as complete, is deleted first
+        and moved last.
         """
         if not renames_atomically(target):
             self.delete(f"{target}/{last}")
@@ -261,7 +263,7 @@ class FileSystem:
                 self.rename(f"{staging}/{name}", f"{target}/{name}")
             self.delete(staging)
             return
-        aside = f"{staging.rpartition('/')[0]}/{uuid.uuid4().hex}"  # Where new_staging finds what a killed run left.
+        aside = f"{staging.rpartition('/')[0]}/{uuid.uuid4().hex}"  # new_staging deletes it if this run is killed.
         old = self.exists(target)
         if old:
             self.rename(target, aside)
@@ -270,24 +272,24 @@ class FileSystem:
             self.delete(aside)
 
     def copy(self, source: str, target: str) -> None:
-        """Copy a file or folder, to another file system too."""
+        """Copy a file or folder, also between file systems."""
         files = self._jvm.org.apache.hadoop.fs.FileUtil
         a, b = self._path(source), self._path(target)
         files.copy(self._fs(source), a, self._fs(target), b, False, True, self._hadoop_conf)
 
     def data_files(self, uri: str) -> list[str]:
-        """Every data file under a folder, as full URIs in order."""
-        found = self._fs(uri).listFiles(self._path(uri), True)
+        """URIs of all data files under a folder, sorted. Hidden files (_ or .) are not included."""
+        statuses = self._fs(uri).listFiles(self._path(uri), True)
         files = []
-        while found.hasNext():
-            status = found.next()
+        while statuses.hasNext():
+            status = statuses.next()
             if not status.getPath().getName().startswith(("_", ".")):
                 files.append(three_slashes(status.getPath().toString()))
         return sorted(files)
 
     @contextmanager
-    def removed_where_it_fails(self, staging: str) -> Iterator[None]:
-        """What a full disk cut short would keep it full."""
+    def deleted_on_error(self, staging: str) -> Iterator[None]:
+        """Delete the staging folder if the block raises, so that a failed write does not keep a full disk full."""
         try:
             yield
         except BaseException:

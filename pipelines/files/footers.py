@@ -1,4 +1,4 @@
-"""What the footer of a Parquet file says: columns, types, rows, and what of it Spark cannot read."""
+"""Footers of Parquet files: columns, types, row counts, and columns that Spark cannot read."""
 
 import logging
 from collections import Counter
@@ -20,14 +20,15 @@ from pipelines.files.table_files import THREADS, InputFile
 
 log = logging.getLogger("nightjar")
 
-TWICE = "two columns of this name"
+DUPLICATE_NAME = "two columns of this name"
 MAGIC, ENCRYPTED = b"PAR1", b"PARE"
-TAIL = 8  # bytes: the length of the footer, and the magic
-GUESS = 1 << 16  # bytes read at first: few footers are longer
-# Codecs of Parquet for which Spark needs a class that it does not bring along.
+TAIL = 8  # bytes at the end of a file: the length of the footer and the magic number
+FIRST_READ = 1 << 16  # bytes read first: few footers are longer
+# Parquet codecs that need a class which Spark does not ship.
 CODEC_CLASSES = {"BROTLI": "org.apache.hadoop.io.compress.BrotliCodec", "LZO": "com.hadoop.compression.lzo.LzoCodec"}
-# Encodings that Spark's vectorised reader refuses.
+# Encodings that Spark's vectorised reader does not support.
 ENCODINGS = {"BYTE_STREAM_SPLIT"} if pyspark.__version__.startswith("3.") else set[str]()
+# First bytes of a file -> format
 OTHER_FORMATS = {
     b"ORC": "ORC",
     b"Obj\x01": "Avro",
@@ -40,27 +41,29 @@ OTHER_FORMATS = {
 
 @dataclass(frozen=True, eq=False)
 class Footer:
-    """A Parquet file before its rows are read."""
+    """The metadata of a Parquet file."""
 
     file: InputFile
     rows: int
-    types: Mapping[str, str]  # column -> Spark type, "void" where it has no value, or a word where Spark has no type
-    unreadable: Mapping[str, str] = field(default_factory=dict)  # column -> what Spark cannot read of it
+    types: Mapping[str, str]  # column -> Spark type, "void" if all null, the Parquet type if Spark has none
+    unreadable: Mapping[str, str] = field(
+        default_factory=dict
+    )  # column -> the codec or encoding that Spark cannot read
 
     def name_of(self, wanted: str) -> str | None:
-        """The column of this name; where there is none, the only one whose name differs in case alone."""
+        """The column of this name, or else the only column whose name differs in case only."""
         if wanted in self.types:
             return wanted
-        twins = [name for name in self.types if name.lower() == wanted.lower()]
-        return twins[0] if len(twins) == 1 else None
+        matches = [name for name in self.types if name.lower() == wanted.lower()]
+        return matches[0] if len(matches) == 1 else None
 
 
 class FooterError(ValueError):
-    """A file is no Parquet file that can be read; the argument says why."""
+    """The footer of a file cannot be read. The argument gives the reason."""
 
 
 class Footers:
-    """Reads footers, each file once while it does not change."""
+    """Reads footers and caches them by path, length and modification time."""
 
     def __init__(self, files: FileSystem) -> None:
         self._files = files
@@ -68,7 +71,7 @@ class Footers:
         self._codecs: dict[str, bool] = {}
 
     def read(self, files: list[InputFile]) -> tuple[list[Footer], list[str]]:
-        """The footers in the order of the files, and the reason for each file that has none."""
+        """Read the footers of the files. Returns them in order, and a message for each file without a readable footer."""
         missing = [file for file in files if file not in self._read]
         refused = []
         with ThreadPoolExecutor(THREADS) as pool:
@@ -85,10 +88,10 @@ class Footers:
         except FooterError as error:
             return str(error)
         except PermissionError:
-            return "may not be read: give this user the right to read it"
+            return "cannot be read: permission denied. Give this user permission to read it"
 
     def _footer(self, file: InputFile) -> Footer:
-        tail = self._end(file, GUESS)
+        tail = self._read_end(file, FIRST_READ)
         if tail[-4:] == ENCRYPTED:
             raise FooterError("is encrypted: write it without encryption")
         if tail[-4:] != MAGIC or len(tail) < TAIL + len(MAGIC):
@@ -97,43 +100,46 @@ class Footers:
         if length > file.length:
             raise FooterError("cannot be read: it is damaged (its footer is longer than the file). Write it again")
         if length > len(tail):
-            tail = self._end(file, length)
+            tail = self._read_end(file, length)
         try:
             metadata = pq.read_metadata(pa.BufferReader(tail[-length:]))
             columns = column_types(metadata.schema, metadata.schema.to_arrow_schema())
         except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-            return self._by_spark(file, error)
+            return self._read_with_spark(file, error)
         if not columns:
-            raise FooterError("is a Parquet file without a column, so it says nothing: delete it, or write it again")
+            raise FooterError("is a Parquet file without columns: delete it, or write it again")
         unreadable, names = self._unreadable(metadata, columns), Counter(name for name, _, _ in columns)
-        unreadable |= {name: TWICE for name, times in names.items() if times > 1}
+        unreadable |= {name: DUPLICATE_NAME for name, times in names.items() if times > 1}
         return Footer(file, metadata.num_rows, {name: kind for name, kind, _ in columns}, unreadable)
 
-    def _end(self, file: InputFile, length: int) -> bytes:
+    def _read_end(self, file: InputFile, length: int) -> bytes:
         length = min(length, file.length)
         return self._files.read_piece(file.uri, file.length - length, length)
 
     def _without_footer(self, file: InputFile) -> str:
         head = self._files.read_piece(file.uri, 0, min(len(MAGIC), file.length))
         if head == MAGIC:
-            return "cannot be read: it is cut short (it begins as a Parquet file and has no end). Write it again"
+            return "cannot be read: it is cut short (it starts like a Parquet file but has no footer). Write it again"
         other = next((name for start, name in OTHER_FORMATS.items() if head.startswith(start)), None)
         kind = f" but looks like {other}" if other else ""
-        return f"is no Parquet file{kind}: write its rows as Parquet, or take the file out of this folder"
+        return f"is not a Parquet file{kind}: write its rows as Parquet, or remove the file from this folder"
 
     def _unreadable(self, metadata: Any, columns: list[tuple[str, str, int]]) -> dict[str, str]:
-        """What Spark cannot read: looked up in the first and the last row group, which a writer makes alike."""
-        found: dict[str, str] = {}
+        """Column -> the codec or encoding that Spark cannot read.
+
+        Checks only the first and the last row group: writers use the same settings for all of them.
+        """
+        problems: dict[str, str] = {}
         for group in {0, metadata.num_row_groups - 1} if metadata.num_rows else ():
             chunks, number = metadata.row_group(group), 0
             for name, _, width in columns:
                 for _ in range(width):
                     chunk, number = chunks.column(number), number + 1
                     if not self._has_codec(chunk.compression):
-                        found[name] = f"the codec {chunk.compression.lower()}"
+                        problems[name] = f"the codec {chunk.compression.lower()}"
                     elif encodings := ENCODINGS.intersection(chunk.encodings):
-                        found[name] = f"the encoding {min(encodings)}"
-        return found
+                        problems[name] = f"the encoding {min(encodings)}"
+        return problems
 
     def _has_codec(self, codec: str) -> bool:
         if codec not in CODEC_CLASSES:
@@ -142,8 +148,8 @@ class Footers:
             self._codecs[codec] = self._files.has_class(CODEC_CLASSES[codec])
         return self._codecs[codec]
 
-    def _by_spark(self, file: InputFile, error: Exception) -> Footer:
-        """The columns as Spark sees them, for what Arrow does not understand: types that are newer than it."""
+    def _read_with_spark(self, file: InputFile, error: Exception) -> Footer:
+        """The columns as Spark reads them, for files with types that this version of Arrow does not support."""
         spark: SparkSession = self._files.spark
         try:
             types = dict(spark.read.parquet(glob_escaped(file.uri)).dtypes)
@@ -154,5 +160,5 @@ class Footers:
 
 
 def glob_escaped(uri: str) -> str:
-    """A URI for Spark's reader, which takes some characters for a pattern."""
+    """Escape the characters of a URI that Spark's reader would treat as a glob pattern."""
     return "".join(f"\\{letter}" if letter in "{}[]*?\\" else letter for letter in uri)

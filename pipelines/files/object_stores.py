@@ -1,4 +1,4 @@
-"""Hadoop's settings of object stores, translated for Arrow: Python processes read with the credentials that Spark has."""
+"""Translates Hadoop's object store settings for Arrow, so that Python processes use the same credentials as Spark."""
 
 import json
 import os
@@ -9,9 +9,9 @@ from urllib.parse import urlparse
 
 from pyspark.sql import SparkSession
 
-OPTIONS = "NIGHTJAR_STORES"  # As model/io/object_stores.py reads it.
+OPTIONS = "NIGHTJAR_STORES"  # Environment variable that model/io/object_stores.py reads.
 Lookup = Callable[[str], str | None]
-# Hadoop's key under fs.s3a. -> the option of pyarrow.fs.S3FileSystem.
+# Hadoop key under fs.s3a. -> option of pyarrow.fs.S3FileSystem
 S3 = {
     "access.key": "access_key",
     "secret.key": "secret_key",
@@ -19,21 +19,26 @@ S3 = {
     "endpoint.region": "region",
     "assumed.role.arn": "role_arn",
 }
+# Hadoop key under fs.oss. -> option of ossfs
 OSS = {"accessKeyId": "key", "accessKeySecret": "secret", "endpoint": "endpoint", "securityToken": "token"}
 ANONYMOUS = "AnonymousAWSCredentialsProvider"
-LISTED = ("fs.s3a.bucket.", "fs.azure.account.key.")
+# Prefixes of keys that contain the name of a bucket or account, so the keys must be listed.
+NAMED_KEYS = ("fs.s3a.bucket.", "fs.azure.account.key.")
 BUCKET, ACCOUNT = re.compile(r"fs\.s3a\.bucket\.([^.]+)\."), re.compile(r"fs\.azure\.account\.key\.([^.]+)\.")
 
 
 def share_stores(spark: SparkSession) -> None:
-    """Set the environment of this process, its children and Spark's Python workers; a value that is set stays."""
+    """Set the store options in the environment of this process, its children and Spark's Python workers.
+
+    An existing value of NIGHTJAR_STORES is kept.
+    """
     if OPTIONS not in os.environ:
         conf: Any = spark._jsc.hadoopConfiguration()
-        # Asking for one key is a call to the JVM, so only keys whose names are not known are listed.
-        keys = [f"{prefix}{key}" for prefix in LISTED for key in conf.getPropsWithPrefix(prefix).keySet()]
+        # Each key costs a JVM call, so list only the keys whose names are not fixed.
+        keys = [f"{prefix}{key}" for prefix in NAMED_KEYS for key in conf.getPropsWithPrefix(prefix).keySet()]
 
         def lookup(key: str) -> str | None:
-            secret = conf.getPassword(key)  # From a credential provider too.
+            secret = conf.getPassword(key)  # Also reads Hadoop credential providers.
             return None if secret is None else "".join(secret)
 
         if options := store_options(keys, lookup):
@@ -43,20 +48,20 @@ def share_stores(spark: SparkSession) -> None:
 
 
 def store_options(keys: Collection[str], lookup: Lookup) -> dict[str, dict[str, Any]]:
-    """Options by store, and by store://BUCKET where Hadoop has settings of a bucket (of an account, for Azure).
+    """Options per store, and per store://BUCKET (Azure: per account) if Hadoop has settings for it.
 
     >>> settings = {"fs.s3a.access.key": "me", "fs.s3a.endpoint": "http://127.0.0.1:9000"}
     >>> store_options(settings, settings.get)
     {'s3': {'access_key': 'me', 'scheme': 'http', 'endpoint_override': '127.0.0.1:9000'}}
     """
     buckets = sorted({match[1] for key in keys if (match := BUCKET.match(key))})
-    found = {"s3": _s3(lookup, "fs.s3a.")}
-    found |= {f"s3://{bucket}": _s3(lookup, f"fs.s3a.bucket.{bucket}.") for bucket in buckets}
+    options_by_store = {"s3": _s3(lookup, "fs.s3a.")}
+    options_by_store |= {f"s3://{bucket}": _s3(lookup, f"fs.s3a.bucket.{bucket}.") for bucket in buckets}
     for key in sorted(keys):
         if account := ACCOUNT.match(key):
-            found[f"abfs://{account[1]}"] = {"account_key": lookup(key)}
-    found["oss"] = _renamed(lookup, "fs.oss.", OSS)
-    return {store: options for store, options in found.items() if options}
+            options_by_store[f"abfs://{account[1]}"] = {"account_key": lookup(key)}
+    options_by_store["oss"] = _renamed(lookup, "fs.oss.", OSS)
+    return {store: options for store, options in options_by_store.items() if options}
 
 
 def _s3(lookup: Lookup, prefix: str) -> dict[str, Any]:
@@ -75,4 +80,4 @@ def _s3(lookup: Lookup, prefix: str) -> dict[str, Any]:
 
 
 def _renamed(lookup: Lookup, prefix: str, names: Mapping[str, str]) -> dict[str, Any]:
-    return {ours: value for theirs, ours in names.items() if (value := lookup(f"{prefix}{theirs}"))}
+    return {option: value for key, option in names.items() if (value := lookup(f"{prefix}{key}"))}

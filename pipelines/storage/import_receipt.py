@@ -1,6 +1,7 @@
-"""What an import wrote and from what, so that the same command again does nothing and leaves no day of an older import.
+"""Receipts of imports: which days an importing job wrote, and from which sources.
 
-Input tables belong to users and carry no manifests; a receipt is the note that a job of ours made them.
+With a receipt, repeating a command does nothing, and a new import deletes the days that an older one wrote. Input tables have
+no manifests, so a receipt also records that a job of this project wrote them.
 """
 
 import json
@@ -15,17 +16,17 @@ from pipelines.storage.warehouse import Warehouse
 log = logging.getLogger("nightjar")
 
 
-class Receipts:
+class ImportReceipt:
     """The receipt of one importing job: `_receipts/NAME.json` under the warehouse."""
 
     def __init__(self, warehouse: Warehouse, name: str, made_of: Any) -> None:
-        """`made_of`: all that decides the rows, as JSON-like values (config, source files and their sizes)."""
+        """`made_of`: everything that determines the rows, as JSON-like values (config, source files and their sizes)."""
         self._warehouse = warehouse
         self._uri = f"{warehouse.root}/_receipts/{name}.json"
         self._made_of = digest([name, code_version(), made_of])
 
     def done(self) -> bool:
-        """Whether this very import ended well and its days are still there."""
+        """Whether this import has finished, from the same sources, and its days still exist."""
         receipt = self._read()
         return receipt.get("made_of") == self._made_of and all(
             set(days) <= set(self._warehouse.input_days(self._warehouse.path(table)))
@@ -33,9 +34,9 @@ class Receipts:
         )
 
     def write(self, tables: dict[str, DataFrame]) -> dict[str, dict[str, int]]:
-        """Write input tables (frames with `ds`); days that an earlier import left and this one lacks are removed.
+        """Write input tables (frames with `ds`). Deletes days of an earlier import that this one does not have.
 
-        Returns table -> day -> rows. The receipt is invalid from here until the end: a killed import is done again.
+        Returns table -> day -> number of rows. The receipt is invalid until the end, so a killed import runs again.
         """
         before: dict[str, list[str]] = self._read().get("tables", {})
         self._save({"made_of": None, "tables": before})

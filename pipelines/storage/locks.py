@@ -1,4 +1,4 @@
-"""One run of a day at a time, and one that moves `current`: a lock file beside the tables, which dies with its run."""
+"""Lock files: at most one run per day, and one process at a time that moves `current`. A lock expires with its run."""
 
 import json
 import logging
@@ -21,9 +21,9 @@ from pipelines.storage.warehouse import Warehouse
 
 log = logging.getLogger("nightjar")
 
-BEAT = 30.0  # seconds between two signs of life
-SILENCE = 10 * BEAT  # after so many without one, a run on another machine counts as dead
-PATIENCE = 60.0  # seconds to wait for a lock that is held for moments
+BEAT = 30.0  # seconds between two heartbeats
+SILENCE = 10 * BEAT  # seconds without a heartbeat after which a run on another machine counts as dead
+PATIENCE = 60.0  # seconds to wait for a short lock
 
 
 class LockedError(NightjarError):
@@ -32,18 +32,19 @@ class LockedError(NightjarError):
 
 @contextmanager
 def locked(warehouse: Warehouse, ds: str, job: str) -> Iterator[None]:
-    """Hold the lock of a day. LockedError while a run that is alive holds it; what a dead one left is taken over.
+    """Hold the lock of a day. Raises LockedError if a live run holds it. Takes over the lock of a dead run.
 
-    Dead: its process is gone from this machine, or it has been silent for SILENCE on another one. Where a name can be
-    taken twice (object stores), two runs that begin in the same instant may both get it.
+    A run is dead if its process on this machine has ended, or if it runs on another machine and sent no heartbeat for
+    SILENCE seconds. Some object stores cannot create a file exclusively: there, two runs that start in the same instant
+    may both get the lock.
     """
     with _held(warehouse, parse_ds(ds).isoformat(), job):
         yield
 
 
 @contextmanager
-def locked_for_a_moment(warehouse: Warehouse, name: str, job: str) -> Iterator[None]:
-    """Hold a lock that nobody holds for long: to read a small file, decide, and write it. Waits PATIENCE, then LockedError."""
+def locked_briefly(warehouse: Warehouse, name: str, job: str) -> Iterator[None]:
+    """Hold a lock for a read-decide-write of a small file. Waits up to PATIENCE seconds, then raises LockedError."""
     with ExitStack() as stack:
         deadline = time.monotonic() + PATIENCE
         while True:
@@ -60,84 +61,93 @@ def locked_for_a_moment(warehouse: Warehouse, name: str, job: str) -> Iterator[N
 @contextmanager
 def _held(warehouse: Warehouse, name: str, job: str) -> Iterator[None]:
     uri = f"{warehouse.root}/_locks/{name}.json"
-    mine = {"token": uuid.uuid4().hex, "job": job, "host": place(), "pid": os.getpid(), "begun": begun(os.getpid())}
-    _take(warehouse, uri, mine)
+    own = {
+        "token": uuid.uuid4().hex,
+        "job": job,
+        "host": process_namespace(),
+        "pid": os.getpid(),
+        "begun": start_time(os.getpid()),
+    }
+    _take(warehouse, uri, own)
     done = threading.Event()
-    heart = threading.Thread(target=_beat, args=(warehouse, uri, mine, done), name="lock", daemon=True)
-    heart.start()
+    heartbeat = threading.Thread(target=_beat, args=(warehouse, uri, own, done), name="lock", daemon=True)
+    heartbeat.start()
     try:
         yield
     finally:
         done.set()
-        heart.join()
-        if (_read(warehouse, uri) or {}).get("token") == mine["token"]:
+        heartbeat.join()
+        if (_read(warehouse, uri) or {}).get("token") == own["token"]:
             warehouse.delete(uri)
 
 
-def _take(warehouse: Warehouse, uri: str, mine: dict[str, Any]) -> None:
-    while not warehouse.create_text(uri, _alive(mine)):
+def _take(warehouse: Warehouse, uri: str, own: dict[str, Any]) -> None:
+    while not warehouse.create_text(uri, _with_heartbeat(own)):
         held = _read(warehouse, uri)
         if held is None:
-            continue  # It has just been given back.
+            continue  # The lock has just been released.
         if not _is_dead(held):
             raise LockedError(
                 f"{_name_of(uri)} is being worked on by jobs.{held['job']} (process {held['pid']} on {held['host']}, last "
                 f"sign of life {time.time() - held['beat']:.0f} s ago): wait until it has ended. If it has, delete {uri}"
             )
-        # Of several that find it dead, one may put its own in its place: whoever holds the right to that of this token.
-        right = f"{uri}.{held['token']}"
-        _take(warehouse, right, mine)
-        still = (_read(warehouse, uri) or {}).get("token") == held["token"]
-        if still:
-            warehouse.write_text(uri, _alive(mine))
-        warehouse.delete(right)
-        if still:
+        # Only the process that holds the takeover lock of this token replaces the stale lock.
+        takeover = f"{uri}.{held['token']}"
+        _take(warehouse, takeover, own)
+        is_stale = (_read(warehouse, uri) or {}).get("token") == held["token"]
+        if is_stale:
+            warehouse.write_text(uri, _with_heartbeat(own))
+        warehouse.delete(takeover)
+        if is_stale:
             return
 
 
-def _beat(warehouse: Warehouse, uri: str, mine: dict[str, Any], done: threading.Event) -> None:
+def _beat(warehouse: Warehouse, uri: str, own: dict[str, Any], done: threading.Event) -> None:
     while not done.wait(BEAT):
         try:
-            if (_read(warehouse, uri) or {}).get("token") != mine["token"]:
-                log.error("the lock %s was taken over or deleted while this run goes on: another may work there", uri)
+            if (_read(warehouse, uri) or {}).get("token") != own["token"]:
+                log.error("lost the lock %s: it was deleted or taken over while this run is active", uri)
                 return
-            warehouse.write_text(uri, _alive(mine))
-        except (OSError, Py4JError) as error:  # A full disk, a store that does not answer: the next beat may do better.
-            log.warning("the lock %s could not be renewed: %s", uri, error)
+            warehouse.write_text(uri, _with_heartbeat(own))
+        except (OSError, Py4JError) as error:  # For example a full disk or an unavailable store. The next beat retries.
+            log.warning("cannot renew the lock %s: %s", uri, error)
 
 
-def _alive(mine: dict[str, Any]) -> str:
-    return json.dumps(mine | {"beat": time.time()})
+def _with_heartbeat(own: dict[str, Any]) -> str:
+    return json.dumps(own | {"beat": time.time()})
 
 
 def _read(warehouse: Warehouse, uri: str) -> dict[str, Any] | None:
-    """What a lock file says; None where it is gone. One that says nothing (its run died while it wrote) is dead."""
+    """The content of a lock file; None if it does not exist.
+
+    An unreadable file, whose run died while it wrote the file, counts as the lock of a dead run.
+    """
     try:
         return dict(json.loads(warehouse.read_text(uri)))
     except FileNotFoundError:
         return None
     except ValueError:
-        return {"token": "broken", "job": "?", "pid": -1, "host": place(), "begun": "", "beat": 0.0}
+        return {"token": "broken", "job": "?", "pid": -1, "host": process_namespace(), "begun": "", "beat": 0.0}
 
 
 def _is_dead(held: dict[str, Any]) -> bool:
-    if held["host"] != place():
+    if held["host"] != process_namespace():
         return bool(time.time() - held["beat"] > SILENCE)
-    return begun(held["pid"]) != held["begun"]
+    return start_time(held["pid"]) != held["begun"]
 
 
-def place() -> str:
-    """Where numbers of processes mean the same: the host, and on Linux its namespace, which containers have of their own."""
+def process_namespace() -> str:
+    """Where process ids are unique: the host and, on Linux, the PID namespace, which differs between containers."""
     try:
         return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return socket.gethostname()
 
 
-def begun(pid: int) -> str | None:
-    """When a process began: a number that is used again belongs to another one. None where it does not live.
+def start_time(pid: int) -> str | None:
+    """When a process started, to detect reused process ids. None if the process is not alive.
 
-    On Linux in ticks since the machine started, which no change of its clock moves.
+    On Linux the time is in clock ticks since boot, which do not change with the system clock.
     """
     try:
         state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -152,6 +162,6 @@ def begun(pid: int) -> str | None:
 
 
 def _name_of(uri: str) -> str:
-    """The day, or whatever a lock is of."""
+    """The name of the lock in messages: the day, or the name of a short lock."""
     name = uri.rpartition("/")[2].partition(".json")[0]
     return f"ds={name}" if name[:1].isdigit() else name

@@ -1,18 +1,18 @@
-"""What identifies a row of each written table, checked on the staged rows before they are moved into place."""
+"""Keys of the written tables, checked on the staged rows before they are moved into place."""
 
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from pipelines.contract.errors import InputError
 
-# Each tuple of columns has every combination of values at most once. A table that is not here promises no key.
+# Each tuple of columns is unique in its table. Tables that are not listed have no key.
 KEYS: dict[str, tuple[tuple[str, ...], ...]] = {
     "vocabularies": (("feature", "value"), ("feature", "index")),
     "user_histories": (("user_id",),),
     "item_stats": (("item_index",), ("item_id",)),
     "item_features": (("item_index",), ("item_id",)),
     "item_versions": (("item_index", "valid_before"),),
-    # A row key is a hash: among a billion rows, two events may share one. With the ids beside it, they stay two.
+    # row_key is a hash, and two events among a billion may share it. Together with the ids it is unique.
     "positives": (("row_key", "user_id", "item_id"),),
     "holdout": (("user_id",),),
     "samples": (("row_key", "user_id", "item_id"),),
@@ -24,14 +24,14 @@ KEYS: dict[str, tuple[tuple[str, ...], ...]] = {
 
 
 def check_keys(staged: DataFrame, table: str, ds: str) -> None:
-    """InputError if a key of the table stands in more than one of the staged rows.
+    """Raise InputError if two staged rows have the same key.
 
-    One pass over 64-bit hashes finds whether any key may repeat. Only then are the keys themselves compared.
+    One pass over 64-bit hashes of the keys detects possible repeats. Only if there are any, the keys are compared.
     """
     keys = KEYS.get(table, ())
     if not keys:
         return
-    # The number of the key is part of its hash, so that two keys of one table never meet.
+    # The number of the key is part of the hash, so that different keys of one table do not collide.
     hashes = [F.xxhash64(F.lit(number), *key) for number, key in enumerate(keys)]
     hashed = staged.select((hashes[0] if len(hashes) == 1 else F.explode(F.array(*hashes))).alias("hash"))
     if hashed.groupBy("hash").count().where("count > 1").isEmpty():

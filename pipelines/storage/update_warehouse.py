@@ -1,7 +1,8 @@
-"""A day that is worked on before its night: the warehouse as an update within the day sees it.
+"""The warehouse as an update within the day sees it.
 
-An update is a small night. It reads the events since the one before it, rolls state forward from there (the first of a day
-from last night's), and writes the tables that a night writes, in a place of its own. No night ever reads them.
+An update is a small night. It reads the events since the previous update, rolls the state forward from there (the first
+update of a day: from last night's state), and writes the same tables as a night into a separate folder. Nights never read
+these tables.
 """
 
 from pipelines.storage.dates import shift
@@ -12,7 +13,7 @@ FOLDER = "updates"
 
 
 class UpdateWarehouse(Warehouse):
-    """Partitions of ds lie with the update; of the day before, with the update that it goes on from, where there is one."""
+    """Redirects partitions: ds to the folder of this update, the day before to the update that it builds on, if any."""
 
     update: Update
 
@@ -21,7 +22,7 @@ class UpdateWarehouse(Warehouse):
         self.update, self._ds = update, ds
 
     def path(self, table: str, ds: str | None = None) -> str:
-        """Where a table (or one partition of it) lives."""
+        """The URI of a table or of one of its partitions."""
         if ds == self._ds:
             return f"{folder_of(self, ds, self.update.number)}/{table}/ds={ds}"
         if self.update.after is not None and ds == shift(self._ds, -1):
@@ -30,14 +31,14 @@ class UpdateWarehouse(Warehouse):
 
 
 def folder_of(warehouse: Warehouse, ds: str, number: int) -> str:
-    """Where the tables of an update lie."""
+    """The URI of the folder with the tables of an update."""
     return f"{_day_of(warehouse, ds)}/{number:03d}"
 
 
-def forget(warehouse: Warehouse, ds: str, keep: int | None = None) -> None:
-    """Remove the tables of all updates up to ds but one of ds; their releases stay."""
+def delete_updates(warehouse: Warehouse, ds: str, keep: int | None = None) -> None:
+    """Delete the tables of all updates up to ds, except update `keep` of ds. Releases are not deleted."""
     names = (status.getPath().getName() for status in warehouse.children(f"{warehouse.root}/{FOLDER}"))
-    days = [name.removeprefix("ds=") for name in names if name.startswith("ds=")]  # What else lies there is not ours.
+    days = [name.removeprefix("ds=") for name in names if name.startswith("ds=")]  # Other files are left alone.
     for day in (day for day in days if day <= ds):
         if day < ds or keep is None:
             warehouse.delete(_day_of(warehouse, day))

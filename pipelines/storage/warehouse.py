@@ -29,9 +29,9 @@ EXPORTED = re.compile(r"\.parquet$|^[_.]")  # files that an export may have writ
 
 
 class Warehouse(FileSystem):
-    """The tables under one root URI, and the files of input tables elsewhere."""
+    """The tables under one root URI, and input tables at any URI."""
 
-    update: Update | None = None  # Where this is the warehouse of one (pipelines/storage/update_warehouse.py).
+    update: Update | None = None  # Set in the warehouse of an update (pipelines/storage/update_warehouse.py).
 
     def __init__(self, spark: SparkSession, root: str) -> None:
         super().__init__(spark)
@@ -39,45 +39,45 @@ class Warehouse(FileSystem):
         self.root = self._qualified(root)
 
     def resolve(self, path: str) -> str:
-        """A path from the config: absolute paths and URIs as they are, the rest under the warehouse."""
+        """Resolve a path from the config: absolute paths and URIs stay, relative paths are under the warehouse."""
         return self._qualified(path) if "://" in path or path.startswith("/") else f"{self.root}/{path}"
 
     def path(self, table: str, ds: str | None = None) -> str:
-        """Where a table (or one partition of it) lives."""
+        """The URI of a table or of one of its partitions."""
         if not TABLE_NAME.fullmatch(table):
             raise UsageError(f"table name {table!r} is not of the form [a-z][a-z0-9_]*")
         return f"{self.root}/{table}" + (f"/ds={parse_ds(ds).isoformat()}" if ds else "")
 
-    # -- input tables: users own them, so there is no manifest to ask for -----------------------------------------
+    # -- input tables: owned by users, without manifests --------------------------------------------------------------
 
     def input_days(self, uri: str) -> list[str]:
-        """The days of an input table, in order."""
+        """The days for which an input table has a partition, in order."""
         names = (entry.name for entry in (self.entries(uri) if self.exists(uri) else []) if entry.is_folder)
         return sorted(name.removeprefix("ds=") for name in names if DAY.fullmatch(name))
 
     def input_fingerprint(self, uri: str, days: list[str]) -> str:
-        """Changes when any data file of these days is added, removed or rewritten (names, lengths, times)."""
-        found = list_files(self, uri, days)
-        data = sorted([file.ds, file.uri, file.length, file.modified] for file in found.data)
-        return digest([*data, *sorted(found.refused)])
+        """A hash of the data files of these days: names, lengths and modification times."""
+        listed = list_files(self, uri, days)
+        data = sorted([file.ds, file.uri, file.length, file.modified] for file in listed.data)
+        return digest([*data, *sorted(listed.refused)])
 
     def input_rows(self, uri: str, days: list[str], table: str, wanted: Sequence[Wanted] | None = None) -> InputRows:
-        """The wanted columns (None: all) of these days of an input table. InputError that names a broken file."""
+        """Read the wanted columns (None: all) of these days of an input table. Raises InputError for an unreadable file."""
         with naming_broken_files(table):
             return self._reader.read(uri, days, table, wanted)
 
     def read_input(self, uri: str, days: list[str]) -> DataFrame:
-        """All rows and columns of these days of an input table, with `ds` as a string column."""
+        """Read all columns of these days of an input table, with `ds` as a string column."""
         return self.input_rows(uri, days, uri.rsplit("/", 1)[-1]).rows
 
     def write_input(self, frame: DataFrame, table: str) -> dict[str, int]:
-        """Write many days of an input table at once (importers, simulator); a day that is there is replaced.
+        """Write many days of an input table at once (importers, simulator). Replaces existing days.
 
-        `frame` has a string column `ds`. Returns the days written and the rows of each.
+        `frame` has a string column `ds`. Returns the number of rows per day.
         """
         target = self.path(table)
         staging = self.new_staging(table, "import")
-        with self.removed_where_it_fails(staging):
+        with self.deleted_on_error(staging):
             frame.repartition("ds").sortWithinPartitions("ds").write.partitionBy("ds").parquet(staging)
             days = self.spark.read.parquet(staging).groupBy("ds").count().collect()
             counts = {row["ds"]: row["count"] for row in days}
@@ -94,32 +94,34 @@ class Warehouse(FileSystem):
     # -- written tables ---------------------------------------------------------------------------------------------
 
     def manifest(self, table: str, ds: str) -> Manifest | None:
-        """The manifest of a partition; None where the partition does not exist."""
+        """The manifest of a partition; None if the partition does not exist."""
         uri = f"{self.path(table, ds)}/{MANIFEST}"
         return Manifest(**json.loads(self.read_text(uri))) if self.exists(uri) else None
 
     def require(self, table: str, ds: str, remedy: str) -> Manifest:
-        """The manifest of a partition that must be there; InputError with the remedy where it is not."""
-        found = self.manifest(table, ds)
-        if found is None:
+        """The manifest of a partition. Raises InputError with the remedy if the partition does not exist."""
+        manifest = self.manifest(table, ds)
+        if manifest is None:
             raise InputError(f"table {table} has no partition ds={ds} in {self.root}: {remedy}")
-        return found
+        return manifest
 
     def retract(self, tables: tuple[str, ...], ds: str) -> None:
-        """Take back the manifests of partitions that are about to be written anew, together: a step that dies between
-        two of them leaves none that looks whole."""
+        """Delete the manifests of partitions that a step is about to rewrite together.
+
+        If the step dies after it has rewritten only some of them, none of the others looks complete.
+        """
         for table in tables:
             self.delete(f"{self.path(table, ds)}/{MANIFEST}")
 
     def remove(self, table: str, ds: str) -> None:
-        """Take a partition away, manifest first; nothing where there is none."""
+        """Delete a partition if it exists, manifest first."""
         self.delete(f"{self.path(table, ds)}/{MANIFEST}")
         self.delete(self.path(table, ds))
 
     def read(self, table: str, ds: str) -> DataFrame:
-        """The rows of a partition that has a manifest, with the schema that was written."""
+        """Read a complete partition with the schema that was written."""
         self.require(table, ds, f"run the job that writes {table} for this ds first")
-        # Partition folders inside (split=, group=) become columns; those start with no underscore.
+        # Partition folders inside (split=, group=) become columns.
         uri = self.path(table, ds)
         return self.spark.read.option("basePath", uri).parquet(uri)
 
@@ -134,14 +136,14 @@ class Warehouse(FileSystem):
         facts: dict[str, Any] | Callable[[DataFrame, str], dict[str, Any]] | None = None,
         may_be_empty: bool = False,
     ) -> Manifest:
-        """Stage, count, check the keys (pipelines/storage/table_keys.py), describe and move a partition into place. Refuses
-        empty output.
+        """Write a partition: stage, count, check the keys (pipelines/storage/table_keys.py), move into place.
 
-        `facts` may be a function of the staged rows and the staged folder: it describes, or checks and raises; nothing
-        has been moved by then, so a failed check leaves the table as it was.
+        `facts` goes into the manifest. It may be a function of the staged rows and the staging folder, which returns the facts
+        or raises. It runs before the move, so a failed check leaves the table unchanged. Raises InputError for empty output
+        unless `may_be_empty`.
         """
         staging = self.new_staging(table, ds)
-        with self.removed_where_it_fails(staging):
+        with self.deleted_on_error(staging):
             writer = frame.write.partitionBy(*partition_by) if partition_by else frame.write
             writer.parquet(staging)
             staged = self.spark.read.schema(frame.schema).option("basePath", staging).parquet(staging)
@@ -149,18 +151,21 @@ class Warehouse(FileSystem):
             if rows == 0 and not may_be_empty:
                 raise InputError(
                     f"table {table} ds={ds} would be empty: nothing was written. "
-                    "Look at the counts above for the filter that removed every row"
+                    "The counts above show which filter removed every row"
                 )
             check_keys(staged, table, ds)
             described = facts(staged, staging) if callable(facts) else dict(facts or {})
         return self._finish(staging, table, ds, recipe, rows, described)
 
     def finish_folder(self, staging: str, table: str, ds: str, recipe: Recipe, facts: dict[str, Any]) -> Manifest:
-        """Move a folder of files (a checkpoint), written under `new_staging`, into place with a manifest like any other."""
+        """Move a folder of files (a model) from `new_staging` into place, with a manifest."""
         return self._finish(staging, table, ds, recipe, 0, facts)
 
     def export(self, frame: DataFrame, uri: str, *, overwrite: bool) -> int:
-        """Write rows to a folder that a user named; UsageError where it is there and may not be replaced."""
+        """Write rows to a folder that a user named. Returns the number of rows.
+
+        Raises UsageError if the folder exists and not `overwrite`, or if it holds files that no export wrote.
+        """
         uri = self._qualified(uri)
         if self.exists(uri) and not overwrite:
             raise UsageError(f"{uri} exists: name another folder, or replace it with --force")
@@ -170,7 +175,7 @@ class Warehouse(FileSystem):
                 f"{uri} holds {foreign[0]!r}, which no export wrote: name another folder, or empty this one"
             )
         staging = f"{uri}.writing-{uuid.uuid4().hex[:8]}"
-        with self.removed_where_it_fails(staging):
+        with self.deleted_on_error(staging):
             frame.write.parquet(staging)
             rows = self.spark.read.parquet(staging).count()
         self.delete(uri)
@@ -178,30 +183,30 @@ class Warehouse(FileSystem):
         return rows
 
     def new_staging(self, table: str, ds: str) -> str:
-        """A fresh folder name to write a partition under; what a killed run left there is removed."""
+        """A new staging folder for a partition. Deletes the staging folders that killed runs of this partition left."""
         parent = f"{self.root}/_staging/{table}/{ds}"
         self.delete(parent)
         staging = f"{parent}/{uuid.uuid4().hex}"
         self._fs(staging).mkdirs(self._path(parent))
         return staging
 
-    def on_the_way(self, table: str, ds: str, inputs: Mapping[str, str]) -> str:
-        """The folder for what a long step keeps while it writes a partition from these inputs.
+    def progress_folder(self, table: str, ds: str, inputs: Mapping[str, str]) -> str:
+        """The folder in which a long step saves its progress on a partition made from these inputs.
 
-        It outlives the step; what the step kept for other inputs is removed. `finished` removes all of it.
+        The folder outlives the step. Progress on other inputs is deleted. `delete_progress` deletes all of it.
         """
-        parent = self._path_on_the_way(table, ds)
-        mine = digest(dict(inputs))
+        parent = self._progress_parent(table, ds)
+        name = digest(dict(inputs))
         for status in self.children(parent):
-            if status.getPath().getName() != mine:
+            if status.getPath().getName() != name:
                 self.delete(f"{parent}/{status.getPath().getName()}")
-        return f"{parent}/{mine}"
+        return f"{parent}/{name}"
 
-    def finished(self, table: str, ds: str) -> None:
-        """Remove what was kept on the way to a partition."""
-        self.delete(self._path_on_the_way(table, ds))
+    def delete_progress(self, table: str, ds: str) -> None:
+        """Delete the progress saved for a partition."""
+        self.delete(self._progress_parent(table, ds))
 
-    def _path_on_the_way(self, table: str, ds: str) -> str:
+    def _progress_parent(self, table: str, ds: str) -> str:
         return f"{self.root}/_on_the_way/{table}/{parse_ds(ds).isoformat()}"
 
     def _finish(self, staging: str, table: str, ds: str, recipe: Recipe, rows: int, facts: dict[str, Any]) -> Manifest:
@@ -222,8 +227,8 @@ class Warehouse(FileSystem):
         return manifest
 
     def _replace(self, staging: str, final: str) -> None:
-        """Put a staged folder where another may be. The old manifest goes first: what is half-replaced does not exist."""
+        """Replace a partition by a staged one. Deletes the old manifest first: a half-replaced partition does not exist."""
         self.delete(f"{final}/{MANIFEST}")
         self.delete(final)
         self.rename(staging, final)
-        self.spark.catalog.refreshByPath(final)  # a frame cached by this session would go on reading the old files
+        self.spark.catalog.refreshByPath(final)  # otherwise this session would still read the old files

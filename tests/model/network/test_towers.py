@@ -98,7 +98,7 @@ def test_serving_ignores_example_age_and_takes_arrow_batches() -> None:
 
 def test_a_schema_of_two_nights_is_refused() -> None:
     history = {**toy_night.SCHEMA["history"], "size": 99}
-    with pytest.raises(ValueError, match="history has vocabulary item_id of 99, the items item_id of 42"):
+    with pytest.raises(ValueError, match="history has vocabulary item_id of size 99, items have item_id of size 42"):
         FeatureSchema.model_validate({**toy_night.SCHEMA, "history": history})
     with pytest.raises(ValueError, match=r"'item_category' holds indices from 2 to 7, the schema has 6"):
         Catalogue(toy_night.schema(), toy_night.item_rows() | {"item_category": np.arange(toy_night.ITEMS - 1) % 6 + 2})

@@ -1,4 +1,4 @@
-"""Object stores through Hadoop: what Python processes learn of its settings, and files that are replaced without a rename."""
+"""Object stores: Hadoop settings reach Python processes, and files are replaced without a rename."""
 
 import json
 from pathlib import Path
@@ -48,7 +48,7 @@ from pipelines.storage.warehouse import Warehouse
         ),
     ],
 )  # fmt: skip
-def test_settings_of_hadoop_become_options_of_arrow(settings: dict[str, str], options: dict[str, object]) -> None:
+def test_hadoop_settings_are_translated_to_arrow_options(settings: dict[str, str], options: dict[str, object]) -> None:
     assert store_options(settings, settings.get) == options
 
 
@@ -67,11 +67,11 @@ def test_python_workers_inherit_the_options(spark: SparkSession, monkeypatch: py
 
 
 @pytest.mark.parametrize("atomic", [True, False])
-def test_a_small_file_is_never_missing_while_it_is_replaced(
+def test_a_small_file_exists_at_all_times_while_it_is_replaced(
     atomic: bool, spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By a rename where that is one move, else by writing the object over the other."""
-    name = f"mounted-{atomic}".lower()  # Hadoop keeps a file system for each name.
+    """By an atomic rename, or by overwriting the object in stores without atomic renames."""
+    name = f"mounted-{atomic}".lower()  # Hadoop caches a file system per name.
     spark._jsc.hadoopConfiguration().set(f"fs.viewfs.mounttable.{name}.link./data", tmp_path.as_uri())
     if not atomic:
         monkeypatch.setattr(filesystem, "ATOMIC_RENAME", ("file",))
@@ -89,18 +89,18 @@ def test_a_small_file_is_never_missing_while_it_is_replaced(
     ]
 
 
-def test_a_folder_that_is_moved_file_by_file_becomes_whole_last(
+def test_a_folder_moved_file_by_file_gets_its_manifest_last(
     spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(filesystem, "ATOMIC_RENAME", ())
     files, moved = FileSystem(spark), []
     rename = FileSystem.rename
 
-    def noted(self: FileSystem, source: str, target: str) -> None:
+    def recording_rename(self: FileSystem, source: str, target: str) -> None:
         moved.append(target.rpartition("/")[2])
         rename(self, source, target)
 
-    monkeypatch.setattr(FileSystem, "rename", noted)
+    monkeypatch.setattr(FileSystem, "rename", recording_rename)
     for folder in ("old", "new"):
         for name in ("a", "manifest.json", "z"):
             (tmp_path / folder).mkdir(exist_ok=True)

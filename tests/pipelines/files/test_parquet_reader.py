@@ -1,4 +1,4 @@
-"""Input tables of other tools: what the config names is read, whatever else their files and folders hold."""
+"""Input tables from other tools: the configured columns are read, whatever else files and folders contain."""
 
 import logging
 from datetime import datetime, timezone
@@ -28,7 +28,7 @@ def root_of(warehouse: Warehouse) -> Path:
 
 
 def write(warehouse: Warehouse, path: str, columns: dict[str, pa.Array], **options: Any) -> Path:
-    """A file of interactions."""
+    """Write a file of interactions."""
     file = root_of(warehouse) / "interactions" / path
     file.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_arrays(list(columns.values()), names=list(columns)), file, **options)
@@ -36,12 +36,12 @@ def write(warehouse: Warehouse, path: str, columns: dict[str, pa.Array], **optio
 
 
 def one(item: int = 1, **columns: pa.Array) -> dict[str, pa.Array]:
-    """A row."""
+    """The columns of one row."""
     return {"item_id": pa.array([item]), **columns}
 
 
 def read(warehouse: Warehouse, *days: str, wanted: list[Wanted] | None = WANTED) -> list[dict[str, Any]]:
-    """The rows of these days of interactions, in order."""
+    """Read these days of interactions, sorted."""
     rows = warehouse.input_rows(warehouse.path("interactions"), list(days or [DS]), "interactions", wanted).rows
     return sorted((row.asDict() for row in rows.collect()), key=str)
 
@@ -81,7 +81,7 @@ def test_types_that_differ_by_file_are_widened(warehouse: Warehouse) -> None:
     write(warehouse, f"ds={DS}/c.parquet", {"item_id": pa.array([3], pa.int8()), "reward": pa.nulls(1)})
     times = pa.array([moment], pa.timestamp("ns"))
     write(warehouse, f"ds={LAST}/a.parquet", {"item_id": pa.array([4], pa.decimal128(38, 0)), "event_time": times})
-    # An empty data frame has lost its types.
+    # Empty data frames lose their types.
     write(
         warehouse,
         f"ds={LAST}/b.parquet",
@@ -97,14 +97,14 @@ def test_types_that_differ_by_file_are_widened(warehouse: Warehouse) -> None:
     ]
 
 
-def test_nobody_reads_the_other_columns(warehouse: Warehouse) -> None:
+def test_columns_that_are_not_wanted_are_not_read(warehouse: Warehouse) -> None:
     extra = {"note": pa.array(["x"]), "ITEM_ID": pa.array(["x"]), "opened": pa.array([5], pa.time64("ns"))}
     write(warehouse, f"ds={DS}/a.parquet", one(1, **extra), compression={"note": "brotli"})
     write(warehouse, f"ds={DS}/b.parquet", one(2, note=pa.array([1]), created=pa.array([5], pa.timestamp("ns"))))
     assert [(row["item_id"], list(row)) for row in read(warehouse)] == [(1, ["item_id", "ds"]), (2, ["item_id", "ds"])]
 
 
-def test_a_name_that_differs_in_case_alone_is_taken_where_no_other_is(warehouse: Warehouse) -> None:
+def test_a_column_name_may_differ_in_case_if_it_is_unique(warehouse: Warehouse) -> None:
     write(warehouse, f"ds={DS}/a.parquet", {"ITEM_ID": pa.array([1])})
     write(warehouse, f"ds={DS}/b.parquet", one(2))
     assert [row["item_id"] for row in read(warehouse)] == [1, 2]
@@ -121,7 +121,7 @@ def test_folders_inside_a_day_are_read(warehouse: Warehouse) -> None:
     assert {row["item_id"]: row["action"] for row in rows} == dict.fromkeys(range(5)) | {6: "click"}
 
 
-def test_any_name_is_read_and_what_is_no_data_is_skipped(
+def test_all_file_names_are_read_and_other_files_are_skipped(
     warehouse: Warehouse, caplog: pytest.LogCaptureFixture
 ) -> None:
     names = [
@@ -166,11 +166,11 @@ def test_by_products_of_spark_are_not_reported(warehouse: Warehouse, caplog: pyt
     [
         ("b.parquet", pa.array(["x"]), ["'reward'", f"string in ds={LAST}/b.parquet and double in ds={DS}/a.parquet"]),
         ("b.parquet", pa.array([5], pa.time64("us")), ["'reward'", f"time in ds={LAST}/b.parquet", "Cast it"]),
-        ("b (1).parquet", None, ["b (1).parquet is by its name a copy of b.parquet"]),
-        ("b.parquet.tmp", None, ["b.parquet.tmp is by its name a copy"]),
+        ("b (1).parquet", None, ["b (1).parquet has the name of a copy of b.parquet"]),
+        ("b.parquet.tmp", None, ["b.parquet.tmp has the name of a backup copy"]),
     ],
 )
-def test_what_cannot_be_read_is_named(
+def test_errors_name_the_column_or_file_that_cannot_be_read(
     warehouse: Warehouse, name: str, column: pa.Array | None, says: list[str]
 ) -> None:
     write(warehouse, f"ds={DS}/a.parquet", one(1, reward=pa.array([1.0])))
@@ -182,7 +182,7 @@ def test_what_cannot_be_read_is_named(
     assert [part for part in says if part not in str(caught.value)] == [], caught.value
 
 
-def test_encodings_and_columns_that_spark_cannot_read_are_named(warehouse: Warehouse) -> None:
+def test_errors_name_encodings_and_columns_that_spark_cannot_read(warehouse: Warehouse) -> None:
     split = {"use_dictionary": False, "use_byte_stream_split": ["reward"]}
     write(warehouse, f"ds={DS}/a.parquet", one(1, reward=pa.array([1.0])), **split)
     with pytest.raises(InputError, match=r"a.parquet is whole, but has the encoding BYTE_STREAM_SPLIT"):
@@ -192,13 +192,13 @@ def test_encodings_and_columns_that_spark_cannot_read_are_named(warehouse: Wareh
     with pytest.raises(InputError, match=r"'item_id' is missing in the file \S+b.parquet, which has item\."):
         read(warehouse)
     schema = pa.schema([("item_id", pa.int64()), ("item_id", pa.int64())])
-    twice = pa.Table.from_arrays([pa.array([1]), pa.array([2])], schema=schema)
-    pq.write_table(twice, root_of(warehouse) / "interactions" / f"ds={DS}" / "b.parquet")
+    repeated = pa.Table.from_arrays([pa.array([1]), pa.array([2])], schema=schema)
+    pq.write_table(repeated, root_of(warehouse) / "interactions" / f"ds={DS}" / "b.parquet")
     with pytest.raises(InputError, match=r"b.parquet has two columns of this name"):
         read(warehouse)
 
 
-def test_the_fingerprint_is_that_of_the_data_files(warehouse: Warehouse) -> None:
+def test_the_fingerprint_depends_only_on_data_files(warehouse: Warehouse) -> None:
     write(warehouse, f"ds={DS}/hour=05/a.parquet", one(1))
 
     def fingerprint() -> str:
@@ -213,7 +213,7 @@ def test_the_fingerprint_is_that_of_the_data_files(warehouse: Warehouse) -> None
     assert len({before, added, fingerprint()}) == 3
 
 
-def test_days_that_are_not_read_are_named(warehouse: Warehouse, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_log_names_days_that_are_not_read(warehouse: Warehouse, caplog: pytest.LogCaptureFixture) -> None:
     put_good(root_of(warehouse))
     table = root_of(warehouse) / "interactions"
     for ds, name in {"2024-03-01": "DS=2024-03-01", "2024-03-02": "dt=20240302"}.items():
@@ -228,12 +228,12 @@ def test_days_that_are_not_read_are_named(warehouse: Warehouse, caplog: pytest.L
     assert "interactions: 2 of the 5 days asked for have no partition: 2024-03-01 to 2024-03-02" in caplog.text
     assert "is called ds=YYYY-MM-DD: DS=2024-03-01, dt=20240302\n" in caplog.text
     assert "ds=2024-03-03/_part-0.parquet. Rename them" in caplog.text
-    assert len(caplog.records) == 4  # each once; the last is about the day without a file
+    assert len(caplog.records) == 4  # one record each; the last is about the day without a file
     with pytest.raises(InputError, match=r"holds no Parquet file but ds=2024-03-03/_part-0.parquet"):
         night.inputs.events("interactions", ["2024-03-03"])
 
 
-def test_features_alone_are_read_of_a_snapshot(warehouse: Warehouse) -> None:
+def test_only_feature_columns_are_read_from_a_snapshot(warehouse: Warehouse) -> None:
     people = [row | {"height": n} for n, row in enumerate(users())]
     put(root_of(warehouse), "users", LAST, people, {"height": pa.int64()})
     put(root_of(warehouse), "items", DS, [row | {"tags": None} for row in items()], {"tags": pa.null()})

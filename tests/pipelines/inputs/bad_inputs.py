@@ -320,12 +320,12 @@ CASES = [
     Case("a file of no bytes", ["part-0.parquet is empty (0 bytes)", "delete it"], lambda root: _cut(_file(root), 0.0)),
     Case(
         "a file of another format",
-        ["part-1.csv is no Parquet file"],
+        ["part-1.csv is not a Parquet file"],
         lambda root: _beside(root, "part-1.csv", b"a,b\n1,2\n"),
     ),
     Case(
         "a Parquet file without columns",
-        ["part-1.parquet is a Parquet file without a column"],
+        ["part-1.parquet is a Parquet file without columns"],
         lambda root: pq.write_table(pa.table({}), _file(root).with_name("part-1.parquet")),
     ),
     Case(
@@ -335,7 +335,7 @@ CASES = [
     ),
     Case(
         "a copy beside its file",
-        ["part-0.parquet~ is by its name a copy"],
+        ["part-0.parquet~ has the name of a backup copy"],
         lambda root: _beside(root, "part-0.parquet~", b"PAR1"),
     ),
     Case(

@@ -1,4 +1,4 @@
-"""One run of a day at a time."""
+"""Locks: one run per day at a time; locks of dead runs are taken over."""
 
 import json
 import os
@@ -24,18 +24,18 @@ def warehouse(spark: SparkSession, tmp_path: Path) -> Warehouse:
     return Warehouse(spark, str(tmp_path))
 
 
-def leave(warehouse: Warehouse, **said: Any) -> None:
-    """The lock file of a run that is not this one."""
-    mine = {"token": "x", "job": "train", "host": locks.place(), "pid": os.getpid(), "begun": ""}
-    warehouse.write_text(f"{warehouse.root}/_locks/{DS}.json", json.dumps(mine | {"beat": time.time()} | said))
+def write_lock(warehouse: Warehouse, **changes: Any) -> None:
+    """Write the lock file of another run."""
+    content = {"token": "x", "job": "train", "host": locks.process_namespace(), "pid": os.getpid(), "begun": ""}
+    warehouse.write_text(f"{warehouse.root}/_locks/{DS}.json", json.dumps(content | {"beat": time.time()} | changes))
 
 
-def test_a_day_is_held_once_and_given_back(warehouse: Warehouse) -> None:
+def test_one_run_at_a_time_holds_a_day_and_releases_it(warehouse: Warehouse) -> None:
     with locked(warehouse, DS, "nightly"):
-        said = r"worked on by jobs\.nightly \(process \d+ on .*wait until it has ended"
-        with pytest.raises(LockedError, match=said), locked(warehouse, DS, "train"):
+        message = r"worked on by jobs\.nightly \(process \d+ on .*wait until it has ended"
+        with pytest.raises(LockedError, match=message), locked(warehouse, DS, "train"):
             pass
-        with locked(warehouse, "2024-03-05", "nightly"):  # Another day is free.
+        with locked(warehouse, "2024-03-05", "nightly"):  # Other days are not locked.
             pass
     with pytest.raises(ZeroDivisionError), locked(warehouse, DS, "train"):
         1 / 0  # noqa: B018
@@ -44,24 +44,26 @@ def test_a_day_is_held_once_and_given_back(warehouse: Warehouse) -> None:
     assert not list(Path(warehouse.root.removeprefix("file://"), "_locks").iterdir())
 
 
-def test_what_a_dead_run_left_is_taken_over(warehouse: Warehouse) -> None:
+def test_the_lock_of_a_dead_run_is_taken_over(warehouse: Warehouse) -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    for said in (
+    for changes in (
         {"pid": dead.pid},
-        {"pid": os.getpid(), "begun": f"{locks.begun(os.getpid())}0"},  # The number is used again.
+        {"pid": os.getpid(), "begun": f"{locks.start_time(os.getpid())}0"},  # The process id was reused.
         {"host": "elsewhere", "beat": time.time() - locks.SILENCE - 1},
     ):
-        leave(warehouse, **said)
+        write_lock(warehouse, **changes)
         with locked(warehouse, DS, "nightly"):
             pass
-    warehouse.write_text(f"{warehouse.root}/_locks/{DS}.json", "")  # It died while it wrote.
+    warehouse.write_text(f"{warehouse.root}/_locks/{DS}.json", "")  # The run died while it wrote the lock.
     with locked(warehouse, DS, "nightly"):
         pass
 
 
-def test_a_run_elsewhere_is_alive_while_it_gives_signs(warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch) -> None:
-    leave(warehouse, host="elsewhere", beat=time.time() - 200)
+def test_a_run_on_another_machine_is_alive_while_it_sends_heartbeats(
+    warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_lock(warehouse, host="elsewhere", beat=time.time() - 200)
     with (
         pytest.raises(LockedError, match=r"jobs\.train .* on elsewhere, last sign of life 20\d s ago"),
         locked(warehouse, DS, "nightly"),
@@ -77,32 +79,30 @@ def test_a_run_elsewhere_is_alive_while_it_gives_signs(warehouse: Warehouse, mon
             time.sleep(0.02)
 
 
-def test_a_process_that_lives_is_not_dead_and_one_that_has_ended_is(warehouse: Warehouse) -> None:
-    leave(warehouse, begun=locks.begun(os.getpid()))
+def test_only_a_process_that_has_ended_is_dead(warehouse: Warehouse) -> None:
+    write_lock(warehouse, begun=locks.start_time(os.getpid()))
     with pytest.raises(LockedError, match=f"ds={DS} is being worked on"), locked(warehouse, DS, "nightly"):
         pass
     ended = subprocess.Popen([sys.executable, "-c", ""])
     deadline = time.monotonic() + 30
-    while locks.begun(ended.pid) is not None:  # A zombie until it is waited for.
+    while locks.start_time(ended.pid) is not None:  # The process is a zombie until wait() is called.
         assert time.monotonic() < deadline
         time.sleep(0.02)
     ended.wait()
-    assert locks.begun(ended.pid) is None
-    assert locks.begun(os.getpid()) == locks.begun(os.getpid())
+    assert locks.start_time(ended.pid) is None
+    assert locks.start_time(os.getpid()) == locks.start_time(os.getpid())
 
 
-def test_a_store_that_does_not_answer_once_stops_no_heart(
-    warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_heartbeats_continue_after_a_failed_read(warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks, "BEAT", 0.02)
     file = f"{warehouse.root}/_locks/{DS}.json"
     read, failed = locks._read, []
 
-    def fails_once(*asked: Any) -> Any:
+    def fails_once(*args: Any) -> Any:
         if not failed:
             failed.append(1)
             raise OSError("no answer")
-        return read(*asked)
+        return read(*args)
 
     with locked(warehouse, DS, "nightly"):
         first = json.loads(warehouse.read_text(file))["beat"]
@@ -114,11 +114,11 @@ def test_a_store_that_does_not_answer_once_stops_no_heart(
     assert failed
 
 
-def test_a_lock_of_a_moment_is_waited_for(warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_short_lock_is_waited_for(warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch) -> None:
     order, taken = [], threading.Event()
 
     def first() -> None:
-        with locks.locked_for_a_moment(warehouse, "current", "releases"):
+        with locks.locked_briefly(warehouse, "current", "releases"):
             taken.set()
             time.sleep(0.5)
             order.append("first")
@@ -126,28 +126,28 @@ def test_a_lock_of_a_moment_is_waited_for(warehouse: Warehouse, monkeypatch: pyt
     thread = threading.Thread(target=first)
     thread.start()
     taken.wait()
-    with locks.locked_for_a_moment(warehouse, "current", "publish_items"):
+    with locks.locked_briefly(warehouse, "current", "publish_items"):
         order.append("second")
     thread.join()
     assert order == ["first", "second"]
     monkeypatch.setattr(locks, "PATIENCE", 0.3)
     with (
-        locks.locked_for_a_moment(warehouse, "current", "releases"),
+        locks.locked_briefly(warehouse, "current", "releases"),
         pytest.raises(LockedError, match=r"current is being worked on by jobs\.releases"),
-        locks.locked_for_a_moment(warehouse, "current", "publish_items"),
+        locks.locked_briefly(warehouse, "current", "publish_items"),
     ):
         pass
 
 
-def test_of_many_that_find_a_dead_run_one_goes_on(warehouse: Warehouse) -> None:
-    leave(warehouse, pid=-1)
-    got, refused, all_in = [], [], threading.Barrier(6)
+def test_only_one_of_many_runs_takes_over_a_stale_lock(warehouse: Warehouse) -> None:
+    write_lock(warehouse, pid=-1)
+    acquired, refused, barrier = [], [], threading.Barrier(6)
 
     def enter() -> None:
-        all_in.wait()
+        barrier.wait()
         try:
             with locked(warehouse, DS, "nightly"):
-                got.append(1)
+                acquired.append(1)
                 time.sleep(1)
         except LockedError:
             refused.append(1)
@@ -157,4 +157,4 @@ def test_of_many_that_find_a_dead_run_one_goes_on(warehouse: Warehouse) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert (len(got), len(refused)) == (1, 5)
+    assert (len(acquired), len(refused)) == (1, 5)
