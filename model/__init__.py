@@ -1,3 +1,3 @@
-"""The model room: features, towers, losses, data and training. Knows tables as Parquet files, never as Spark."""
+"""The two-tower model: features, towers, losses, data and training. Reads tables as Parquet files and never imports Spark."""
 
-import pyarrow  # noqa: F401  Before torch, always: the other order has crashed on some platforms.
+import pyarrow  # noqa: F401  Import pyarrow before torch: the other order has crashed on some platforms.

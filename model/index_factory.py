@@ -1,15 +1,15 @@
-"""Which index factories can be built. Checked here because Faiss ends the process for some of the others."""
+"""Checks of Faiss index factory strings. Checked here because Faiss ends the process on some invalid ones."""
 
 import re
 
 PATTERN = r"^(Flat|IVF\d+,(Flat|SQ8|PQ\d+)|HNSW\d+)$"
 MOST_CELLS = 2**24
-# Links of an item and level. With 1 the graph has infinitely many levels; an item takes 8 bytes a link.
+# Links per item and level of HNSW. With 1 link the number of levels is unbounded. A link takes 8 bytes per item.
 FEWEST_LINKS, MOST_LINKS = 2, 1024
 
 
 def factory_fault(factory: str, dim: int) -> str | None:
-    """Why no index of this factory can be built for vectors of length `dim`; None where it can.
+    """Why no index of this factory can be built for vectors of length `dim`, or None if it can.
 
     >>> factory_fault("IVF4,PQ7", 16)
     'IVF4,PQ7 splits vectors of model.dim = 16 into 7 equal parts: take PQ1, PQ2, PQ4, PQ8 or PQ16, or another model.dim'
@@ -22,7 +22,7 @@ def factory_fault(factory: str, dim: int) -> str | None:
         return f"{factory} has {int(cells[1]):,} cells: take 1 to {MOST_CELLS:,}"
     if (links := re.match(r"HNSW(\d+)", factory)) and not FEWEST_LINKS <= int(links[1]) <= MOST_LINKS:
         return (
-            f"{factory} has {int(links[1]):,} links an item: take {FEWEST_LINKS} to {MOST_LINKS:,}, for example HNSW32"
+            f"{factory} has {int(links[1]):,} links per item: take {FEWEST_LINKS} to {MOST_LINKS:,}, for example HNSW32"
         )
     if (parts := re.search(r"PQ(\d+)", factory)) and (int(parts[1]) < 1 or dim % int(parts[1])):
         divisors = [f"PQ{m}" for m in range(1, dim + 1) if dim % m == 0]

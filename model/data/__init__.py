@@ -1,1 +1,1 @@
-"""Batches: the Petastorm reader, the item catalogue and item versions."""
+"""Training data: the Petastorm reader, batches, the item catalogue and item versions."""

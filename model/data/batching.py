@@ -1,6 +1,6 @@
-"""From row groups to batches: who reads what, how many steps everybody takes, and in which order rows come.
+"""Cuts row groups into batches: the row groups of each rank, the number of steps and the order of rows.
 
-Nothing here knows of files or processes: rank and world size are arguments.
+Does no I/O. Rank and world size are arguments.
 """
 
 import math
@@ -17,33 +17,33 @@ Arrays = dict[str, np.ndarray]
 
 
 class TooFewRowGroupsError(ValueError):
-    """More ranks than row groups: some would have nothing to read (exit 2)."""
+    """There are more ranks than row groups, so some ranks would have no rows (exit 2)."""
 
     exit_code = 2
 
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """What all ranks agree on before the first step. An epoch is every row once, in the same number of steps each."""
+    """The plan of an epoch, the same on all ranks. An epoch reads each row once; all ranks take the same number of steps."""
 
     steps: int
     rank_rows: tuple[int, ...]
 
     @property
     def capacity(self) -> int:
-        """The most rows that any rank has in one step."""
+        """The largest number of rows of any rank in one step."""
         return math.ceil(max(self.rank_rows) / self.steps)
 
     def batch_sizes(self, rank: int) -> list[int]:
-        """Rows of each step of a rank: they differ by one at most and add up to the rank's rows."""
+        """Rows of a rank in each step. They differ by at most one and add up to the rank's rows."""
         rows = self.rank_rows[rank]
         return [rows * (step + 1) // self.steps - rows * step // self.steps for step in range(self.steps)]
 
 
 def plan_epoch(group_rows: Sequence[int], world_size: int, batch_size: int) -> EpochPlan:
-    """The plan for row groups of `group_rows` rows, `batch_size` rows a step over all ranks.
+    """Plan an epoch over row groups of `group_rows` rows. A step has `batch_size` rows over all ranks.
 
-    Row group g belongs to rank g % world_size, which is Petastorm's rule. Raises TooFewRowGroupsError.
+    Row group g belongs to rank g % world_size, as in Petastorm. Raises TooFewRowGroupsError.
     """
     if len(group_rows) < world_size:
         raise TooFewRowGroupsError(
@@ -56,9 +56,10 @@ def plan_epoch(group_rows: Sequence[int], world_size: int, batch_size: int) -> E
 
 
 def shuffle_shards(count: int, rank: int, world_size: int, *seed: int) -> list[int]:
-    """An order of `count` row groups in which this rank's groups are shuffled among the rank's own places.
+    """An order of `count` row groups that shuffles this rank's groups among the positions of this rank.
 
-    So a reader that takes every world_size-th group from `rank` on reads the same rows in every epoch, in new order.
+    A reader that takes every world_size-th group, starting from `rank`, therefore reads the same rows in each epoch, in a
+    new order.
     """
     order = list(range(count))
     mine = order[rank::world_size]
@@ -69,10 +70,10 @@ def shuffle_shards(count: int, rank: int, world_size: int, *seed: int) -> list[i
 def batches(
     groups: Iterable[Arrays], sizes: Sequence[int], window: int, rng: np.random.Generator | None
 ) -> Iterator[dict[str, Tensor]]:
-    """Batches of the given sizes, from row groups shuffled together in windows of at least `window` rows.
+    """Batches of the given sizes. Row groups are shuffled together in windows of at least `window` rows.
 
-    draw: shuffles rows; None keeps their order.
-    Raises ValueError where the groups hold fewer or more rows than the sizes.
+    rng: shuffles rows; None keeps their order.
+    Raises ValueError if the groups have fewer or more rows than the sizes.
     """
     groups = iter(groups)
     waiting = _Window({}, np.zeros(0, np.int64))
@@ -85,16 +86,16 @@ def batches(
             )
         yield {name: to_tensor(values) for name, values in waiting.take(size).items()}
     if waiting.rows + sum(1 for _ in groups):
-        raise ValueError(f"the files hold more rows than their manifest says: rows were left after {len(sizes)} steps")
+        raise ValueError(f"the files have more rows than their manifest says: rows remain after {len(sizes)} steps")
 
 
 @dataclass
 class _Window:
-    """Columns of rows as they came, and in which order those not taken yet go out.
+    """Columns of the rows in a window, and the order in which the remaining rows leave it.
 
-    Rows are gathered a batch at a time: what is gathered is widened while it is still in the cache. By numpy: a thread in
-    which torch has worked keeps OpenMP threads of its own, and beside them those of the training wait less patiently for
-    each other: every step would take a third longer while there is something to read.
+    Rows are gathered per batch, so that they are still in the CPU cache when they are widened. Gathering uses numpy: a
+    thread that has run torch keeps its own OpenMP threads, which compete with those of the training. That makes steps a
+    third slower while the reader is busy.
     """
 
     columns: Arrays
@@ -105,18 +106,18 @@ class _Window:
         return len(self.order)
 
     def take(self, rows: int) -> Arrays:
-        """The next `rows` rows of every column, which are then gone."""
+        """Remove the next `rows` rows from the window and return their columns."""
         mine, self.order = self.order[:rows], self.order[rows:]
         return {name: values.take(mine, axis=0) for name, values in self.columns.items()}
 
 
 def to_tensor(values: np.ndarray) -> Tensor:
-    """Integers as int64, numbers as float32: what towers read."""
+    """Convert integers to int64 and other numbers to float32, the types that towers read."""
     return torch.from_numpy(values.astype(np.int64 if values.dtype.kind in "iub" else np.float32))
 
 
 def _refill(rest: _Window, groups: Iterator[Arrays], window: int, rng: np.random.Generator | None) -> _Window:
-    """The rest of a window with whole row groups up to `window` rows or the end, all shuffled."""
+    """A new window: the rest of the old one and whole row groups, up to `window` rows or the end of the data. Shuffled."""
     rows = rest.rows
     parts: list[Arrays] = [rest.take(rows)] if rows else []
     while rows < window and (group := next(groups, None)) is not None:

@@ -1,9 +1,9 @@
-"""The item side as tensors: samples carry item indices only, and everything else is gathered from here.
+"""Item features as tensors. Samples contain only item indices; all other item columns are gathered from here.
 
-In training an item may have several rows, one for each version of its features (model/data/item_versions.py). Elsewhere
+In training an item may have several rows, one for each version of its features (model/data/item_versions.py). In serving
 each item has one row.
 
-Shapes: M indices of the item vocabulary (padding and default included), N items asked for, V values a feature.
+Shapes: M indices of the item vocabulary (with padding and default), N requested items, V values of a feature.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,9 +25,10 @@ from pipelines.contract.schema import Feature, FeatureSchema, IdFeature, MultiCa
 
 
 class Catalogue:
-    """Features of every item, by the row that `rows` tells of an item index.
+    """Features of all items. `rows` gives the row of an item index.
 
-    An index without a row (an item that has left, or the default one) has default features: index 1, or the mean.
+    An index without features (an item that has left the catalogue, or the default index) has default features: index 1, or
+    the mean.
     """
 
     def __init__(
@@ -37,17 +38,17 @@ class Catalogue:
         memory_mb: int | None = None,
         earlier: Mapping[str, np.ndarray] | None = None,
     ) -> None:
-        """`rows`: the schema's item columns of `item_features`, asked for one by one.
+        """`rows`: the schema's item columns, from `item_features`. Columns are accessed one at a time.
 
-        `earlier`: those of `item_versions` and its `valid_before`; None: every item has its current version only.
-        `memory_mb`: once the columns take more, they are mapped from files; None: never.
-        Raises ColumnError for an index that does not fit.
+        `earlier`: the same columns and `valid_before`, from `item_versions`; None: items have only their current version.
+        `memory_mb`: if the columns take more memory (MiB), they are mapped from files; None: never.
+        Raises ColumnError if an index is out of range.
         """
         self.schema = schema
         self.size = schema.item_id.size
         index = rows[schema.item_id.column]
         _check_indices(index, self.size, schema.item_id.column)
-        self.present = to_tensor(index)  # Indices that have a current row, in no order.
+        self.present = to_tensor(index)  # Indices of items with a current row, in any order.
         self.versions, places = Versions.none(), self.present
         if earlier is not None:
             self.versions, order = Versions.build(earlier[schema.item_id.column], earlier[VALID_BEFORE])
@@ -66,40 +67,40 @@ class Catalogue:
 
     @property
     def mapped(self) -> bool:
-        """Whether the columns lie in files."""
+        """Whether the columns are mapped from files."""
         return self._files is not None
 
     @classmethod
     def read(
         cls, schema: FeatureSchema, urls: Sequence[str], memory_mb: int | None = None, earlier: Sequence[str] = ()
     ) -> "Catalogue":
-        """From the Parquet files of one partition of `item_features`, a column at a time: as read they are padded.
+        """Read the Parquet files of one partition of `item_features`, one column at a time: columns are padded in memory.
 
-        `earlier`: those of `item_versions`; none: every item has its current version only.
+        `earlier`: the files of `item_versions`; empty: items have only their current version.
         """
         columns = schema.item_columns
-        versions = _OneByOne(earlier, [*columns, VALID_BEFORE]) if earlier else None
-        return cls(schema, _OneByOne(urls, columns), memory_mb, versions)
+        versions = _LazyColumns(earlier, [*columns, VALID_BEFORE]) if earlier else None
+        return cls(schema, _LazyColumns(urls, columns), memory_mb, versions)
 
     def rows(self, items: Tensor, snapshots: Tensor | None = None) -> Tensor:
-        """The rows of items as some snapshots know them, or as they are now: see Versions.rows."""
+        """Rows of items in the given snapshots, or their current rows: see Versions.rows."""
         return self.versions.rows(items, snapshots)
 
     def gather(self, rows: Tensor) -> Batch:
-        """The item tower's batch for rows of any shape: every column [*shape] or [*shape, V]."""
-        found = {name: column.gather(rows) for name, column in self.columns.items()}
-        return {self.schema.item_id.column: self.versions.items(rows), **found}
+        """Batch of the item tower for rows of any shape. Columns are [*shape] or [*shape, V]."""
+        features = {name: column.gather(rows) for name, column in self.columns.items()}
+        return {self.schema.item_id.column: self.versions.items(rows), **features}
 
     def defaults(self) -> Batch:
-        """The item tower's batch of one item of which nothing is known: index 1, default features."""
+        """Batch of the item tower for one unknown item: index 1, default features."""
         return self.gather(torch.tensor([DEFAULT]))
 
     def history_columns(
         self, history_BL: Tensor, features: Sequence[Feature], snapshots_B: Tensor | None = None
     ) -> Batch:
-        """Columns `history_COLUMN` of some item features for every item in the histories; padding stays padding.
+        """Columns `history_COLUMN` of the given features, for each item of the histories. Padding stays padding.
 
-        `snapshots_B`: which snapshot each row sees; None: features as they are now.
+        `snapshots_B`: the snapshot that each row sees; None: current features.
         """
         columns: Batch = {}
         if not features:
@@ -114,8 +115,8 @@ class Catalogue:
 
 
 @dataclass(frozen=True)
-class _OneByOne(Mapping[str, np.ndarray]):
-    """Columns of Parquet files, each read when it is asked for."""
+class _LazyColumns(Mapping[str, np.ndarray]):
+    """Columns of Parquet files. Reads a column on access."""
 
     urls: Sequence[str]
     names: Sequence[str]
@@ -132,7 +133,7 @@ class _OneByOne(Mapping[str, np.ndarray]):
 
 @dataclass(frozen=True)
 class SamplingProbabilities:
-    """How likely one draw of each source is item j, all [M] float32. 0 where the source never draws it."""
+    """Probability that one draw from each source is item j: [M] float32 each. 0 if the source never draws the item."""
 
     in_batch_M: Tensor
     uniform_M: Tensor
@@ -140,7 +141,7 @@ class SamplingProbabilities:
 
     @classmethod
     def read(cls, schema: FeatureSchema, urls: Sequence[str]) -> "SamplingProbabilities":
-        """From the Parquet files of one partition of `item_stats`."""
+        """Read the Parquet files of one partition of `item_stats`."""
         names = ("q_in_batch", "q_uniform", "q_popularity")
         rows = read_columns(urls, ["item_index", *names])
         _check_indices(rows["item_index"], schema.item_id.size, "item_index")
@@ -151,13 +152,13 @@ class SamplingProbabilities:
 
     @cached_property
     def rarest(self) -> float:
-        """The smallest chance of an in-batch positive; of any item, where there are none."""
+        """The smallest probability of an in-batch positive. 1 / M if there are no positives."""
         drawn = self.in_batch_M[self.in_batch_M > 0]
         return float(drawn.min()) if len(drawn) else 1 / len(self.in_batch_M)
 
 
 def _columns(feature: Feature, rows: Mapping[str, np.ndarray], size: int, places: Tensor) -> dict[str, ItemColumn]:
-    """The columns of one feature, with the default where there is no row; none of an id whose row is its index."""
+    """Columns of one feature, with defaults where an item has no row. Empty for an id whose table row is its index."""
     if isinstance(feature, IdFeature):
         if feature.rows is None:
             return {}
@@ -167,7 +168,7 @@ def _columns(feature: Feature, rows: Mapping[str, np.ndarray], size: int, places
     values = rows[column]
     shape = (feature.length,) if isinstance(feature, MultiCategoricalFeature) else ()
     if values.shape[1:] != shape:
-        raise ColumnError(f"column {column!r} has shape {values.shape}, the schema says {shape} a row")
+        raise ColumnError(f"column {column!r} has shape {values.shape}, the schema says {shape} per row")
     if not isinstance(feature, NumericFeature):
         _check_indices(values, rows_of(feature), column)
     if not isinstance(feature, MultiCategoricalFeature):
@@ -184,5 +185,5 @@ def _check_indices(values: np.ndarray, size: int, column: str) -> None:
     if values.size and (values.min() < 0 or values.max() >= size):
         raise ColumnError(
             f"column {column!r} holds indices from {values.min()} to {values.max()}, the schema has {size}: "
-            "the table and the schema are of different nights"
+            "the table and the schema are from different nights"
         )

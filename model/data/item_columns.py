@@ -1,8 +1,8 @@
-"""Columns of item features by index: one number, or several, for each of millions of items.
+"""Columns of item features in memory, one or several values per index, for millions of items.
 
-Kept as 32-bit numbers; several values as values and offsets, so that room goes to values and not to padding.
+Values are stored in 32 bits. Columns with several values store values and offsets, and no padding.
 
-Shapes: M indices, T values of all of them, V values at most, S any shape of what is asked for.
+Shapes: M indices, T values of all indices, V maximum number of values, S any shape of requested indices.
 """
 
 import tempfile
@@ -16,13 +16,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class SingleValueColumn:
-    """A number for each index."""
+    """One number per index."""
 
     values_M: Tensor  # int32 or float32
 
     @classmethod
     def fill(cls, size: int, places: Tensor, values: np.ndarray, default: float) -> "SingleValueColumn":
-        """`values` at `places`, the default elsewhere."""
+        """A column with `values` at the indices `places` and the default at other indices."""
         filled = np.full(size, default, dtype=np.int32 if values.dtype.kind in "iub" else np.float32)
         filled[places.numpy()] = values
         return cls(torch.from_numpy(filled))
@@ -34,52 +34,52 @@ class SingleValueColumn:
 
 @dataclass(frozen=True)
 class MultiValueColumn:
-    """Up to `length` numbers for each index, end to end."""
+    """Up to `length` numbers per index, stored one after another."""
 
     values_T: Tensor  # int32 or float32
-    first_M: Tensor  # [M + 1] int64: where each index's values begin, and the last ones end
+    first_M: Tensor  # [M + 1] int64: offset of the first value of each index; the last entry is T
     length: int  # V
 
     @classmethod
     def fill(
         cls, size: int, places: Tensor, values: np.ndarray, counts: np.ndarray, default: float
     ) -> "MultiValueColumn":
-        """The first `counts` [n] of `values` [n, V] at `places` [n]; the one default value elsewhere."""
+        """A column with the first `counts` [n] of `values` [n, V] at the indices `places` [n], one default value elsewhere."""
         lengths_M = torch.ones(size, dtype=torch.int64)
         lengths_M[places] = torch.from_numpy(counts.astype(np.int64))
         first_M = torch.cat([torch.zeros(1, dtype=torch.int64), lengths_M.cumsum(0)])
         kind = torch.int32 if values.dtype.kind in "iub" else torch.float32
         values_T = torch.full((int(first_M[-1]),), default, dtype=kind)
         steps = torch.arange(values.shape[1])
-        there = steps < lengths_M[places][:, None]
-        values_T[(first_M[places][:, None] + steps)[there]] = torch.from_numpy(values[there.numpy()]).to(kind)
+        filled = steps < lengths_M[places][:, None]
+        values_T[(first_M[places][:, None] + steps)[filled]] = torch.from_numpy(values[filled.numpy()]).to(kind)
         return cls(values_T, first_M, values.shape[1])
 
     def gather(self, indices_S: Tensor) -> Tensor:
-        """[*S, V] int64 or float32, with 0 behind the values."""
+        """[*S, V] int64 or float32, padded with 0 after the values."""
         places_SV = self.first_M[indices_S][..., None] + torch.arange(self.length)
-        found_SV = self.values_T[places_SV.clamp(max=max(len(self.values_T) - 1, 0))]
-        return _widened(found_SV).masked_fill(places_SV >= self.first_M[indices_S + 1][..., None], 0)
+        values_SV = self.values_T[places_SV.clamp(max=max(len(self.values_T) - 1, 0))]
+        return _widened(values_SV).masked_fill(places_SV >= self.first_M[indices_S + 1][..., None], 0)
 
 
 ItemColumn = SingleValueColumn | MultiValueColumn
 
 
 def bytes_of(columns: dict[str, ItemColumn]) -> int:
-    """What the columns take."""
+    """Memory of the columns, in bytes."""
     return sum(
         tensor.nbytes for column in columns.values() for tensor in vars(column).values() if torch.is_tensor(tensor)
     )
 
 
 class MappedFiles:
-    """A folder of files that tensors are mapped from; it goes when this object does."""
+    """A temporary folder of files that tensors are mapped from. It is deleted with this object."""
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="nightjar-catalogue-")
 
     def move(self, name: str, column: ItemColumn) -> ItemColumn:
-        """The same column on mapped memory: the operating system keeps of it what is read, and no more."""
+        """The same column, mapped from files. The operating system keeps only pages in memory that are in use."""
         if isinstance(column, SingleValueColumn):
             return SingleValueColumn(self._mapped(f"{name}.values", column.values_M))
         values_T, first_M = (
@@ -95,5 +95,5 @@ class MappedFiles:
 
 
 def _widened(values: Tensor) -> Tensor:
-    """As towers read numbers: int64 or float32."""
+    """Convert to the types that towers read: int64 or float32."""
     return values.long() if values.dtype == torch.int32 else values

@@ -1,6 +1,6 @@
-"""Item features as of a day: which row of the catalogue holds an item as a snapshot knew it.
+"""Item features as of a day: finds the row of the catalogue with the version of an item that a snapshot saw.
 
-Shapes: V earlier versions, S any shape of what is asked for.
+Shapes: V earlier versions, S any shape of requested items.
 """
 
 from collections.abc import Iterator, Mapping
@@ -11,31 +11,32 @@ import torch
 from torch import Tensor
 
 SNAPSHOT = "item_snapshot"  # Column of samples: the day of the row's items snapshot, as the number YYYYMMDD.
-VALID_BEFORE = "valid_before"  # Column of item_versions: rows of earlier snapshots see this version; such a number too.
+VALID_BEFORE = "valid_before"  # Column of item_versions, also YYYYMMDD: snapshots before this day see the version.
 NEVER_REPLACED = 99_999_999  # valid_before of the last version of an item that the newest snapshot lacks.
-_DAYS = 100_000_000  # More than any day, so that an item and a day make one number.
+_DAYS = 100_000_000  # Larger than any day: item * _DAYS + day is a unique key.
 
 
 @dataclass(frozen=True)
 class Versions:
     """Earlier versions of items, sorted by item and time.
 
-    The catalogue's rows are sorted by item; an item's earlier versions come in order of time, its current one last. So
-    version k (counted over all items from 0) of item i is row i + k, and an item that has one version, of a catalogue
-    without others, is the row of its index. One binary search answers "which row is item i as of day d?".
+    Rows of the catalogue are sorted by item. The earlier versions of an item come first, in order of time; its current
+    version is last. So version k of item i is row i + k, where k counts the earlier versions of all items from 0. In a
+    catalogue without earlier versions, the row of an item is its index. One binary search finds the row of item i as of
+    day d.
     """
 
     keys_V: Tensor  # item * _DAYS + valid_before, ascending
-    rows_V: Tensor  # The row of each earlier version, ascending.
+    rows_V: Tensor  # Row of each earlier version, ascending
 
     @classmethod
     def none(cls) -> "Versions":
-        """Every item has its current version only."""
+        """No earlier versions: all items have only their current version."""
         return cls(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
 
     @classmethod
     def build(cls, items: np.ndarray, valid_before: np.ndarray) -> tuple["Versions", np.ndarray]:
-        """The versions, and the order [V] that sorts the table that they come from."""
+        """The versions, and the order [V] that sorts the rows of the given table."""
         keys = items.astype(np.int64) * _DAYS + valid_before.astype(np.int64)
         order = np.argsort(keys, kind="stable")
         return cls(
@@ -46,9 +47,9 @@ class Versions:
         return len(self.keys_V)
 
     def rows(self, items_S: Tensor, snapshots_S: Tensor | None = None) -> Tensor:
-        """[*S] rows of items as these snapshots (YYYYMMDD) know them; None: as they are now.
+        """[*S] rows of items in the given snapshots (YYYYMMDD); None: current rows.
 
-        `snapshots_S` may have any shape that broadcasts to that of the items.
+        `snapshots_S` may have any shape that broadcasts to the shape of the items.
         """
         if not len(self):
             return items_S
@@ -56,7 +57,7 @@ class Versions:
         return items_S + torch.searchsorted(self.keys_V, (items_S * _DAYS + days_S).contiguous(), right=True)
 
     def items(self, rows_S: Tensor) -> Tensor:
-        """[*S] the item of each row."""
+        """[*S] item of each row."""
         if not len(self):
             return rows_S
         return rows_S - torch.searchsorted(self.rows_V, rows_S.contiguous())
@@ -64,7 +65,7 @@ class Versions:
 
 @dataclass(frozen=True)
 class StackedColumns(Mapping[str, np.ndarray]):
-    """Columns of the current rows with those of the earlier versions, in their order, below."""
+    """Columns of the current rows, followed by those of the earlier versions in their order."""
 
     current: Mapping[str, np.ndarray]
     earlier: Mapping[str, np.ndarray]

@@ -1,8 +1,8 @@
-"""Samples out of Petastorm. The only module that knows it.
+"""Reads samples with Petastorm. The only module that imports Petastorm.
 
-Petastorm brings sharding, threads and flow control. What it is slow at, list columns turned to arrays one Python object
-a row, is done here instead: its worker hands over the arrays of a row group, and row groups come in the order asked
-for, whichever thread finishes first.
+Petastorm provides sharding, threads and flow control. Its conversion of list columns creates one Python object per row,
+which is slow. This module replaces it: the worker publishes the numpy arrays of a row group. Row groups are returned in the
+requested order, whichever thread finishes first.
 """
 
 import math
@@ -34,20 +34,20 @@ from pipelines.contract.schema import FeatureSchema
 from pipelines.contract.strict import StrictModel
 
 USER = "user_index"
-_POLL_SECONDS = 0.02  # How soon threads that read notice that nobody wants more.
+_POLL_SECONDS = 0.02  # How often reader threads check whether they should stop.
 
 
 class SampleFile(StrictModel):
-    """A Parquet file of one row group, and how many rows the manifest says it has."""
+    """A Parquet file with one row group, and its number of rows according to the manifest."""
 
     url: str
     rows: int
 
 
 def sample_columns(schema: FeatureSchema, *, versions: bool = False) -> list[str]:
-    """Columns of `samples` that training reads. The user's index is among them even where it is no feature: for masks.
+    """Columns of `samples` that training reads. The user index is always included, because masks need it.
 
-    `versions`: rows see items as of their own snapshot.
+    `versions`: include the items snapshot that each row sees.
     """
     needed = [USER, *schema.user_columns, schema.item_id.column, "weight", "negatives", "negative_kinds"]
     needed += [SNAPSHOT] if versions else []
@@ -55,7 +55,7 @@ def sample_columns(schema: FeatureSchema, *, versions: bool = False) -> list[str
 
 
 class SampleReader:
-    """One split of `samples` as seen by one rank: batches of named tensors, an exact epoch at a time."""
+    """Reads one split of `samples` as one rank. Yields batches of named tensors; an epoch reads each row exactly once."""
 
     def __init__(
         self,
@@ -66,8 +66,8 @@ class SampleReader:
         rank: int,
         world_size: int,
     ) -> None:
-        """Raises TooFewRowGroupsError for more ranks than files."""
-        self.files = [file for file in files if file.rows]  # An empty file has no row group to shard.
+        """Raises TooFewRowGroupsError if there are more ranks than files."""
+        self.files = [file for file in files if file.rows]  # An empty file has no row group.
         self.columns, self.config, self.seed = list(columns), config, seed
         self.rank, self.world_size = rank, world_size
         self.plan: EpochPlan = plan_epoch([file.rows for file in self.files], world_size, config.batch_size)
@@ -75,12 +75,12 @@ class SampleReader:
     def epoch(
         self, epoch: int, shuffle: bool = True, skip: int = 0
     ) -> AbstractContextManager[Iterator[dict[str, Tensor]]]:
-        """A `with` block over the rank's batches of one epoch: int64 and float32 tensors [rows] or [rows, length].
+        """A `with` block over the batches of one epoch: int64 and float32 tensors [rows] or [rows, length].
 
-        Every row of the rank once, in `plan.steps` batches, less the first `skip`: these are read and let go, since what
-        was left of one window is shuffled into the next. The order is a function of (seed, epoch, rank).
+        Reads each row of the rank once, in `plan.steps` batches, without the first `skip` batches. Skipped batches are read
+        and dropped, because the rest of one window is shuffled into the next. The order depends only on (seed, epoch, rank).
         Raises ColumnError for nulls, ragged lists or a missing column; BrokenFileError for a file that cannot be read;
-        ValueError where rows and manifest disagree.
+        ValueError if the number of rows differs from the manifest.
         """
         return prefetched(lambda: self._batches(epoch, shuffle, skip))
 
@@ -90,20 +90,20 @@ class SampleReader:
         files = [self.files[place] for place in order]
         rng = numpy_generator("rows", *key) if shuffle else None
         with _open_reader(files, self.columns, self.rank, self.world_size, self.config.reader_threads) as reader:
-            found = batches(
+            all_batches = batches(
                 _in_order(reader, files, self.columns, self.rank, self.world_size),
                 self.plan.batch_sizes(self.rank),
                 self.config.shuffle_window,
                 rng,
             )
-            yield from islice(found, skip, None)
+            yield from islice(all_batches, skip, None)
 
 
 class SharedSampleReader:
-    """One split as the processes of a run read it together: in `shards` shares, each with its own order.
+    """Reads one split with all processes of a run, in `shards` shards, each with its own order.
 
-    As many shares as processes, but for a run that goes on with more or fewer of them: it keeps the shares of the epoch
-    it is in, so that every step still has the rows that it would have had.
+    There is one shard per process. Only a run that resumes with another number of processes keeps the shards of its current
+    epoch, so that each step has the same rows as before.
     """
 
     def __init__(
@@ -117,50 +117,50 @@ class SharedSampleReader:
         shards: int,
         shuffle: bool = True,
     ) -> None:
-        """`shuffle`: False keeps the order of the files. Raises TooFewRowGroupsError for more shares than files."""
+        """`shuffle`: False keeps the order of the files. Raises TooFewRowGroupsError if there are more shards than files."""
         self._shuffle = shuffle
         mine = range(rank, shards, world_size)
-        # A process without a share reads the first one and takes no row of it: batches that know their columns.
-        self._none = not mine
+        # A process without a shard reads the first one and takes no rows, so that its batches have columns.
+        self._without_shard = not mine
         self._parts = [SampleReader(files, columns, config, seed, shard, shards) for shard in mine or [0]]
         self.steps = self._parts[0].plan.steps
-        # Most rows of a process in a step.
+        # Largest number of rows of a process in a step.
         self.capacity = self._parts[0].plan.capacity * math.ceil(shards / world_size)
 
     @contextmanager
     def epoch(self, epoch: int, skip: int = 0) -> Iterator[Iterator[dict[str, Tensor]]]:
-        """A `with` block over this process's batches of one epoch, less the first `skip`: see SampleReader.epoch."""
+        """A `with` block over this process's batches of one epoch, without the first `skip`: see SampleReader.epoch."""
         with ExitStack() as stack:
             parts = [stack.enter_context(part.epoch(epoch, self._shuffle, skip)) for part in self._parts]
-            if self._none:
+            if self._without_shard:
                 yield ({name: values[:0] for name, values in batch.items()} for batch in parts[0])
             elif len(parts) == 1:
                 yield parts[0]
             else:
-                yield (_joined(shares) for shares in zip(*parts, strict=True))
+                yield (_concatenated(shares) for shares in zip(*parts, strict=True))
 
 
-def _joined(batches: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+def _concatenated(batches: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
 
 
 def _in_order(
     reader: Reader, files: Sequence[SampleFile], columns: Sequence[str], rank: int, world_size: int
 ) -> Iterator[Arrays]:
-    """The rank's row groups in the order of `files`, each checked against the manifest."""
+    """The rank's row groups in the order of `files`. Checks each against the manifest."""
     early: dict[int, Arrays] = {}
     for place in range(rank, len(files), world_size):
         while place not in early:
-            got, arrays = next(reader, (None, {}))
-            if got is None or got % world_size != rank:
+            group, arrays = next(reader, (None, {}))
+            if group is None or group % world_size != rank:
                 raise ValueError(
-                    f"row group {got} arrived at rank {rank} of {world_size} in place of {files[place].url}"
+                    f"row group {group} arrived at rank {rank} of {world_size} instead of {files[place].url}"
                 )
-            early[got] = arrays
+            early[group] = arrays
         arrays = early.pop(place)
-        lacking = sorted(set(columns) - set(arrays))
-        if lacking:
-            raise ColumnError(f"{files[place].url} lacks {', '.join(lacking)}; the schema was made for another table")
+        missing = sorted(set(columns) - set(arrays))
+        if missing:
+            raise ColumnError(f"{files[place].url} lacks {', '.join(missing)}; the schema belongs to another table")
         rows = len(arrays[columns[0]])
         if rows != files[place].rows:
             raise ValueError(
@@ -170,18 +170,18 @@ def _in_order(
 
 
 class _RowGroupWorker(ArrowReaderWorker):
-    """Publishes (place of the file, arrays of its row group). Runs in Petastorm's threads."""
+    """Publishes (position of the file, arrays of its row group). Runs in Petastorm's threads."""
 
     def process(self, piece_index: int, worker_predicate: Any, shuffle_row_drop_partition: Any) -> None:
-        """Read one row group. The arguments but the first are options that are not used here."""
+        """Read one row group. Only the first argument is used; the others are options of Petastorm."""
         piece = self._split_pieces[piece_index]
         if len(self._split_pieces) != len(self._dataset_path_or_paths):
             raise ValueError(
                 f"{len(self._dataset_path_or_paths)} sample files hold {len(self._split_pieces)} row groups; sharding "
-                "by file needs one row group a file: write the samples again with build_negatives"
+                "by file needs one row group per file: write the samples again with build_negatives"
             )
         with naming_broken_file(piece.path), self._filesystem.open(piece.path) as file:
-            # One thread a row group: Petastorm's pool is the parallelism.
+            # One thread per row group: the parallelism comes from Petastorm's pool.
             table = pq.ParquetFile(file).read_row_group(
                 piece.row_group, columns=list(self._schema.fields), use_threads=False
             )
@@ -189,12 +189,12 @@ class _RowGroupWorker(ArrowReaderWorker):
 
     @staticmethod
     def new_results_queue_reader() -> "_ResultsReader":
-        """Petastorm's seam for how published results become what the reader yields."""
+        """Petastorm calls this to convert published results to what the reader yields."""
         return _ResultsReader()
 
 
 class _ResultsReader:
-    """Hands on what the worker published, as it is."""
+    """Returns the published results unchanged."""
 
     batched_output = True
 
@@ -206,16 +206,16 @@ class _ResultsReader:
 
 
 class _ArrowFilesystem(PetastormFilesystem):
-    """Arrow's filesystems in the clothes of the old interface: the only one that Petastorm works with on pyarrow 14.
+    """Adapts Arrow's file systems to the legacy interface, the only one that Petastorm supports with pyarrow 14.
 
-    (Its own resolver ends in libhdfs3, which is gone, or in fsspec, which that pyarrow sends down another path.)
+    Petastorm's own resolver needs libhdfs3, which no longer exists, or fsspec, which takes another code path on pyarrow 14.
     """
 
     def __init__(self, filesystem: pafs.FileSystem) -> None:
         self._filesystem = filesystem
 
     def isfile(self, path: str) -> bool:
-        return True  # The manifest says so; asking a remote store file by file is slow, and opening tells.
+        return True  # The manifest lists only files. Checking each file in a remote store is slow; opening it fails anyway.
 
     def isdir(self, path: str) -> bool:
         return False
@@ -228,8 +228,8 @@ def _open_reader(
     files: Sequence[SampleFile], columns: Sequence[str], rank: int, world_size: int, threads: int
 ) -> Reader:
     _silence_petastorm()
-    # Its threads ask a thousand times a second whether they are to end, which costs the training beside them 6% of its speed.
-    # What is to be read, or room for what was, wakes them up by itself.
+    # By default Petastorm's threads check for shutdown 1,000 times per second, which makes training 6% slower. New work and
+    # free space in the queue wake them up without polling.
     thread_pool.IO_TIMEOUT_INTERVAL_S = _POLL_SECONDS
     resolved = [resolve(file.url) for file in files]
     try:
@@ -239,22 +239,23 @@ def _open_reader(
             schema_fields=[re.escape(column) for column in columns],  # Petastorm reads them as regular expressions.
             worker_class=_RowGroupWorker,
             reader_pool=thread_pool.ThreadPool(threads, results_queue_size=threads),
-            shuffle_row_groups=False,  # The order of `files` is the shuffle.
+            shuffle_row_groups=False,  # `files` is already shuffled.
             cur_shard=rank,
             shard_count=world_size,
             is_batched_reader=True,
         )
     except (pa.ArrowException, OSError):
-        for file, (filesystem, path) in zip(files, resolved, strict=True):  # It does not say which one.
+        for file, (filesystem, path) in zip(files, resolved, strict=True):  # Petastorm's error does not name the file.
             with naming_broken_file(file.url), filesystem.open_input_file(path) as opened:
                 pq.ParquetFile(opened)
         raise
 
 
 def _silence_petastorm() -> None:
-    """Petastorm calls what pyarrow 14 deprecates, and the dependency windows pin that: nothing to be told of.
+    """Silence warnings that users cannot act on.
 
-    Nor of its patterns no longer matching the beginning of a name (`history` and history_until): ours are whole names.
+    Petastorm calls functions that pyarrow 14 deprecates, and the pinned dependencies require both. It also warns that
+    patterns no longer match prefixes (`history` and history_until); ours are full names.
     """
     message = ".*(ParquetDataset|use_legacy_dataset|metadata_nthreads)"
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"petastorm\.", message=message)

@@ -1,4 +1,4 @@
-"""Reading ahead: a thread fills a short queue while the model computes."""
+"""Prefetching: a thread fills a short queue while the model computes."""
 
 import queue
 import threading
@@ -8,18 +8,18 @@ from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
 
-_POLL_SECONDS = 0.1  # How soon a blocked thread notices that nobody reads any more.
+_POLL_SECONDS = 0.1  # How often a blocked thread checks whether the reader has stopped.
 
 
 class _End:
-    """Marks the end of the queue, with the exception that ended it, if one did."""
+    """Marks the end of the queue. Carries the exception that ended the source, if there was one."""
 
     def __init__(self, error: BaseException | None) -> None:
         self.error = error
 
 
 class _Reader(Generic[Item]):
-    """The thread and its queue. The source is opened, read and closed in the thread."""
+    """The thread and its queue. The thread opens, reads and closes the source."""
 
     def __init__(self, source: Callable[[], Iterator[Item]], depth: int) -> None:
         self._source = source
@@ -34,7 +34,7 @@ class _Reader(Generic[Item]):
                 for item in items:
                     if not self._put(item):
                         return
-        except BaseException as problem:  # Raised again in the thread that reads.
+        except BaseException as problem:  # Raised again in the consumer's thread.
             error = problem
         self._put(_End(error))
 
@@ -63,10 +63,9 @@ class _Reader(Generic[Item]):
 
 @contextmanager
 def prefetched(source: Callable[[], Iterator[Item]], depth: int = 4) -> Iterator[Iterator[Item]]:
-    """The items of a generator function, read up to `depth` items ahead in a thread.
+    """Yield the items of a generator function, read up to `depth` items ahead in a thread.
 
-    An exception of the source is raised where the items are read. Leaving the block ends the thread and closes the
-    source.
+    Exceptions of the source are raised in the consumer. Leaving the block stops the thread and closes the source.
     """
     reader = _Reader(source, depth)
     reader.start()

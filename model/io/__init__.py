@@ -1,1 +1,1 @@
-"""Files by URL, Arrow columns and tensor files."""
+"""Files by URL, Arrow columns as numpy arrays, and tensor files."""

@@ -1,4 +1,4 @@
-"""Item features by index: as they were written, whatever their number of values, in memory or mapped from files."""
+"""The catalogue returns item features as they were written, from memory and from mapped files."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from tests.model import toy_night
 
 
 def rows_with_gaps() -> dict[str, np.ndarray]:
-    """Rows in any order; the first item has no tags, the second two."""
+    """Item rows in random order. The first item has no tags, the second item has two."""
     rows = toy_night.item_rows()
     rows["item_tags"][0] = 0
     rows["item_tags_weights"][0] = 0
@@ -22,25 +22,27 @@ def rows_with_gaps() -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("memory_mb", [None, 1, 0])
-def test_every_index_has_what_was_written(memory_mb: int | None) -> None:
+def test_gather_returns_the_written_values(memory_mb: int | None) -> None:
     rows = rows_with_gaps()
     catalogue = Catalogue(toy_night.schema(), rows, memory_mb)
     assert catalogue.mapped == (memory_mb == 0)
-    found = catalogue.gather(torch.from_numpy(rows["item_index"]).long())
+    features = catalogue.gather(torch.from_numpy(rows["item_index"]).long())
     for name, values in rows.items():
-        np.testing.assert_array_equal(found[name], values)
-        assert found[name].dtype == (torch.float32 if name.endswith("weights") else torch.int64)
+        np.testing.assert_array_equal(features[name], values)
+        assert features[name].dtype == (torch.float32 if name.endswith("weights") else torch.int64)
     square = torch.tensor([[0, 1, 2], [toy_night.ITEMS + 1, 3, 2]])
-    found = catalogue.gather(square)
-    assert found["item_tags"].shape == (2, 3, 3)
-    assert found["item_tags"][0].tolist() == [[1, 0, 0], [1, 0, 0], [0, 0, 0]], "no row, no row, no tags"
-    assert found["item_tags_weights"][1, 0].tolist() == [1, 0, 0]
-    assert found["item_category"][0, :2].tolist() == [1, 1]
+    features = catalogue.gather(square)
+    assert features["item_tags"].shape == (2, 3, 3)
+    assert features["item_tags"][0].tolist() == [[1, 0, 0], [1, 0, 0], [0, 0, 0]], (
+        "defaults for two items without a row, nothing for an item without tags"
+    )
+    assert features["item_tags_weights"][1, 0].tolist() == [1, 0, 0]
+    assert features["item_category"][0, :2].tolist() == [1, 1]
     assert catalogue.defaults()["item_tags"].tolist() == [[1, 0, 0]]
 
 
-def test_room_goes_to_values_and_not_to_padding() -> None:
-    """A hundred thousand items of one tag, where up to fifty have a place: 4 bytes a value and 8 where it begins."""
+def test_padding_takes_no_memory() -> None:
+    """100,000 items with one tag each, of at most 50: 4 bytes per value and 8 bytes per offset."""
     items, places = 100_000, 50
     tags = {**toy_night.SCHEMA["item"][2], "length": places, "weights_column": None}
     schema = toy_night.schema(
@@ -54,7 +56,7 @@ def test_room_goes_to_values_and_not_to_padding() -> None:
     assert catalogue.gather(torch.tensor([9]))["item_tags"].sum() == 2
 
 
-def test_mapped_files_go_with_the_catalogue() -> None:
+def test_mapped_files_are_deleted_with_the_catalogue() -> None:
     catalogue = Catalogue(toy_night.schema(), rows_with_gaps(), 0)
     folder = Path(catalogue._files._folder.name)
     assert len(list(folder.iterdir())) == 5
@@ -62,7 +64,7 @@ def test_mapped_files_go_with_the_catalogue() -> None:
     assert not folder.exists()
 
 
-def test_what_does_not_fit_the_schema_is_refused() -> None:
+def test_columns_that_do_not_fit_the_schema_are_refused() -> None:
     rows = rows_with_gaps()
-    with pytest.raises(ColumnError, match=r"'item_tags' has shape \(39, 2\), the schema says \(3,\) a row"):
+    with pytest.raises(ColumnError, match=r"'item_tags' has shape \(39, 2\), the schema says \(3,\) per row"):
         Catalogue(toy_night.schema(), rows | {"item_tags": rows["item_tags"][:, :2]})

@@ -1,4 +1,4 @@
-"""Rows that see an item as it was on their day: which row of the catalogue that is, and what the loss makes of it."""
+"""Item versions: samples see the features of an item as of their day, in the catalogue, in the loss and in training."""
 
 import itertools
 from dataclasses import replace
@@ -22,11 +22,11 @@ from tests.model import toy_night
 from tests.model.loss import test_losses
 
 MONDAY, TUESDAY, WEDNESDAY = toy_night.DAYS
-GONE = toy_night.ITEMS + 1  # The toy's item that has no current row.
+GONE = toy_night.ITEMS + 1  # The item of the toy night without a current row.
 
 
 @pytest.mark.parametrize("memory_mb", [None, 0])
-def test_each_day_sees_its_own_version(memory_mb: int | None) -> None:
+def test_each_snapshot_sees_its_version(memory_mb: int | None) -> None:
     catalogue = Catalogue(toy_night.schema(), toy_night.item_rows(), memory_mb, toy_night.earlier_rows())
     current = {
         name: dict(zip(toy_night.item_rows()["item_index"].tolist(), values))
@@ -36,14 +36,21 @@ def test_each_day_sees_its_own_version(memory_mb: int | None) -> None:
     items = torch.tensor([3, 5, 4, GONE, 0, 1])
     rows = catalogue.rows(items[:, None], days)
     assert (catalogue.versions.items(rows) == items[:, None]).all()
-    found = catalogue.gather(rows)
-    assert (found["item_index"] == items[:, None]).all()
+    features = catalogue.gather(rows)
+    assert (features["item_index"] == items[:, None]).all()
     now = [int(current["item_category"][item]) for item in (3, 5, 4)]
-    assert found["item_category"].tolist() == [[5, 3, now[0]], [4, 4, now[1]], [now[2]] * 3, [2] * 3, [1] * 3, [1] * 3]
-    assert found["item_tags"][0].tolist() == [[8, 0, 0], [3, 4, 0], current["item_tags"][3].tolist()]
-    assert found["item_tags_weights"][0, 1].tolist() == [1, 0.5, 0]
+    assert features["item_category"].tolist() == [
+        [5, 3, now[0]],
+        [4, 4, now[1]],
+        [now[2]] * 3,
+        [2] * 3,
+        [1] * 3,
+        [1] * 3,
+    ]
+    assert features["item_tags"][0].tolist() == [[8, 0, 0], [3, 4, 0], current["item_tags"][3].tolist()]
+    assert features["item_tags_weights"][0, 1].tolist() == [1, 0.5, 0]
     assert catalogue.gather(catalogue.rows(items))["item_category"].tolist() == [*now, 1, 1, 1], (
-        "a gone item has no features now"
+        "an item that has left has no current features"
     )
     plain = Catalogue(toy_night.schema(), toy_night.item_rows())
     for name, values in catalogue.gather(catalogue.rows(plain.present)).items():
@@ -52,11 +59,11 @@ def test_each_day_sees_its_own_version(memory_mb: int | None) -> None:
     assert history["history_item_category"].tolist() == [[0, 5], [4, 3]]
 
 
-# -- what the loss makes of it ----------------------------------------------------------------------------------------
+# -- loss -------------------------------------------------------------------------------------------------------------
 
 
 def make(seed: int) -> test_losses.Case:
-    """A random batch of three days, in which half of the items have up to three versions."""
+    """A random batch with rows of three days. Half of the items have up to three versions."""
     case, rng = test_losses.make(seed), np.random.default_rng(1000 + seed)
     case["snapshots"] = rng.choice([MONDAY, TUESDAY, WEDNESDAY], test_losses.ROWS)
     pairs = [
@@ -89,7 +96,7 @@ def losses_of(case: test_losses.Case, config: LossConfig, once: bool) -> torch.T
 
 
 def oracle(case: test_losses.Case, config: LossConfig, once: bool) -> np.ndarray:
-    """Entry by entry: (item, row of the catalogue, weight of the entry); an item's expected entries are of all versions."""
+    """Loss per row, from a list of all entries (item, row of the catalogue, weight). Expected counts are per item."""
     items, days, kinds = case["items"], case["snapshots"], case["kinds"]
     entries = [
         (item, row_of(case, item, day), 1 / (items == item).sum() if once else 1.0) for item, day in zip(items, days)
@@ -141,17 +148,19 @@ def oracle(case: test_losses.Case, config: LossConfig, once: bool) -> np.ndarray
 @pytest.mark.parametrize(
     ("kind", "correction"), [*itertools.product(["listwise"], test_losses.CORRECTIONS), ("pointwise", "mns")]
 )
-def test_items_in_several_versions_equal_the_oracle(kind: Any, correction: Any, once: bool) -> None:
+def test_losses_of_items_with_several_versions_equal_the_oracle(kind: Any, correction: Any, once: bool) -> None:
     for seed in test_losses.SEEDS:
         case = make(seed)
         candidates = candidates_of(case, once)
-        assert len(candidates.items_U) > len(candidates.items_U.unique()), "some item stands there in several versions"
+        assert len(candidates.items_U) > len(candidates.items_U.unique()), (
+            "at least one item has several versions among the candidates"
+        )
         config = LossConfig(kind=kind, correction=correction, temperature=0.5, hard_share=0.3)
         np.testing.assert_allclose(losses_of(case, config, once), oracle(case, config, once), rtol=1e-5)
 
 
-def test_expected_entries_are_of_the_item() -> None:
-    """Two rows of two days with one positive: one item, twice there; neither version is a negative of either row."""
+def test_expected_counts_are_per_item() -> None:
+    """Two rows of different days have the same positive, in two versions. Neither version is a negative of either row."""
     versions, _ = Versions.build(np.array([3]), np.array([TUESDAY]))
     rows = BatchRows(
         torch.tensor([1, 1, 1]), torch.tensor([3, 3, 4]), torch.tensor([[4], [4], [3]]), torch.tensor([[1], [3], [1]]),
@@ -169,9 +178,11 @@ def test_expected_entries_are_of_the_item() -> None:
     expected_U = expected_counts(candidates, 3 * half[candidates.items_U], SamplingProbabilities(half, half, half))
     assert expected_U.tolist() == [2.5] * 3
     once = collect_candidates(rows, rows, None, versions, positives_once=True)
-    assert once.counts_U.tolist() == [1.5, 0.5, 2], "its two versions share one entry as a positive"
+    assert once.counts_U.tolist() == [1.5, 0.5, 2], "its two versions share one entry"
     scores = torch.tensor([[0.9], [0.8], [0.5]])
-    assert positive_ranks(torch.ones(3, 1), scores, candidates).tolist() == [0, 0, 1], "an item outranks another once"
+    assert positive_ranks(torch.ones(3, 1), scores, candidates).tolist() == [0, 0, 1], (
+        "an item with two versions counts once"
+    )
 
 
 # -- training ---------------------------------------------------------------------------------------------------------
@@ -192,20 +203,22 @@ def step_losses(spec: TrainingSpec, earlier: bool) -> StepOutput:
 
 @pytest.mark.parametrize("frequencies", ["exact", "streaming"])
 @pytest.mark.parametrize("correction", test_losses.CORRECTIONS)
-def test_a_version_like_the_current_one_changes_no_loss(tmp_path: Path, correction: str, frequencies: str) -> None:
+def test_earlier_versions_with_current_features_do_not_change_the_loss(
+    tmp_path: Path, correction: str, frequencies: str
+) -> None:
     same = {name: np.repeat(values[::2], 2, axis=0) for name, values in toy_night.item_rows().items()}
     same["valid_before"] = np.resize(np.array([TUESDAY, WEDNESDAY], np.int32), len(same["item_index"]))
     loss = {"correction": correction, "frequencies": frequencies}
     spec = toy_night.versioned(
         toy_night.make_spec(tmp_path, [60, 60], loss=loss, model={"history_features": ["category"]}), same
     )
-    with_, without = step_losses(spec, True), step_losses(spec, False)
-    assert len(with_.candidates.items_U) > len(without.candidates.items_U)
-    torch.testing.assert_close(with_.losses_B, without.losses_B, rtol=1e-4, atol=1e-5)
+    versioned, plain = step_losses(spec, True), step_losses(spec, False)
+    assert len(versioned.candidates.items_U) > len(plain.candidates.items_U)
+    torch.testing.assert_close(versioned.losses_B, plain.losses_B, rtol=1e-4, atol=1e-5)
 
 
-def test_training_sees_what_items_were(tmp_path: Path) -> None:
-    """A full training runs and goes on the next night; the towers are given each row's own version and no other."""
+def test_training_reads_the_version_of_each_row(tmp_path: Path) -> None:
+    """Training runs and continues on the next night. The item tower gets the version of each row."""
     spec = toy_night.versioned(
         toy_night.make_spec(tmp_path, [60, 60], model={"history_features": ["category"]}), toy_night.earlier_rows()
     )

@@ -1,4 +1,4 @@
-"""Object stores through Arrow: a real S3 server, and what is said where a store cannot be read."""
+"""Object stores through Arrow, against a local S3 server, and the errors for stores that cannot be read."""
 
 import json
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ BUCKET = "warehouse"
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    """An S3 server on this machine, with a bucket: its address."""
+    """The address of a local S3 server with one bucket."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -36,19 +36,19 @@ def server() -> Iterator[str]:
 
 @pytest.fixture
 def options(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    given = {
+    options = {
         "access_key": "me",
         "secret_key": "x",
         "region": "us-east-1",
         "scheme": "http",
         "endpoint_override": server,
     }
-    monkeypatch.setenv(OPTIONS, json.dumps({"s3": given}))
+    monkeypatch.setenv(OPTIONS, json.dumps({"s3": options}))
 
 
 @pytest.mark.parametrize("scheme", ["s3", "s3a", "s3n"])
 @pytest.mark.usefixtures("options")
-def test_a_folder_is_whole_when_its_last_file_is_there(scheme: str) -> None:
+def test_an_interrupted_write_leaves_the_folder_without_its_last_file(scheme: str) -> None:
     url = f"{scheme}://{BUCKET}/a folder/{scheme}"
     for text in (b"first", b"second"):
         write_folder(url, {"content": [text], "description.json": [text]})
@@ -57,7 +57,7 @@ def test_a_folder_is_whole_when_its_last_file_is_there(scheme: str) -> None:
 
     def breaks() -> Iterator[bytes]:
         yield b"half"
-        raise OSError("the network is gone")
+        raise OSError("the network is down")
 
     with pytest.raises(OSError, match="network"):
         write_folder(url, {"content": breaks(), "description.json": [b"third"]})
@@ -67,7 +67,7 @@ def test_a_folder_is_whole_when_its_last_file_is_there(scheme: str) -> None:
 
 
 @pytest.mark.usefixtures("options")
-def test_a_training_reads_and_writes_a_store_and_resumes_there(tmp_path: Path) -> None:
+def test_training_reads_writes_and_resumes_from_a_store(tmp_path: Path) -> None:
     spec = make_spec(tmp_path, [100, 92])
     filesystem, _ = resolve(f"s3a://{BUCKET}/x")
     pafs.copy_files(str(tmp_path), f"{BUCKET}/night", destination_filesystem=filesystem)
@@ -75,16 +75,16 @@ def test_a_training_reads_and_writes_a_store_and_resumes_there(tmp_path: Path) -
     def moved(url: str) -> str:
         return url.replace(f"file://{tmp_path}", str(tmp_path)).replace(str(tmp_path), f"s3a://{BUCKET}/night")
 
-    there = spec.model_validate_json(moved(spec.model_dump_json())).model_copy(
-        update={"output": f"s3a://{BUCKET}/models/one", "resume": f"s3a://{BUCKET}/on the way"}
+    remote = spec.model_validate_json(moved(spec.model_dump_json())).model_copy(
+        update={"output": f"s3a://{BUCKET}/models/one", "resume": f"s3a://{BUCKET}/progress"}
     )
-    training = there.training.model_copy(update={"checkpoint_steps": 1})
-    there = there.model_copy(update={"training": training})
-    result = train(there)
+    training = remote.training.model_copy(update={"checkpoint_steps": 1})
+    remote = remote.model_copy(update={"training": training})
+    result = train(remote)
     assert result.steps > 2
-    assert saved_steps(str(there.resume))
-    assert find_progress(str(there.resume), identity(there)) is not None
-    assert load_checkpoint(there.output)
+    assert saved_steps(str(remote.resume))
+    assert find_progress(str(remote.resume), identity(remote)) is not None
+    assert load_checkpoint(remote.output)
 
 
 @pytest.mark.parametrize(
@@ -94,9 +94,7 @@ def test_a_training_reads_and_writes_a_store_and_resumes_there(tmp_path: Path) -
         ("oss://bucket/night/a%20b#c", "bucket/night/a%20b#c"),
     ],
 )
-def test_a_store_without_its_package_is_refused_with_the_remedy(
-    url: str, path: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_package_of_a_store_is_named(url: str, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(StoreError, match=r"pip install (adlfs|ossfs)"):
         open_store(url)
     opened = pafs.LocalFileSystem()
@@ -104,6 +102,6 @@ def test_a_store_without_its_package_is_refused_with_the_remedy(
     assert open_store(url) == (opened, path)
 
 
-def test_an_unknown_scheme_is_refused_by_name() -> None:
+def test_an_unknown_scheme_is_named() -> None:
     with pytest.raises(StoreError, match="nothing reads ftp://"):
         resolve("ftp://host/x")
