@@ -1,5 +1,5 @@
 # Every target builds its virtual environment by itself where it is missing.
-#   make setup | demo | demo-grocery | test | test-slow | test-crash | lint | bench (or one: bench-samples | bench-loss | bench-frequency |
+#   make setup | demo | demo-grocery | test | test-fast | test-slow | test-crash | lint | bench (or one: bench-samples | bench-loss | bench-frequency |
 #   bench-consistency | bench-towers | bench-index | bench-training | bench-nights | bench-links LINKS=folder of Wikispeedia)      SPARK=4 runs the same on pyspark 4.0
 PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3.10 python3))
 SPARK  ?= 3
@@ -14,12 +14,12 @@ BIN   := $(VENV)/bin
 STAMP := $(VENV)/.nightjar-installed
 
 BENCHES := bench-samples bench-loss bench-frequency bench-consistency bench-towers bench-index bench-training bench-nights
-.PHONY: setup demo demo-grocery test test-slow test-crash bench $(BENCHES) bench-links lint clean
+.PHONY: setup demo demo-grocery test test-fast test-slow test-crash bench $(BENCHES) bench-links lint clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
 
-# pip is told the exact set; pyspark and py4j come from PIN, so that SPARK=4 differs in nothing else.
+# Exact versions of all packages; pyspark and py4j come from PIN, so that SPARK=4 differs in nothing else.
 $(STAMP): setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	grep -vE '^(pyspark|py4j)==' constraints.txt > $(VENV)/constraints.txt
@@ -42,18 +42,24 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Two at a time, a file in one of them: a session of Spark and the small nights are made once in each. Then the tests of what
-# Spark writes once more, with every join sorted and merged (tests/joining.py): the tables may not depend on it.
+# Two workers. Files that use the same session fixture run on the same worker (tests/conftest.py).
+PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+
+# Tables must not depend on how Spark executes joins: tests marked `joins` run again with every join sorted and merged.
 test: $(STAMP)
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow'
-	NIGHTJAR_JOINS=shuffled $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow and not any_joins' \
-	  tests/pipelines tests/jobs/test_nightly.py::test_the_second_night_continues_the_first
+	$(PYTEST) -m 'not slow'
+	NIGHTJAR_JOINS=shuffled $(PYTEST) -m 'joins and not any_joins and not slow' tests/pipelines
 
-# Nights of a million items: minutes and gigabytes.
+# Tests that start no JVM and no other processes.
+test-fast: $(STAMP)
+	$(PYTEST) -m 'not slow and not jvm and not processes'
+
+# Clusters, servers, killed processes, full disks, convergence, a night of a million items.
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -q -s -m slow tests
+	$(PYTEST) -m slow
+	NIGHTJAR_JOINS=shuffled $(PYTEST) tests/jobs/test_nightly.py::test_the_second_night_continues_the_first
 
-# Two nights, killed 40 times on their way: docs/faults.md.
+# Two nights that are killed 40 times: docs/faults.md.
 test-crash: export NIGHTJAR_KILLS ?= 40
 test-crash: $(STAMP)
 	$(BIN)/python -m pytest -q -s tests/jobs/test_crash.py

@@ -1,12 +1,15 @@
 """Fixtures that all tests share: a Spark session with real shuffles, warehouses, and nights that are built once."""
 
 import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pyspark.sql import SparkSession
+from xdist.scheduler import LoadFileScheduling
 
 from pipelines.session import open_session
 from pipelines.storage.warehouse import Warehouse
@@ -20,6 +23,31 @@ os.environ.setdefault("SPARK_SUBMIT_OPTS", "-XX:TieredStopAtLevel=1")
 # Times without a zone are UTC on every machine. Tests of time zones set TZ themselves.
 os.environ["TZ"] = "UTC"
 time.tzset()
+
+
+JVM_FIXTURES = {"spark", "first_night", "nightly_run"}  # all fixtures that start a JVM use one of these
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests that use a JVM, so that `make test-fast` leaves them out."""
+    for item in items:
+        if JVM_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker("jvm")
+
+
+class OneWorkerPerFixture(LoadFileScheduling):
+    """Run all files that use the nightly run on one xdist worker, which builds it once; likewise the two small nights."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        text = (self.config.rootpath / file).read_text()
+        shared = [name for name in (r"\w+: NightlyRun", r"nights: Warehouse") if re.search(rf"\b{name}\b", text)]
+        return shared[0] if shared else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling | None:
+    return OneWorkerPerFixture(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,8 @@
-"""Two nights with a million items, at the default settings: every key once, and a row for each user. Slow."""
+"""Two nights with a million items at the default settings, in a process with a larger heap than the shared session."""
+
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
 
 import pytest
 from pyspark.sql import SparkSession
@@ -8,11 +12,13 @@ from pipelines.config import Features, Inputs, Negatives, Positives, Samples
 from pipelines.night import Night, SampleConfig
 from pipelines.positives.build import build_positives
 from pipelines.samples.build import build_negatives
+from pipelines.session import open_session
 from pipelines.storage.table_keys import KEYS
 from pipelines.storage.warehouse import Warehouse
 
 DAYS = ["2024-03-01", "2024-03-02"]
-ITEMS, USERS, CLICKS = 1_000_000, 40_000, 10  # clicks a user and day
+ITEMS, USERS, CLICKS = 1_000_000, 40_000, 10  # clicks per user and day
+SPARK = {"spark.master": "local[2]", "spark.driver.memory": "6g", "spark.sql.shuffle.partitions": "8"}
 CONFIG = SampleConfig(
     Features.model_validate({"item": [{"kind": "categorical", "name": "category"}], "history": {"length": 20}}),
     Positives(),
@@ -22,7 +28,7 @@ CONFIG = SampleConfig(
 
 
 def write_inputs(spark: SparkSession, warehouse: Warehouse) -> None:
-    """A click is at a second and on an item that follow from its number."""
+    """Write the input tables. Second and item of each click follow from its number."""
     for number, ds in enumerate(DAYS):
         clicks = spark.range(USERS * CLICKS).select(
             F.lit(ds).alias("ds"),
@@ -40,8 +46,10 @@ def write_inputs(spark: SparkSession, warehouse: Warehouse) -> None:
     warehouse.write_input(users, "users")
 
 
-@pytest.mark.slow
-def test_a_million_items_leave_every_key_once(spark: SparkSession, warehouse: Warehouse) -> None:
+def build_and_check_nights(root: str) -> None:
+    """Build both nights in a session of this process, and check keys and row counts of each."""
+    spark = open_session("large-night", SPARK)
+    warehouse = Warehouse(spark, root)
     write_inputs(spark, warehouse)
     for ds, days in zip(DAYS, (1, 0)):
         night = Night.open(warehouse, Inputs(), ds, 17, days)
@@ -53,3 +61,10 @@ def test_a_million_items_leave_every_key_once(spark: SparkSession, warehouse: Wa
                 assert rows.select(*key).distinct().count() == rows.count(), (table, key)
         assert warehouse.read("user_histories", ds).count() == USERS
         assert warehouse.read("item_stats", ds).count() == ITEMS
+    spark.stop()
+
+
+@pytest.mark.slow
+def test_a_million_items_leave_every_key_once(tmp_path: Path) -> None:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        process.submit(build_and_check_nights, str(tmp_path)).result(timeout=1800)

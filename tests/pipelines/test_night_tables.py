@@ -1,6 +1,7 @@
 """Two small nights, table by table: what the sample side promises, on real Spark with real shuffles."""
 
 import dataclasses
+import shutil
 from collections import Counter, defaultdict
 from datetime import datetime
 from pathlib import Path
@@ -16,6 +17,15 @@ from pipelines.samples.build import build_negatives
 from pipelines.storage.warehouse import Warehouse
 from tests.joining import SHUFFLED, joins
 from tests.two_nights import CONFIG, DAYS, FIRST, LATE_ITEM, LENGTH, SECOND, logs, run_nights, write_inputs
+
+pytestmark = pytest.mark.joins
+
+
+def copy_of(nights: Warehouse, folder: Path) -> Warehouse:
+    """A copy of both nights, to build samples again from its positives."""
+    root = folder / "copy"
+    shutil.copytree(nights.root.removeprefix("file://"), root)
+    return Warehouse(nights.spark, str(root))
 
 
 def table(warehouse: Warehouse, name: str, ds: str) -> list[Any]:
@@ -266,6 +276,7 @@ def test_row_groups_are_equal_and_enough_and_the_manifest_counts_them(nights: Wa
         assert (parquet.num_row_groups, parquet.metadata.num_rows) == (1, group["rows"])
 
 
+@pytest.mark.slow
 @pytest.mark.any_joins
 def test_the_same_night_twice_gives_the_same_rows_however_joins_are_executed(nights: Warehouse, tmp_path: Path) -> None:
     again = Warehouse(nights.spark, str(tmp_path / "again"))
@@ -286,11 +297,8 @@ def test_the_same_night_twice_gives_the_same_rows_however_joins_are_executed(nig
 
 
 def test_another_seed_draws_other_negatives(nights: Warehouse, tmp_path: Path) -> None:
-    other = Warehouse(nights.spark, str(tmp_path / "other"))
-    write_inputs(other)
-    night = Night.open(other, Inputs(), FIRST, 18, 2)
-    build_positives(night, CONFIG, "config")
-    build_negatives(night, CONFIG, "config")
+    other = copy_of(nights, tmp_path)
+    assert build_negatives(Night.open(other, Inputs(), FIRST, 18, 2), CONFIG, "another seed")[1] is True
     ours = {row["row_key"]: row["negatives"] for row in table(nights, "samples", FIRST)}
     theirs = {row["row_key"]: row["negatives"] for row in table(other, "samples", FIRST)}
     common = ours.keys() & theirs.keys()
@@ -298,15 +306,16 @@ def test_another_seed_draws_other_negatives(nights: Warehouse, tmp_path: Path) -
     assert sum(ours[key] != theirs[key] for key in common) > 0.9 * len(common)
 
 
-def test_a_finished_step_is_skipped_until_an_input_changes(nights: Warehouse) -> None:
+def test_a_finished_step_is_skipped_until_an_input_changes(nights: Warehouse, tmp_path: Path) -> None:
     night = Night.open(nights, Inputs(), FIRST, 17, 2)
     before = nights.require("samples", FIRST, "")
     assert build_positives(night, CONFIG, "config")[1] is False
     assert build_negatives(night, CONFIG, "config") == (before, False)
+    other = copy_of(nights, tmp_path)
     # Another config: the catalogue counts as too large to broadcast. The checks on the staged table hold as before.
     shuffled = dataclasses.replace(CONFIG, negatives=CONFIG.negatives.model_copy(update={"broadcast_items": 0}))
-    assert build_negatives(night, shuffled, "other config")[1] is True
-    rewritten = nights.require("samples", FIRST, "")
+    assert build_negatives(Night.open(other, Inputs(), FIRST, 17, 2), shuffled, "other config")[1] is True
+    rewritten = other.require("samples", FIRST, "")
     assert rewritten.config_hash == "other config"
     assert (before.facts["sampler"], rewritten.facts["sampler"]) == ("broadcast", "shuffle")
     assert rewritten.rows == before.rows
@@ -314,16 +323,12 @@ def test_a_finished_step_is_skipped_until_an_input_changes(nights: Warehouse) ->
     assert [rewritten.facts["kinds"][kind] for kind in hard] == [before.facts["kinds"][kind] for kind in hard]
     assert sum(rewritten.facts["kinds"].values()) == sum(before.facts["kinds"].values())
     assert rewritten.facts["kinds"]["none"] <= 2  # places whose draws ran out: other draws, other places
-    assert build_negatives(night, CONFIG, "config")[1] is True  # and back, for the tests that follow
 
 
 def test_without_ranking_logs_easy_negatives_take_the_places(nights: Warehouse, tmp_path: Path) -> None:
-    quiet = Warehouse(nights.spark, str(tmp_path / "quiet"))
-    write_inputs(quiet)
+    quiet = copy_of(nights, tmp_path)
     quiet.delete(quiet.path("ranking_logs"))
-    night = Night.open(quiet, Inputs(), FIRST, 17, 2)
-    build_positives(night, CONFIG, "config")
-    manifest, _ = build_negatives(night, CONFIG, "config")
+    manifest, _ = build_negatives(Night.open(quiet, Inputs(), FIRST, 17, 2), CONFIG, "no ranking logs")
     assert manifest.facts["ranking_logs"] is False
     kinds = manifest.facts["kinds"]
     assert (kinds["coarse"], kinds["fine"], kinds["none"]) == (0, 0, 0)

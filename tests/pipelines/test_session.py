@@ -91,6 +91,7 @@ def test_a_value_that_spark_refuses_is_named(spark: SparkSession) -> None:
     assert spark.range(3).count() == 3  # The session that ran before still runs.
 
 
+@pytest.mark.processes
 def test_a_value_that_java_refuses_is_named() -> None:
     home = str(session.find_java_home())
     fault = wrong_java_setting(home, {"spark.driver.memory": "lots"})
@@ -100,6 +101,7 @@ def test_a_value_that_java_refuses_is_named() -> None:
     assert "spark.master is 'sprak://host'" in str(other)
 
 
+@pytest.mark.processes
 def test_flags_of_spark_submit_win_over_the_config_and_the_config_over_the_cluster(tmp_path: Path) -> None:
     (tmp_path / "probe.py").write_text(PROBE)
     (tmp_path / "spark-defaults.conf").write_text(

@@ -17,6 +17,8 @@ from pipelines.storage.lineage import UNKNOWN, lineage_of_bootstrap, lineage_of_
 from pipelines.storage.manifest import Recipe
 from pipelines.storage.warehouse import Warehouse
 
+pytestmark = pytest.mark.joins
+
 DAYS = [f"2024-03-{day:02d}" for day in range(1, 5)]
 ITEMS = 14
 CONFIG = SampleConfig(

@@ -91,6 +91,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Trainin
 
 
 @pytest.mark.parametrize("name", ["adamw", "clipped", "warm"])
+@pytest.mark.slow
 def test_shares_train_as_replicated_tables_do(trained: dict[str, tuple[TrainingSpec, TrainingSpec]], name: str) -> None:
     """Losses and norms to 1e-5 of themselves, parameters and what the optimiser keeps to 1e-5: sums are in another order."""
     results, states = [], []
@@ -112,6 +113,7 @@ def test_shares_train_as_replicated_tables_do(trained: dict[str, tuple[TrainingS
         torch.testing.assert_close(states[1][key], expected, rtol=1e-4, atol=1e-5, msg=key)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_shares_is_whole(trained: dict[str, tuple[TrainingSpec, TrainingSpec]]) -> None:
     """It is read by one process, with the padding row zero and the default row with the item that waits for its own."""
     spec = trained["warm"][1]
@@ -123,6 +125,7 @@ def test_a_checkpoint_of_shares_is_whole(trained: dict[str, tuple[TrainingSpec, 
     assert torch.equal(again.weight, table)
 
 
+@pytest.mark.slow
 def test_new_rows_begin_from_the_default_one(trained: dict[str, tuple[TrainingSpec, TrainingSpec]]) -> None:
     """Untouched by training, as no sample has them; the others have moved on from last night's."""
     spec = trained["warm"][1]
@@ -135,6 +138,7 @@ def test_new_rows_begin_from_the_default_one(trained: dict[str, tuple[TrainingSp
     assert (moments[len(before) :] == 0).all(), "a new row has no moments of the default row"
 
 
+@pytest.mark.slow
 def test_a_run_in_shares_goes_on_from_its_checkpoint_on_the_way(
     trained: dict[str, tuple[TrainingSpec, TrainingSpec]],
 ) -> None:

@@ -48,6 +48,7 @@ def options(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("scheme", ["s3", "s3a", "s3n"])
 @pytest.mark.usefixtures("options")
+@pytest.mark.slow
 def test_an_interrupted_write_leaves_the_folder_without_its_last_file(scheme: str) -> None:
     url = f"{scheme}://{BUCKET}/a folder/{scheme}"
     for text in (b"first", b"second"):
@@ -67,6 +68,7 @@ def test_an_interrupted_write_leaves_the_folder_without_its_last_file(scheme: st
 
 
 @pytest.mark.usefixtures("options")
+@pytest.mark.slow
 def test_training_reads_writes_and_resumes_from_a_store(tmp_path: Path) -> None:
     spec = make_spec(tmp_path, [100, 92])
     filesystem, _ = resolve(f"s3a://{BUCKET}/x")

@@ -22,6 +22,7 @@ def full(problem: Problem) -> torch.Tensor:
     ("correction", "frequencies"),
     [("classic", "exact"), ("mns", "exact"), ("revisited", "exact"), ("mns", "streaming"), ("none", "exact")],
 )
+@pytest.mark.slow
 def test_a_corrected_loss_converges_to_full_softmax(
     problem: Problem, full: torch.Tensor, correction: str, frequencies: str
 ) -> None:

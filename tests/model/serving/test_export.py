@@ -41,6 +41,7 @@ for side in ("user", "item"):
         {"tower": "youtube_dnn", "dim": 32},
     ],
 )
+@pytest.mark.processes
 def test_a_stranger_gets_the_vectors_of_the_model(tmp_path: Path, config: dict[str, Any]) -> None:
     torch.manual_seed(1)
     model = TwoTower(toy_night.schema(), ModelConfig.model_validate({"dim": 16, "hidden": [8], **config})).eval()

@@ -438,6 +438,7 @@ def test_what_is_no_release_says_so(release: Path) -> None:
 
 
 @pytest.mark.parametrize("release", ["plain"], indirect=True)
+@pytest.mark.processes
 def test_a_server_needs_neither_spark_nor_mlflow(release: Path) -> None:
     code = "import sys; from model.serving.retriever import Retriever; r = Retriever(sys.argv[1]); "
     code += "print(r.retrieve([{}], 3)); print(sorted({'pyspark', 'mlflow'} & set(sys.modules)))"

@@ -36,6 +36,7 @@ def workers(spec_output: str) -> list[psutil.Process]:
         (signal.SIGSTOP, r"2 training processes failed, exit code 1[\s\S]*[Tt]imed out"),
     ],
 )
+@pytest.mark.slow
 def test_a_rank_that_is_gone_ends_the_job_with_its_error(tmp_path: Path, stopped_by: signal.Signals, said: str) -> None:
     spec = toy_night.make_spec(tmp_path, [64, 64], training={"processes": 2, "timeout_seconds": 10}, epochs=100_000)
     errors: list[BaseException] = []

@@ -112,6 +112,7 @@ def test_the_same_run_has_the_same_bits_where_threads_share_its_work(tmp_path: P
         assert_same(first[0], other[0], [first[1], other[1]])
 
 
+@pytest.mark.processes
 def test_killed_by_the_system_it_goes_on_too(tmp_path: Path) -> None:
     spec = make_spec(tmp_path).model_copy(update={"epochs": 20})
     whole = train(spec.model_copy(update={"resume": None, "output": str(tmp_path / "whole")}))
@@ -151,6 +152,7 @@ def test_another_run_or_a_damaged_checkpoint_begins_anew(
     assert_same(whole, again, [str(tmp_path / "whole"), spec.output])
 
 
+@pytest.mark.slow
 def test_another_number_of_processes_goes_on_with_the_same_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

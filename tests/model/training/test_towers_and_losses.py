@@ -29,7 +29,14 @@ def model_of(tower: str) -> dict[str, Any]:
     return {"tower": tower, "id_dropout": 0.02, **TOWERS[tower]}
 
 
-@pytest.mark.parametrize(("tower", "loss"), itertools.product(TOWERS, LOSSES))
+def pairs() -> list[Any]:
+    """All pairs of a tower and a loss. `make test` runs one pair per tower, with another loss each; the others are slow."""
+    quick = set(zip(TOWERS, LOSSES))
+    pairs = itertools.product(TOWERS, LOSSES)
+    return [pytest.param(*pair, marks=[] if pair in quick else pytest.mark.slow) for pair in pairs]
+
+
+@pytest.mark.parametrize(("tower", "loss"), pairs())
 def test_finds_twice_as_much_as_popularity(tmp_path: Path, tower: str, loss: str) -> None:
     rates = {"learning_rate": 5e-3, "embedding_learning_rate": 2e-2}
     spec = toy_night.make_spec(

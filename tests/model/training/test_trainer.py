@@ -68,6 +68,7 @@ def run_gradients(specs: list[Any], folder: Path, processes: int) -> list[dict[s
     return torch.load(out, weights_only=True)
 
 
+@pytest.mark.processes
 def test_two_ranks_on_half_batches_equal_one_rank_on_the_whole(tmp_path: Path) -> None:
     """Loss to 1e-6 and gradients to 1e-5 of the largest (float32 sums in another order), rows unequal by one a rank."""
     losses = [{"kind": kind, "correction": "none"} for kind in ("listwise", "pointwise", "hinge", "logistic")]
@@ -107,6 +108,7 @@ def test_two_ranks_on_half_batches_equal_one_rank_on_the_whole(tmp_path: Path) -
     assert len(seen) == len(losses) + 2, "every loss is another one, and so is that of another tower or other features"
 
 
+@pytest.mark.processes
 def test_two_processes_train_like_one(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     spec = toy_night.make_spec(
         tmp_path,
@@ -130,12 +132,14 @@ def test_two_processes_train_like_one(tmp_path: Path, capfd: pytest.CaptureFixtu
     assert load_checkpoint(str(tmp_path / "two")).schema == spec.features
 
 
+@pytest.mark.processes
 def test_a_rank_without_rows_in_some_steps_keeps_up(tmp_path: Path) -> None:
     spec = toy_night.make_spec(tmp_path, [2, 90], training={"processes": 2, "batch_size": 40, "timeout_seconds": 30})
     result = launch(spec)
     assert (result.steps, result.rows) == (5, 92)
 
 
+@pytest.mark.processes
 def test_a_failing_child_is_quoted(tmp_path: Path) -> None:
     spec = toy_night.make_spec(tmp_path, [10], training={"processes": 2})
     with pytest.raises(LaunchError, match="2 processes cannot share 1 row groups"):

@@ -229,6 +229,7 @@ def feed(folder: Path) -> dict[str, dict[int, set[int]]]:
     return dropped
 
 
+@pytest.mark.slow
 def test_a_night_on_imported_tables_has_hard_negatives(
     spark: SparkSession, warehouse: Warehouse, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

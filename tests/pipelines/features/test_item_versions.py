@@ -19,6 +19,8 @@ from pipelines.positives.build import build_positives
 from pipelines.samples.build import build_negatives
 from pipelines.storage.warehouse import Warehouse
 
+pytestmark = pytest.mark.joins
+
 DAYS = ["2024-03-01", "2024-03-02", "2024-03-03"]
 BEFORE, LAST = "2024-02-29", DAYS[-1]
 GONE, NEW = 7, 20  # an item that the last snapshot lacks, and one that comes with it

@@ -9,6 +9,8 @@ from pipelines.config import Features
 from pipelines.features import encode, vocabulary
 from pipelines.hashing import hashed
 
+pytestmark = pytest.mark.joins
+
 
 def values(spark: SparkSession, *rows: tuple[str, str | None, int], partitions: int = 3) -> DataFrame:
     return spark.createDataFrame(list(rows), "feature string, value string, count long").repartition(partitions)

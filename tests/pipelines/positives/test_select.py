@@ -13,6 +13,8 @@ from pipelines.contract.errors import InputError
 from pipelines.histories import user_histories
 from pipelines.positives import checks, popularity, select
 
+pytestmark = pytest.mark.joins
+
 DS = "2024-03-02"
 NOON = datetime(2024, 3, 2, 12)
 HOUR = timedelta(hours=1)

@@ -17,6 +17,8 @@ from pipelines.samples.build import build_negatives
 from pipelines.storage.dates import shift
 from pipelines.storage.warehouse import Warehouse
 
+pytestmark = pytest.mark.joins
+
 FIRST = "2024-03-02"
 ITEMS = 12
 CLICKED, VIEWED, SHOWN, SHOWN_BEFORE, VIEWED_BEFORE, OTHERS = range(6)

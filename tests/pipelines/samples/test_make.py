@@ -30,6 +30,8 @@ from pipelines.samples.funnel import (
 from pipelines.samples.make import complete, make_samples
 from pipelines.samples.user_context import Setting, with_contexts
 
+pytestmark = pytest.mark.joins
+
 ITEMS = 200
 SCHEMA = pa.schema(
     [

@@ -13,6 +13,8 @@ from pipelines.samples.build import build_negatives
 from pipelines.storage.warehouse import Warehouse
 from tests.two_nights import CONFIG, FIRST, SECOND, logs
 
+pytestmark = pytest.mark.joins
+
 RANKED = "ds string, request_id string, user_id string, item_id int, event_time timestamp, stage string, position int"
 
 

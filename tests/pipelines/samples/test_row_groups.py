@@ -7,6 +7,8 @@ from pyspark.sql import functions as F
 
 from pipelines.samples.row_groups import by_hash, by_time, groups_for, layout_of
 
+pytestmark = pytest.mark.joins
+
 
 @pytest.mark.parametrize(
     ("rows", "row_group_rows", "trainers", "groups"),

@@ -11,6 +11,8 @@ from pipelines.contract.negative_kinds import POPULARITY, UNIFORM
 from pipelines.hashing import mix
 from pipelines.samples import samplers
 
+pytestmark = pytest.mark.joins
+
 ROWS, ITEMS = 20_000, 60
 
 
