@@ -1,4 +1,4 @@
-"""Which package may import which: no cycles, and one home for each library that others must not use."""
+"""Which package may import which: no cycles, and some libraries are imported by one module only."""
 
 import ast
 import subprocess
@@ -33,21 +33,23 @@ def libraries_of(path: Path, *, top_level_only: bool = False) -> set[str]:
     return {name.split(".")[0] for name in names if not f"{name}.".startswith(f"{SHARED}.")}
 
 
-def files_of(*rooms: str) -> list[Path]:
-    return sorted(path for room in rooms for path in (ROOT / room).rglob("*.py"))
+def files_of(*folders: str) -> list[Path]:
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
 
 
 def package_of(path: Path) -> str:
-    """`pipelines.samples` for a file of that package, `pipelines.night` for a file of the room itself."""
+    """First two parts of the module name: `pipelines.samples` for a package, `pipelines.night` for a file beside it."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:2])
 
 
-@pytest.mark.parametrize("room", sorted(FORBIDDEN))
-def test_a_room_does_not_import_what_it_must_not(room: str) -> None:
-    assert files_of(room), f"{room} has no files: the test would pass on an empty tree"
+@pytest.mark.parametrize("package", sorted(FORBIDDEN))
+def test_a_top_level_package_does_not_import_forbidden_ones(package: str) -> None:
+    assert files_of(package), f"{package} has no files, so the test would check nothing"
     wrong = {
-        str(path.relative_to(ROOT)): names for path in files_of(room) if (names := libraries_of(path) & FORBIDDEN[room])
+        str(path.relative_to(ROOT)): names
+        for path in files_of(package)
+        if (names := libraries_of(path) & FORBIDDEN[package])
     }
     assert wrong == {}
 
@@ -67,7 +69,7 @@ def test_model_does_not_import_pyspark_when_it_is_imported() -> None:
     assert wrong == []
 
 
-def test_nobody_imports_jobs() -> None:
+def test_pipelines_and_model_do_not_import_jobs() -> None:
     wrong = [str(path) for path in files_of("pipelines", "model") if "jobs" in libraries_of(path)]
     assert wrong == []
 
@@ -75,19 +77,19 @@ def test_nobody_imports_jobs() -> None:
 def test_the_contract_needs_neither_pyspark_nor_torch() -> None:
     modules = [f"{SHARED}.{path.stem}" for path in files_of("pipelines/contract") if path.stem != "__init__"]
     code = f"import sys, {', '.join(modules)}; sys.exit(', '.join({{'pyspark', 'torch'}} & sys.modules.keys()))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert (done.stderr.strip(), bool(modules)) == ("", True)
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (process.stderr.strip(), bool(modules)) == ("", True)
 
 
 @pytest.mark.parametrize(
-    ("library", "home"),
+    ("library", "modules"),
     [
         ("petastorm", ["model/data/petastorm_reader.py"]),
-        ("mlflow", ["jobs/common/pyfunc.py", "jobs/common/tracking.py"]),  # MLflow itself runs the first.
+        ("mlflow", ["jobs/common/pyfunc.py", "jobs/common/tracking.py"]),  # MLflow runs pyfunc.py
     ],
 )
-def test_a_library_has_one_home(library: str, home: list[str]) -> None:
+def test_a_library_is_imported_by_its_module_only(library: str, modules: list[str]) -> None:
     users = [
         str(path.relative_to(ROOT)) for path in files_of("pipelines", "model", "jobs") if library in libraries_of(path)
     ]
-    assert users == home
+    assert users == modules

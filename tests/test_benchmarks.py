@@ -1,4 +1,4 @@
-"""The benchmark of samples measures what it says: a run too small for its seconds to mean anything."""
+"""Benchmarks on tiny data: their inputs and outputs are right. Their seconds mean nothing at this size."""
 
 import json
 import math
@@ -27,7 +27,7 @@ RATIOS = {
 }
 
 
-def test_a_day_of_logs_has_the_shape_that_it_promises(spark: SparkSession) -> None:
+def test_a_day_of_benchmark_logs_has_the_documented_shape(spark: SparkSession) -> None:
     day = Day("2024-03-02", requests=500, users=400, items=1000)
     ranked = logs.ranking_logs(spark, day).toPandas()
     clicks = logs.interactions(spark, day).toPandas()
@@ -46,11 +46,14 @@ def test_a_day_of_logs_has_the_shape_that_it_promises(spark: SparkSession) -> No
     assert (shown["event_time"] > shown["event_time_shown"]).all()
     assert set(clicks["event_time"].dt.strftime("%Y-%m-%d")) == {"2024-03-02"}
     by_item = clicks.groupby("item_id").size().sort_values(ascending=False)
-    assert by_item.iloc[:100].sum() > 0.5 * len(clicks)  # a tenth of the items takes more than half
-    assert logs.interactions(spark, day).exceptAll(spark.createDataFrame(clicks)).isEmpty()  # the same rows again
+    assert by_item.iloc[:100].sum() > 0.5 * len(clicks)  # a tenth of the items has more than half of the clicks
+    assert (
+        logs.interactions(spark, day).exceptAll(spark.createDataFrame(clicks)).isEmpty()
+    )  # a second call gives the same rows
 
 
-def test_a_tiny_run_prints_every_ratio_last(
+@pytest.mark.slow
+def test_a_tiny_run_of_the_samples_benchmark_prints_all_ratios_as_its_last_line(
     spark: SparkSession, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = samples.options_of(["--scale", "0.004", "--runs", "1", "--cold", "--nights", "2"])
@@ -80,7 +83,7 @@ def test_a_tiny_run_prints_every_ratio_last(
     quotas = {kind: getattr(CONFIG.negatives, kind) for kind in ("uniform", "coarse", "fine")}
     assert sum(kinds.values()) == CONFIG.negatives.total * rows
     assert kinds["uniform"] == quotas["uniform"] * rows
-    assert kinds["coarse"] + kinds["fine"] > 0.9 * (quotas["coarse"] + quotas["fine"]) * rows  # the funnel really feeds
+    assert kinds["coarse"] + kinds["fine"] > 0.9 * (quotas["coarse"] + quotas["fine"]) * rows  # few fallbacks
 
     before = product.table("user_histories", samples.FIRST)
     looked_back = before.selectExpr(
@@ -90,6 +93,7 @@ def test_a_tiny_run_prints_every_ratio_last(
     assert looked_back.agg({"known": "min"}).first()[0] >= KNOWN
 
 
+@pytest.mark.slow
 def test_parts_of_the_training_benchmark_run_alone(capsys: pytest.CaptureFixture[str]) -> None:
     parts = ["reader_over_arrow", "fed_over_memory"]
     training.main([*parts, "--scale", "0.002"])
@@ -109,7 +113,7 @@ def test_the_frequency_simulation_settles_sooner_with_a_warm_up() -> None:
     assert errors[True][-1] < errors[True][0]
 
 
-def test_the_index_benchmark_measures_what_was_chosen_with_other_users() -> None:
+def test_the_index_benchmark_measures_the_chosen_index_with_other_users() -> None:
     exact, cells = index.measure(5000, ["IVF32,Flat"])
     assert (exact["factory"], exact["recall_at_100"], exact["speed_up"]) == ("Flat", 1.0, 1.0)
     assert cells["factory"] == "IVF32,Flat"
@@ -120,7 +124,7 @@ def test_the_index_benchmark_measures_what_was_chosen_with_other_users() -> None
     assert not (one == two).any()
 
 
-def test_every_variant_of_the_towers_study_is_a_config() -> None:
+def test_every_variant_of_the_towers_study_is_a_valid_config() -> None:
     for _, overrides in towers.VARIANTS:
         config = load_config(str(ROOT / towers.CONFIG), [*towers.world(), *overrides])
         names = {feature.name for side in (config.features.user, config.features.item) for feature in side}
@@ -145,8 +149,8 @@ def test_a_table_of_a_study_has_means_intervals_and_baselines() -> None:
     assert len(less) == 1
 
 
-def test_links_are_held_out_once_and_known_ones_never_ranked(tmp_path: Path) -> None:
-    """Two rings of articles, each linking to the next ten of its ring: a model ranks those of the ring first."""
+def test_the_links_benchmark_ranks_articles_of_the_same_ring_first(tmp_path: Path) -> None:
+    """Two rings of articles; each article links to the next ten of its ring. Known links are not ranked."""
     names = [f"a{number:03d}" for number in range(80)]
     pairs = [(i, (i + 2 * step) % 80) for i in range(80) for step in range(1, 11)]
     (tmp_path / "links.tsv").write_text("# comment\n" + "".join(f"{names[a]}\t{names[b]}\n" for a, b in pairs))
@@ -156,5 +160,5 @@ def test_links_are_held_out_once_and_known_ones_never_ranked(tmp_path: Path) -> 
     assert 0.06 < graph.held_out.mean() < 0.14
     assert (links.Graph.read(tmp_path, seed=2).held_out != graph.held_out).any()
     at_10, at_50, _ = links.run(str(tmp_path), "classic", 0.1, seed=1, epochs=60)
-    assert at_10 > 0.3, "of 30 articles of a ring that are not known, 10 by chance would find a third at best"
+    assert at_10 > 0.3, "10 random articles of the 30 unknown ones of a ring would contain a third at best"
     assert at_50 > 0.9

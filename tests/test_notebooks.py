@@ -1,4 +1,4 @@
-"""The notebooks run from the first cell to the last on a small simulated night, and show what is true of it."""
+"""The notebooks run to their end on a small simulated night, and their tables agree with the written samples."""
 
 import json
 from pathlib import Path
@@ -28,8 +28,8 @@ CONFIG = Config.model_validate(
         "samples": {"row_group_rows": 256, "trainers": 1},
     }
 )
-# What a reader sees as tables, as one line of JSON for the test.
-TELL = """
+# Last cell: prints the tables that a reader sees as one line of JSON.
+PRINT_TABLES = """
 print(json.dumps({
     "mean": hardness["mean"].to_dict(),
     "number": summary["number"].to_dict(),
@@ -55,25 +55,28 @@ def simulated(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> 
     return warehouse
 
 
-def test_sample_tables_tell_the_truth_about_a_night(simulated: Warehouse, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow
+def test_tables_of_the_samples_notebook_agree_with_the_samples(
+    simulated: Warehouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("NIGHTJAR_WAREHOUSE", simulated.root.removeprefix("file://"))
     monkeypatch.delenv("NIGHTJAR_NIGHT", raising=False)
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     notebook = nbformat.read(NOTEBOOKS / "01_sample_tables.ipynb", as_version=4)
-    notebook.cells.append(nbformat.v4.new_code_cell(TELL))
+    notebook.cells.append(nbformat.v4.new_code_cell(PRINT_TABLES))
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(NOTEBOOKS)}}).execute()
 
-    told = json.loads("".join(output.get("text", "") for output in notebook.cells[-1].outputs))
-    mean = told["mean"]
+    shown = json.loads("".join(output.get("text", "") for output in notebook.cells[-1].outputs))
+    mean = shown["mean"]
     assert mean["uniform"] < mean["coarse"] < mean["fine"] < mean["positive"]
     rows = simulated.read("samples", DS).count()
-    assert told["number"]["positive"] == rows > 100
-    assert {kind: told["number"][kind] for kind in ("uniform", "fine")} == kinds_of(simulated, uniform=1, fine=4)
-    assert told["promises"] == [0, 0, 0, 0, 0]
-    assert told["before"] == sorted(told["before"], reverse=True)
-    assert len(told["explained"]) == CONFIG.negatives.total
-    assert not any(any(reasons) for _, *reasons in told["explained"])
-    for kind, here, elsewhere in told["here"]:
+    assert shown["number"]["positive"] == rows > 100
+    assert {kind: shown["number"][kind] for kind in ("uniform", "fine")} == kinds_of(simulated, uniform=1, fine=4)
+    assert shown["promises"] == [0, 0, 0, 0, 0]
+    assert shown["before"] == sorted(shown["before"], reverse=True)
+    assert len(shown["explained"]) == CONFIG.negatives.total
+    assert not any(any(reasons) for _, *reasons in shown["explained"])
+    for kind, here, elsewhere in shown["here"]:
         if kind == "coarse":
             assert here.startswith(("recall", "coarse")) or "recall" in elsewhere or "coarse" in elsewhere
         if kind == "fine":
@@ -85,10 +88,10 @@ def test_sample_tables_tell_the_truth_about_a_night(simulated: Warehouse, monkey
 
 
 def kinds_of(warehouse: Warehouse, **kinds: int) -> dict[str, int]:
-    """Negatives of these kinds in the written table."""
+    """Number of negatives of these kinds in the written samples."""
     exploded = warehouse.read("samples", DS).selectExpr("explode(negative_kinds) AS kind").groupBy("kind").count()
-    found = {row["kind"]: row["count"] for row in exploded.collect()}
-    return {name: found[kind] for name, kind in kinds.items()}
+    counts = {row["kind"]: row["count"] for row in exploded.collect()}
+    return {name: counts[kind] for name, kind in kinds.items()}
 
 
 @pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.name)

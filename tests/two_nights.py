@@ -1,4 +1,4 @@
-"""Two small nights that several tests build: a funnel, ties in time, features that change, an item that comes late."""
+"""Two small nights that many tests use: funnel logs, ties in time, features that change, an item published late."""
 
 import random
 from datetime import datetime, timedelta
@@ -34,7 +34,7 @@ Interaction = tuple[str, str, int, datetime, str, str]
 
 
 def logs() -> tuple[list[Interaction], list[tuple[Any, ...]]]:
-    """Interactions and ranking logs of 25 users and 60 items, ties in time among them."""
+    """Interactions and ranking logs of 25 users and 60 items. Some events of a user have the same time."""
     rng = random.Random(5)
     interactions, rankings = [], []
     for number, ds in enumerate(DAYS):
@@ -42,10 +42,10 @@ def logs() -> tuple[list[Interaction], list[tuple[Any, ...]]]:
         for user in range(25):
             request = f"{ds}-{user}"
             shown = rng.sample(range(LATE_ITEM), 40)
-            for place, item in enumerate(shown):
-                stage = "exposed" if place < 8 else "rerank" if place < 12 else "fine" if place < 20 else "coarse"
-                stage = "recall" if place >= 36 else stage
-                rankings.append((ds, request, f"u{user}", item, midnight + timedelta(hours=1), stage, place + 1))
+            for rank, item in enumerate(shown):
+                stage = "exposed" if rank < 8 else "rerank" if rank < 12 else "fine" if rank < 20 else "coarse"
+                stage = "recall" if rank >= 36 else stage
+                rankings.append((ds, request, f"u{user}", item, midnight + timedelta(hours=1), stage, rank + 1))
             for item in shown[: rng.randint(0, 8)]:
                 time = midnight + timedelta(hours=rng.randint(1, 23), minutes=rng.choice([0, 30]))
                 action = "click" if rng.random() < 0.8 else "view"
@@ -56,7 +56,7 @@ def logs() -> tuple[list[Interaction], list[tuple[Any, ...]]]:
 
 
 def write_inputs(warehouse: Warehouse) -> None:
-    """All four input tables."""
+    """Write the four input tables."""
     spark = warehouse.spark
     interactions, rankings = logs()
     columns = "ds string, user_id string, item_id int, event_time timestamp, action string, request_id string"
@@ -65,13 +65,11 @@ def write_inputs(warehouse: Warehouse) -> None:
         "ds string, request_id string, user_id string, item_id int, event_time timestamp, stage string, position int"
     )
     warehouse.write_input(spark.createDataFrame(rankings, columns), "ranking_logs")
-    people = [("2024-02-29", f"u{n}", ["young", "old", None][n % 3], float(n) if n % 4 else None) for n in range(20)]
-    # A later snapshot with other ages: an event of its own day must not see it.
-    people += [("2024-03-02", f"u{n}", "changed", float(n)) for n in range(20)]
-    warehouse.write_input(
-        spark.createDataFrame(people, "ds string, user_id string, age string, income double"), "users"
-    )
-    things = [
+    users = [("2024-02-29", f"u{n}", ["young", "old", None][n % 3], float(n) if n % 4 else None) for n in range(20)]
+    # A later snapshot with other ages. Events of its own day must not see it.
+    users += [("2024-03-02", f"u{n}", "changed", float(n)) for n in range(20)]
+    warehouse.write_input(spark.createDataFrame(users, "ds string, user_id string, age string, income double"), "users")
+    items = [
         (
             ds,
             n,
@@ -86,11 +84,11 @@ def write_inputs(warehouse: Warehouse) -> None:
     ]
     columns = "ds string, item_id int, publish_time timestamp, category string, tags array<string>, "
     columns += "tag_weights array<double>, price double"
-    warehouse.write_input(spark.createDataFrame(things, columns), "items")
+    warehouse.write_input(spark.createDataFrame(items, columns), "items")
 
 
 def run_nights(warehouse: Warehouse, inputs: Inputs | None = None, last: str = SECOND) -> None:
-    """Bootstrap on two days, then one night more (unless `last` is the first)."""
+    """Build FIRST as a bootstrap on two days, then SECOND unless `last` is FIRST."""
     for ds, days in ((FIRST, 2), (SECOND, 0))[: 1 + (last == SECOND)]:
         night = Night.open(warehouse, inputs or Inputs(), ds, 17, days)
         build_positives(night, CONFIG, "config")

@@ -1,4 +1,4 @@
-"""Submitted by test_cluster.py: the sample tables of the first small night, on whatever Spark it gets.
+"""Builds the sample tables of the first small night. test_cluster.py submits it to several kinds of masters.
 
 Arguments: warehouse, folder of the input tables.
 """
@@ -15,7 +15,7 @@ from tests.two_nights import FIRST, run_nights
 
 
 def main(root: str, inputs: str) -> None:
-    """The first night into `root`."""
+    """Build the first night in the warehouse `root`."""
     spark = open_session("sample-tables")
     tables = Inputs.model_validate({name: {"path": f"{inputs}/{name}"} for name in Inputs.model_fields})
     run_nights(Warehouse(spark, root), tables, last=FIRST)

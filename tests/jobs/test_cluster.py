@@ -1,6 +1,7 @@
-"""The same rows on one core, on a standalone cluster with two workers after executors were killed at work, in three zones.
+"""On one core, on two cores and on a standalone cluster with killed executors, in three time zones, rows are the same.
 
-And training on that cluster."""
+Training on the executors of the cluster gives the same loss as training in one process.
+"""
 
 import json
 import os
@@ -10,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,11 +30,13 @@ ROOT = Path(__file__).resolve().parents[2]
 TABLES = ("vocabularies", "user_histories", "item_stats", "item_features", "item_versions", "positives", "samples")
 SPARK = Path(pyspark.__file__).parent
 TABLES_JOB = "tests/jobs/sample_tables.py"
+
+pytestmark = pytest.mark.slow
 MODEL = """
 warehouse: {warehouse}
 model: {{dim: 8, hidden: [], embedding_dim: 8, small_embedding_dim: 4, id_dropout: 0.0}}
 loss: {{temperature: 0.2}}
-training: {{batch_size: 400, bootstrap_epochs: 6, optimizer: adagrad, threads: 1}}  # a step an epoch, on any shares
+training: {{batch_size: 400, bootstrap_epochs: 6, optimizer: adagrad, threads: 1}}  # one step per epoch
 """
 
 
@@ -43,17 +46,17 @@ def environment() -> dict[str, str]:
 
 
 def start(folder: Path, name: str, *command: str) -> subprocess.Popen[bytes]:
-    """A daemon of the cluster, its log in a file."""
+    """Start a daemon of the cluster that writes its log to a file."""
     with (folder / f"{name}.log").open("wb") as log:
         spark_class = str(SPARK / "bin" / "spark-class")
         return subprocess.Popen([spark_class, *command], stdout=log, stderr=log, env=environment(), cwd=folder)
 
 
-def until(what: str, found: Any, seconds: float = 90) -> Any:
-    """The first result of `found` that is true; fails after so many seconds."""
+def until(what: str, condition: Callable[[], Any], seconds: float = 90) -> Any:
+    """Wait for the first true result of `condition` and return it. Fails after `seconds`."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        if result := found():
+        if result := condition():
             return result
         time.sleep(0.02)
     raise AssertionError(f"{what} did not happen in {seconds} s")
@@ -85,35 +88,36 @@ def master(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @dataclass(frozen=True)
-class Nights:
+class LocalNight:
+    """The first small night, built by two cores of this process: its warehouse, and its rows by table."""
+
     inputs: Path
     rows: dict[str, list[str]]
 
 
 def rows_of(root: Path) -> dict[str, list[str]]:
-    """Every row of the night as text, in an order that does not depend on files."""
-    found = {}
+    """All rows of the night as text by table, in an order that does not depend on files."""
+    rows = {}
     for table in TABLES:
         files = (root / table / f"ds={FIRST}").rglob("*.parquet")
-        found[table] = sorted(repr(row) for file in files for row in pq.ParquetFile(file).read().to_pylist())
-    return found
+        rows[table] = sorted(repr(row) for file in files for row in pq.ParquetFile(file).read().to_pylist())
+    return rows
 
 
 @pytest.fixture(scope="module")
-def nights(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Nights:
-    """The rows as two cores in this process write them."""
+def night(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> LocalNight:
     root = tmp_path_factory.mktemp("here")
     warehouse = Warehouse(spark, str(root))
     write_inputs(warehouse)
     run_nights(warehouse, last=FIRST)
-    return Nights(root, rows_of(root))
+    return LocalNight(root, rows_of(root))
 
 
 @contextmanager
 def submitted(
     master: str, script: str, *arguments: str, partitions: int, zone: str = "UTC"
 ) -> Iterator[subprocess.Popen[str]]:
-    """spark-submit of a script of this repository, on a machine and a Spark whose time zone is `zone`."""
+    """Run spark-submit on a script of this repository. `zone`: time zone of the driver and of its Spark session."""
     settings = {
         "spark.sql.session.timeZone": zone,
         "spark.sql.shuffle.partitions": partitions,
@@ -136,65 +140,67 @@ def submitted(
 
 def executors() -> list[int]:
     """Process ids of the executors of the standalone cluster."""
-    found = []
+    pids = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
             command = (process / "cmdline").read_bytes().decode().split("\0")
         except OSError:
             continue
-        # Executors of a standalone cluster alone have a worker.
+        # Only executors of a standalone cluster have a worker.
         if any(part.endswith("CoarseGrainedExecutorBackend") for part in command) and "--worker-url" in command:
-            found.append(int(process.name))
-    return found
+            pids.append(int(process.name))
+    return pids
 
 
-def test_one_core_in_another_zone_writes_the_same_rows(nights: Nights, tmp_path: Path) -> None:
+def test_one_core_in_another_time_zone_writes_the_same_rows(night: LocalNight, tmp_path: Path) -> None:
     zone = "America/Los_Angeles"
-    with submitted("local[1]", TABLES_JOB, str(tmp_path), str(nights.inputs), partitions=3, zone=zone) as job:
-        said = job.communicate(timeout=600)[0]
-    assert job.returncode == 0, said[-3000:]
-    assert rows_of(tmp_path) == nights.rows
+    with submitted("local[1]", TABLES_JOB, str(tmp_path), str(night.inputs), partitions=3, zone=zone) as job:
+        output = job.communicate(timeout=600)[0]
+    assert job.returncode == 0, output[-3000:]
+    assert rows_of(tmp_path) == night.rows
 
 
-def test_a_cluster_whose_executors_are_killed_writes_the_same_rows(master: str, nights: Nights, tmp_path: Path) -> None:
-    """Killed twice: while positives are written, and while samples are: tasks and the shuffle files they made are lost."""
-    killed, zone = [], "Asia/Shanghai"  # of the driver; the workers' is UTC
-    with submitted(master, TABLES_JOB, str(tmp_path), str(nights.inputs), partitions=5, zone=zone) as job:
+def test_a_cluster_whose_executors_are_killed_writes_the_same_rows(
+    master: str, night: LocalNight, tmp_path: Path
+) -> None:
+    """Kills an executor while positives are written and one while samples are written, with their shuffle files."""
+    killed, zone = [], "Asia/Shanghai"  # of the driver; workers have UTC
+    with submitted(master, TABLES_JOB, str(tmp_path), str(night.inputs), partitions=5, zone=zone) as job:
         for table in ("positives", "samples"):
             writing = tmp_path / "_staging" / table / FIRST
             until(f"writing of {table}", lambda writing=writing: writing.exists() or job.poll() is not None, 300)
             victim = until("an executor", executors)[0]
             os.kill(victim, signal.SIGKILL)
             killed.append(victim)
-        said = job.communicate(timeout=600)[0]
-    assert job.returncode == 0, said[-3000:]
-    assert said.count("Lost executor") >= len(set(killed)) == 2, said[-3000:]
-    assert rows_of(tmp_path) == nights.rows
+        output = job.communicate(timeout=600)[0]
+    assert job.returncode == 0, output[-3000:]
+    assert output.count("Lost executor") >= len(set(killed)) == 2, output[-3000:]
+    assert rows_of(tmp_path) == night.rows
 
 
-def trained(nights: Nights, folder: Path, master: str, **training: object) -> tuple[dict[str, Any], str]:
-    """jobs/train.py on a copy of the tables: the manifest of the model, and what was said."""
+def trained(night: LocalNight, folder: Path, master: str, **training: object) -> tuple[dict[str, Any], str]:
+    """Run jobs/train.py on a copy of the tables. Returns the manifest of the model, and the output."""
     root = folder / "warehouse"
-    shutil.copytree(nights.inputs, root)
+    shutil.copytree(night.inputs, root)
     (folder / "night.yaml").write_text(MODEL.format(warehouse=root))
     flags = ["--config", str(folder / "night.yaml"), "--ds", FIRST]
     flags += [part for name, value in training.items() for part in ("--set", f"training.{name}={value}")]
     with submitted(master, "jobs/train.py", *flags, partitions=2) as job:
-        said = job.communicate(timeout=600)[0]
-    assert job.returncode == 0, said[-3000:]
-    return json.loads((root / "models" / f"ds={FIRST}" / "_manifest.json").read_text()), said
+        output = job.communicate(timeout=600)[0]
+    assert job.returncode == 0, output[-3000:]
+    return json.loads((root / "models" / f"ds={FIRST}" / "_manifest.json").read_text()), output
 
 
-@pytest.mark.parametrize("simulated", [None, "local-cluster[2,1,700]"])
+@pytest.mark.parametrize("other_master", [None, "local-cluster[2,1,700]"])
 def test_two_executors_train_like_one_process(
-    simulated: str | None, master: str, nights: Nights, tmp_path: Path
+    other_master: str | None, master: str, night: LocalNight, tmp_path: Path
 ) -> None:
-    """Spark's barrier mode, a process an executor. The loss to 1e-3: sums in another order, over six steps."""
+    """Spark's barrier mode, one process per executor. Losses agree to 1e-3: the order of sums differs over six steps."""
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-    one, _ = trained(nights, tmp_path / "one", "local[1]")
-    two, said = trained(nights, tmp_path / "two", simulated or master, launcher="spark", processes=2)
-    assert "Started distributed training with 2 executor processes" in said
+    one, _ = trained(night, tmp_path / "one", "local[1]")
+    two, output = trained(night, tmp_path / "two", other_master or master, launcher="spark", processes=2)
+    assert "Started distributed training with 2 executor processes" in output
     for fact in ("steps", "rows", "epochs"):
         assert two["facts"][fact] == one["facts"][fact]
     assert two["facts"]["loss"] == pytest.approx(one["facts"]["loss"], rel=1e-3)

@@ -1,4 +1,4 @@
-"""Queries of a later night for a model of an earlier one."""
+"""Queries of a later night, embedded by the model of an earlier night."""
 
 from pyspark.sql import SparkSession
 
@@ -6,7 +6,7 @@ from jobs.inference.embed import within_model
 from tests.model import toy_night
 
 
-def test_indices_that_came_later_are_default_and_all_others_stay(spark: SparkSession) -> None:
+def test_indices_that_the_model_does_not_have_become_default(spark: SparkSession) -> None:
     tags = {"name": "tags", "kind": "multi_categorical", "column": "user_tags", "vocabulary": "user.tags", "size": 6}
     schema = toy_night.schema(user=[*toy_night.SCHEMA["user"], tags | {"length": 3}])
     rows = [

@@ -1,4 +1,4 @@
-"""A release behind MLflow's own server: the answers of the batch job, over HTTP."""
+"""A release served by `mlflow models serve` over HTTP gives the answers of the batch job."""
 
 import json
 import os
@@ -17,8 +17,10 @@ import pytest
 
 from model.serving.request_encoder import example_request
 from model.serving.retriever import Retriever
-from pipelines.contract.request_fields import Fields
+from pipelines.contract.request_fields import RequestFields
 from tests.jobs.nightly_run import SECOND, NightlyRun, run_job
+
+pytestmark = pytest.mark.slow
 
 K = 20
 
@@ -27,7 +29,7 @@ class Server:
     def __init__(self, url: str) -> None:
         self.url = url
 
-    def ask(self, body: dict[str, Any]) -> tuple[int, Any]:
+    def post(self, body: dict[str, Any]) -> tuple[int, Any]:
         request = urllib.request.Request(
             f"{self.url}/invocations", json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
@@ -70,18 +72,18 @@ def server(nightly_run: NightlyRun, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def requests_of(nightly_run: NightlyRun, users: list[int]) -> list[dict[str, Any]]:
-    """What a product would send of these users at the end of the day."""
+    """Requests of these users with their features and histories at the end of the day."""
     item = {r["index"]: int(r["value"]) for r in nightly_run.rows("vocabularies", SECOND) if r["feature"] == "item_id"}
     states = {int(row["user_id"]): row for row in nightly_run.rows("user_histories", SECOND)}
     snapshot = max(path.name[3:] for path in (nightly_run.warehouse / "users").iterdir() if path.name[3:] <= SECOND)
     features = {row["user_id"]: row for row in nightly_run.rows("users", snapshot)}
-    asked = []
+    requests = []
     for user in users:
-        last, known = states[user]["history_items"], states[user]["known_items"]
-        before = [index for index in known if index not in last]
-        assert len(last) == 10 or not before, "what the model reads is the end of what the user had"
+        last, seen = states[user]["history_items"], states[user]["known_items"]
+        before = [index for index in seen if index not in last]
+        assert len(last) == 10 or not before, "the history of the model is the end of the known items"
         history = [item[index] for index in (*before, *last)]
-        asked.append(
+        requests.append(
             {
                 "user_id": user,
                 "age": features[user]["age"],
@@ -89,10 +91,10 @@ def requests_of(nightly_run: NightlyRun, users: list[int]) -> list[dict[str, Any
                 "history": history,
             }
         )
-    return asked
+    return requests
 
 
-def test_http_gives_what_the_batch_job_gives(nightly_run: NightlyRun, server: Server, tmp_path: Path) -> None:
+def test_http_answers_equal_those_of_the_batch_job(nightly_run: NightlyRun, server: Server, tmp_path: Path) -> None:
     states = sorted(nightly_run.rows("user_histories", SECOND), key=lambda row: len(row["known_items"]))
     users = [int(states[place]["user_id"]) for place in (0, len(states) // 2, -2, -1)]
     (tmp_path / "users.txt").write_text("\n".join(map(str, users)))
@@ -109,39 +111,39 @@ def test_http_gives_what_the_batch_job_gives(nightly_run: NightlyRun, server: Se
     ]
     run_job("recommend", *flags, "--users", str(tmp_path / "users.txt"))
     rows = sorted(pads.dataset(str(tmp_path / "top")).to_table().to_pylist(), key=lambda row: row["rank"])
-    asked = requests_of(nightly_run, users)
-    status, answer = server.ask({"inputs": asked, "params": {"k": K, "exclude_seen": True}})
+    requests = requests_of(nightly_run, users)
+    status, answer = server.post({"inputs": requests, "params": {"k": K, "exclude_seen": True}})
     assert status == 200
-    for user, found in zip(users, answer["predictions"], strict=True):
+    for user, prediction in zip(users, answer["predictions"], strict=True):
         batch = [row for row in rows if row["user_id"] == user]
         assert len(batch) == K
-        assert found["item_ids"] == [row["item_id"] for row in batch]
-        assert found["scores"] == pytest.approx([row["score"] for row in batch], abs=1e-6)
-    local = Retriever(str(nightly_run.release)).retrieve(asked, K, exclude_seen=True)
-    assert [one.item_ids for one in local] == [found["item_ids"] for found in answer["predictions"]]
+        assert prediction["item_ids"] == [row["item_id"] for row in batch]
+        assert prediction["scores"] == pytest.approx([row["score"] for row in batch], abs=1e-6)
+    local = Retriever(str(nightly_run.release)).retrieve(requests, K, exclude_seen=True)
+    assert [one.item_ids for one in local] == [prediction["item_ids"] for prediction in answer["predictions"]]
 
 
-def test_an_answer_says_its_k_and_its_release(nightly_run: NightlyRun, server: Server) -> None:
-    """MLflow drops parameters that the model does not have, with a warning in its own log alone."""
+def test_an_answer_names_its_k_and_its_release(nightly_run: NightlyRun, server: Server) -> None:
+    """MLflow drops parameters that the model does not have; the only trace is a warning in the log of the server."""
     for params, k in (({"k": 7}, 7), ({"top_k": 7}, 100)):
-        status, answer = server.ask({"inputs": [{}], "params": params})
-        (found,) = answer["predictions"]
-        assert (status, found["k"], found["release_id"]) == (200, k, nightly_run.current())
-        assert len(found["item_ids"]) == k
+        status, answer = server.post({"inputs": [{}], "params": params})
+        (prediction,) = answer["predictions"]
+        assert (status, prediction["k"], prediction["release_id"]) == (200, k, nightly_run.current())
+        assert len(prediction["item_ids"]) == k
 
 
-def test_a_request_may_say_less(server: Server) -> None:
-    asked = [{"user_id": 1, "age": "18-24", "history": [3, 4]}, {"user_id": None, "history": [5]}, {}]
-    status, answer = server.ask({"inputs": asked, "params": {"k": 5}})
+def test_fields_of_a_request_may_be_missing(server: Server) -> None:
+    requests = [{"user_id": 1, "age": "18-24", "history": [3, 4]}, {"user_id": None, "history": [5]}, {}]
+    status, answer = server.post({"inputs": requests, "params": {"k": 5}})
     assert status == 200
     assert [len(one["item_ids"]) for one in answer["predictions"]] == [5, 5, 5]
-    alone = server.ask({"inputs": [{}], "params": {"k": 5}})[1]["predictions"][0]
-    assert alone["item_ids"] == answer["predictions"][2]["item_ids"]
-    assert len(server.ask({"inputs": [{}]})[1]["predictions"][0]["item_ids"]) == 100
+    empty = server.post({"inputs": [{}], "params": {"k": 5}})[1]["predictions"][0]
+    assert empty["item_ids"] == answer["predictions"][2]["item_ids"]
+    assert len(server.post({"inputs": [{}]})[1]["predictions"][0]["item_ids"]) == 100
 
 
 @pytest.mark.parametrize(
-    ("asked", "params", "said"),
+    ("request_body", "params", "message"),
     [
         ({"user_id": "x"}, {}, "request 0, field 'user_id' is of type str, expected a whole number"),
         ({"interests": "sport"}, {}, "request 0, field 'interests' is of type str, expected a list"),
@@ -149,17 +151,17 @@ def test_a_request_may_say_less(server: Server) -> None:
         ({"user_id": 1}, {"k": 0}, "k is 0, expected a whole number of at least 1"),
     ],
 )
-def test_a_wrong_request_is_answered_by_what_is_wrong(
-    server: Server, asked: dict[str, Any], params: dict[str, Any], said: str
+def test_a_wrong_request_is_answered_with_the_error(
+    server: Server, request_body: dict[str, Any], params: dict[str, Any], message: str
 ) -> None:
-    status, answer = server.ask({"inputs": [asked], "params": params})
+    status, answer = server.post({"inputs": [request_body], "params": params})
     assert status == 400
-    assert said in answer["message"]
+    assert message in answer["message"]
 
 
-def test_the_example_of_a_release_is_a_request_that_it_answers(nightly_run: NightlyRun) -> None:
+def test_the_example_request_of_a_release_is_valid(nightly_run: NightlyRun) -> None:
     retriever = Retriever(str(nightly_run.release))
-    example = example_request(Fields.validate_python(retriever.release.manifest["request"]))
+    example = example_request(RequestFields.validate_python(retriever.release.manifest["request"]))
     assert example.keys() == {"user_id", "age", "interests", "history"}
-    known, nobody = retriever.retrieve([example, {}], 5)
-    assert known.item_ids != nobody.item_ids
+    of_example, of_unknown = retriever.retrieve([example, {}], 5)
+    assert of_example.item_ids != of_unknown.item_ids

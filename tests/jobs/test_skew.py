@@ -1,4 +1,4 @@
-"""One user with most events, one item with half of the clicks, one request of 100,000 items: a small heap is enough."""
+"""A night with one very active user, one very popular item and one request of 100,000 items needs only a small heap."""
 
 import json
 import os
@@ -13,6 +13,8 @@ from pyspark.sql import functions as F
 from pipelines.session import find_java_home
 from pipelines.storage.warehouse import Warehouse
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 DS = "2024-03-02"
 HEAVY, OTHERS, ITEMS = 120_000, 60_000, 100_000
@@ -25,9 +27,9 @@ CONFIG = {
 
 
 def skewed(spark: SparkSession) -> dict[str, DataFrame]:
-    """Two thirds of the events are one user's; of the others' clicks, and the heavy user's too, half are on item 1."""
+    """Input tables: user 0 has two thirds of the events, and item 1 has half of the clicks of every user."""
     day = F.lit(DS).alias("ds")
-    # No two events at one instant: an exact repeat would count once.
+    # Times differ, because exact duplicates count once.
     seconds = F.unix_timestamp(F.lit(f"{DS} 00:00:00")) + F.col("id") * (80_000.0 / (HEAVY + OTHERS))
     moment = F.timestamp_micros((seconds * 1_000_000).cast("long"))
     clicks = spark.range(HEAVY + OTHERS).select(
@@ -76,6 +78,6 @@ def test_a_night_of_one_user_one_item_and_one_request_fits_a_small_heap(warehous
     assert skew["heaviest_item_share"] == pytest.approx(0.5, abs=0.01)
     samples = json.loads((warehouse / f"samples/ds={DS}/_manifest.json").read_text())
     assert samples["rows"] == positives["rows"]
-    # The heavy user did nearly all items of the catalogue, and what it did not do was recalled in its one request.
+    # The heavy user clicked nearly all items; its hard negatives are the other items of its only request.
     assert samples["facts"]["kinds"]["coarse"] > 0
     assert samples["facts"]["kinds"]["fine"] > 0

@@ -1,4 +1,4 @@
-"""Updates within the day: what they learn from, what they change, and that nights know nothing of them."""
+"""Updates within the day: the events they train on, the tables they change, and that nights do not depend on them."""
 
 import json
 from itertools import pairwise
@@ -16,6 +16,8 @@ from model.io.urls import checksum
 from model.serving.retriever import Retriever
 from model.training.checkpoint import PARAMETERS
 from tests.jobs.nightly_run import FIRST, SECOND, NightlyRun, rows_of
+
+pytestmark = pytest.mark.slow
 
 Updated = tuple[NightlyRun, list[str], list[list[dict[str, Any]]]]
 NOON, EVENING = f"{SECOND}T12:00", f"{SECOND}T18:00"
@@ -35,7 +37,7 @@ def tables_of(nightly_run: NightlyRun, number: int, table: str) -> Path:
 
 @pytest.fixture(scope="module")
 def updated(first_night: NightlyRun, tmp_path_factory: pytest.TempPathFactory) -> Updated:
-    """The first night, then two updates; its releases in order, and the samples of each update."""
+    """The first night and two updates: the run, its releases in order, and the samples of each update."""
     nightly_run = first_night.copy(tmp_path_factory.mktemp("updated"))
     releases, samples = [nightly_run.current()], []
     for number, until in enumerate((NOON, EVENING), 1):
@@ -48,22 +50,22 @@ def updated(first_night: NightlyRun, tmp_path_factory: pytest.TempPathFactory) -
     return nightly_run, releases, samples
 
 
-def test_an_update_learns_from_what_came_since_the_last_one_in_the_order_of_time(updated: Updated) -> None:
+def test_an_update_trains_on_the_events_since_the_last_one_in_order_of_time(updated: Updated) -> None:
     nightly_run, _, samples = updated
-    every = [row["event_time"] for rows in samples for row in rows]
-    assert every == sorted(every)
+    times = [row["event_time"] for rows in samples for row in rows]
+    assert times == sorted(times)
     morning, afternoon = ({row["row_key"] for row in rows} for rows in samples)
     assert morning.isdisjoint(afternoon)
     assert all(row["event_time"].isoformat() <= NOON for row in samples[0])
     assert all(NOON < row["event_time"].isoformat() <= EVENING for row in samples[1])
-    # What the user did in the morning is history in the afternoon.
-    did = {(row["user_id"], row["item_index"]) for row in samples[0]}
-    assert any((row["user_id"], item) in did for row in samples[1] for item in row["history"])
+    # Clicks of the morning are in the histories of the afternoon.
+    clicked = {(row["user_id"], row["item_index"]) for row in samples[0]}
+    assert any((row["user_id"], item) in clicked for row in samples[1] for item in row["history"])
     assert nightly_run.warehouse.joinpath("updates", f"ds={SECOND}").is_dir()
-    assert not tables_of(nightly_run, 1, "samples").exists(), "what no update goes on from is removed"
+    assert not tables_of(nightly_run, 1, "samples").exists(), "tables that no later update needs are removed"
 
 
-def test_nothing_but_embedding_tables_changes_and_changes_are_told_whole(updated: Updated) -> None:
+def test_only_embedding_tables_change_and_the_changes_are_complete(updated: Updated) -> None:
     nightly_run, releases, _ = updated
     for before, after in pairwise(releases):
         old, new = (nightly_run.warehouse / "releases" / name for name in (before, after))
@@ -75,16 +77,16 @@ def test_nothing_but_embedding_tables_changes_and_changes_are_told_whole(updated
                 if name not in changes["tables"]:
                     np.testing.assert_array_equal(then, now)
                     continue
-                told = pq.ParquetFile(new / "changes" / "tables" / file_of(name)).read()
+                patch = pq.ParquetFile(new / "changes" / "tables" / file_of(name)).read()
                 patched = np.zeros_like(now)
                 patched[: len(then)] = then
-                patched[told["row"].to_numpy()] = np.array(told["values"].to_pylist(), np.float32)
+                patched[patch["row"].to_numpy()] = np.array(patch["values"].to_pylist(), np.float32)
                 np.testing.assert_array_equal(patched, now)
-                assert told.num_rows == changes["tables"][name]
+                assert patch.num_rows == changes["tables"][name]
         vectors = {row["item_index"]: row["embedding"] for row in rows_of(old / "embeddings")}
-        found = rows_of(new / "changes" / "items")
-        assert len(found) == changes["items"] > 0
-        vectors |= {row["item_index"]: row["embedding"] for row in found}
+        changed = rows_of(new / "changes" / "items")
+        assert len(changed) == changes["items"] > 0
+        vectors |= {row["item_index"]: row["embedding"] for row in changed}
         for row in rows_of(new / "changes" / "gone"):
             del vectors[row["item_index"]]
         assert vectors == {row["item_index"]: row["embedding"] for row in rows_of(new / "embeddings")}
@@ -93,7 +95,7 @@ def test_nothing_but_embedding_tables_changes_and_changes_are_told_whole(updated
         assert all(checksum(str(new / name)) == digest for name, digest in manifest["files"].items())
 
 
-def test_those_who_serve_read_an_update_like_any_release(updated: Updated, tmp_path: Path) -> None:
+def test_an_update_is_served_like_any_release(updated: Updated, tmp_path: Path) -> None:
     nightly_run, releases, samples = updated
     nightly_run.run("recommend", "--ds", SECOND, "--k", "5", "--output", str(tmp_path / "out"))
     rows = rows_of(tmp_path / "out")
@@ -103,14 +105,14 @@ def test_those_who_serve_read_an_update_like_any_release(updated: Updated, tmp_p
     newest = max((nightly_run.warehouse / "users").glob("ds=*"))
     users = {str(row["user_id"]): row for row in rows_of(newest)}
     user = samples[1][-1]["user_id"]
-    asked = {"history": [ids[item] for item in state[user]]}
-    asked |= {name: users[user][name] for name in ("user_id", "age", "interests")}
-    (found,) = Retriever(str(nightly_run.warehouse / "releases" / releases[-1])).retrieve([asked], 5)
+    request = {"history": [ids[item] for item in state[user]]}
+    request |= {name: users[user][name] for name in ("user_id", "age", "interests")}
+    (answer,) = Retriever(str(nightly_run.warehouse / "releases" / releases[-1])).retrieve([request], 5)
     best = sorted((row["rank"], row["item_id"]) for row in rows if str(row["user_id"]) == user)
-    assert [item for _, item in best] == found.item_ids
+    assert [item for _, item in best] == answer.item_ids
 
 
-def test_the_record_has_the_recall_of_before_and_champion_goes_along(updated: Updated) -> None:
+def test_mlflow_has_the_recall_before_each_update_and_champion_is_the_last_one(updated: Updated) -> None:
     nightly_run, releases, _ = updated
     client = MlflowClient(nightly_run.tracking_uri)
     champion = client.get_model_version_by_alias("nightjar", "champion")
@@ -127,53 +129,59 @@ def test_the_record_has_the_recall_of_before_and_champion_goes_along(updated: Up
     assert "test_then_train.recall_at_50" not in points
 
 
-def test_an_update_that_was_killed_when_it_had_published_is_completed_by_the_next(updated: Updated) -> None:
+def test_an_update_that_was_killed_after_publishing_is_completed_by_the_next_run(updated: Updated) -> None:
     nightly_run, releases, _ = updated
     client = MlflowClient(nightly_run.tracking_uri)
-    versions = {one.tags["release_id"]: one.version for one in client.search_model_versions("name = 'nightjar'")}
+    versions = {
+        version.tags["release_id"]: version.version for version in client.search_model_versions("name = 'nightjar'")
+    }
     experiment = client.get_experiment_by_name("nightjar").experiment_id
-    (run_of_it,) = client.search_runs([experiment], f"tags.`nightjar.night` = '{SECOND} update-2'")
-    # What SIGKILL leaves between the moves of `current` and of the alias.
+    (update_run,) = client.search_runs([experiment], f"tags.`nightjar.night` = '{SECOND} update-2'")
+    # State after SIGKILL between the updates of `current.json` and of the alias.
     client.set_registered_model_alias("nightjar", "champion", versions[releases[1]])
-    client.update_run(run_of_it.info.run_id, status="RUNNING")
+    client.update_run(update_run.info.run_id, status="RUNNING")
     assert "nothing to do" in incremental(nightly_run, "--until", EVENING)
     assert nightly_run.current() == releases[-1]
     assert client.get_model_version_by_alias("nightjar", "champion").version == versions[releases[-1]]
-    assert client.get_run(run_of_it.info.run_id).info.status == "FINISHED"
+    assert client.get_run(update_run.info.run_id).info.status == "FINISHED"
 
 
-def test_what_an_update_cannot_go_on_from(updated: Updated) -> None:
+def test_an_update_refuses_a_time_of_another_day_and_a_release_of_another_night(updated: Updated) -> None:
     nightly_run, releases, _ = updated
     assert "--until '2024-03-06T01:00' is no time of ds=2024-03-05" in incremental(
         nightly_run, "--until", "2024-03-06T01:00", code=2
     )
-    said = nightly_run.run("incremental", "--ds", "2024-03-06", code=3)
-    assert f"the one in use is {releases[-1]}: run jobs.nightly for ds={SECOND}" in said
+    output = nightly_run.run("incremental", "--ds", "2024-03-06", code=3)
+    assert f"the one in use is {releases[-1]}: run jobs.nightly for ds={SECOND}" in output
 
 
-def test_an_update_needs_the_model_that_the_release_in_use_was_made_of(first_night: NightlyRun, tmp_path: Path) -> None:
+def test_an_update_refuses_a_model_that_was_trained_again_since_the_release(
+    first_night: NightlyRun, tmp_path: Path
+) -> None:
     nightly_run = first_night.copy(tmp_path / "other")
     nightly_run.run("train", "--ds", FIRST, "--set", "training.bootstrap_epochs=1")
-    said = incremental(nightly_run, "--until", NOON, code=3)
-    assert f"release {nightly_run.current()} is not of the model of ds={FIRST}, which was trained again since" in said
+    output = incremental(nightly_run, "--until", NOON, code=3)
+    assert f"release {nightly_run.current()} is not of the model of ds={FIRST}, which was trained again since" in output
 
 
-def test_after_going_back_to_an_earlier_update_the_next_one_begins_at_the_night(
+def test_after_a_rollback_to_an_earlier_update_the_next_one_restarts_from_the_night(
     updated: Updated, tmp_path: Path
 ) -> None:
-    """Its own tables are gone, so the events since the night are learnt from again; none is lost."""
+    """The tables of that update were removed, so the next one trains on all events since the night again."""
     nightly_run, releases, samples = updated
     back = nightly_run.copy(tmp_path / "back")
     back.run("releases", "rollback", releases[1])
     incremental(back, "--until", EVENING)
-    told = manifest_of(back, back.current())["update"]
-    assert (told["number"], told["after"], told["base"]) == (1, None, releases[0])
+    update = manifest_of(back, back.current())["update"]
+    assert (update["number"], update["after"], update["base"]) == (1, None, releases[0])
     groups = back.manifest(f"updates/ds={SECOND}/001/samples", SECOND)["facts"]["splits"]["train"]["groups"]
     assert sum(group["rows"] for group in groups) == sum(map(len, samples))
 
 
-def test_the_night_is_what_it_would_have_been(updated: Updated, nightly_run: NightlyRun, tmp_path: Path) -> None:
-    """And it takes the place of its updates, whose tables are gone then; so does going back to the release before them."""
+def test_the_night_after_updates_equals_the_night_without_them(
+    updated: Updated, nightly_run: NightlyRun, tmp_path: Path
+) -> None:
+    """The night replaces its updates and removes their tables. A rollback from the updates ends at the release before them."""
     other, releases, _ = updated
     back, mine = (other.copy(tmp_path / name) for name in ("back", "on"))
     back.run("releases", "rollback")

@@ -1,4 +1,4 @@
-"""Users of a night: whom a file names, what they have, and what counts as a target on the days after."""
+"""Users of a night: user files of `recommend`, items that each user has seen, and targets of the days after."""
 
 import argparse
 from pathlib import Path
@@ -38,17 +38,17 @@ def context(nights: Warehouse) -> Context:
         "USER_ID\nu1\nu2".encode("utf-16"),
     ],
 )
-def test_a_byte_order_mark_and_a_header_are_no_users(context: Context, tmp_path: Path, data: bytes) -> None:
+def test_byte_order_mark_and_header_are_not_users(context: Context, tmp_path: Path, data: bytes) -> None:
     file = tmp_path / "users.txt"
     file.write_bytes(data)
     assert _read_ids(context, str(file)) == ["u1", "u2"]
 
 
-@pytest.mark.parametrize(("data", "said"), [(b"\xff\xfau1\n", "not UTF-8"), (b"user_id\n", "names no user")])
-def test_a_file_that_names_nobody_is_a_wrong_flag(context: Context, tmp_path: Path, data: bytes, said: str) -> None:
+@pytest.mark.parametrize(("data", "message"), [(b"\xff\xfau1\n", "not UTF-8"), (b"user_id\n", "names no user")])
+def test_a_file_without_users_is_a_usage_error(context: Context, tmp_path: Path, data: bytes, message: str) -> None:
     file = tmp_path / "users.txt"
     file.write_bytes(data)
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match=message):
         _read_ids(context, str(file))
 
 
@@ -70,7 +70,7 @@ def test_a_file_without_any_known_user_is_refused(context: Context, night: Night
     assert "Known ids look like 'newcomer', 'u0', 'u1'" in str(refused.value)
 
 
-def test_held_out_items_of_all_nights_are_had(night: Night) -> None:
+def test_held_out_items_of_all_nights_count_as_known(night: Night) -> None:
     warehouse = night.warehouse
     before = {r["user_id"]: set(r["known_items"]) for r in user_queries(night, CONFIG.features).collect()}
     columns = "user_id string, item_index int"
@@ -88,7 +88,7 @@ def test_held_out_items_of_all_nights_are_had(night: Night) -> None:
 
 
 def test_targets_of_later_days_have_a_reward(spark: SparkSession, warehouse: Warehouse, nights: Warehouse) -> None:
-    """The same events with rewards of 0, 1 and none: 0 is no target, no reward is one."""
+    """Events with reward 0 are not targets; events with reward 1 or without a reward are."""
     columns = "ds string, user_id string, item_id int, event_time timestamp, action string, request_id string"
     reward = F.expr("CASE pmod(item_id, 3) WHEN 0 THEN 0.0 WHEN 1 THEN 1.0 END")
     rows = spark.createDataFrame(logs()[0], columns).where(F.col("ds") == SECOND).withColumn("reward", reward)

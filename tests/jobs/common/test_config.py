@@ -1,4 +1,4 @@
-"""The config tree: typed, strict about names, with a remedy in every refusal."""
+"""Reading of configs: overrides, unknown keys, wrong values, and the remedy in each error."""
 
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def test_spark_settings_keep_the_dots_in_their_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "overrides", "said"),
+    ("text", "overrides", "message"),
     [
         ("trainig: {}\n", [], "did you mean 'training'"),
         ("training: {epoch: 1}\n", [], "training.epoch: there is no such key; did you mean 'epochs'"),
@@ -62,10 +62,10 @@ def test_spark_settings_keep_the_dots_in_their_names(tmp_path: Path) -> None:
         ("", ["training.epochs"], "write it as section.key=value"),
     ],
 )
-def test_a_wrong_config_is_refused_by_name(tmp_path: Path, text: str, overrides: list[str], said: str) -> None:
+def test_a_wrong_config_is_refused_by_name(tmp_path: Path, text: str, overrides: list[str], message: str) -> None:
     with pytest.raises(UsageError, match=r"night\.yaml|--set") as caught:
         load_config(write(tmp_path, text), overrides)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert caught.value.exit_code == 2
 
 
@@ -74,7 +74,7 @@ def test_a_missing_file_is_a_usage_error() -> None:
         load_config("nowhere.yaml")
 
 
-def test_the_hash_follows_the_sections_named_and_the_seed() -> None:
+def test_the_hash_depends_on_the_named_sections_and_the_seed() -> None:
     config = Config()
     other = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"days": 3})})
     assert config.hash_of("positives") == other.hash_of("positives")

@@ -1,4 +1,4 @@
-"""What a config alone decides is refused when it is read, by key: nothing is found out after an hour of sampling."""
+"""Contradictions within a config are refused when it is read, by key, and not after an hour of sampling."""
 
 import itertools
 from pathlib import Path
@@ -27,7 +27,7 @@ FEATURES = {
         {"kind": "numeric", "name": "price"},
     ],
 }
-ALONE = {"user_id": False, "history": None}  # Without user features.
+NO_FEATURES = {"user_id": False, "history": None}  # no user features
 NO_USER = ["user_id", "age", "activity", "history"]
 
 
@@ -46,8 +46,8 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
         "loss.self_supervision",
         model(tower="youtube_dnn", dim=32) | {"loss": supervised()},
     ),
-    "no feature of users": ("features", {"features": ALONE}),
-    "the age of the example alone": ("features", {"features": ALONE | {"example_age": True}}),
+    "no feature of users": ("features", {"features": NO_FEATURES}),
+    "the age of the example alone": ("features", {"features": NO_FEATURES | {"example_age": True}}),
     "all features of users left out": ("model.leave_out", model(leave_out=NO_USER)),
     "a feature left out that is not there": ("model.leave_out", model(leave_out=["nope"])),
     "the id of the item left out": ("model.leave_out", model(leave_out=["item_id"])),
@@ -106,7 +106,7 @@ def test_a_contradiction_is_refused_by_key(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("uri", ["sqlite:////data/mlflow.db", "postgresql+psycopg2://u@host/db", "https://host:5000"])
-def test_servers_and_databases_keep_a_record(uri: str) -> None:
+def test_databases_and_servers_are_valid_tracking_uris(uri: str) -> None:
     assert Config.model_validate({"tracking": {"uri": uri}}).tracking.uri == uri
 
 
@@ -119,7 +119,7 @@ def is_accepted(tree: dict[str, Any]) -> bool:
 
 
 def is_built(tree: dict[str, Any]) -> bool:
-    """Whether training could build the model of these settings. The sections are checked apart, not together."""
+    """Whether training could build the model of these settings. Sections are validated one by one, not together."""
     parts = Config().model_copy(
         update={
             name: type(getattr(Config(), name)).model_validate(tree.get(name, {}))
@@ -138,11 +138,11 @@ def is_built(tree: dict[str, Any]) -> bool:
 
 
 @pytest.mark.parametrize("tower", ["dssm", "senet", "parallel", "youtube_dnn"])
-def test_what_is_accepted_is_what_can_be_built(tower: str) -> None:
-    """The plain tower is checked without building it; the others are built without memory for their parameters."""
+def test_a_config_is_accepted_if_and_only_if_its_model_can_be_built(tower: str) -> None:
+    """The check builds no plain tower, and builds other towers without memory for their parameters."""
     for dim, features, history, leave_out, pooled, loss in itertools.product(
         (32, 33),
-        (FEATURES, {}, ALONE),
+        (FEATURES, {}, NO_FEATURES),
         ({}, {"history": None}),
         ([], ["category", "tags", "price"], NO_USER, ["nope"]),
         ([], ["category"], ["price"]),
@@ -158,7 +158,7 @@ def test_what_is_accepted_is_what_can_be_built(tower: str) -> None:
 
 @pytest.mark.parametrize("dim", [1, 12, 16])
 def test_factories_that_are_accepted_can_be_built(dim: int) -> None:
-    """None of those that are refused is given to Faiss, which may end the process."""
+    """Refused factories are not given to Faiss, which may end the process."""
     rows = np.random.default_rng(1).standard_normal((300, dim)).astype(np.float32)
     factories = ["Flat", "IVF1,Flat", "IVF4,SQ8", "HNSW2", *(f"IVF1,PQ{m}" for m in range(1, dim + 1))]
     accepted = [factory for factory in factories if factory_fault(factory, dim) is None]

@@ -1,4 +1,4 @@
-"""What a night needs for its last steps is known when it starts."""
+"""Checks at the start of a night of what its last steps need."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -48,7 +48,7 @@ def test_a_cluster_that_cannot_start_the_processes_is_named(settings: dict[str, 
         {"spark.master": "local-cluster[2,1,1024]"},
     ],
 )
-def test_a_cluster_that_can_is_not_refused(settings: dict[str, str]) -> None:
+def test_a_cluster_that_can_start_the_processes_passes(settings: dict[str, str]) -> None:
     assert trainers_fault(training(), settings) is None
 
 
@@ -56,11 +56,11 @@ def test_a_cluster_that_can_is_not_refused(settings: dict[str, str]) -> None:
     ("master", "local"),
     [("local", True), ("local[*]", True), ("local[2,3]", True), ("local-cluster[2,1,1024]", False), ("yarn", False)],
 )
-def test_executors_of_a_local_cluster_are_not_the_driver(master: str, local: bool) -> None:
+def test_a_local_cluster_is_not_a_local_master(master: str, local: bool) -> None:
     assert is_local_master(master) is local
 
 
-def test_the_truth_of_logs_that_were_not_simulated_is_missed_at_once(warehouse: Warehouse) -> None:
+def test_simulated_truth_without_its_tables_is_refused(warehouse: Warehouse) -> None:
     context: Any = SimpleNamespace(
         config=Config.model_validate({"evaluation": {"simulated_truth": True}}), warehouse=warehouse
     )

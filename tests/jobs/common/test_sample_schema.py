@@ -1,4 +1,4 @@
-"""What jobs/train.py refuses before it trains, from the manifest of the samples alone."""
+"""Errors of jobs/train.py before training, which need only the manifest of the samples."""
 
 import argparse
 from types import SimpleNamespace
@@ -28,7 +28,7 @@ def config_of(**features: Any) -> Config:
 
 
 def samples(rows: list[int], schema: dict[str, Any] | None = None) -> Manifest:
-    """The manifest of samples with row groups of so many rows for training."""
+    """The manifest of samples. `rows`: number of rows of each row group for training."""
     groups = [{"path": f"{place}.parquet", "rows": count} for place, count in enumerate(rows)]
     facts = {"splits": {"train": {"rows": sum(rows), "groups": groups}}, "schema": schema or {}}
     return Manifest("samples", DS, "", {}, sum(rows), facts)
@@ -55,7 +55,7 @@ def test_more_processes_than_row_groups_are_refused_with_the_remedy() -> None:
     assert refused.value.exit_code == 2
 
 
-def test_an_update_takes_as_many_processes_as_it_has_row_groups() -> None:
+def test_an_update_uses_at_most_as_many_processes_as_it_has_row_groups() -> None:
     assert _processes(context_of(4, update=object()), samples([5, 5])) == 2
 
 

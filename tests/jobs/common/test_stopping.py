@@ -1,4 +1,4 @@
-"""A job that is told to stop ends, says so and where it resumes, and leaves nothing that another run would trip over."""
+"""A job that gets SIGTERM ends with one error, names the step it resumes from, and leaves no lock."""
 
 import re
 import shutil
@@ -15,24 +15,25 @@ from jobs.common.known_faults import explained
 from tests.jobs.nightly_run import FIRST, ROOT, NightlyRun, command
 
 
-def test_a_jvm_that_is_gone_is_said_in_one_line() -> None:
+def test_a_lost_jvm_is_reported_in_one_line() -> None:
     error = explained(Py4JNetworkError("Answer from Java side is empty"), "file:///warehouse")
     assert error is not None
     assert error.exit_code == 1
     assert "the same command goes on" in str(error)
 
 
-def test_a_job_that_is_told_to_stop_while_it_imports_says_so() -> None:
-    loud = [sys.executable, "-v", "-m", "jobs.train", "--config", "nowhere.yaml", "--ds", FIRST]  # -v: lists imports
-    with subprocess.Popen(loud, cwd=ROOT, stderr=subprocess.PIPE, text=True) as job:
+@pytest.mark.processes
+def test_sigterm_during_imports_is_reported() -> None:
+    verbose = [sys.executable, "-v", "-m", "jobs.train", "--config", "nowhere.yaml", "--ds", FIRST]  # -v: lists imports
+    with subprocess.Popen(verbose, cwd=ROOT, stderr=subprocess.PIPE, text=True) as job:
         assert job.stderr is not None
         for line in job.stderr:
             if line.startswith("import 'jobs' #"):
                 break
         job.send_signal(signal.SIGTERM)
-        said = job.stderr.read()
+        output = job.stderr.read()
     assert job.returncode == 128 + signal.SIGTERM
-    assert [line for line in said.splitlines() if line.startswith("error:")] == [
+    assert [line for line in output.splitlines() if line.startswith("error:")] == [
         "error: stopped by SIGTERM. Tables and releases are whole: run the same command again"
     ]
 
@@ -45,8 +46,10 @@ def until(path: Path, pattern: str, job: "subprocess.Popen[str]", seconds: float
         time.sleep(0.2)
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_training_that_is_told_to_stop_says_where_it_resumes(first_night_copy: NightlyRun, processes: int) -> None:
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_training_that_gets_sigterm_names_the_step_it_resumes_from(
+    first_night_copy: NightlyRun, processes: int
+) -> None:
     model = first_night_copy.manifest("models", FIRST)
     shutil.rmtree(first_night_copy.warehouse / "_on_the_way", ignore_errors=True)
     settings = ("training.bootstrap_epochs=100000", "training.checkpoint_steps=20", f"training.processes={processes}")
@@ -58,13 +61,13 @@ def test_a_training_that_is_told_to_stop_says_where_it_resumes(first_night_copy:
     try:
         until(first_night_copy.warehouse / "_on_the_way" / "models" / FIRST, "*/step=*/progress.json", job)
         job.send_signal(signal.SIGTERM)
-        said = job.communicate(timeout=60)[0]
+        output = job.communicate(timeout=60)[0]
     finally:
         job.kill()
     assert job.returncode == 128 + signal.SIGTERM
-    assert "Traceback" not in said
-    assert "\tat " not in said
-    assert re.search(r"the training resumes from step [1-9]", said)
-    assert said.splitlines()[-1].startswith("error: stopped by SIGTERM.")
+    assert "Traceback" not in output
+    assert "\tat " not in output
+    assert re.search(r"the training resumes from step [1-9]", output)
+    assert output.splitlines()[-1].startswith("error: stopped by SIGTERM.")
     assert not list((first_night_copy.warehouse / "_locks").glob("*"))
     assert first_night_copy.manifest("models", FIRST) == model

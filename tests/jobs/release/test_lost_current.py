@@ -1,4 +1,4 @@
-"""Releases without `current.json`: none passes as the first one."""
+"""If `current.json` is lost, publishing is refused instead of treating the release as the first one."""
 
 import json
 from types import SimpleNamespace
@@ -21,12 +21,12 @@ def release(warehouse: Warehouse, name: str, value: float) -> None:
     warehouse.write_text(f"{uri}/gates.json", json.dumps(gates))
 
 
-def test_a_release_is_not_the_first_one_if_another_passed_its_gates(warehouse: Warehouse) -> None:
+def test_publishing_without_current_is_refused_if_another_release_passed_its_gates(warehouse: Warehouse) -> None:
     context: Any = SimpleNamespace(warehouse=warehouse)
     refuse_lost_current(context, "new")
     release(warehouse, "refused", 0.1)
     release(warehouse, "new", 1.0)
-    refuse_lost_current(context, "new")  # Killed before it became the current one.
+    refuse_lost_current(context, "new")  # the same release, killed before it became current
     release(warehouse, "published", 1.0)
     with pytest.raises(InputError, match=r"current\.json is missing.*rollback published"):
         refuse_lost_current(context, "new")

@@ -1,4 +1,4 @@
-"""The life of releases: listed, checked, left and come back to, pruned."""
+"""jobs/releases.py: list, show, roll back and prune releases."""
 
 import argparse
 import json
@@ -22,21 +22,21 @@ from pipelines.storage.locks import LockedError, locked
 from pipelines.storage.warehouse import Warehouse
 from tests.jobs.nightly_run import FIRST, SECOND, NightlyRun
 
-Ask = Callable[..., Context]
+ContextOf = Callable[..., Context]
 
 
 @pytest.fixture
-def ask(nightly_run: NightlyRun, spark: SparkSession, tmp_path: Path) -> Ask:
-    """A context on a copy of the nightly run, to run `releases` with flags."""
+def context_of(nightly_run: NightlyRun, spark: SparkSession, tmp_path: Path) -> ContextOf:
+    """Makes a context of jobs/releases.py from flags, on a copy of the nightly run."""
     shutil.copytree(nightly_run.warehouse, tmp_path / "w")
     config = load_config(nightly_run.config, [f"warehouse={tmp_path / 'w'}"])
     context = Context(config, spark, Warehouse(spark, config.warehouse), argparse.Namespace())
 
-    def on(*words: str) -> Context:
-        args = releases._flags().parse_args([*words, "--config", nightly_run.config])
+    def with_flags(*flags: str) -> Context:
+        args = releases._flags().parse_args([*flags, "--config", nightly_run.config])
         return replace(context, args=args, force=args.force)
 
-    return on
+    return with_flags
 
 
 def of_day(context: Context, ds: str) -> str:
@@ -52,8 +52,8 @@ def champion(context: Context) -> str:
     return str(client.get_model_version_by_alias("nightjar", "champion").tags["release_id"])
 
 
-def test_a_list_says_what_is_in_use(ask: Ask, capsys: pytest.CaptureFixture[str]) -> None:
-    context = ask("list")
+def test_the_list_marks_the_current_release(context_of: ContextOf, capsys: pytest.CaptureFixture[str]) -> None:
+    context = context_of("list")
     releases.run(context)
     header, newest, oldest = capsys.readouterr().out.splitlines()
     assert header.split() == ["release", "ds", "items", "dim", "index", "state", "gates", "recall@50"]
@@ -65,16 +65,18 @@ def test_a_list_says_what_is_in_use(ask: Ask, capsys: pytest.CaptureFixture[str]
     assert "current" not in oldest
 
 
-def test_back_and_not_forward_again_by_itself(ask: Ask, capsys: pytest.CaptureFixture[str]) -> None:
-    context = ask("rollback")
+def test_a_rollback_stays_until_a_forced_publish_or_a_rollback_by_name(
+    context_of: ContextOf, capsys: pytest.CaptureFixture[str]
+) -> None:
+    context = context_of("rollback")
     first, second = of_day(context, FIRST), of_day(context, SECOND)
     assert (current(context)["release_id"], champion(context)) == (second, second)
     releases.run(context)
     assert current(context) == {"release_id": first, "ds": FIRST, "rolled_back": [second]}
     assert champion(context) == first
-    releases.run(ask("list"))
-    assert f"{second}  {SECOND}" in (said := capsys.readouterr().out)
-    assert "rolled back" in said
+    releases.run(context_of("list"))
+    assert f"{second}  {SECOND}" in (output := capsys.readouterr().out)
+    assert "rolled back" in output
     with pytest.raises(InputError, match=f"no release of a day before {FIRST} has passed its gates"):
         releases.run(context)
 
@@ -84,14 +86,14 @@ def test_back_and_not_forward_again_by_itself(ask: Ask, capsys: pytest.CaptureFi
     alone(publish_items.run)(replace(night, force=True))
     assert current(context) == {"release_id": second, "ds": SECOND, "rolled_back": []}
     assert champion(context) == second
-    releases.run(ask("rollback", first))
-    releases.run(ask("rollback", second))  # Forward by name.
+    releases.run(context_of("rollback", first))
+    releases.run(context_of("rollback", second))  # forward by name
     assert current(context) == {"release_id": second, "ds": SECOND, "rolled_back": [first]}
     assert champion(context) == second
 
 
-def test_nobody_goes_to_a_refused_or_damaged_release(ask: Ask) -> None:
-    context = ask("rollback")
+def test_a_rollback_to_a_refused_or_damaged_release_is_refused(context_of: ContextOf) -> None:
+    context = context_of("rollback")
     first = find_release(context, of_day(context, FIRST))
     verdict = json.loads(context.warehouse.read_text(f"{first.uri}/gates.json"))
     verdict["gates"][0]["limit"] = 1e9
@@ -99,20 +101,22 @@ def test_nobody_goes_to_a_refused_or_damaged_release(ask: Ask) -> None:
     with pytest.raises(InputError, match="has passed its gates"):
         releases.run(context)
     with pytest.raises(UsageError, match=f"{first.release_id} was refused by effective_dimensions: --force goes"):
-        releases.run(ask("rollback", first.release_id))
+        releases.run(context_of("rollback", first.release_id))
     Path(first.uri.removeprefix("file://"), "index.faiss").unlink()
     with pytest.raises(ReleaseError, match=rf"release {first.release_id}, file index.faiss: is missing. .* rollback"):
-        releases.run(ask("rollback", first.release_id, "--force"))
+        releases.run(context_of("rollback", first.release_id, "--force"))
     assert current(context)["ds"] == SECOND
 
 
-def test_readers_refuse_a_tampered_release(ask: Ask, capsys: pytest.CaptureFixture[str]) -> None:
-    context = ask("show")
+def test_a_release_that_was_changed_is_refused_by_readers(
+    context_of: ContextOf, capsys: pytest.CaptureFixture[str]
+) -> None:
+    context = context_of("show")
     release = find_release(context)
     releases.run(context)
-    said = capsys.readouterr().out
-    assert f"{len(release.manifest['files'])} of {len(release.manifest['files'])} files as published" in said
-    assert '"state": "current"' in said
+    output = capsys.readouterr().out
+    assert f"{len(release.manifest['files'])} of {len(release.manifest['files'])} files as published" in output
+    assert '"state": "current"' in output
     index = Path(release.uri.removeprefix("file://"), "index.faiss")
     raw = bytearray(index.read_bytes())
     raw[-1] ^= 1
@@ -127,13 +131,13 @@ def test_readers_refuse_a_tampered_release(ask: Ask, capsys: pytest.CaptureFixtu
     assert "index.faiss: is not what was published" in capsys.readouterr().out
 
 
-def test_pruning_keeps_the_newest_and_the_current(ask: Ask) -> None:
-    context = ask("prune", "--keep", "1")
+def test_prune_keeps_the_newest_and_the_current_release(context_of: ContextOf) -> None:
+    context = context_of("prune", "--keep", "1")
     first, second = of_day(context, FIRST), of_day(context, SECOND)
-    releases.run(ask("rollback"))
+    releases.run(context_of("rollback"))
     releases.run(context)
     assert {r.release_id for r in all_releases(context.warehouse)} == {first, second}
-    releases.run(ask("rollback", second))
+    releases.run(context_of("rollback", second))
     with locked(context.warehouse, FIRST, "publish_items"), pytest.raises(LockedError, match="publish_items"):
         releases.run(context)
     assert find_release(context, first).release_id == first
@@ -144,20 +148,20 @@ def test_pruning_keeps_the_newest_and_the_current(ask: Ask) -> None:
     left = Path(context.warehouse.root.removeprefix("file://"), "releases")
     assert {path.name for path in left.iterdir()} == {second, "current.json"}
     shutil.copytree(left / second, left / first)
-    (left / first / "manifest.json").unlink()  # As a prune that was killed leaves it.
+    (left / first / "manifest.json").unlink()  # as after a prune that was killed
     releases.run(context)
     assert {path.name for path in left.iterdir()} == {second, "current.json"}
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("flags", "message"),
     [
         (["list", "2024-03-04-x"], "takes no release id"),
         (["prune"], "prune needs it"),
         (["list", "--keep", "2"], "belongs to prune"),
     ],
 )
-def test_what_does_not_go_together(words: list[str], said: str) -> None:
-    args = releases._flags().parse_args([*words, "--config", "none.yaml"])
-    with pytest.raises(UsageError, match=said):
+def test_flags_of_another_action_are_refused(flags: list[str], message: str) -> None:
+    args = releases._flags().parse_args([*flags, "--config", "none.yaml"])
+    with pytest.raises(UsageError, match=message):
         releases.run(Context(None, None, None, args))  # type: ignore[arg-type]

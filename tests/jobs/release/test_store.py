@@ -1,4 +1,4 @@
-"""Which release tonight's may be compared with, and which one may be asked by the tables of a day."""
+"""Lineage of releases: which release may be compared with tonight's, and which tables may be used with a release."""
 
 import argparse
 import json
@@ -24,12 +24,12 @@ CURRENT = "2024-03-02"
     ("ds", "bootstrap_days", "comparable"),
     [
         ("2024-03-04", {"2024-03-03": 0, "2024-03-04": 0}, True),
-        ("2024-03-04", {"2024-03-03": 0, "2024-03-04": 30}, False),  # Tonight begins anew.
-        ("2024-03-04", {"2024-03-03": 30, "2024-03-04": 0}, False),  # So did the night before, and was refused.
-        ("2024-03-04", {"2024-03-04": 0}, False),  # A night is missing in between.
-        ("2024-03-02", {"2024-03-02": 0}, True),  # The night in use done again: with what that took the place of.
-        ("2024-03-02", {"2024-03-02": 30}, False),  # It began anew.
-        ("2024-03-01", {"2024-03-01": 0}, False),  # A back-fill of an earlier night.
+        ("2024-03-04", {"2024-03-03": 0, "2024-03-04": 30}, False),  # tonight is a bootstrap
+        ("2024-03-04", {"2024-03-03": 30, "2024-03-04": 0}, False),  # the night before was a bootstrap, and was refused
+        ("2024-03-04", {"2024-03-04": 0}, False),  # a night is missing in between
+        ("2024-03-02", {"2024-03-02": 0}, True),  # the current night again: compared with the release before it
+        ("2024-03-02", {"2024-03-02": 30}, False),  # the current night again, as a bootstrap
+        ("2024-03-01", {"2024-03-01": 0}, False),  # a back-fill of an earlier night
     ],
 )
 def test_a_release_is_comparable_while_indices_keep_their_meaning(
@@ -46,16 +46,16 @@ def test_a_release_is_comparable_while_indices_keep_their_meaning(
         warehouse.write_text(f"{warehouse.root}/releases/{release}/manifest.json", json.dumps({"ds": day}))
     warehouse.write_text(f"{warehouse.root}/releases/r/gates.json", json.dumps({"against": "before"}))
     warehouse.write_text(f"{warehouse.root}/releases/current.json", json.dumps({"release_id": "r", "ds": CURRENT}))
-    found = comparable_release(context)
-    assert (found is not None) == comparable
-    assert found is None or found.release_id == ("before" if ds == CURRENT else "r")
+    release = comparable_release(context)
+    assert (release is not None) == comparable
+    assert release is None or release.release_id == ("before" if ds == CURRENT else "r")
 
 
 OLD, NEW = "2024-03-01-aaaaaaaa", "2024-03-04-bbbbbbbb"
 
 
-def place(context: Context, table: str, ds: str, lineage: str, bootstrap_days: int = 0) -> Manifest:
-    """A partition that is nothing but its manifest."""
+def write_manifest(context: Context, table: str, ds: str, lineage: str, bootstrap_days: int = 0) -> Manifest:
+    """Write a partition without files, and return its manifest."""
     staging = context.warehouse.new_staging(table, ds)
     Path(staging.removeprefix("file://")).mkdir()
     recipe = Recipe("", {"run": lineage}, lineage)
@@ -74,47 +74,48 @@ def publish(context: Context, lineage: str, made_from: Manifest) -> None:
     ("of_release", "of_tables", "bootstrap_days", "fits"),
     [
         (OLD, OLD, 0, True),
-        (OLD, OLD, 3, True),  # The same bootstrap again: the same indices.
+        (OLD, OLD, 3, True),  # the same bootstrap again gives the same indices
         (OLD, NEW, 4, False),
-        (OLD, NEW, 0, False),  # A night after the new bootstrap.
-        (UNKNOWN, OLD, 0, True),  # An earlier version wrote the release; the nights show that they go on from it.
+        (OLD, NEW, 0, False),  # a night after the new bootstrap
+        (UNKNOWN, OLD, 0, True),  # a release of an earlier version; the lineage of its tables is known
         (UNKNOWN, UNKNOWN, 0, True),
         (UNKNOWN, NEW, 4, False),
         (OLD, UNKNOWN, 0, True),
     ],
 )
-def test_tables_of_one_bootstrap_do_not_meet_a_release_of_another(
+def test_tables_of_one_bootstrap_are_refused_with_a_release_of_another(
     spark: SparkSession, tmp_path: Path, of_release: str, of_tables: str, bootstrap_days: int, fits: bool
 ) -> None:
     context = Context(Config(), spark, Warehouse(spark, str(tmp_path)), argparse.Namespace(), "2024-03-03")
-    publish(context, of_release, place(context, "item_features", CURRENT, of_release))
+    publish(context, of_release, write_manifest(context, "item_features", CURRENT, of_release))
     for table in ("positives", "samples", "user_histories"):
-        place(context, table, context.ds, of_tables, bootstrap_days)
+        write_manifest(context, table, context.ds, of_tables, bootstrap_days)
     assert (comparable_release(context) is not None) == fits
     if fits:
         require_same_lineage(context, find_release(context))
         return
-    said = (
+    message = (
         r"names no lineage"
         if of_release == UNKNOWN
         else r"bootstrap of ds=2024-03-01 .*, and table user_histories ds=2024-03-03"
     )
-    with pytest.raises(InputError, match=rf"release r .*{said}.*Remedy: finish the night of ds=2024-03-03"):
+    with pytest.raises(InputError, match=rf"release r .*{message}.*Remedy: finish the night of ds=2024-03-03"):
         require_same_lineage(context, find_release(context))
 
 
-def test_a_release_of_no_lineage_needs_the_tables_that_it_was_made_from(spark: SparkSession, tmp_path: Path) -> None:
-    """Its own night was begun anew since."""
+def test_a_release_without_lineage_is_refused_after_a_new_bootstrap_of_its_night(
+    spark: SparkSession, tmp_path: Path
+) -> None:
     context = Context(Config(), spark, Warehouse(spark, str(tmp_path)), argparse.Namespace(), CURRENT)
-    publish(context, UNKNOWN, place(context, "item_features", CURRENT, UNKNOWN))
-    place(context, "user_histories", CURRENT, UNKNOWN)
+    publish(context, UNKNOWN, write_manifest(context, "item_features", CURRENT, UNKNOWN))
+    write_manifest(context, "user_histories", CURRENT, UNKNOWN)
     require_same_lineage(context, find_release(context))
-    place(context, "item_features", CURRENT, NEW)
+    write_manifest(context, "item_features", CURRENT, NEW)
     with pytest.raises(InputError, match="names no lineage"):
         require_same_lineage(context, find_release(context))
 
 
-def test_training_does_not_go_on_from_a_model_of_another_lineage() -> None:
+def test_training_refuses_to_continue_from_a_model_of_another_lineage() -> None:
     def manifest(table: str, ds: str, lineage: str) -> Manifest:
         return Manifest(table, ds, "", {}, 0, lineage=lineage)
 
@@ -134,7 +135,7 @@ def test_training_does_not_go_on_from_a_model_of_another_lineage() -> None:
 def test_a_rollback_to_another_lineage_warns(
     spark: SparkSession, tmp_path: Path, caplog: pytest.LogCaptureFixture, other: str, warned: bool
 ) -> None:
-    """It may be done, for a release needs no table; jobs that read tables refuse the release afterwards."""
+    """It is allowed, because a release needs no tables; jobs that read tables refuse the release afterwards."""
     context = Context(Config(), spark, Warehouse(spark, str(tmp_path)), argparse.Namespace(), "")
     for name, lineage in (("before", other), ("target", OLD)):
         manifest = {"release_id": name, "ds": CURRENT, "lineage": lineage}
