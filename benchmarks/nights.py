@@ -46,9 +46,9 @@ from benchmarks.support import PLOTS, panels, save, say
 from jobs import evaluate, incremental, nightly, simulate_logs, train
 from jobs.common.config import Config, load_config
 from jobs.common.runner import Context
-from jobs.common.tracking import Tracker
 from jobs.release.gates import GateError
 from jobs.release.store import Current, write_current
+from jobs.tracking.tracker import Tracker
 from model.io.urls import checksum
 from model.training.checkpoint import PARAMETERS, STATE
 from model.training.launch import launch

@@ -23,7 +23,7 @@ from benchmarks.support import say
 from jobs import evaluate, train
 from jobs.common.config import Config, load_config
 from jobs.common.runner import Context
-from jobs.common.tracking import Tracker
+from jobs.tracking.tracker import Tracker
 from model.evaluation.ranking_metrics import SLICES
 from model.training.checkpoint import read_description
 from pipelines.session import open_session

@@ -15,7 +15,7 @@ from benchmarks.study import Variant, report, study
 from jobs import build_negatives, build_positives, simulate_logs
 from jobs.common.config import load_config
 from jobs.common.runner import Context
-from jobs.common.tracking import Tracker
+from jobs.tracking.tracker import Tracker
 from pipelines.session import open_session
 from pipelines.storage.warehouse import Warehouse
 

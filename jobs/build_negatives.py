@@ -4,8 +4,9 @@ import sys
 
 from jobs.common.plots import negatives_by_kind
 from jobs.common.runner import Context, log, main, parser
-from jobs.common.steps import alone, open_night, sample_config
-from jobs.common.tracking import Tracker, log_partition
+from jobs.night.steps import alone, open_night, sample_config
+from jobs.tracking.job_run import log_partition
+from jobs.tracking.tracker import Tracker
 from pipelines.samples.build import build_negatives
 
 

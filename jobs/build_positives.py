@@ -6,8 +6,9 @@ import numpy as np
 
 from jobs.common.plots import popularity_before_after
 from jobs.common.runner import Context, log, main, parser, positive
-from jobs.common.steps import alone, open_night, sample_config
-from jobs.common.tracking import Tracker, log_partition
+from jobs.night.steps import alone, open_night, sample_config
+from jobs.tracking.job_run import log_partition
+from jobs.tracking.tracker import Tracker
 from pipelines.positives.build import build_positives
 
 

@@ -9,12 +9,12 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from jobs.common.plots import recall_by_third
-from jobs.common.preconditions import require_truth
 from jobs.common.runner import Context, log, main, parser
-from jobs.common.steps import alone, open_night
-from jobs.common.tracking import Tracker
 from jobs.inference.embed import within_model, write_item_embeddings
 from jobs.inference.score import Exam, score_users
+from jobs.night.preconditions import require_truth
+from jobs.night.steps import alone, open_night
+from jobs.tracking.tracker import Tracker
 from model.evaluation.ranking_metrics import METRICS, bootstrap_interval
 from pipelines import queries
 from pipelines.contract.schema import FeatureSchema

@@ -11,12 +11,12 @@ from datetime import datetime, timedelta
 from pyspark.sql import functions as F
 
 from jobs import build_negatives, build_positives, publish_items, train
-from jobs.common.lost_day import night_before
-from jobs.common.preconditions import require_trainers
 from jobs.common.runner import Context, log, main, parser
-from jobs.common.steps import Step, open_night, run_steps
-from jobs.common.tracking import Tracker
+from jobs.night.lost_day import night_before
+from jobs.night.preconditions import require_trainers
+from jobs.night.steps import Step, open_night, run_steps
 from jobs.release.store import current_release, night_of, update_of
+from jobs.tracking.tracker import Tracker
 from model.serving.release import Release
 from pipelines.contract.errors import InputError, UsageError
 from pipelines.positives.select import is_positive

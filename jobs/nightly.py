@@ -7,10 +7,10 @@ import argparse
 import sys
 
 from jobs import build_negatives, build_positives, evaluate, publish_items, train
-from jobs.common.lost_day import carry_night
-from jobs.common.preconditions import require_trainers, require_truth
 from jobs.common.runner import Context, main, parser, positive
-from jobs.common.steps import Step, run_steps
+from jobs.night.lost_day import carry_night
+from jobs.night.preconditions import require_trainers, require_truth
+from jobs.night.steps import Step, run_steps
 from pipelines.contract.errors import UsageError
 from pipelines.storage.dates import days_back, parse_ds
 from pipelines.storage.locks import locked

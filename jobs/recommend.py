@@ -10,9 +10,9 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from jobs.common.runner import Context, log, main, parser, positive
-from jobs.common.steps import open_night
 from jobs.inference.embed import within_model
 from jobs.inference.top_items import top_items
+from jobs.night.steps import open_night
 from jobs.release.store import find_release, require_same_lineage, update_of
 from model.serving.coherence import check_release
 from model.serving.release import INDEX, ITEMS, MODEL

@@ -7,7 +7,6 @@ import sys
 from contextlib import ExitStack
 
 from jobs.common.runner import Context, aligned, log, main, parser, positive
-from jobs.common.tracking import Tracker
 from jobs.evaluate import headline_k, recalls
 from jobs.release.store import (
     FOLDER,
@@ -23,6 +22,7 @@ from jobs.release.store import (
     write_current,
 )
 from jobs.release.verdict import refused_by, verdict_of
+from jobs.tracking.tracker import Tracker
 from model.serving.release import SERVED, Release
 from pipelines.contract.errors import InputError, UsageError
 from pipelines.storage.lineage import UNKNOWN, described

@@ -4,12 +4,12 @@ import argparse
 import sys
 
 from jobs.common.runner import Context, aligned, main, parser
-from jobs.common.tracking import tracking_uri
 from jobs.evaluate import headline_k, recalls
 from jobs.inference.embed import release_id_of
 from jobs.nightly import add_days, days_of
 from jobs.release.store import folder_of
 from jobs.release.verdict import Verdict, refused_by, verdict_of
+from jobs.tracking.client import tracking_uri
 from pipelines.lost_day import carried_from
 from pipelines.storage.lineage import described
 

@@ -7,15 +7,15 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from jobs.common.mutual_information import item_relations
 from jobs.common.plots import loss_curve, tower_weights
-from jobs.common.preconditions import require_trainers
 from jobs.common.runner import Context, log, main, parser
-from jobs.common.sample_schema import schema_of
-from jobs.common.steps import alone, require_model
 from jobs.common.stopping import Stopped
-from jobs.common.tracking import Tracker
+from jobs.night.mutual_information import item_relations
+from jobs.night.preconditions import require_trainers
+from jobs.night.sample_schema import schema_of
+from jobs.night.steps import alone, require_model
 from jobs.release.heldout import test_then_train, test_update
+from jobs.tracking.tracker import Tracker
 from model.io.urls import checksum
 from model.training.checkpoint import PARAMETERS, STATE
 from model.training.health import Health

@@ -1,34 +1,50 @@
-"""Contradictions inside one config: models, indices and trainings that cannot be built whatever the tables hold."""
+"""Checks across sections of a config: models, indices and trainings that cannot be built, whatever the tables contain."""
 
 from collections import defaultdict
 from collections.abc import Iterator
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 from urllib.parse import urlparse
 
 from pydantic import ValidationError
 
+from model.config import IndexConfig, LossConfig, ModelConfig, TrainingConfig
 from model.index_factory import factory_fault
+from pipelines.config import Features, Samples
 from pipelines.contract.schema import CategoricalFeature, FeatureSchema, MultiCategoricalFeature
 from pipelines.features.encode import example_age, feature_schema, hashed_sizes
 
-if TYPE_CHECKING:
-    from jobs.common.config import Config
-
-PLAIN_TOWER = "dssm"  # Can be built from any fields; checking it needs no torch.
-# What MLflow keeps a record in: servers, and databases through SQLAlchemy.
+PLAIN_TOWER = "dssm"  # Accepts any fields, so checking it needs no torch.
+# Where MLflow can store its record: servers, and databases through SQLAlchemy.
 SERVERS, DATABASES = ("http", "https", "databricks", "databricks-uc", "uc"), ("sqlite", "postgresql", "mysql", "mssql")
 
 
-def contradictions(config: "Config") -> list[str]:
-    """Each names the keys that contradict each other, and a remedy. Empty for a config that can be used."""
+class Sections(Protocol):
+    """The sections of a config that these checks read."""
+
+    @property
+    def features(self) -> Features: ...  # noqa: D102
+    @property
+    def samples(self) -> Samples: ...  # noqa: D102
+    @property
+    def model(self) -> ModelConfig: ...  # noqa: D102
+    @property
+    def loss(self) -> LossConfig: ...  # noqa: D102
+    @property
+    def training(self) -> TrainingConfig: ...  # noqa: D102
+    @property
+    def index(self) -> IndexConfig: ...  # noqa: D102
+
+
+def contradictions(config: Sections) -> list[str]:
+    """One message per contradiction: the keys and a remedy. Empty if the config can be used."""
     faults = [*_training(config)]
     if config.index.factory and (fault := factory_fault(config.index.factory, config.model.dim)):
         faults.append(f"index.factory: {fault}")
     return faults + list(_model(config))
 
 
-def _training(config: "Config") -> Iterator[str]:
+def _training(config: Sections) -> Iterator[str]:
     training, supervision = config.training, config.loss.self_supervision
     if training.processes > config.samples.trainers:
         yield (
@@ -39,17 +55,17 @@ def _training(config: "Config") -> Iterator[str]:
     if training.processes > training.batch_size:
         yield (
             f"training.batch_size: {training.batch_size} rows cannot be shared by training.processes = "
-            f"{training.processes}: every process needs a row of each batch"
+            f"{training.processes}: every process needs at least one row of each batch"
         )
     if supervision and training.processes > supervision.items:
         yield (
             f"loss.self_supervision.items: {supervision.items} items cannot be shared by training.processes = "
-            f"{training.processes}: every process needs an item of each step"
+            f"{training.processes}: every process needs at least one item in each step"
         )
 
 
-def _model(config: "Config") -> Iterator[str]:
-    """Faults of the features and the model. A fault of the features hides those of the model built from them."""
+def _model(config: Sections) -> Iterator[str]:
+    """Faults of the features and the model. The model is checked only if its features have no faults."""
     try:
         offered = expected_schema(config)
     except ValidationError as error:
@@ -66,15 +82,15 @@ def _model(config: "Config") -> Iterator[str]:
         yield from _tower(config, schema)
 
 
-def expected_schema(config: "Config") -> FeatureSchema:
-    """The schema that samples of this config will have, with sizes and statistics made up. Raises ValidationError."""
+def expected_schema(config: Sections) -> FeatureSchema:
+    """The schema that samples of this config will have, with made-up sizes and statistics. Raises ValidationError."""
     sizes: dict[str, int] = defaultdict(lambda: 3, hashed_sizes(config.features))
     statistics: Any = defaultdict(lambda: {"mean": 0.0, "std": 1.0})
     return FeatureSchema.model_validate(feature_schema(config.features, sizes, statistics, example_age(1, {})))
 
 
 def _users(offered: FeatureSchema, schema: FeatureSchema) -> Iterator[str]:
-    """The example age is the same for all users when serving, so it does not count as a feature of users."""
+    """The user side needs a feature. The example age does not count: when serving it is the same for all users."""
     if schema.user or schema.history:
         return
     if offered.user or offered.history:
@@ -87,7 +103,7 @@ def _users(offered: FeatureSchema, schema: FeatureSchema) -> Iterator[str]:
         )
 
 
-def _history_features(config: "Config", schema: FeatureSchema) -> Iterator[str]:
+def _history_features(config: Sections, schema: FeatureSchema) -> Iterator[str]:
     poolable = [f.name for f in schema.item if isinstance(f, CategoricalFeature | MultiCategoricalFeature)]
     if config.model.history_features and not schema.history:
         yield "model.history_features: needs features.history, which is off or left out: switch it on, or list none"
@@ -100,8 +116,8 @@ def _history_features(config: "Config", schema: FeatureSchema) -> Iterator[str]:
             )
 
 
-def _views(config: "Config", schema: FeatureSchema) -> Iterator[str]:
-    """Self-supervision hides features of an item: it needs some."""
+def _views(config: Sections, schema: FeatureSchema) -> Iterator[str]:
+    """Self-supervision hides features of an item, so the item side needs features besides the id."""
     supervision = config.loss.self_supervision
     if supervision is None:
         return
@@ -113,11 +129,11 @@ def _views(config: "Config", schema: FeatureSchema) -> Iterator[str]:
     elif supervision.mask == "dropout" and not any(isinstance(f, MultiCategoricalFeature) for f in schema.item):
         yield (
             "loss.self_supervision.mask: dropout hides values of multi_categorical features, and the items have none: "
-            "take another mask"
+            "choose another mask"
         )
 
 
-def _tower(config: "Config", schema: FeatureSchema) -> Iterator[str]:
+def _tower(config: Sections, schema: FeatureSchema) -> Iterator[str]:
     """Build the model without memory for its parameters, as training will: every tower has its own conditions."""
     import torch
 
@@ -134,13 +150,13 @@ def _tower(config: "Config", schema: FeatureSchema) -> Iterator[str]:
 
 
 def tracking_uri_fault(uri: str) -> str | None:
-    """Why MLflow cannot keep its record at a URI; None where it can, as far as the URI tells."""
+    """Why MLflow cannot store its record at a URI, judged by the URI only; None if it can."""
     scheme = urlparse(uri).scheme or uri
     plugins = {plugin.name for plugin in entry_points(group="mlflow.tracking_store")} - {"", "file"}
     if scheme.partition("+")[0] in {*SERVERS, *DATABASES, *plugins}:
         return None
     what = "is a folder" if scheme in (uri, "file") else f"has the unknown scheme {scheme}"
     return (
-        f"{what}, in which MLflow keeps no record: name a server (http://HOST:PORT) or a database "
+        f"{what}, where MLflow cannot store its record: name a server (http://HOST:PORT) or a database "
         "(sqlite:////FOLDER/mlflow.db), or leave tracking.uri out"
     )

@@ -11,7 +11,7 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from jobs.common.runner import Context
-from jobs.common.steps import require_model
+from jobs.night.steps import require_model
 from model.data.catalogue import Catalogue
 from model.network.two_tower import TwoTower
 from model.serving.embed import batch_columns, embed_items, embed_users

@@ -9,8 +9,8 @@ import numpy as np
 
 from jobs.common.config import Gates
 from jobs.common.runner import Context, log
-from jobs.common.steps import open_night
 from jobs.inference.embed import release_id_of
+from jobs.night.steps import open_night
 from jobs.release.heldout import events_of, examined
 from jobs.release.store import folder_of
 from jobs.release.verdict import Gate, verdict_of

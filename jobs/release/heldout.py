@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jobs.common.runner import Context, log
-from jobs.common.steps import open_night
-from jobs.common.tracking import Tracker
+from jobs.night.steps import open_night
 from jobs.release.store import comparable_release, current_release, night_of
+from jobs.tracking.tracker import Tracker
 from model.data.catalogue import Catalogue
 from model.evaluation.release_recall import HeldOutEvents, RecallResult, measure_recall, recall_loss_bound
 from model.serving.coherence import check_parts, read_ids

@@ -7,9 +7,9 @@ from pyspark.sql import functions as F
 
 from jobs.common.plots import index_sweep
 from jobs.common.runner import Context, log
-from jobs.common.steps import open_night
-from jobs.common.tracking import JobRun
 from jobs.inference.embed import embed_queries, within_model
+from jobs.night.steps import open_night
+from jobs.tracking.job_run import JobRun
 from model.config import IndexConfig
 from model.serving.faiss_index import (
     Batches,

@@ -107,10 +107,12 @@ def test_a_lost_mlflow_server_does_not_lose_the_training(sampled: NightlyRun) ->
     output = child.communicate(timeout=1800)[0]
     assert child.returncode == 1, output
     assert not STACK.search(output), output
-    assert f"the record at {uri} does not answer" in message_of(output)
+    assert f"the MLflow tracking server at {uri} does not answer" in message_of(output)
     assert sampled.manifest("models", SECOND)["facts"]["steps"] == 420
 
-    assert f"the record at {uri} does not answer" in fails("evaluate", sampled, *flags, code=1, env=few_retries)
+    assert f"the MLflow tracking server at {uri} does not answer" in fails(
+        "evaluate", sampled, *flags, code=1, env=few_retries
+    )
     start_mlflow(sampled, port)
     assert "already done" in succeeds("train", sampled, *flags)
     succeeds("evaluate", sampled, *flags)

@@ -14,7 +14,7 @@ from pyspark.sql import SparkSession
 from jobs import publish_items, recommend, releases
 from jobs.common.config import load_config
 from jobs.common.runner import Context
-from jobs.common.steps import alone
+from jobs.night.steps import alone
 from jobs.release.store import all_releases, find_release
 from model.serving.release import ReleaseError
 from pipelines.contract.errors import InputError, UsageError

@@ -4,7 +4,7 @@ import numpy as np
 
 from jobs.common.plots import heat_map
 from jobs.common.runner import Context
-from jobs.common.tracking import JobRun
+from jobs.tracking.job_run import JobRun
 from pipelines.contract.schema import Feature
 from pipelines.features.mutual_information import mutual_information
 from pipelines.storage.manifest import Recipe

@@ -1,8 +1,8 @@
 """The night of a day without interactions: state and model stay as they are, under a new date; the release in use stays."""
 
 from jobs.common.runner import Context, log
-from jobs.common.steps import open_night, require_model
-from jobs.common.tracking import Tracker
+from jobs.night.steps import open_night, require_model
+from jobs.tracking.tracker import Tracker
 from pipelines.lost_day import CARRIED_FROM, Carried, carried_from, carry_state
 from pipelines.storage.dates import shift
 from pipelines.storage.manifest import MANIFEST, Manifest, Recipe

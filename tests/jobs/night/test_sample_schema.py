@@ -9,7 +9,7 @@ import pytest
 from jobs.common.config import Config
 from jobs.common.config_checks import expected_schema
 from jobs.common.runner import Context
-from jobs.common.sample_schema import schema_of
+from jobs.night.sample_schema import schema_of
 from jobs.train import _processes
 from pipelines.contract.errors import InputError, UsageError
 from pipelines.storage.manifest import Manifest

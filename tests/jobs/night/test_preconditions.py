@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from jobs.common.config import Config
-from jobs.common.preconditions import require_truth, trainers_fault
+from jobs.night.preconditions import require_truth, trainers_fault
 from model.config import TrainingConfig
 from model.training.launch import is_local_master
 from pipelines.contract.errors import InputError

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jobs.common.config import Config
 from jobs.common.runner import Context, log
-from jobs.common.tracking import Tracker
+from jobs.tracking.tracker import Tracker
 from model.io.urls import checksum
 from model.training.checkpoint import PARAMETERS, STATE
 from pipelines.contract.errors import InputError

@@ -1,0 +1,82 @@
+"""The MLflow client, its address, and the error that says that the tracking server does not answer."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import mlflow
+import requests
+import urllib3
+from mlflow.tracking import MlflowClient
+
+from jobs.common.config import Config
+from jobs.common.known_faults import causes
+from pipelines.contract.errors import NightjarError, UsageError
+
+
+class TrackingError(NightjarError):
+    """The tracking server does not answer (exit 1)."""
+
+
+def tracking_uri(config: Config, root: str) -> str:
+    """The MLflow tracking URI: `tracking.uri`, else a sqlite file in a local warehouse.
+
+    Raises UsageError if `tracking.uri` is not set and the warehouse is not local.
+    """
+    if config.tracking.uri:
+        return config.tracking.uri
+    if not root.startswith("file://"):
+        raise UsageError(f"tracking.uri is not set, and the warehouse {root} is not local: name an MLflow server")
+    return f"sqlite:///{root.removeprefix('file://')}/mlflow.db"
+
+
+class TrackingClient:
+    """MlflowClient that raises TrackingError when the server does not answer.
+
+    After the first such error it raises the same error at once, so that a job does not wait for every later call.
+    """
+
+    def __init__(self, uri: str) -> None:
+        """Raises UsageError if a package for this kind of URI is missing."""
+        self._uri, self._error = uri, None  # type: str, TrackingError | None
+        with self._translated():
+            mlflow.set_tracking_uri(uri)
+            try:
+                self._client = MlflowClient(uri)
+            except ImportError as error:
+                raise UsageError(f"tracking.uri {uri} cannot be opened: {_first_line(error)}") from error
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        method = getattr(self._client, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with self._translated():
+                return method(*args, **kwargs)
+
+        return call
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        if self._error:
+            raise self._error
+        try:
+            yield
+        except Exception as error:
+            if not any(map(_is_unreachable, causes(error))):
+                raise
+            self._error = TrackingError(
+                f"the MLflow tracking server at {self._uri} does not answer ({_first_line(error)}). The tables that were "
+                "written stay. When the server answers again, run the same command again"
+            )
+            raise self._error from error
+
+
+def _is_unreachable(error: BaseException) -> bool:
+    """Whether an error comes from the network, or from a server that reports an internal error (5xx)."""
+    if isinstance(error, requests.HTTPError):
+        return error.response is not None and error.response.status_code >= 500
+    return isinstance(error, requests.RequestException | urllib3.exceptions.HTTPError)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0][:300]

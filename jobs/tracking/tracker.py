@@ -1,0 +1,191 @@
+"""The MLflow runs of one night, and the registered model."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from mlflow.exceptions import MlflowException
+
+from jobs.common.config import Config
+from jobs.tracking.client import TrackingClient, tracking_uri
+from jobs.tracking.job_run import JobRun, now
+from jobs.tracking.model_version import save_model_version
+from pipelines.storage.dates import parse_ds
+from pipelines.storage.manifest import code_version
+from pipelines.storage.warehouse import Warehouse
+
+NIGHT, JOB, RECORD = "nightjar.night", "nightjar.job", "nightjar.record"
+
+
+class Tracker:
+    """The runs of one night: a parent run, and a child run for each job.
+
+    It opens the client and creates the parent run only when the first job logs something, so a night that finds all steps
+    done creates no run.
+    """
+
+    def __init__(self, config: Config, warehouse: Warehouse, ds: str, *, join_finished: bool = False) -> None:
+        """`join_finished`: also add to the newest run of this ds if it has ended (for jobs that run one by one)."""
+        self._config, self._root, self.ds, self._join = config, warehouse.root, ds, join_finished
+        self._update = warehouse.update
+        self.name = f"{ds} {self._update.name}" if self._update else ds
+        self.uri = tracking_uri(config, warehouse.root)
+        self._night_run: str | None = None
+        # A run is created when its job first logs. Its start time is the end of the job before.
+        self._since = now()
+        self._opened: TrackingClient | None = None
+
+    @property
+    def _client(self) -> TrackingClient:
+        if self._opened is None:
+            self._opened = TrackingClient(self.uri)
+        return self._opened
+
+    def _experiment(self) -> str:
+        name = self._config.tracking.experiment
+        experiment = self._client.get_experiment_by_name(name)
+        if experiment is not None:
+            return str(experiment.experiment_id)
+        local = self.uri.startswith("sqlite:")
+        location = f"{self._root}/mlartifacts" if local and self._root.startswith("file://") else None
+        # With this kind the UI shows columns of metrics and parameters instead of traces.
+        tags = {"mlflow.experimentKind": "custom_model_development"}
+        return str(self._client.create_experiment(name, artifact_location=location, tags=tags))
+
+    def _night(self) -> str:
+        """The parent run. Continues the newest run of this name if it has not ended (its night was killed), else a new one."""
+        if self._night_run is None:
+            experiment = self._experiment()
+            newest = self._newest(experiment)
+            if newest and (self._join or newest.info.status != "FINISHED"):
+                self._night_run = newest.info.run_id
+                self._client.update_run(self._night_run, status="RUNNING")
+                self._end_killed(experiment, newest.info.run_id)
+            else:
+                self._night_run = self._new_night(experiment)
+        return self._night_run
+
+    def _new_night(self, experiment: str) -> str:
+        tags = {NIGHT: self.name} | self._tags("incremental" if self._update else "nightly")
+        name = self.name if self._update else f"night {self.name}"
+        run_id: str = self._client.create_run(experiment, self._since, run_name=name, tags=tags).info.run_id
+        night, config = JobRun(self._client, run_id), self._config.model_dump(mode="json")
+        night.params(config)
+        night.json(config, "config.json")
+        return run_id
+
+    def _newest(self, experiment: str) -> Any:
+        """The newest parent run of this name, or None."""
+        runs = self._client.search_runs([experiment], f"tags.`{NIGHT}` = '{self.name}'", max_results=1)
+        return runs[0] if runs else None
+
+    def _end_killed(self, experiment: str, night: str) -> None:
+        """Mark child runs that are still RUNNING as KILLED. This process holds the lock of the day, so their jobs are dead."""
+        running = f"tags.`mlflow.parentRunId` = '{night}' and attributes.status = 'RUNNING'"
+        for run in self._client.search_runs([experiment], running):
+            self._client.set_terminated(run.info.run_id, "KILLED")
+
+    def _tags(self, name: str) -> dict[str, str]:
+        """Tags of every run. The UI shows mlflow.source.name in its column Source."""
+        source = {"mlflow.source.name": f"jobs.{name}", "mlflow.source.type": "JOB"}
+        return {"ds": self.ds, "code_version": code_version()} | source
+
+    @contextmanager
+    def job(self, name: str) -> Iterator[JobRun]:
+        """A child run of the night. It ends FAILED, with the error as a tag, if the block raises."""
+        parent = self._night()
+        tags = {"mlflow.parentRunId": parent, JOB: name} | self._tags(name)
+        run = self._client.create_run(self._experiment(), self._since, run_name=f"{name} {self.name}", tags=tags)
+        job = JobRun(self._client, run.info.run_id)
+        try:
+            yield job
+        except BaseException as error:
+            with suppress(Exception):  # Report the job's error even if MLflow does not answer.
+                job.tags({"error": str(error)[:4000]})
+                self._client.set_terminated(run.info.run_id, "FAILED")
+            raise
+        self._client.set_terminated(run.info.run_id, "FINISHED")
+        self._since = now()
+
+    def night_metrics(self, values: dict[str, float]) -> None:
+        """Log the few metrics that the list of nights shows, on the parent run."""
+        JobRun(self._client, self._night()).metrics(values)
+
+    def night_tags(self, values: dict[str, str]) -> None:
+        """Set tags on the parent run."""
+        JobRun(self._client, self._night()).tags(values)
+
+    def record(self, name: str, value: float) -> None:
+        """Add a point to a curve over the nights.
+
+        One run of the experiment holds these curves. The step is the number of days since 1970; for an update within the day
+        it is the number of minutes from 1970 to the end of the update.
+        """
+        experiment = self._experiment()
+        runs = self._client.search_runs([experiment], f"tags.`{RECORD}` = 'true'", max_results=1)
+        if runs:
+            run_id = runs[0].info.run_id
+        else:
+            tags = {RECORD: "true", "mlflow.source.name": "jobs.nightly", "mlflow.source.type": "JOB"}
+            run_id = self._client.create_run(experiment, self._since, run_name="all nights", tags=tags).info.run_id
+            self._client.set_terminated(run_id, "FINISHED")
+        step = (parse_ds(self.ds) - date(1970, 1, 1)).days
+        if self._update:
+            step = (datetime.fromisoformat(self._update.until) - datetime(1970, 1, 1)) // timedelta(minutes=1)
+        JobRun(self._client, run_id).metrics({name: value}, step)
+        self.night_metrics({name: value})
+
+    def close_night(self, status: str) -> None:
+        """End the parent run, if there is one, as FINISHED or FAILED. Errors while marking the run FAILED are suppressed."""
+        if status != "FINISHED":
+            with suppress(Exception):
+                self._end_night(status)
+            return
+        experiment = self._client.get_experiment_by_name(self._config.tracking.experiment)
+        if self._night_run is None and experiment is not None:
+            newest = self._newest(experiment.experiment_id)
+            # An earlier process was killed after its last step. This one had nothing to do and ends that run.
+            if newest and newest.info.status == "RUNNING":
+                self._end_killed(experiment.experiment_id, newest.info.run_id)
+                self._night_run = newest.info.run_id
+        self._end_night(status)
+
+    def _end_night(self, status: str) -> None:
+        if self._night_run is not None:
+            self._client.set_terminated(self._night_run, status)
+            self._night_run = None
+
+    def register(self, job: JobRun, manifest: dict[str, Any], uri: str) -> str:
+        """Register a release as a model version that `mlflow models serve` can run. Returns the version number."""
+        name = self._config.tracking.registered_model
+        with tempfile.TemporaryDirectory(prefix="nightjar-version-") as folder:
+            save_model_version(Path(folder, "release"), manifest, uri)
+            self._client.log_artifacts(job.run_id, folder)
+        job.json(manifest, "release/manifest.json")
+        try:
+            self._client.create_registered_model(name, description="Releases of the nightly two-tower model")
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        source = f"{self._client.get_run(job.run_id).info.artifact_uri}/release"
+        version = self._client.create_model_version(
+            name, source=source, run_id=job.run_id, tags={"release_id": manifest["release_id"], "uri": uri}
+        )
+        return str(version.version)
+
+    def version_of(self, release_id: str) -> str | None:
+        """The newest model version of a release, or None if it was never registered."""
+        name = self._config.tracking.registered_model
+        versions = self._client.search_model_versions(f"name = '{name}' and tags.release_id = '{release_id}'")
+        return str(max((int(version.version) for version in versions), default="")) or None
+
+    def make_champion(self, version: str) -> None:
+        """Point the alias `champion` at a version: the release in use."""
+        self._client.set_registered_model_alias(self._config.tracking.registered_model, "champion", version)
+
+    def make_challenger(self, version: str) -> None:
+        """Point the alias `challenger` at a version: the newest release that a gate refused."""
+        self._client.set_registered_model_alias(self._config.tracking.registered_model, "challenger", version)
