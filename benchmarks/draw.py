@@ -19,7 +19,7 @@ from pipelines.contract.negative_kinds import POPULARITY, UNIFORM
 from pipelines.histories.user_stream import EXCLUDED, context
 from pipelines.samples.draws import AliasTable
 from pipelines.samples.make import make_samples
-from pipelines.samples.user_context import Setting
+from pipelines.samples.user_context import SamplingSettings
 
 ROWS, ITEMS, WANTED = 1_000_000, 100_000, 10
 SPARE = 2
@@ -85,8 +85,8 @@ def _index(item: F.Column) -> F.Column:
 def _ours(rows: DataFrame, excluded: DataFrame, items: int) -> DataFrame:
     config = Negatives(uniform=WANTED, popularity=0, coarse=0, fine=0)
     table = AliasTable.build(np.arange(2, items + 2), np.ones(items))
-    setting = Setting(config, SEED, items + 2, {UNIFORM: table, POPULARITY: table})
-    return make_samples(rows, [excluded], ["key"], setting)
+    settings = SamplingSettings(config, SEED, items + 2, {UNIFORM: table, POPULARITY: table})
+    return make_samples(rows, [excluded], ["key"], settings)
 
 
 def _naive(rows: DataFrame, pairs: DataFrame, catalogue: DataFrame, items: int) -> DataFrame:

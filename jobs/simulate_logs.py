@@ -19,7 +19,7 @@ def run(context: Context) -> None:
     if receipt.done() and not context.force:
         log.info("the simulated logs are there already; --force makes them again")
         return
-    world = product.items_world(spark, sim, seed)
+    world = product.all_items(spark, sim, seed)
     # Both event tables are unfolded from the same requests, which are simulated once and wait on disk.
     requests = product.simulated_requests(spark, sim, seed).persist(StorageLevel.DISK_ONLY)
     counts = receipt.write(

@@ -1,6 +1,6 @@
-"""Feather files (Arrow's file format on disk) as Spark rows: Spark has no reader for them, its workers' pyarrow has.
+"""Reads Feather files (the Arrow IPC file format) into Spark DataFrames. Spark has no reader for them, so tasks use pyarrow.
 
-Each task streams some record batches of one file, with only the columns asked for, so a file may be larger than memory.
+Each task streams some record batches of one file and reads only the requested columns. A file may be larger than memory.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,14 +14,14 @@ from pyspark.sql import DataFrame, SparkSession
 
 from pipelines.contract.errors import InputError
 
-BATCHES_A_TASK = 32  # pandas writes 65,536 rows a batch: two million rows a task
-ROWS_A_BATCH = 65_536  # a file written as one huge batch crosses to the JVM in slices of this
-WHOLE, FLAG = "bigint", "boolean"  # what a column can be read as
+BATCHES_PER_TASK = 32  # pandas writes 65,536 rows per batch: 2 million rows per task
+ROWS_PER_SLICE = 65_536  # rows per batch sent to the JVM, however large the batches of the file are
+WHOLE, FLAG = "bigint", "boolean"  # Spark types of the columns that are read
 
 
 @dataclass(frozen=True)
 class FeatherFile:
-    """A file under the source: its path (as its filesystem knows it), bytes and time of change in nanoseconds."""
+    """A file under the source: its path in its filesystem, size in bytes and modification time in nanoseconds."""
 
     path: str
     size: int
@@ -29,8 +29,8 @@ class FeatherFile:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """The record batches [first, end) of a file: the work of one task."""
+class BatchRange:
+    """The record batches [first, end) of a file, which one task reads."""
 
     path: str
     first: int
@@ -38,108 +38,108 @@ class Piece:
 
 
 def open_filesystem(source: str) -> tuple[pafs.FileSystem, str]:
-    """pyarrow's filesystem of a local folder or URI (hdfs://, s3://, gs://), and the folder's path in it."""
+    """The pyarrow filesystem of a local folder or URI (hdfs://, s3://, gs://), and the path of the folder in it."""
     local = str(Path(source).expanduser().absolute())
-    # Hadoop says s3a where everybody else says s3.
+    # Hadoop's scheme for S3 is s3a; pyarrow's is s3.
     return pafs.FileSystem.from_uri(source.replace("s3a://", "s3://", 1) if "://" in source else local)
 
 
 def find_files(source: str) -> list[FeatherFile]:
-    """Every *.feather file under the source, nested ones too, in order. InputError where there is none."""
+    """All *.feather files under the source and its subfolders, sorted by path. Raises InputError if there is none."""
     filesystem, folder = open_filesystem(source)
-    found = filesystem.get_file_info(pafs.FileSelector(folder, allow_not_found=True, recursive=True))
+    infos = filesystem.get_file_info(pafs.FileSelector(folder, allow_not_found=True, recursive=True))
     files = [
         FeatherFile(info.path, info.size, info.mtime_ns)
-        for info in found
+        for info in infos
         if info.is_file and info.extension == "feather" and not info.base_name.startswith((".", "_"))
     ]
     if not files:
-        raise InputError(f"{source} holds no *.feather file: give the folder of the unpacked data with --source")
+        raise InputError(f"{source} holds no *.feather file: pass the folder of the unpacked data with --source")
     return sorted(files, key=lambda file: file.path)
 
 
 def inspect_files(
     spark: SparkSession, source: str, files: Sequence[FeatherFile], columns: Iterable[str]
-) -> list[Piece]:
-    """What there is to read, cut into pieces. The workers look at every file; InputError names the bad ones.
+) -> list[BatchRange]:
+    """Inspect every file on the workers. Returns the record batches of all files, cut into ranges for tasks.
 
-    A file is bad where it is no feather file, lacks one of the columns, holds text where a number is due, or has no rows.
+    Raises InputError with the names of files that are not in Feather format, lack a column, hold a column that is not
+    numeric, or have no rows.
     """
     wanted = sorted(columns)
 
-    def look(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    def inspect(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         filesystem, _ = open_filesystem(source)
         for batch in batches:
             paths = batch.column(0).to_pylist()
-            looked = [_look(filesystem, path, wanted) for path in paths]
-            yield pa.RecordBatch.from_arrays(
-                [pa.array(paths), pa.array([n for n, _ in looked]), pa.array([p for _, p in looked], pa.string())],
-                names=["path", "batches", "problem"],
-            )
+            results = [_inspect(filesystem, path, wanted) for path in paths]
+            counts, problems = ([result[n] for result in results] for n in range(2))
+            columns = [pa.array(paths), pa.array(counts), pa.array(problems, pa.string())]
+            yield pa.RecordBatch.from_arrays(columns, names=["path", "batches", "problem"])
 
     paths = [(file.path,) for file in files]
     slices = spark.sparkContext.parallelize(paths, min(len(paths), 4 * spark.sparkContext.defaultParallelism))
     schema = "path string, batches bigint, problem string"
-    looked = sorted(spark.createDataFrame(slices, "path string").mapInArrow(look, schema).collect())
-    bad = [f"{row['path']} {row['problem']}" for row in looked if row["problem"]]
+    rows = sorted(spark.createDataFrame(slices, "path string").mapInArrow(inspect, schema).collect())
+    bad = [f"{row['path']} {row['problem']}" for row in rows if row["problem"]]
     if bad:
         raise InputError(
             f"{len(bad)} of {len(files)} files in {source} cannot be imported: {'; '.join(bad[:5])}. "
-            "Nothing was imported; mend these files or take them out of the folder"
+            "Nothing was imported; repair these files or move them out of the folder"
         )
     return [
-        Piece(row["path"], first, min(first + BATCHES_A_TASK, row["batches"]))
-        for row in looked
-        for first in range(0, row["batches"], BATCHES_A_TASK)
+        BatchRange(row["path"], first, min(first + BATCHES_PER_TASK, row["batches"]))
+        for row in rows
+        for first in range(0, row["batches"], BATCHES_PER_TASK)
     ]
 
 
-def read_pieces(spark: SparkSession, source: str, pieces: Sequence[Piece], columns: dict[str, str]) -> DataFrame:
-    """The rows of all pieces, a task a piece, with only these columns: name -> WHOLE or FLAG.
+def read_ranges(spark: SparkSession, source: str, ranges: Sequence[BatchRange], columns: dict[str, str]) -> DataFrame:
+    """The rows of all ranges, one task per range. `columns`: name -> WHOLE or FLAG; other columns are not read.
 
-    Integers, bools and floats are all read. A WHOLE that is missing, NaN or has a fraction is null; a FLAG is true where
-    it is above 0, so that missing and NaN are false.
+    A column may hold integers, bools or floats. WHOLE is null if the value is missing, NaN or has a fraction. FLAG is true
+    if the value is above 0; missing and NaN are false.
     """
     names = list(columns)
 
     def read(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         filesystem, _ = open_filesystem(source)
         for batch in batches:
-            for piece in batch.to_pylist():
-                for rows in _stream(filesystem, Piece(**piece), names):
-                    arrays = [(whole if columns[name] == WHOLE else flag)(rows.column(name)) for name in names]
+            for row in batch.to_pylist():
+                for rows in _stream(filesystem, BatchRange(**row), names):
+                    arrays = [(to_int64 if columns[name] == WHOLE else to_bool)(rows.column(name)) for name in names]
                     yield pa.RecordBatch.from_arrays(arrays, names=names)
 
-    work = [(piece.path, piece.first, piece.end) for piece in pieces]
+    work = [(part.path, part.first, part.end) for part in ranges]
     slices = spark.sparkContext.parallelize(work, len(work))
     schema = ", ".join(f"`{name}` {kind}" for name, kind in columns.items())
     return spark.createDataFrame(slices, "path string, first bigint, end bigint").mapInArrow(read, schema)
 
 
-def whole(values: pa.Array) -> pa.Array:
-    """Integers, bools or floats -> int64; null where there is no whole number."""
+def to_int64(values: pa.Array) -> pa.Array:
+    """Cast integers, bools or floats to int64. Values that are not whole numbers become null."""
     if not pa.types.is_floating(values.type):
         return values.cast(pa.int64())
     numbers = values.cast(pa.float64())
-    # Beyond 2**53 a float does not know its neighbours; NaN equals nothing.
+    # Above 2**53 a float does not represent every integer. NaN compares as false.
     exact = pc.and_(pc.equal(pc.floor(numbers), numbers), pc.less_equal(pc.abs(numbers), 2.0**53))
     return pc.if_else(exact, numbers, None).cast(pa.int64())
 
 
-def flag(values: pa.Array) -> pa.Array:
-    """0/1 as integers, bools or floats -> bool; missing and NaN are false."""
+def to_bool(values: pa.Array) -> pa.Array:
+    """Cast integers, bools or floats to bool: true if above 0. Missing and NaN become false."""
     if not pa.types.is_boolean(values.type):
         values = pc.greater(values.cast(pa.float64()), 0.0)
     return pc.fill_null(values, False)
 
 
-def _look(filesystem: pafs.FileSystem, path: str, columns: list[str]) -> tuple[int, str | None]:
-    """(number of record batches, what is wrong with the file or None)."""
+def _inspect(filesystem: pafs.FileSystem, path: str, columns: list[str]) -> tuple[int, str | None]:
+    """Returns the number of record batches, and the problem of the file or None."""
     try:
         with filesystem.open_input_file(path) as file:
             start = file.read_at(4, 0) if file.size() >= 4 else b""
             if start == b"FEA1":
-                return 0, "is of feather's old version 1 (write it again with pandas' to_feather)"
+                return 0, "is in Feather version 1 (write it again with pandas' to_feather)"
             reader = pa.ipc.open_file(file)
             missing = [name for name in columns if name not in reader.schema.names]
             if missing:
@@ -147,21 +147,21 @@ def _look(filesystem: pafs.FileSystem, path: str, columns: list[str]) -> tuple[i
             for name in columns:
                 kind = reader.schema.field(name).type
                 if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
-                    return 0, f"holds {kind} in column {name}, wanted numbers"
+                    return 0, f"holds {kind} in column {name}, which must be numeric"
             batches = reader.num_record_batches
             if not any(reader.get_batch(number).num_rows for number in range(batches)):
                 return 0, "has no rows"
             return batches, None
     except (pa.ArrowException, OSError) as error:
-        return 0, f"is no feather file ({error})"
+        return 0, f"is not a Feather file ({error})"
 
 
-def _stream(filesystem: pafs.FileSystem, piece: Piece, names: list[str]) -> Iterator[pa.RecordBatch]:
-    with filesystem.open_input_file(piece.path) as file:
-        everything = pa.ipc.open_file(file).schema.names
-        wanted = pa.ipc.IpcReadOptions(included_fields=[everything.index(name) for name in names])
-        reader = pa.ipc.open_file(file, options=wanted)
-        for number in range(piece.first, piece.end):
+def _stream(filesystem: pafs.FileSystem, part: BatchRange, names: list[str]) -> Iterator[pa.RecordBatch]:
+    with filesystem.open_input_file(part.path) as file:
+        columns = pa.ipc.open_file(file).schema.names
+        options = pa.ipc.IpcReadOptions(included_fields=[columns.index(name) for name in names])
+        reader = pa.ipc.open_file(file, options=options)
+        for number in range(part.first, part.end):
             batch = reader.get_batch(number)
-            for start in range(0, batch.num_rows, ROWS_A_BATCH):
-                yield batch.slice(start, ROWS_A_BATCH)
+            for start in range(0, batch.num_rows, ROWS_PER_SLICE):
+                yield batch.slice(start, ROWS_PER_SLICE)

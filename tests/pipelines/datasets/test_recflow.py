@@ -1,4 +1,4 @@
-"""RecFlow's feather files: flags become stages, answers become interactions, and a night finds hard negatives in them."""
+"""Import of RecFlow: flags become stages, feedback becomes interactions, and a night draws hard negatives from them."""
 
 from datetime import datetime
 from pathlib import Path
@@ -17,7 +17,7 @@ from pipelines.config import Features, Inputs, Negatives, Positives, Samples
 from pipelines.contract.errors import InputError
 from pipelines.contract.negative_kinds import COARSE, FINE
 from pipelines.datasets import feather
-from pipelines.datasets.feather import Piece, find_files, flag, inspect_files, read_pieces, whole
+from pipelines.datasets.feather import BatchRange, find_files, inspect_files, read_ranges, to_bool, to_int64
 from pipelines.datasets.recflow import COLUMNS, FLAGS, count_rows, ranking_logs, recflow_tables, source_files
 from pipelines.night import Night, SampleConfig
 from pipelines.positives.build import build_positives
@@ -26,7 +26,7 @@ from pipelines.storage.warehouse import Warehouse
 
 NOON = 1_705_147_200_000  # 2024-01-13 12:00 UTC in milliseconds
 DAY = 86_400_000
-ORDER = [  # as published
+ORDER = [  # columns as published
     *("request_id", "request_timestamp", "user_id", "device_id", "age", "gender", "province", "video_id", "author_id"),
     *("category_level_one", "category_level_two", "upload_type", "upload_timestamp", "duration", "realshow"),
     *("rerank_pos", "rerank_neg", "rank_pos", "rank_neg", "coarse_neg", "prerank_neg", "rank_index", "rerank_index"),
@@ -34,17 +34,17 @@ ORDER = [  # as published
 ]
 
 
-def source_row(request: int, user: int, video: int, time: int = NOON, **told: Any) -> dict[str, Any]:
-    """A row as published: all thirty columns, every flag 0 but those told."""
+def source_row(request: int, user: int, video: int, time: int = NOON, **values: Any) -> dict[str, Any]:
+    """A row with all 30 published columns. Flags are 0 unless given in `values`."""
     context = {"device_id": user + 500, "age": user % 5, "gender": user % 2, "province": 3}
     item = {"author_id": video % 7, "category_level_one": video % 3, "category_level_two": video % 9, "upload_type": 1}
     row = {"request_id": request, "request_timestamp": time, "user_id": user, "video_id": video, **context, **item}
     row |= {"upload_timestamp": 1_704_067_200 + video, "duration": 15_000, "rank_index": -1, "rerank_index": -1}
-    return row | dict.fromkeys(FLAGS, 0) | {"playing_time": 0} | told
+    return row | dict.fromkeys(FLAGS, 0) | {"playing_time": 0} | values
 
 
 def write(path: Path, rows: list[dict[str, Any]], **types: Any) -> None:
-    """A feather file as pandas writes it: version 2, lz4."""
+    """Write a Feather file with pandas: version 2, lz4."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(rows)[ORDER].astype(types).to_feather(path)
 
@@ -58,33 +58,42 @@ def rows_of(frame: DataFrame) -> list[dict[str, Any]]:
     return sorted((row.asDict() for row in frame.collect()), key=repr)
 
 
-def test_flags_become_stages_and_answers_interactions(spark: SparkSession, tmp_path: Path) -> None:
+Imported = tuple[dict[str, list[dict[str, Any]]], Any]
+
+
+@pytest.fixture(scope="module")
+def two_days(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Imported:
+    """The tables and counts of a small source: two files, three requests, two days."""
+    folder = tmp_path_factory.mktemp("recflow")
     midnight = NOON + DAY // 2
     early = [
         source_row(1, 7, 10, prerank_neg=1),
         source_row(1, 7, 11, coarse_neg=1),
         source_row(1, 7, 12, rank_neg=1, rank_index=14),
-        source_row(1, 7, 13, rank_pos=1, rank_index=2),  # near the top, and dropped by nobody knows whom
+        source_row(1, 7, 13, rank_pos=1, rank_index=2),  # a good position in fine ranking, but no flag of a later stage
         source_row(1, 7, 14, rank_pos=1, rerank_neg=1, rank_index=3, rerank_index=12),
-        source_row(1, 7, 15, coarse_neg=1, rank_neg=1, rank_index=11),  # contradictory: the furthest counts
+        source_row(1, 7, 15, coarse_neg=1, rank_neg=1, rank_index=11),  # contradictory flags: the last stage counts
         source_row(1, 7, 16),  # no stage at all
         source_row(1, 7, 17, rank_neg=1, rank_index=9),
     ]
-    # The same request goes on in a second file, with bools and floats (and NaN) where the first has integers.
+    # The second file has more rows of the same request, and bools and floats (with NaN) where the first has integers.
     shown = {"realshow": 1, "rank_pos": 1, "rerank_pos": 1, "rank_index": 1}
     late = [
-        source_row(1, 7, 17, **shown, rerank_index=1, effective_view=1, like=1),  # told before as rank_neg
+        source_row(1, 7, 17, **shown, rerank_index=1, effective_view=1, like=1),  # rank_neg in the first file
         source_row(1, 7, 18, **shown, rerank_index=np.nan),
-        source_row(2, 7, 12, midnight - 1, effective_view=1),  # the last millisecond of the day; answered, so shown
-        source_row(2, 7, 12, midnight - 1, effective_view=1),  # twice
+        source_row(2, 7, 12, midnight - 1, effective_view=1),  # last millisecond of the day; feedback: shown
+        source_row(2, 7, 12, midnight - 1, effective_view=1),  # a repeat of the row above
         source_row(3, 7, 12, midnight, age=4, duration=np.nan, upload_timestamp=0, long_view=1, realshow=1),
         source_row(3, 8, 19, midnight, coarse_neg=1),
     ]
-    write(tmp_path / "a" / "first.feather", early)
-    write(tmp_path / "b" / "c" / "second part.feather", late, realshow=bool, effective_view=float, like=bool)
-    (tmp_path / "b" / "._second part.feather").write_text("what another system left")
-    tables, counts = imported(spark, tmp_path)
+    write(folder / "a" / "first.feather", early)
+    write(folder / "b" / "c" / "second part.feather", late, realshow=bool, effective_view=float, like=bool)
+    (folder / "b" / "._second part.feather").write_text("written by another system")
+    return imported(spark, folder)
 
+
+def test_flags_become_stages(two_days: Imported) -> None:
+    tables, counts = two_days
     stages = {(r["ds"], r["request_id"], r["item_id"]): (r["stage"], r["position"]) for r in tables["ranking_logs"]}
     assert stages == {
         ("2024-01-13", 1, 10): ("recall", None),
@@ -100,33 +109,43 @@ def test_flags_become_stages_and_answers_interactions(spark: SparkSession, tmp_p
         ("2024-01-14", 3, 19): ("coarse", None),
     }
     assert len(tables["ranking_logs"]) == len(stages)
-    did = sorted((r["event_time"], r["item_id"], r["action"], r["request_id"]) for r in tables["interactions"])
+    assert (counts.rows, counts.without_stage, counts.answered_unshown) == (14, 1, 2)
+    assert counts.stages == {"recall": 1, "coarse": 2, "fine": 4, "rerank": 1, "exposed": 5}
+
+
+def test_feedback_becomes_interactions(two_days: Imported) -> None:
+    tables, _ = two_days
+    interactions = sorted((r["event_time"], r["item_id"], r["action"], r["request_id"]) for r in tables["interactions"])
     last = datetime(2024, 1, 13, 23, 59, 59, 999_000)
-    assert did == [
+    assert interactions == [
         (datetime(2024, 1, 13, 12), 17, "effective_view", 1),
         (datetime(2024, 1, 13, 12), 17, "like", 1),
         (last, 12, "effective_view", 2),
         (datetime(2024, 1, 14), 12, "long_view", 3),
     ]
-    # Users: the day before the first knows everybody, the second day knows of the birthday.
+
+
+def test_the_first_snapshot_has_every_user_and_later_ones_the_newest_values(two_days: Imported) -> None:
+    tables, _ = two_days
     ages = {(r["ds"], r["user_id"]): r["age"] for r in tables["users"]}
     assert ages == {
         **{("2024-01-12", 7): 2, ("2024-01-13", 7): 2, ("2024-01-14", 7): 4},
         **{("2024-01-12", 8): 3, ("2024-01-14", 8): 3, ("2024-01-13", 8): 3},
     }
     assert len(tables["users"]) == len(ages)
-    # Items: each snapshot has what was seen so far, as it was seen last.
+
+
+def test_each_snapshot_has_all_videos_up_to_its_day_with_their_newest_values(two_days: Imported) -> None:
+    tables, _ = two_days
     first = {r["item_id"]: r for r in tables["items"] if r["ds"] == "2024-01-13"}
     second = {r["item_id"]: r for r in tables["items"] if r["ds"] == "2024-01-14"}
     assert (sorted(first), sorted(second)) == (list(range(10, 19)), list(range(10, 20)))
     assert len(tables["items"]) == len(first) + len(second)
     assert (first[12]["duration"], first[12]["publish_time"]) == (15_000, datetime(2024, 1, 1, 0, 0, 12))
     assert (second[12]["duration"], second[12]["publish_time"], second[12]["author_id"]) == (None, None, 5)
-    assert (counts.rows, counts.without_stage, counts.answered_unshown) == (14, 1, 2)
-    assert counts.stages == {"recall": 1, "coarse": 2, "fine": 4, "rerank": 1, "exposed": 5}
 
 
-def test_places_that_count_from_nought_count_from_one(spark: SparkSession) -> None:
+def test_zero_based_positions_are_shifted_to_start_at_one(spark: SparkSession) -> None:
     rows = [source_row(1, 7, video, rank_neg=True, rank_index=video) for video in range(3)]
     rows.append(source_row(1, 7, 9, rerank_neg=True, rank_index=4, rerank_index=5))
     flags = dict.fromkeys(FLAGS, bool)
@@ -136,93 +155,96 @@ def test_places_that_count_from_nought_count_from_one(spark: SparkSession) -> No
     assert {r["item_id"]: r["position"] for r in rows_of(ranking_logs(frame, zero_based))} == {0: 1, 1: 2, 2: 3, 9: 5}
 
 
-def test_files_that_cannot_be_imported_are_all_named(spark: SparkSession, tmp_path: Path) -> None:
+def test_all_files_that_cannot_be_imported_are_named(spark: SparkSession, tmp_path: Path) -> None:
     row = source_row(1, 7, 10, prerank_neg=1)
     write(tmp_path / "good.feather", [row])
     write(tmp_path / "text.feather", [row], user_id=str)
     pd.DataFrame([row])[ORDER].iloc[:0].to_feather(tmp_path / "empty.feather")
     pd.DataFrame([row])[ORDER].drop(columns=["rank_neg", "like"]).to_feather(tmp_path / "short.feather")
     pf.write_feather(pd.DataFrame([row])[ORDER], str(tmp_path / "old.feather"), version=1)
-    whole_file = (tmp_path / "good.feather").read_bytes()
-    (tmp_path / "torn.feather").write_bytes(whole_file[: len(whole_file) // 2])
+    content = (tmp_path / "good.feather").read_bytes()
+    (tmp_path / "torn.feather").write_bytes(content[: len(content) // 2])
     with pytest.raises(InputError) as refused:
         imported(spark, tmp_path)
-    said = str(refused.value)
-    assert said.startswith(f"5 of 6 files in {tmp_path} cannot be imported: ")
-    assert "good.feather" not in said
+    message = str(refused.value)
+    assert message.startswith(f"5 of 6 files in {tmp_path} cannot be imported: ")
+    assert "good.feather" not in message
     for part in (
         "empty.feather has no rows",
         "short.feather lacks the columns like, rank_neg",
-        "text.feather holds string in column user_id, wanted numbers",
-        "old.feather is of feather's old version 1",
-        "torn.feather is no feather file",
+        "text.feather holds string in column user_id, which must be numeric",
+        "old.feather is in Feather version 1",
+        "torn.feather is not a Feather file",
     ):
-        assert part in said
+        assert part in message
     with pytest.raises(InputError, match=r"nothing holds no \*\.feather file.*--source"):
         find_files("nothing")
 
 
-def test_rows_that_belong_nowhere_are_counted_and_refused(spark: SparkSession, tmp_path: Path) -> None:
+def test_rows_without_a_valid_key_or_time_are_counted_and_refused(spark: SparkSession, tmp_path: Path) -> None:
     seconds = source_row(1, 7, 10, NOON // 1000)
     write(tmp_path / "all.feather", [source_row(1, 7, 11), seconds, source_row(1, np.nan, 12), source_row(2.5, 7, 13)])
     with pytest.raises(
         InputError, match=r"3 of 4 rows lack one of request_id, user_id, video_id.*milliseconds"
-    ) as said:
+    ) as refused:
         imported(spark, tmp_path)
-    assert '{"request_id":1,"user_id":7,"video_id":10,"request_timestamp":1705147200}' in str(said.value)
+    assert '{"request_id":1,"user_id":7,"video_id":10,"request_timestamp":1705147200}' in str(refused.value)
 
 
-def test_files_are_read_batch_by_batch_with_the_columns_asked_for(
+def test_only_the_requested_columns_are_read_in_ranges_of_batches(
     spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = pa.table({"unread": ["x"] * 11, "n": list(range(11)), "f": [0.0, 1.0, None] + [0.0] * 8})
     pf.write_feather(table, str(tmp_path / "many.feather"), compression="lz4", chunksize=2)
-    monkeypatch.setattr(feather, "BATCHES_A_TASK", 4)
-    pieces = inspect_files(spark, str(tmp_path), find_files(str(tmp_path)), ["n", "f"])
+    monkeypatch.setattr(feather, "BATCHES_PER_TASK", 4)
+    ranges = inspect_files(spark, str(tmp_path), find_files(str(tmp_path)), ["n", "f"])
     path = str(tmp_path / "many.feather")
-    assert pieces == [Piece(path, 0, 4), Piece(path, 4, 6)]
-    frame = read_pieces(spark, str(tmp_path), pieces, {"n": feather.WHOLE, "f": feather.FLAG})
+    assert ranges == [BatchRange(path, 0, 4), BatchRange(path, 4, 6)]
+    frame = read_ranges(spark, str(tmp_path), ranges, {"n": feather.WHOLE, "f": feather.FLAG})
     assert frame.rdd.getNumPartitions() == 2
     assert [tuple(row) for row in frame.sort("n").collect()] == [(n, n == 1) for n in range(11)]
 
 
-def test_numbers_of_any_type_are_read_alike() -> None:
+def test_columns_of_any_numeric_type_give_the_same_values() -> None:
     floats = pa.array([1.0, 0.0, float("nan"), None, 2.5, 1e300])
-    assert whole(floats).to_pylist() == [1, 0, None, None, None, None]
-    assert whole(pa.array([True, None])).to_pylist() == [1, None]
-    assert whole(pa.array([2**53 + 1], pa.int64())).to_pylist() == [2**53 + 1]  # beyond what a float can tell
-    assert flag(floats).to_pylist() == [True, False, False, False, True, True]
-    assert flag(pa.array([1, 0, None], pa.int8())).to_pylist() == [True, False, False]
-    assert flag(pa.array([True, None])).to_pylist() == [True, False]
+    assert to_int64(floats).to_pylist() == [1, 0, None, None, None, None]
+    assert to_int64(pa.array([True, None])).to_pylist() == [1, None]
+    assert to_int64(pa.array([2**53 + 1], pa.int64())).to_pylist() == [
+        2**53 + 1
+    ]  # above 2**53 a float cannot represent it
+    assert to_bool(floats).to_pylist() == [True, False, False, False, True, True]
+    assert to_bool(pa.array([1, 0, None], pa.int8())).to_pylist() == [True, False, False]
+    assert to_bool(pa.array([True, None])).to_pylist() == [True, False]
 
 
-def request_rows(request: int, user: int, time: int, place: list[int]) -> list[dict[str, Any]]:
-    """A whole request: of the 40 videos, best first, 4 are shown, 4 re-ranked, 12 ranked, 20 dropped before that."""
+def request_rows(request: int, user: int, time: int, videos: list[int]) -> list[dict[str, Any]]:
+    """The rows of one request. Of 40 videos, best first: 4 shown, 4 re-ranked, 12 fine-ranked, 20 dropped before."""
     rows = []
-    for rank, video in enumerate(place[:40], 1):
+    for rank, video in enumerate(videos[:40], 1):
         if rank <= 20:
-            told = {"rank_pos": rank <= 8, "rank_neg": rank > 8, "rank_index": rank}
+            flags = {"rank_pos": rank <= 8, "rank_neg": rank > 8, "rank_index": rank}
         else:
-            told = {"coarse_neg": rank <= 30, "prerank_neg": rank > 30}
+            flags = {"coarse_neg": rank <= 30, "prerank_neg": rank > 30}
         if rank <= 8:
-            told |= {"rerank_pos": rank <= 4, "rerank_neg": rank > 4, "rerank_index": rank}
+            flags |= {"rerank_pos": rank <= 4, "rerank_neg": rank > 4, "rerank_index": rank}
         shown = rank <= 4
-        told |= {"realshow": shown, "effective_view": shown}
-        rows.append(source_row(request, user, video, time, **{name: int(value) for name, value in told.items()}))
+        flags |= {"realshow": shown, "effective_view": shown}
+        rows.append(source_row(request, user, video, time, **{name: int(value) for name, value in flags.items()}))
     return rows
 
 
-def feed(folder: Path) -> dict[str, dict[int, set[int]]]:
-    """Two days of 12 users with a request a day in two files; returns what each stage dropped, by user of the last day."""
+def write_source(folder: Path) -> dict[str, dict[int, set[int]]]:
+    """Write two days of 12 users with one request per day, in two files per day. Returns the videos that each stage dropped on
+    the last day, by user."""
     dropped: dict[str, dict[int, set[int]]] = {"coarse": {}, "fine": {}}
     rng = np.random.default_rng(3)
     for day in range(2):
         rows = []
         for user in range(12):
-            place = rng.permutation(80).tolist()
-            rows += request_rows(100 * day + user, user, NOON + day * DAY + user, place)
-            dropped["coarse"][user] = set(place[20:40])
-            dropped["fine"][user] = set(place[12:20])  # the last half of the 16 that were ranked and not shown
+            videos = rng.permutation(80).tolist()
+            rows += request_rows(100 * day + user, user, NOON + day * DAY + user, videos)
+            dropped["coarse"][user] = set(videos[20:40])
+            dropped["fine"][user] = set(videos[12:20])  # the last half of the 16 that were ranked and not shown
         write(folder / "all_stage" / f"{day}.feather", rows[::2])
         write(folder / "all_stage" / f"{day}-more.feather", rows[1::2])
         write(folder / "realshow" / f"{day}.feather", [row for row in rows if row["realshow"]])
@@ -233,9 +255,9 @@ def feed(folder: Path) -> dict[str, dict[int, set[int]]]:
 def test_a_night_on_imported_tables_has_hard_negatives(
     spark: SparkSession, warehouse: Warehouse, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    dropped = feed(tmp_path / "RecFlow")
+    dropped = write_source(tmp_path / "RecFlow")
     (tmp_path / "RecFlow" / "others").mkdir()
-    (tmp_path / "RecFlow" / "others" / "rank_test.feather").write_text("not asked for")
+    (tmp_path / "RecFlow" / "others" / "rank_test.feather").write_text("not part of the import")
     args = SimpleNamespace(source=f"{tmp_path / 'RecFlow'}/")
     context: Any = SimpleNamespace(spark=spark, warehouse=warehouse, args=args, force=False, config=None)
     with caplog.at_level("INFO", logger="nightjar"):
@@ -244,7 +266,7 @@ def test_a_night_on_imported_tables_has_hard_negatives(
     uri = warehouse.path("interactions")
     before = warehouse.input_fingerprint(uri, ["2024-01-13"])
     import_recflow.run(context)
-    assert warehouse.input_fingerprint(uri, ["2024-01-13"]) == before  # done already
+    assert warehouse.input_fingerprint(uri, ["2024-01-13"]) == before  # a second run changes nothing
 
     features = {
         "user": [{"kind": "categorical", "name": "age"}],
@@ -265,7 +287,7 @@ def test_a_night_on_imported_tables_has_hard_negatives(
         warehouse.read("samples", "2024-01-14").select("user_id", "user_age", "negatives", "negative_kinds").collect()
     )
     assert len(rows) == 48
-    assert all(row["user_age"] >= 2 for row in rows)  # point in time: the snapshot of the day before is there
+    assert all(row["user_age"] >= 2 for row in rows)  # point in time: ages are those of the snapshot of the day before
     kinds = [kind for row in rows for kind in row["negative_kinds"]]
     assert (kinds.count(COARSE), kinds.count(FINE)) == (96, 96)
     for row in rows:
@@ -274,5 +296,5 @@ def test_a_night_on_imported_tables_has_hard_negatives(
             assert drawn <= dropped[name][int(row["user_id"])]
 
 
-def test_every_published_column_but_playing_time_is_read() -> None:
+def test_every_published_column_except_playing_time_is_read() -> None:
     assert set(ORDER) - {"playing_time"} == set(COLUMNS)

@@ -12,7 +12,7 @@ import pytest
 from pipelines.config import Negatives
 from pipelines.histories import history_arrays
 from pipelines.histories.user_stream import PAST, ROW
-from pipelines.samples.user_context import Setting, with_contexts
+from pipelines.samples.user_context import SamplingSettings, with_contexts
 
 Row = dict[str, Any]
 
@@ -53,7 +53,9 @@ def cut(rows: list[Row], schema: pa.Schema, size: int) -> Iterator[pa.RecordBatc
         yield pa.RecordBatch.from_pylist([], schema=schema)  # an empty one changes nothing
 
 
-def found_histories(rows: list[Row], size: int, setting: Setting) -> Iterator[tuple[int, int, list[int], int]]:
+def found_histories(
+    rows: list[Row], size: int, settings: SamplingSettings
+) -> Iterator[tuple[int, int, list[int], int]]:
     """(user, row key, history, until) of every row, by way of the stream."""
     whole: list[Row] = []
     for row in rows:
@@ -62,7 +64,7 @@ def found_histories(rows: list[Row], size: int, setting: Setting) -> Iterator[tu
         times = row.get("past_times") or [500 + user] * len(past)
         for start in range(0, len(past), 3):  # a past may come in pieces
             values = past[start : start + 3]
-            if not setting.others:
+            if not settings.leave_one_out:
                 values = [number for pair in zip(values, times[start : start + 3]) for number in pair]
             whole.append({"user_key": user, "role": PAST, "values": values})
         own = {"at": row["event_time"], "key": row["row_key"], "item_index": row["item_index"]}
@@ -71,9 +73,9 @@ def found_histories(rows: list[Row], size: int, setting: Setting) -> Iterator[tu
     kinds = {"role": pa.int32(), "values": pa.list_(pa.int64()), "item_index": pa.int32(), "carried": pa.bool_()}
     names = ("user_key", "role", "at", "key", "values", "item_index", "carried")
     schema = pa.schema([(name, kinds.get(name, pa.int64())) for name in names])
-    for table, context, group in with_contexts(cut(whole, schema, size), setting):
+    for table, context, group in with_contexts(cut(whole, schema, size), settings):
         items, times = (table.column(name).to_numpy() for name in ("item_index", "at"))
-        history, until = context.histories(group, items, times, setting)
+        history, until = context.histories(group, items, times, settings)
         users, keys = table.column("user_key").to_pylist(), table.column("key").to_pylist()
         yield from zip(users, keys, history.tolist(), until.tolist())
 
@@ -89,7 +91,7 @@ CUTS = [(0, 1), (1, 3), (2, 16), (3, 1000)]
 @pytest.mark.parametrize(("seed", "size"), CUTS)
 def test_a_history_is_the_last_items_before_the_instant(seed: int, size: int) -> None:
     rows, length = stream(seed), 5
-    found = list(found_histories(rows, size, Setting(Negatives(), 17, 1000, {}, history=length)))
+    found = list(found_histories(rows, size, SamplingSettings(Negatives(), 17, 1000, {}, history_length=length)))
     expected = []
     for row in rows:
         own = [other for other in rows if other["user_id"] == row["user_id"]]
@@ -119,7 +121,9 @@ def test_a_carried_row_sees_the_past_before_it_and_is_told_once(size: int) -> No
     ]
     found = {
         key: (history, until)
-        for _, key, history, until in found_histories(rows, size, Setting(Negatives(), 17, 1000, {}, history=4))
+        for _, key, history, until in found_histories(
+            rows, size, SamplingSettings(Negatives(), 17, 1000, {}, history_length=4)
+        )
     }
     assert found == {
         1: ([0, 0, 0, 5], 10),
@@ -141,8 +145,8 @@ def test_leave_one_out_gives_the_other_positives_whatever_their_order(seed: int,
         for place, item in enumerate((2, 5, 9, 3) * (seed + 1)):
             row = {"user_id": f"u{user:02d}", "event_time": 1000 + place, "row_key": place, "item_index": item}
             rows.append(row | {"past": pool if place == 0 else None})
-    setting = Setting(Negatives(), 17, 1000, {}, history=length, others=True)
-    found = list(found_histories(rows, size, setting))
+    settings = SamplingSettings(Negatives(), 17, 1000, {}, history_length=length, leave_one_out=True)
+    found = list(found_histories(rows, size, settings))
     assert len(found) == len(rows)
     for (user, _, history, until), row in zip(found, rows):
         others = [item for item in pools[user] if item != row["item_index"]][-length:]

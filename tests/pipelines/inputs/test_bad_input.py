@@ -130,7 +130,7 @@ def test_no_ranking_logs_goes_on_and_says_so(copied: Warehouse, caplog: pytest.L
     shutil.rmtree(root_of(copied) / "ranking_logs")
     with caplog.at_level("INFO", logger="nightjar"):
         samples(copied)
-    assert "going on without hard negatives" in caplog.text
+    assert "continuing without hard negatives" in caplog.text
     assert copied.require("samples", LAST, "").facts["kinds"]["fine"] == 0
 
 

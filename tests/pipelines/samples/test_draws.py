@@ -9,8 +9,8 @@ from pipelines.hashing import mix, to_unit
 from pipelines.samples.draws import (
     AliasProposals,
     AliasTable,
+    CandidateLists,
     Forbidden,
-    Lists,
     WrittenProposals,
     draw_easy,
     draw_from_lists,
@@ -113,9 +113,11 @@ def test_written_draws_are_taken_in_their_order() -> None:
     assert kinds.tolist() == [[UNIFORM, UNIFORM, NONE]]
 
 
-def lists(*values: list[int]) -> Lists:
+def lists(*values: list[int]) -> CandidateLists:
     stops = np.cumsum([len(v) for v in values])
-    return Lists(np.array([item for v in values for item in v], np.int64), stops - [len(v) for v in values], stops)
+    return CandidateLists(
+        np.array([item for v in values for item in v], np.int64), stops - [len(v) for v in values], stops
+    )
 
 
 def test_hard_ones_come_from_the_own_list_first_and_then_from_the_wider() -> None:
@@ -132,7 +134,7 @@ def test_hard_ones_come_from_the_own_list_first_and_then_from_the_wider() -> Non
 
 def test_each_subset_of_the_own_list_is_equally_likely() -> None:
     n = 60_000
-    own = Lists(np.arange(10, 15), np.zeros(n, np.int64), np.full(n, 5))
+    own = CandidateLists(np.arange(10, 15), np.zeros(n, np.int64), np.full(n, 5))
     items = np.zeros((n, 2), np.int64)
     draw_from_lists(items, range(2), own, own, keys(n), attempts=0)
     pairs, counts = np.unique(np.sort(items, axis=1), axis=0, return_counts=True)

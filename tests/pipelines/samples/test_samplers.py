@@ -55,7 +55,7 @@ def test_the_broadcast_sampler_follows_the_target(stats: DataFrame, kind: int) -
 
 
 def test_the_shuffled_sampler_follows_the_same_target(stats: DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(samplers, "ITEMS_A_BUCKET", 7)  # many buckets, and item 2 reaches over half of them
+    monkeypatch.setattr(samplers, "ITEMS_PER_BUCKET", 7)  # many buckets, and item 2 reaches over half of them
     monkeypatch.setattr(samplers, "BLOCK", 16)
     rows = stats.sparkSession.range(ROWS // 10).select(F.xxhash64("id").alias("key"), F.lit(0).alias("cell"))
     drawn = samplers.with_written_draws(rows, stats, {UNIFORM: 2, POPULARITY: 2}, 17).toPandas()
