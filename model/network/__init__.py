@@ -1,1 +1,1 @@
-"""The two towers and their embeddings."""
+"""The user tower, the item tower and their embeddings."""

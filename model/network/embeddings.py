@@ -1,4 +1,4 @@
-"""Features as vectors: embedding tables, and how each kind of feature reads them.
+"""Embeds features: the embedding tables, and the conversion of each kind of feature to a vector.
 
 Shapes: B rows, L history length, V values of a multi-valued feature, e embedding length.
 """
@@ -28,7 +28,7 @@ Batch = dict[str, Tensor]
 
 
 def column_of(batch: Batch, column: str) -> Tensor:
-    """A column of a batch; a missing one is an error that names it and what there is."""
+    """A column of a batch. Raises KeyError with the missing column and the columns of the batch."""
     try:
         return batch[column]
     except KeyError:
@@ -36,32 +36,32 @@ def column_of(batch: Batch, column: str) -> Tensor:
 
 
 def history_column(column: str) -> str:
-    """Where a batch holds item column `column` of every item in the history, [B, L] or [B, L, V]."""
+    """The batch column with item column `column` for each item of the history, [B, L] or [B, L, V]."""
     return f"history_{column}"
 
 
 def lookup_column(feature: Feature) -> str:
-    """The column that holds a feature's rows of its embedding table: for ids not always the index itself."""
+    """The column with a feature's rows of its embedding table. For some ids this differs from the index column."""
     return feature.table_column if isinstance(feature, IdFeature) else feature.column
 
 
 def rows_of(feature: Feature) -> int:
-    """Rows of a feature's embedding table."""
+    """Number of rows of a feature's embedding table."""
     return feature.table_size if isinstance(feature, IdFeature) else feature.size  # type: ignore[union-attr]
 
 
-FARTHEST = 1e6  # standard deviations from the mean
-HISTORY = "history"  # The table of items in histories, where that is another than the items'.
+FARTHEST = 1e6  # Clipping of standardised numbers, in standard deviations from the mean.
+HISTORY = "history"  # Name of the table of history items, if it is separate from the item table.
 
 
 def table_name(feature: Feature) -> str:
-    """Features of one vocabulary share one table; a bucket has no vocabulary and keeps its own."""
+    """The table of a feature. Features of one vocabulary share a table. A bucket has no vocabulary and its own table."""
     name = feature.column if isinstance(feature, BucketFeature) else feature.vocabulary  # type: ignore[union-attr]
     return name.replace(".", "/")  # Dots separate modules in torch's parameter names.
 
 
 class EmbeddingTables(nn.ModuleDict):
-    """All tables of a model, by name. Row 0 is padding and stays zero; row 1 is the default."""
+    """All embedding tables of a model, by name. Row 0 is padding and stays zero; row 1 is the default."""
 
     def __init__(
         self,
@@ -71,10 +71,10 @@ class EmbeddingTables(nn.ModuleDict):
         sparse_rows: int | None,
         sharded_rows: int | None,
     ) -> None:
-        """Of the features that are embedded, and of the history where it has a table of its own.
+        """Create tables for the embedded features, and for the history if it has a separate table.
 
-        `sparse_rows`: tables with at least so many rows get sparse gradients; None: none do.
-        `sharded_rows`: those with at least so many are held in shares by the ranks, where there are several; None: none.
+        `sparse_rows`: tables with at least this many rows get sparse gradients; None: no tables.
+        `sharded_rows`: tables with at least this many rows are sharded if there are several ranks; None: no tables.
         """
         super().__init__()
         self._sparse_rows, self._sharded_rows = sparse_rows, sharded_rows if world_size() > 1 else None
@@ -90,7 +90,7 @@ class EmbeddingTables(nn.ModuleDict):
             shape = (self[name].num_embeddings, self[name].embedding_dim)
             if shape != (rows, dim):
                 raise ValueError(
-                    f"feature {feature} wants table {name} of {(rows, dim)}, another feature made it {shape}"
+                    f"feature {feature} needs table {name} with shape {(rows, dim)}, another feature created it with {shape}"
                 )
             return
         if self._sharded_rows is not None and rows >= self._sharded_rows:
@@ -106,11 +106,11 @@ class EmbeddingTables(nn.ModuleDict):
 
 
 def _initial_rows(rows: int, dim: int) -> Iterator[Tensor]:
-    """What a new table begins with, a piece at a time: the same whether a rank keeps all of it or its share."""
+    """Initial values of a new table, in pieces. The same whether a rank keeps all rows or only its shard."""
     for part in pieces_of(rows):
-        # Its constructor draws too, so a table of one piece is what it was as an nn.Embedding with the same seed.
+        # nn.Embedding also draws from the generator: a table of one piece equals an nn.Embedding with the same seed.
         piece = nn.Embedding(part.stop - part.start, dim).weight.detach()
-        # Rows of about unit length: torch's default N(0, 1) would drown the numeric features in the first MLP layer.
+        # Rows have about unit length: torch's default N(0, 1) would dominate the numeric features in the first MLP layer.
         nn.init.normal_(piece, std=1 / math.sqrt(dim))
         if part.start == 0:
             piece[PADDING] = 0
@@ -118,7 +118,7 @@ def _initial_rows(rows: int, dim: int) -> Iterator[Tensor]:
 
 
 def scaled_age(feature: AgeFeature | NumericFeature, batch: Batch) -> Tensor:
-    """[B, 1] of the age of a row."""
+    """[B, 1] scaled age of each row."""
     days_B = column_of(batch, feature.column)
     if isinstance(feature, NumericFeature):
         return _standardised(days_B, feature)
@@ -126,12 +126,12 @@ def scaled_age(feature: AgeFeature | NumericFeature, batch: Batch) -> Tensor:
 
 
 def _standardised(values_B: Tensor, feature: NumericFeature) -> Tensor:
-    """[B, 1]. The deviation is the first night's: a later number may lie so far from it that float32 overflows."""
+    """[B, 1]. Mean and std are from the first night, so later numbers are clipped: float32 could overflow."""
     return ((values_B - feature.mean) / (feature.std or 1.0)).clamp(-FARTHEST, FARTHEST).float().unsqueeze(1)
 
 
 def embed_feature(tables: EmbeddingTables, feature: Feature, batch: Batch) -> Tensor:
-    """[B, e] of one feature: [B, 1] standardised for a numeric one, else its embedding or their weighted mean."""
+    """[B, e] of one feature: its embedding or the weighted mean of its embeddings. Numeric features: [B, 1], standardised."""
     values = column_of(batch, lookup_column(feature))
     if isinstance(feature, NumericFeature):
         return _standardised(values, feature)
@@ -143,7 +143,7 @@ def embed_feature(tables: EmbeddingTables, feature: Feature, batch: Batch) -> Te
 
 
 def mean_of_values(table: nn.Module, values_BV: Tensor, weights_BV: Tensor | None = None) -> Tensor:
-    """[B, e]: mean of the values' embeddings, padding left out, optionally weighted; zero where there are none."""
+    """[B, e]: mean of the values' embeddings without padding, optionally weighted. Zero if there are no values."""
     present_BV = (values_BV != PADDING).float()
     weights_BV = present_BV if weights_BV is None else present_BV * weights_BV
     total_B1 = weights_BV.sum(1, keepdim=True)
@@ -152,11 +152,11 @@ def mean_of_values(table: nn.Module, values_BV: Tensor, weights_BV: Tensor | Non
 
 
 class HistoryPooling(nn.Module):
-    """[B, L] items of a history, newest last, to one vector [B, e]; zero where it is empty.
+    """Pools the items of a history [B, L], newest last, to one vector [B, e]. Zero if the history is empty.
 
-    mean: every item alike. decay: the newest weighs 1, each one before it `history_decay` times the next (position, not
-    time). attention: softmax over the items of v tanh(W h + p), h the item, p its position (Bahdanau et al., ICLR 2015, with
-    a query v that is learned: what is recalled is not known yet).
+    mean: equal weights. decay: the newest item has weight 1, each older item `history_decay` times the weight of the next
+    newer one (by position, not by time). attention: softmax over the items of v tanh(W h + p), where h is the item and p
+    its position (Bahdanau et al., ICLR 2015). The query v is a learned parameter, because the target item is unknown.
     """
 
     def __init__(self, length: int, config: ModelConfig) -> None:
@@ -176,12 +176,12 @@ class HistoryPooling(nn.Module):
         items_BLe = table(history_BL)
         scores_BL = self.query(torch.tanh(self.mix(items_BLe) + self.position_Le)).squeeze(2)
         absent_BL = history_BL == PADDING
-        # A row without history: equal weights of zero vectors.
+        # A row without history gets equal weights of zero vectors.
         weights_BL = scores_BL.float().masked_fill(absent_BL, -1e30).softmax(1)
         return torch.einsum("bl,ble->be", weights_BL.to(items_BLe.dtype), items_BLe)
 
     def fixed_weights(self, values: Tensor) -> Tensor | None:
-        """[B, L * V] weights of values [B, L] or [B, L, V] by position alone; None: all alike."""
+        """[B, L * V] weights of values [B, L] or [B, L, V] by position; None: equal weights."""
         if self.kind != "decay":
             return None
         decay_L: Tensor = self.decay_L  # type: ignore[assignment]
@@ -190,12 +190,12 @@ class HistoryPooling(nn.Module):
 
 
 def embedded_length(features: Sequence[Feature], config: ModelConfig) -> int:
-    """Length of the concatenated vectors of some features."""
+    """Length of the concatenated vectors of the given features."""
     lengths = {"numeric": 1, "id": config.embedding_dim}
     return sum(lengths.get(feature.kind, config.small_embedding_dim) for feature in features)
 
 
 def drop_ids(indices_B: Tensor, chance: float) -> Tensor:
-    """Some ids replaced by the default one, so that its row learns to stand for users and items never seen."""
+    """Replace random ids by the default id, so that its row learns to represent new users and items."""
     dropped_B = (torch.rand(indices_B.shape) < chance) & (indices_B != PADDING)
     return indices_B.masked_fill(dropped_B, DEFAULT)

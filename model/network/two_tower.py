@@ -1,6 +1,6 @@
-"""The two towers together: features to fields, fields to vectors. Each side sees its own features only.
+"""The two-tower model: features to fields, fields to vectors. Each tower sees only the features of its side.
 
-Shapes: B users, N items, L history length, V values a feature, e embedding length, d vector length.
+Shapes: B users, N items, L history length, V values of a feature, e embedding length, d vector length.
 """
 
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ from pipelines.contract.schema import (
 
 
 class TwoTower(nn.Module):
-    """User and item vectors of unit length; their dot product is the score."""
+    """Computes user and item vectors of unit length. Their dot product is the score."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class TwoTower(nn.Module):
         sparse_rows: int | None = None,
         sharded_rows: int | None = None,
     ) -> None:
-        """`sparse_rows`, `sharded_rows`: how EmbeddingTables are held in training; None: as any parameter."""
+        """`sparse_rows`, `sharded_rows`: see EmbeddingTables; only training sets them."""
         super().__init__()
         self.schema, self.config = schema, config
         self.history_features = _history_features(schema, config)
@@ -58,7 +58,7 @@ class TwoTower(nn.Module):
         self.pooling = HistoryPooling(schema.history.length, config) if schema.history else None
 
     def user_fields(self) -> list[Field]:
-        """What the user tower gets: its features, the pooled history and what is pooled over it, example age."""
+        """Fields of the user tower: user features, the pooled history, features pooled over the history, example age."""
         fields = [self._field(feature) for feature in self.schema.user]
         if self.schema.history:
             fields.append(Field(self.schema.history.name, "history", self.config.embedding_dim))
@@ -70,14 +70,14 @@ class TwoTower(nn.Module):
         return fields + ([Field(age.name, age.kind, 1)] if age else [])
 
     def item_fields(self) -> list[Field]:
-        """What the item tower gets."""
+        """Fields of the item tower."""
         return [self._field(feature) for feature in self.schema.item]
 
     def user_inputs(self, batch: Batch) -> list[Tensor]:
-        """[B, e] of each of `user_fields`, from the schema's user columns: indices int64, numbers float32, lists [B, length].
+        """[B, e] of each of `user_fields`, from the user columns: indices int64, numbers float32, lists [B, length].
 
         `history_features` also need columns `history_COLUMN` of [B, L] or [B, L, V], which a Catalogue gathers.
-        Raises KeyError naming a missing column.
+        Raises KeyError with the missing column.
         """
         inputs = [self._embed(feature, batch) for feature in self.schema.user]
         if self.schema.history and self.pooling:
@@ -95,7 +95,7 @@ class TwoTower(nn.Module):
     def item_inputs(self, batch: Batch) -> list[Tensor]:
         """[N, e] of each field that the item tower reads, from the schema's item columns.
 
-        Raises KeyError naming a missing column.
+        Raises KeyError with the missing column.
         """
         return [self._embed(feature, batch) for feature in self.item_features]
 
@@ -104,12 +104,12 @@ class TwoTower(nn.Module):
         return self.user_tower(self.user_inputs(batch))
 
     def item_vectors(self, batch: Batch) -> Tensor:
-        """[N, d] from the schema's item columns. Raises KeyError naming a missing column."""
+        """[N, d] from the schema's item columns. Raises KeyError with the missing column."""
         return self.item_tower(self.item_inputs(batch))
 
     @torch.no_grad()
     def weights(self, users: Batch, items: Batch) -> dict[str, float]:
-        """SIDE.NAME -> what a field or channel weighs on average over these rows, as far as the towers tell."""
+        """SIDE.NAME -> mean weight of a field or channel over these rows. Empty for towers without such weights."""
         sides = (("user", self.user_tower, self.user_inputs, users), ("item", self.item_tower, self.item_inputs, items))
         return {
             f"{side}.{name}": float(weight)
@@ -119,7 +119,7 @@ class TwoTower(nn.Module):
         }
 
     def side(self, side: Literal["user", "item"]) -> "TwoTower":
-        """This model with what one side reads of it, to compute the vectors of that side; the tensors are shared."""
+        """A copy of this model with only the modules of one side. It shares the tensors of this model."""
         part = copy(self)
         unread = ("item_tower",) if side == "user" else ("user_tower", "pooling")
         part._modules = {name: module for name, module in self._modules.items() if name not in unread}
@@ -137,7 +137,7 @@ class TwoTower(nn.Module):
         return names
 
     def dense_parameters(self) -> Iterator[nn.Parameter]:
-        """All parameters but the embedding tables, each once however many towers share it."""
+        """All parameters except the embedding tables. A parameter that both towers share comes once."""
         return (parameter for name, parameter in self.named_parameters() if not name.startswith("tables."))
 
     def _field(self, feature: Feature) -> Field:
@@ -157,9 +157,9 @@ class TwoTower(nn.Module):
 
 
 def _history_features(schema: FeatureSchema, config: ModelConfig) -> list[Feature]:
-    """What a catalogue gathers for the items of a history: features that are pooled over it, and the rows of hashed ids.
+    """Features that a catalogue gathers for history items: those pooled over the history, and the rows of hashed ids.
 
-    Raises ValueError for a feature that cannot be pooled.
+    Raises ValueError if a feature cannot be pooled.
     """
     by_name = {feature.name: feature for feature in schema.item}
     for name in config.history_features:

@@ -1,15 +1,18 @@
-"""Towers, one file each: what turns the fields of a side into its vector.
+"""Towers, one file each. A tower converts the fields of one side to the vector of that side.
 
-A side's fields are its features as vectors: [B, e] each, of lengths of their own. A file of this folder is a tower:
-`model.tower` names it, and it has
+A field is a feature as a vector [B, e]; lengths e differ. Each file of this folder defines a tower. `model.tower` selects
+it by name. The file contains
 
-- `Settings`: a StrictModel with what can be set under `model.settings`, each with a default;
-- `build(user, item, dim, hidden, settings)`: the modules of both sides, from their fields. Each maps its tensors, in the
-  order of the fields, to vectors [B, dim] of unit length. They come as a pair because some share parameters. A module that
-  reads some fields only names them in an attribute `reads`, and is given those alone. A module that weighs fields or
-  channels may tell so in `mean_weights(fields) -> {name: weight}`, which goes into the record of a night.
+- `Settings`: a StrictModel with the fields of `model.settings`, each with a default;
+- `build(user, item, dim, hidden, settings)`: returns the modules of both sides, given their fields. A module maps its
+  tensors, in the order of the fields, to vectors [B, dim] of unit length. One function builds both sides, because some
+  towers share parameters.
 
-A module sees its own side only, so items can be embedded once and searched: user and item meet in the dot product alone.
+A module may define `reads`: the names of the fields that it uses. It then gets only those. A module with weights of fields
+or channels may define `mean_weights(fields) -> {name: weight}`, which is recorded for each night.
+
+A module sees only the fields of its side: user and item meet only in the dot product. So items can be embedded once and
+searched.
 """
 
 import importlib
@@ -26,7 +29,7 @@ from pipelines.contract.strict import StrictModel
 
 
 class Field(NamedTuple):
-    """A feature as a vector: its name, its kind (id, categorical, …, history) and the length of the vector."""
+    """A feature as a vector: name, kind (id, categorical, …, history) and length of the vector."""
 
     name: str
     kind: str
@@ -34,30 +37,30 @@ class Field(NamedTuple):
 
 
 def tower_names() -> list[str]:
-    """Every tower that there is."""
+    """Names of all towers."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
 
 
 def tower_module(name: str) -> ModuleType:
-    """The file of a tower. Raises ValueError that names those that there are."""
+    """The module of a tower. Raises ValueError with the names of all towers."""
     if name not in tower_names():
-        raise ValueError(f"model.tower: there is no {name!r}; the towers are {', '.join(tower_names())}")
+        raise ValueError(f"model.tower: {name!r} is not a tower; the towers are {', '.join(tower_names())}")
     return importlib.import_module(f"{__name__}.{name}")
 
 
 def settings_of(tower: str, given: Mapping[str, Any]) -> StrictModel:
-    """The settings of a tower, defaults filled in. Raises ValueError that names what its file does not know."""
-    known: type[StrictModel] = tower_module(tower).Settings
+    """The settings of a tower, with defaults. Raises ValueError if a setting is unknown or wrong."""
+    settings: type[StrictModel] = tower_module(tower).Settings
     try:
-        return known.model_validate(dict(given))
+        return settings.model_validate(dict(given))
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        names = ", ".join(known.model_fields) or "none"
-        raise ValueError(f"model.settings of tower {tower}: {wrong} (it has {names})") from None
+        names = ", ".join(settings.model_fields) or "none"
+        raise ValueError(f"model.settings of tower {tower}: {wrong} (its settings: {names})") from None
 
 
 def build_towers(user: Sequence[Field], item: Sequence[Field], config: ModelConfig) -> tuple[nn.Module, nn.Module]:
-    """The user and the item tower that a config names. Raises ValueError for fields or settings that do not fit it."""
+    """Build the user and item towers of a config. Raises ValueError if the fields or settings do not fit the tower."""
     settings = settings_of(config.tower, config.settings)
     towers: tuple[nn.Module, nn.Module] = tower_module(config.tower).build(
         user, item, config.dim, config.hidden, settings
@@ -66,13 +69,13 @@ def build_towers(user: Sequence[Field], item: Sequence[Field], config: ModelConf
 
 
 def fields_read(tower: nn.Module, fields: Sequence[Field]) -> list[str]:
-    """Names of the fields that a tower is given, in their order: all, or those in its `reads`."""
+    """Names of the fields that a tower gets, in order: all fields, or those in its `reads`."""
     reads = getattr(tower, "reads", None)
     return [field.name for field in fields if reads is None or field.name in reads]
 
 
 def total_length(fields: Sequence[Field]) -> int:
-    """Length of all fields one after another."""
+    """Sum of the lengths of the fields."""
     return sum(field.length for field in fields)
 
 
@@ -86,5 +89,5 @@ def mlp(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:
 
 
 def unit(vectors_Bd: Tensor) -> Tensor:
-    """[B, d] of unit length, in float32 under autocast too: components of bfloat16 leave a length of 1 only to a percent."""
+    """Normalise [B, d] to unit length. In float32 also under autocast: bfloat16 lengths would be off by up to 1%."""
     return nn.functional.normalize(vectors_Bd.float(), dim=1)

@@ -1,4 +1,4 @@
-"""DSSM: all fields one after another, through an MLP (Huang et al., CIKM 2013)."""
+"""DSSM: concatenates all fields and applies an MLP (Huang et al., CIKM 2013)."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from pipelines.contract.strict import StrictModel
 
 
 class Settings(StrictModel):
-    """Nothing but what every tower has: dim and hidden."""
+    """No settings besides dim and hidden."""
 
 
 class Dssm(nn.Module):
@@ -27,5 +27,5 @@ class Dssm(nn.Module):
 def build(
     user: Sequence[Field], item: Sequence[Field], dim: int, hidden: Sequence[int], settings: Settings
 ) -> tuple[nn.Module, nn.Module]:
-    """Both sides alike."""
+    """Build the same kind of tower for both sides."""
     return Dssm(user, dim, hidden), Dssm(item, dim, hidden)

@@ -1,7 +1,8 @@
-"""Parallel channels: DNN, FM and DCN side by side in both towers; the score is a weighted sum of their cosines.
+"""Parallel channels: DNN, FM and DCN side by side in both towers. The score is a weighted sum of the channels' cosines.
 
-Vectors of the channels stand one behind another, each of unit length times the root of its weight, on both sides: the dot
-product is the weighted sum, so one index serves all. Weights are at least 0 and add up to 1, so the whole has unit length.
+A tower's vector is the concatenation of the channels' unit vectors, each multiplied by the square root of its weight. The
+dot product is then the weighted sum of cosines, so one index serves all channels. Weights are at least 0 and add up to 1,
+so the vector has unit length.
 """
 
 from collections.abc import Sequence
@@ -19,10 +20,14 @@ Channel = Literal["dnn", "fm", "dcn"]
 
 
 class Settings(StrictModel):
-    """Which channels, and how deep the cross network is."""
+    """The channels, and the depth of the cross network."""
 
-    channels: list[Channel] = Setting(["dnn", "fm", "dcn"], min_length=1, description="Each has an equal part of dim.")
-    cross_layers: PositiveInt = Setting(2, description="Of dcn: layer n holds products of up to n + 1 fields.")
+    channels: list[Channel] = Setting(
+        ["dnn", "fm", "dcn"], min_length=1, description="Channels. Each gets an equal part of dim."
+    )
+    cross_layers: PositiveInt = Setting(
+        2, description="For dcn: number of layers. Layer n contains products of up to n + 1 fields."
+    )
 
     @field_validator("channels")
     @classmethod
@@ -33,9 +38,10 @@ class Settings(StrictModel):
 
 
 class Fm(nn.Module):
-    """First and second order of a factorisation machine as a vector: sum of the fields, and of their products by pairs.
+    """Factorisation machine with vector output: the sum of the fields, and the sum of their pairwise products.
 
-    Rendle (ICDM 2010); the sum over pairs kept as a vector (He and Chua, SIGIR 2017). Fields are brought to one length first.
+    Rendle (ICDM 2010); the sum over pairs stays a vector, as in He and Chua (SIGIR 2017). Fields are first projected to one
+    length.
     """
 
     def __init__(self, fields: Sequence[Field], dim: int) -> None:
@@ -79,34 +85,34 @@ class Dnn(nn.Module):
 
 
 class ChannelWeights(nn.Module):
-    """What each channel weighs: softmax of a parameter, from equal weights. One for both sides."""
+    """Weights of the channels: softmax of a parameter, initially equal. Both towers share one instance."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.logits_C = nn.Parameter(torch.zeros(channels))
 
     def forward(self) -> Tensor:
-        """[C], at least 0, adding up to 1."""
+        """[C], at least 0, sum 1."""
         return self.logits_C.softmax(0)
 
 
 class Parallel(nn.Module):
-    """[B, e] of each field -> [B, dim]: the channels' unit vectors, each times the root of its weight."""
+    """[B, e] of each field -> [B, dim]: unit vectors of the channels, each times the square root of its weight."""
 
     def __init__(
         self, fields: Sequence[Field], dim: int, hidden: Sequence[int], settings: Settings, weights: ChannelWeights
     ) -> None:
         super().__init__()
         self.weights = weights
-        made = {
+        builders = {
             "dnn": lambda: Dnn(fields, dim, hidden),
             "fm": lambda: Fm(fields, dim),
             "dcn": lambda: Dcn(fields, dim, settings.cross_layers),
         }
-        self.channels = nn.ModuleDict({name: made[name]() for name in settings.channels})
+        self.channels = nn.ModuleDict({name: builders[name]() for name in settings.channels})
 
     def mean_weights(self, fields: list[Tensor]) -> dict[str, Tensor]:
-        """Of each channel by name; the same for all rows."""
+        """Weight of each channel by name. The same for all rows."""
         return dict(zip(self.channels, self.weights(), strict=True))
 
     def forward(self, fields: list[Tensor]) -> Tensor:  # noqa: D102
@@ -119,7 +125,7 @@ class Parallel(nn.Module):
 def build(
     user: Sequence[Field], item: Sequence[Field], dim: int, hidden: Sequence[int], settings: Settings
 ) -> tuple[nn.Module, nn.Module]:
-    """Both sides alike, with the same channel weights. Raises ValueError where dim cannot be shared out."""
+    """Build both sides with shared channel weights. Raises ValueError if dim is not a multiple of the channels."""
     count = len(settings.channels)
     if dim % count:
         raise ValueError(f"model.dim is {dim}, which {count} channels cannot share: take a multiple of {count}")

@@ -1,4 +1,4 @@
-"""SENet: each side weighs its fields by what all of them say, before its MLP (Huang et al., RecSys 2019: FiBiNET)."""
+"""SENet: weights the fields of a side, given all of them, before the MLP (Huang et al., RecSys 2019: FiBiNET)."""
 
 from collections.abc import Sequence
 
@@ -12,10 +12,10 @@ from pipelines.contract.strict import StrictModel
 
 
 class Settings(StrictModel):
-    """Of the excitation."""
+    """Settings of the excitation."""
 
     reduction: PositiveInt = Setting(
-        2, description="The excitation's hidden layer is so many times narrower than the fields."
+        2, description="Number of fields divided by the width of the excitation's hidden layer."
     )
 
 
@@ -28,17 +28,17 @@ class Senet(nn.Module):
         self.names = [field.name for field in fields]
         narrow = max(1, count // settings.reduction)
         self.excitation = nn.Sequential(nn.Linear(count, narrow), nn.ReLU(), nn.Linear(narrow, count), nn.ReLU())
-        # Every field begins with a weight of 1: behind a ReLU one that begins at 0 would never be heard.
+        # Weights start at 1. Behind a ReLU, a weight that starts at 0 would get no gradient.
         nn.init.ones_(self.excitation[2].bias)  # type: ignore[arg-type]
         self.mlp = mlp(total_length(fields), hidden, dim)
 
     def weights(self, fields: list[Tensor]) -> Tensor:
-        """[B, fields], at least 0: relu(W2 relu(W1 z)) of the fields' means z."""
+        """[B, fields], at least 0: relu(W2 relu(W1 z)), where z are the means of the fields."""
         squeezed_BF = torch.stack([field.mean(1) for field in fields], dim=1)
         return self.excitation(squeezed_BF)
 
     def mean_weights(self, fields: list[Tensor]) -> dict[str, Tensor]:
-        """Of each field by name, the mean weight over the rows."""
+        """Weight of each field by name, averaged over the rows."""
         return dict(zip(self.names, self.weights(fields).mean(0), strict=True))
 
     def forward(self, fields: list[Tensor]) -> Tensor:  # noqa: D102
@@ -49,5 +49,5 @@ class Senet(nn.Module):
 def build(
     user: Sequence[Field], item: Sequence[Field], dim: int, hidden: Sequence[int], settings: Settings
 ) -> tuple[nn.Module, nn.Module]:
-    """Both sides alike."""
+    """Build the same kind of tower for both sides."""
     return Senet(user, dim, hidden, settings), Senet(item, dim, hidden, settings)

@@ -1,6 +1,6 @@
-"""YoutubeDNN: the user through an MLP, the item as nothing but an embedding of its id (Covington et al., RecSys 2016).
+"""YoutubeDNN: an MLP for the user, only an id embedding for the item (Covington et al., RecSys 2016).
 
-Simple and strong where items are well known; an item that nobody has clicked has the default vector.
+Simple and strong if items have many clicks. An item without clicks has the default vector.
 """
 
 from collections.abc import Sequence
@@ -13,11 +13,11 @@ from pipelines.contract.strict import StrictModel
 
 
 class Settings(StrictModel):
-    """Nothing but what every tower has: dim and hidden."""
+    """No settings besides dim and hidden."""
 
 
 class ItemEmbedding(nn.Module):
-    """The vector of the id, of unit length; no other field has a part in it."""
+    """Returns the embedding of the id, scaled to unit length. Reads no other field."""
 
     def __init__(self, fields: Sequence[Field]) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class ItemEmbedding(nn.Module):
 def build(
     user: Sequence[Field], item: Sequence[Field], dim: int, hidden: Sequence[int], settings: Settings
 ) -> tuple[nn.Module, nn.Module]:
-    """Raises ValueError where the embedding of an item id is not of length dim: it is the item's vector."""
+    """Build both sides. Raises ValueError if item id embeddings do not have length dim: they are the item vectors."""
     length = next(field.length for field in item if field.kind == "id")
     if length != dim:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Sampled softmax under skewed samplers learns what full softmax learns, if it is corrected, and not if it is not."""
+"""Sampled softmax with skewed samplers converges to full softmax if it is corrected, and does not otherwise."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def test_a_corrected_loss_converges_to_full_softmax(
     learned = learn(problem, correction, STEPS, seed=3, frequencies=frequencies)
     if correction == "none":
         assert divergence(problem, learned) > 4 * divergence(problem, full)
-        assert tilt(problem, learned) < -0.8, "what is sampled often is taken for disliked"
+        assert tilt(problem, learned) < -0.8, "without correction, items that are sampled often get low scores"
     else:
         assert divergence(problem, learned) < 1.5 * divergence(problem, full)
         assert abs(tilt(problem, learned) - tilt(problem, full)) < 0.1

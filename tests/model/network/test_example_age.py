@@ -1,4 +1,4 @@
-"""The age of an example: bounded, frozen on the first night, and no harm to what is served at age 0."""
+"""Example age: bounded, frozen on the first night, and without loss of recall when serving at age 0."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ AGE = {"name": "example_age", "kind": "age", "column": "example_age"}
 
 
 def test_example_age_is_bounded_and_frozen() -> None:
-    """From 0, as when serving, to 1 for the oldest event of the first night, whatever the nights after bring."""
+    """0 when serving, 1 for the oldest event of the first night and for anything older. Later nights keep this scale."""
     age = FeatureSchema.model_validate({**toy_night.SCHEMA, "example_age": {**AGE, "days": 330.0}}).example_age
     assert isinstance(age, AgeFeature)
     values = scaled_age(age, {"example_age": torch.tensor([0.0, 1.0, 30.0, 330.0, 4000.0])})[:, 0]
@@ -29,13 +29,13 @@ def test_example_age_is_bounded_and_frozen() -> None:
     assert encode.example_age(1, {"schema": {"example_age": first}}) == first
     raw = {"name": "example_age", "kind": "numeric", "column": "example_age", "mean": 0.0, "std": 1.0}
     assert encode.example_age(30, {"schema": {"example_age": raw}}) == raw, (
-        "an earlier version's nights go on as they were"
+        "a schema from an older program version keeps its numeric feature"
     )
 
 
 @pytest.mark.parametrize("days", [1, 330])
-def test_example_age_costs_no_recall(tmp_path: Path, days: int) -> None:
-    """Served at age 0 after training on ages up to `days`; as a plain number of days it would cost a third and more."""
+def test_example_age_does_not_reduce_recall(tmp_path: Path, days: int) -> None:
+    """Trains on ages up to `days` and serves at age 0. An unscaled number of days would lose a third of the recall or more."""
     recalls = {}
     for name, entry in (("off", None), ("on", {**AGE, "days": float(days)})):
         spec = toy_night.make_spec(

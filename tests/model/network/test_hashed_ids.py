@@ -1,4 +1,4 @@
-"""Hashed item ids: items keep their own index everywhere, and share rows of the embedding table by bucket."""
+"""Hashed item ids: each item keeps its index; items of one bucket share a row of the embedding table."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ HASHED = {"column": "item_row", "size": BUCKETS + 2, "hashed": True}
 
 
 def hashed_schema() -> FeatureSchema:
-    """The toy's schema with items in buckets and no other feature of theirs."""
+    """The schema of the toy night with hashed item ids and no other item features."""
     return toy_night.schema(item=[{**toy_night.SCHEMA["item"][0], "rows": HASHED}])
 
 
@@ -45,7 +45,7 @@ def test_items_of_one_bucket_share_a_row_and_a_vector() -> None:
 
 
 @pytest.mark.parametrize("share", [True, False])
-def test_a_history_is_pooled_over_buckets(share: bool) -> None:
+def test_history_pooling_uses_buckets(share: bool) -> None:
     towers, catalogue, rows = (
         model(share_history=share),
         Catalogue(hashed_schema(), item_rows()),
@@ -53,7 +53,7 @@ def test_a_history_is_pooled_over_buckets(share: bool) -> None:
     )
     vectors = embed_users(towers, rows, catalogue)
     history = rows["history"]
-    last = toy_night.ITEMS + 1  # an item that has left: its bucket is the default one
+    last = toy_night.ITEMS + 1  # An item that has left the catalogue: its bucket is the default one.
     moved = np.where((history > 1) & (history + BUCKETS < last), history + BUCKETS, history)
     assert (moved != history).any()
     np.testing.assert_allclose(embed_users(towers, {**rows, "history": moved}, catalogue), vectors, atol=1e-6)
@@ -63,9 +63,9 @@ def test_a_history_is_pooled_over_buckets(share: bool) -> None:
         embed_users(towers, rows)
 
 
-def test_padding_is_no_bucket_and_an_unknown_item_is_the_default_one() -> None:
+def test_padding_stays_padding_and_an_item_without_a_row_gets_the_default_bucket() -> None:
     catalogue = Catalogue(hashed_schema(), item_rows())
-    found = catalogue.history_columns(torch.tensor([[0, 2, toy_night.ITEMS + 1]]), [hashed_schema().item_id])
-    assert found["history_item_row"].tolist() == [[0, 2 + 2 % BUCKETS, 1]]
+    columns = catalogue.history_columns(torch.tensor([[0, 2, toy_night.ITEMS + 1]]), [hashed_schema().item_id])
+    assert columns["history_item_row"].tolist() == [[0, 2 + 2 % BUCKETS, 1]]
     with pytest.raises(ColumnError, match=r"'item_row' holds indices from 2 to 9, the schema has 7"):
         Catalogue(hashed_schema(), item_rows() | {"item_row": 2 + np.arange(toy_night.ITEMS - 1) % 8})

@@ -1,4 +1,4 @@
-"""Promises of the towers: padding is nothing, sides do not mix, vectors have unit length."""
+"""The towers: unit vectors, separate sides, padding, history pooling, id dropout and configs that are refused."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def batch(rows: int) -> Batch:
     return {name: torch.from_numpy(values) for name, values in toy_night.sample_rows(rows).items()}
 
 
-def test_vectors_have_unit_length_and_read_their_own_side() -> None:
+def test_vectors_have_unit_length_and_read_only_their_side() -> None:
     model, catalogue = build(id_dropout=0.0), Catalogue(toy_night.schema(), toy_night.item_rows())
     schema = model.schema
     users = model.user_vectors({name: batch(9)[name] for name in schema.user_columns})
@@ -50,7 +50,7 @@ def test_more_padding_changes_no_vector() -> None:
     torch.testing.assert_close(model.user_vectors(rows), model.user_vectors({**rows, "history": longer}))
 
 
-def test_history_shares_the_item_table_unless_told_otherwise() -> None:
+def test_history_shares_the_item_table_by_default() -> None:
     assert "history" not in build().tables
     assert "history" in build(share_history=False).tables
 
@@ -60,18 +60,18 @@ def test_history_features_come_from_the_catalogue() -> None:
     catalogue = Catalogue(toy_night.schema(), toy_night.item_rows())
     vectors = embed_users(model, rows, catalogue)
     history = torch.from_numpy(rows["history"]).long()
-    given = catalogue.history_columns(history, model.history_features)
-    assert given["history_item_tags"].shape == (6, toy_night.HISTORY, 3)
-    assert (given["history_item_category"][history == 0] == 0).all()
-    np.testing.assert_array_equal(vectors, embed_users(model, rows | {n: v.numpy() for n, v in given.items()}))
+    columns = catalogue.history_columns(history, model.history_features)
+    assert columns["history_item_tags"].shape == (6, toy_night.HISTORY, 3)
+    assert (columns["history_item_category"][history == 0] == 0).all()
+    np.testing.assert_array_equal(vectors, embed_users(model, rows | {n: v.numpy() for n, v in columns.items()}))
     with pytest.raises(KeyError, match="history_item_category"):
         embed_users(model, rows)
 
 
-def test_id_dropout_hides_ids_in_training_only() -> None:
+def test_id_dropout_applies_only_in_training() -> None:
     model, rows = build(id_dropout=0.9), batch(50)
-    quiet = model.eval().user_vectors(rows)
-    torch.testing.assert_close(quiet, model.user_vectors(rows))
+    vectors = model.eval().user_vectors(rows)
+    torch.testing.assert_close(vectors, model.user_vectors(rows))
     unknown = model.user_vectors({**rows, "user_index": torch.ones_like(rows["user_index"])})
     hidden = (model.train().user_vectors(rows) - unknown).abs().amax(1) < 1e-6
     assert 0.7 < hidden.float().mean() < 1.0
@@ -85,7 +85,7 @@ def test_items_without_a_row_have_default_features() -> None:
     assert features["item_index"].tolist() == [1, toy_night.ITEMS + 1, 2]
 
 
-def test_serving_ignores_example_age_and_takes_arrow_batches() -> None:
+def test_embed_users_ignores_example_age_and_reads_arrow_batches() -> None:
     model, rows = build().eval(), toy_night.sample_rows(20)
     columns = [name for name in model.schema.user_columns if name != "example_age"]
     arrow = toy_night.table(rows).to_batches()[0].slice(3, 10)
@@ -96,7 +96,7 @@ def test_serving_ignores_example_age_and_takes_arrow_batches() -> None:
     assert embed_items(model, toy_night.item_rows()).shape == (toy_night.ITEMS - 1, 8)
 
 
-def test_a_schema_of_two_nights_is_refused() -> None:
+def test_a_schema_that_mixes_two_nights_is_refused() -> None:
     history = {**toy_night.SCHEMA["history"], "size": 99}
     with pytest.raises(ValueError, match="history has vocabulary item_id of size 99, items have item_id of size 42"):
         FeatureSchema.model_validate({**toy_night.SCHEMA, "history": history})
@@ -124,7 +124,7 @@ def test_features_can_be_left_out() -> None:
     assert model.user_vectors(users).shape == (5, 8)
 
 
-def test_pooling_by_position_by_hand() -> None:
+def test_history_pooling_by_hand() -> None:
     table = torch.nn.Embedding.from_pretrained(torch.tensor([[0.0], [9.0], [1.0], [2.0], [4.0]]), padding_idx=0)
     history = torch.tensor([[0, 2, 3, 4], [0, 0, 0, 0]])
     mean = HistoryPooling(4, ModelConfig(embedding_dim=1))
@@ -137,7 +137,7 @@ def test_pooling_by_position_by_hand() -> None:
     attention = HistoryPooling(4, ModelConfig(embedding_dim=1, history_pooling="attention"))
     with torch.no_grad():
         attention.query.weight.fill_(0)
-    assert attention(table, history).squeeze(1).tolist() == pytest.approx([7 / 3, 0]), "no preference: the mean"
+    assert attention(table, history).squeeze(1).tolist() == pytest.approx([7 / 3, 0]), "equal scores give the mean"
     with torch.no_grad():
         attention.query.weight.fill_(1)
         attention.mix.weight.fill_(0)
@@ -145,11 +145,11 @@ def test_pooling_by_position_by_hand() -> None:
         attention.position_Le[3] = 50
     e = np.exp(1)
     assert attention(table, history)[0].item() == pytest.approx((4 * e + 1 + 2) / (e + 2)), (
-        "tanh is 1 at the last place"
+        "tanh is 1 at the last position"
     )
 
 
-def test_decay_looks_at_positions() -> None:
+def test_decay_depends_on_positions() -> None:
     model, rows = build(history_pooling="decay").eval(), batch(6)
     turned = {**rows, "history": rows["history"].flip(1)}
     assert (model.user_vectors(rows) - model.user_vectors(turned)).abs().max() > 1e-3
@@ -158,13 +158,13 @@ def test_decay_looks_at_positions() -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"tower": "dnn"}, "there is no 'dnn'; the towers are dssm, parallel, senet, youtube_dnn"),
+        ({"tower": "dnn"}, "'dnn' is not a tower; the towers are dssm, parallel, senet, youtube_dnn"),
         ({"tower": "senet", "settings": {"reduction": 0}}, "reduction"),
         ({"tower": "parallel", "settings": {"channels": ["dnn", "dnn"]}}, "a channel is listed twice"),
         ({"settings": {"depth": 3}}, "depth"),
     ],
 )
-def test_a_config_that_no_tower_can_be_made_of_is_refused(config: dict, message: str) -> None:
+def test_unknown_towers_and_settings_are_refused(config: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TwoTower(toy_night.schema(), ModelConfig.model_validate(config))
 
@@ -176,6 +176,6 @@ def test_a_config_that_no_tower_can_be_made_of_is_refused(config: dict, message:
         ({"tower": "youtube_dnn", "dim": 8}, "dim is 8 and model.embedding_dim 32.*same length"),
     ],
 )
-def test_a_tower_that_does_not_fit_the_fields_is_refused(config: dict, message: str) -> None:
+def test_a_dim_that_does_not_fit_the_tower_is_refused(config: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build(**config)

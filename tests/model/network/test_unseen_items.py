@@ -1,4 +1,4 @@
-"""Items that nobody has had as a positive yet: found by their content, not condemned by having been negatives."""
+"""Items without positives are ranked by their content, although training samples them as negatives."""
 
 from pathlib import Path
 
@@ -15,15 +15,18 @@ from model.training.trainer import train
 from pipelines.contract.indices import DEFAULT
 from tests.model import toy_night
 
-# The last block of the toy is its items of index 5, 9, …; its last but one is published, and never was a positive.
+# An item of the last block (indices 5, 9, …). It is in the catalogue but never a positive.
 UNSEEN = 37
 ROWS = {"column": "item_row", "size": toy_night.ITEMS + 2, "hashed": False}
 
 
-def spec_of(folder: Path, own_rows: bool) -> TrainingSpec:
-    """Blocks are a category here; item UNSEEN enters the batches as a negative alone."""
+def spec_of(folder: Path, default_row: bool) -> TrainingSpec:
+    """A spec in which the category of an item is its block, and UNSEEN occurs only as a negative.
+
+    `default_row`: UNSEEN uses the default row of the embedding table instead of its own row.
+    """
     item = [
-        dict(toy_night.SCHEMA["item"][0], rows=ROWS) if own_rows else toy_night.SCHEMA["item"][0],
+        dict(toy_night.SCHEMA["item"][0], rows=ROWS) if default_row else toy_night.SCHEMA["item"][0],
         toy_night.SCHEMA["item"][1],
     ]
     training = {"learning_rate": 5e-3, "embedding_learning_rate": 2e-2}
@@ -45,33 +48,33 @@ def spec_of(folder: Path, own_rows: bool) -> TrainingSpec:
     return spec
 
 
-def places(spec: TrainingSpec) -> float:
-    """Mean rank of UNSEEN, 0 the best, for users of its block."""
+def mean_rank(spec: TrainingSpec) -> float:
+    """Mean rank of UNSEEN for users of its block. 0 is best."""
     model, rows = load_checkpoint(spec.output), toy_night.sample_rows(400, seed=9)
     items = toy_night.item_rows() | {name: pq.read_table(spec.item_features[0].removeprefix("file://")).column(name).to_numpy()
                                for name in ("item_category", "item_row")}  # fmt: skip
     vectors = embed_items(model, items)
     catalogue = Catalogue(model.schema, items)
-    fans = (rows["user_index"] - 2) % toy_night.BLOCKS == (UNSEEN - 2) % toy_night.BLOCKS
-    scores = embed_users(model, {name: values[fans] for name, values in rows.items()}, catalogue) @ vectors.T
+    of_block = (rows["user_index"] - 2) % toy_night.BLOCKS == (UNSEEN - 2) % toy_night.BLOCKS
+    scores = embed_users(model, {name: values[of_block] for name, values in rows.items()}, catalogue) @ vectors.T
     place = int(np.flatnonzero(items["item_index"] == UNSEEN)[0])
     return float((scores > scores[:, [place]]).sum(1).mean())
 
 
-def test_an_unseen_item_is_ranked_by_its_content(tmp_path: Path) -> None:
-    """With a row of its own it falls behind every item of its block and many others; on the default row it is among them."""
-    found = {}
-    for own_rows in (False, True):
-        spec = spec_of(tmp_path / str(own_rows), own_rows)
+def test_an_unseen_item_ranks_among_its_block(tmp_path: Path) -> None:
+    """With its own table row it ranks behind all items of its block and others; with the default row it ranks among them."""
+    ranks = {}
+    for default_row in (False, True):
+        spec = spec_of(tmp_path / str(default_row), default_row)
         train(spec)
-        found[own_rows] = places(spec)
+        ranks[default_row] = mean_rank(spec)
     block = toy_night.ITEMS // toy_night.BLOCKS
-    assert found[True] < block, found
-    assert found[False] > found[True] + 2, found
+    assert ranks[True] < block, ranks
+    assert ranks[False] > ranks[True] + 2, ranks
 
 
-def test_a_first_positive_goes_on_from_the_default_row(tmp_path: Path) -> None:
-    spec = spec_of(tmp_path, own_rows=True)
+def test_the_table_row_of_an_unseen_item_equals_the_default_row(tmp_path: Path) -> None:
+    spec = spec_of(tmp_path, default_row=True)
     train(spec)
     table = load_checkpoint(spec.output).tables["item_id"].weight.detach().numpy()  # type: ignore[union-attr]
     np.testing.assert_array_equal(table[UNSEEN], table[DEFAULT])
@@ -79,7 +82,7 @@ def test_a_first_positive_goes_on_from_the_default_row(tmp_path: Path) -> None:
 
 
 def test_a_row_beyond_the_table_is_refused(tmp_path: Path) -> None:
-    schema = spec_of(tmp_path, own_rows=True).features
+    schema = spec_of(tmp_path, default_row=True).features
     rows = toy_night.item_rows() | {"item_row": toy_night.item_rows()["item_index"] + 10}
     with pytest.raises(ColumnError, match="'item_row' holds indices from 12 to"):
         Catalogue(schema, rows)
