@@ -1,1 +1,1 @@
-"""Collectives, and embedding tables that several processes share."""
+"""Collective operations, and embedding tables that are replicated or sharded over processes."""

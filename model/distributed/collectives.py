@@ -1,6 +1,6 @@
-"""The few things ranks say to each other. Each is the identity in a process of its own, so no caller asks.
+"""Collective operations. In a single process each one returns its input, so callers need no special case.
 
-Shapes: R ranks, N rows a rank, d columns.
+Shapes: R ranks, N rows per rank, d columns.
 """
 
 from typing import Any
@@ -9,22 +9,22 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-# torch 2.13 calls it all_gather_single, and warns of the name that there is before.
+# torch 2.13 renames all_gather_into_tensor and warns about the old name.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
 def rank() -> int:
-    """This process's number, 0 on its own."""
+    """The rank of this process; 0 in a single process."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """How many processes train together."""
+    """The number of processes that train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
-    """The sum of a tensor over all ranks, without gradient."""
+    """Sum a tensor over all ranks. No gradient."""
     values = values.detach().clone()
     if world_size() > 1:
         dist.all_reduce(values)
@@ -32,22 +32,22 @@ def sum_over_ranks(values: Tensor) -> Tensor:
 
 
 def broadcast_int(value: int) -> int:
-    """What rank 0 says, on every rank."""
+    """The value of rank 0, on every rank."""
     if world_size() == 1:
         return value
-    told = torch.tensor(value)
-    dist.broadcast(told, src=0)
-    return int(told)
+    tensor = torch.tensor(value)
+    dist.broadcast(tensor, src=0)
+    return int(tensor)
 
 
 def broadcast_(values: Tensor) -> None:
-    """Overwrite a tensor by that of rank 0."""
+    """Overwrite a tensor with that of rank 0, in place."""
     if world_size() > 1:
         dist.broadcast(values, src=0)
 
 
 def gather_rows(rows_ND: Tensor, capacity: int) -> Tensor:
-    """[R * capacity, D]: integer rows of all ranks, each padded with 0 to `capacity`, in rank order. No gradient."""
+    """[R * capacity, D]: integer rows of all ranks in rank order, padded with 0 to `capacity` per rank. No gradient."""
     if world_size() == 1:
         return rows_ND
     padded = rows_ND.new_zeros((capacity, rows_ND.shape[1]))
@@ -58,7 +58,7 @@ def gather_rows(rows_ND: Tensor, capacity: int) -> Tensor:
 
 
 def gather_ragged(values: Tensor, counts: list[int]) -> list[Tensor]:
-    """Numbers [N] of all ranks, in rank order; `counts`: how many each has. No gradient."""
+    """Numbers [N] of each rank, in rank order. `counts`: the N of each rank. No gradient."""
     if world_size() == 1:
         return [values]
     padded = values.new_empty(max(counts))
@@ -69,18 +69,18 @@ def gather_ragged(values: Tensor, counts: list[int]) -> list[Tensor]:
 
 
 def exchange_counts(counts: list[int]) -> list[int]:
-    """How many rows every rank has for this one, from how many this one has for each."""
+    """How many rows each rank sends to this rank, given how many rows this rank sends to each. All ranks call this."""
     if world_size() == 1:
         return counts
-    told = torch.empty(world_size(), dtype=torch.int64)
-    dist.all_to_all_single(told, torch.tensor(counts))
-    return told.tolist()
+    received = torch.empty(world_size(), dtype=torch.int64)
+    dist.all_to_all_single(received, torch.tensor(counts))
+    return received.tolist()
 
 
 def exchange(rows: Tensor, send: list[int], receive: list[int]) -> Tensor:
-    """Rows of all ranks for this one, in rank order: the first `send[0]` of `rows` go to rank 0, and so on. No gradient.
+    """Send rows to all ranks: the first `send[0]` rows to rank 0, and so on. Returns the received rows in rank order.
 
-    `receive`: how many come from each. Rows are of one length, or numbers.
+    `receive`: how many rows each rank sends to this one. Rows may be vectors of one length, or numbers. No gradient.
     """
     if world_size() == 1:
         return rows
@@ -90,7 +90,7 @@ def exchange(rows: Tensor, send: list[int], receive: list[int]) -> Tensor:
 
 
 class _GatherVectors(torch.autograd.Function):
-    """all_gather whose gradient is the sum of what every rank's loss says of a vector, handed to its owner."""
+    """all_gather with a gradient: the owner of a vector gets the sum of its gradients on all ranks."""
 
     @staticmethod
     def forward(ctx: Any, vectors_Nd: Tensor) -> Tensor:
@@ -100,12 +100,12 @@ class _GatherVectors(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        # Each rank is told of its own vectors, and of no other's: half of an all-reduce.
+        # Each rank receives gradients only for its own vectors. This takes half the traffic of an all-reduce.
         counts = [len(gradients[0]) // world_size()] * world_size()
-        told = exchange(gradients[0], counts, counts)
-        return told.reshape(world_size(), counts[0], told.shape[1]).sum(0)
+        received = exchange(gradients[0], counts, counts)
+        return received.reshape(world_size(), counts[0], received.shape[1]).sum(0)
 
 
 def gather_vectors(vectors_Nd: Tensor) -> Tensor:
-    """[R * N, d]: vectors of all ranks in rank order, N the same on each, with gradients through the gather."""
+    """[R * N, d]: vectors of all ranks in rank order. N must be equal on all ranks. Gradients flow back to the owners."""
     return vectors_Nd if world_size() == 1 else _GatherVectors.apply(vectors_Nd)

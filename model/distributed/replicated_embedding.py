@@ -1,8 +1,8 @@
-"""Embedding tables that each of several processes holds whole: their gradients travel by the rows that a batch has met.
+"""Embedding tables that every process holds completely. Processes exchange only the gradients of rows that a batch looks up.
 
-DDP would sum a gradient of the size of the table in every step, however few of its rows have one.
+DDP would sum a gradient of the size of the table in every step, even if only a few rows have a gradient.
 
-Shapes: R ranks, T tables, M rows met (of one table, or of all one after another), D distinct indices of a lookup, e
+Shapes: R ranks, T tables, M rows looked up (of one table, or of all tables concatenated), D distinct indices of a lookup, e
 embedding length.
 """
 
@@ -18,19 +18,18 @@ from pipelines.contract.indices import PADDING
 
 
 class ReplicatedEmbedding(nn.Embedding):
-    """An nn.Embedding with a padding row, whose gradient is there when `exchange_gradients` has followed backward()."""
+    """Like nn.Embedding with a padding row. After backward(), `exchange_gradients` sets the gradient of its weight."""
 
     def __init__(self, *args: Any, **settings: Any) -> None:
-        """As of nn.Embedding."""
+        """Takes the arguments of nn.Embedding."""
         super().__init__(*args, **settings)
-        self.lookups: list[
-            tuple[Tensor, Tensor]
-        ] = []  # Rows and their gradients, of each lookup since the last exchange.
+        # Rows and their gradients, for each lookup since the last exchange.
+        self.lookups: list[tuple[Tensor, Tensor]] = []
         self._gradient: Tensor | None = None
         self._written: list[Tensor] = []
 
     def forward(self, indices: Tensor) -> Tensor:
-        """[*shape, e] of indices of any shape."""
+        """[*shape, e] for indices of any shape."""
         if not (torch.is_grad_enabled() and self.weight.requires_grad):
             return super().forward(indices)
         distinct_D, places = torch.unique(indices, return_inverse=True)
@@ -38,11 +37,11 @@ class ReplicatedEmbedding(nn.Embedding):
         return nn.functional.embedding(places, vectors_De)
 
     def set_gradient(self, rows: list[Tensor], values: list[Tensor]) -> None:
-        """Give the weight the sum of these rows [M] with values [M, e], in their order; a row may come more than once."""
+        """Set the gradient to the sum of rows [M] with values [M, e], added in order. A row may occur more than once."""
         if self.sparse:
             self.weight.grad = torch.sparse_coo_tensor(torch.cat(rows)[None], torch.cat(values), self.weight.shape)
             return
-        # One tensor for all steps: a new one would have to be zeroed whole.
+        # Reuse one tensor for all steps: a new one would have to be zeroed completely.
         if self._gradient is None:
             self._gradient = torch.zeros_like(self.weight)
         for last in self._written:
@@ -53,7 +52,7 @@ class ReplicatedEmbedding(nn.Embedding):
 
 
 class _ReplicatedLookup(torch.autograd.Function):
-    """Rows of a table; what backward() says of them is noted there."""
+    """Looks up rows of a table. backward() appends rows and gradients to `table.lookups`."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, distinct_D: Tensor, table: ReplicatedEmbedding) -> Tensor:
@@ -62,20 +61,22 @@ class _ReplicatedLookup(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, None]:
-        first = int((ctx.distinct_D[:1] == PADDING).sum())  # They are sorted, and the padding row is not trained.
+        first = int(
+            (ctx.distinct_D[:1] == PADDING).sum()
+        )  # Indices are sorted. Skip the padding row: it is not trained.
         ctx.table.lookups.append((ctx.distinct_D[first:], gradients[0][first:]))
         return None, None, None
 
 
 def replicated_tables(module: nn.Module) -> dict[str, ReplicatedEmbedding]:
-    """Those of a module by the names of their parameters; in the same order on every rank."""
+    """Replicated tables of a module, by the names of their parameters. The same order on every rank."""
     return {f"{name}.weight": table for name, table in module.named_modules() if isinstance(table, ReplicatedEmbedding)}
 
 
 def exchange_gradients(tables: Sequence[ReplicatedEmbedding]) -> None:
-    """Give every table the mean over ranks of what backward() said there, to the same bits on all of them.
+    """Set the gradient of every table to the mean over ranks. The result is bitwise equal on all ranks.
 
-    All ranks call this at the same time. A table that no rank has met keeps what gradient it has.
+    Collective: all ranks call this together. A table that no rank has looked up keeps its gradient.
     """
     if not tables:
         return
@@ -96,17 +97,17 @@ def exchange_gradients(tables: Sequence[ReplicatedEmbedding]) -> None:
 
 
 def _by_table(numbers: Tensor, counts_RT: Tensor) -> list[tuple[Tensor, ...]]:
-    """What each rank has for each table, of numbers that every rank has one table after another."""
+    """Gather numbers of all ranks and split them by table. Each rank's numbers are ordered by table."""
     gathered = gather_ragged(numbers, counts_RT.sum(1).tolist())
     return [of_rank.split(counts) for of_rank, counts in zip(gathered, counts_RT.tolist())]
 
 
 def distribute(module: nn.Module) -> nn.Module:
-    """The module in DDP, which averages the gradients of everything but such tables; all ranks begin with rank 0's."""
+    """Wrap a module in DDP, without its replicated tables. Copies the weights of rank 0 to all ranks."""
     tables = replicated_tables(module)
     for table in tables.values():
         broadcast_(table.weight.detach())
     if not any(value.requires_grad and name not in tables for name, value in module.named_parameters()):
-        return module  # An update may train tables alone: then DDP has nothing to do, and says so by an error.
+        return module  # DDP raises an error if it has no parameters, e.g. if an update trains only tables.
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, list(tables))
     return DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)

@@ -1,9 +1,9 @@
-"""Embedding tables too large for one process: each holds a share of the rows, and looks up the others' by message.
+"""Embedding tables that are too large for one process. Each rank holds a share of the rows and requests others by message.
 
-Rank r of R holds rows r, r + R, r + 2R, … Indices are given in the order of first sight, so the old, popular items have the
-low ones: blocks of rows would leave most of the work to the first ranks, stripes share it out.
+Rank r of R holds rows r, r + R, r + 2R, … Indices are assigned in the order of first occurrence, so popular, old items have
+low indices. With contiguous blocks the first ranks would do most of the work; striping balances it.
 
-Shapes: N indices of a lookup, D distinct ones, S rows of a share, e embedding length.
+Shapes: N indices of a lookup, D distinct indices, S rows of a share, e embedding length.
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,31 +16,31 @@ from model.distributed.collectives import exchange, exchange_counts, rank, world
 from model.io.tensor_file import StreamedTensor, TensorFile
 from pipelines.contract.indices import DEFAULT, PADDING
 
-PIECE = 2**20  # Rows of a whole table that are held at once while it is drawn, read or written.
+PIECE = 2**20  # Rows of a table that are in memory at once while it is initialised, read or written.
 
 
 class ShardedEmbedding(nn.Module):
-    """An nn.Embedding with a padding row and sparse gradients, of which this rank holds its share.
+    """Like nn.Embedding with a padding row and sparse gradients. This rank holds only its share of the rows.
 
-    All ranks look up at the same time, if nothing at all; the same goes for the way back. `share` is no parameter of the
-    module: DDP would spread one over all ranks, and state_dict would take it for the whole.
+    Lookups are collective: all ranks call forward() together, even for no rows; the same holds for backward(). `share` is not
+    a parameter of the module: DDP would synchronise it over all ranks, and state_dict would save it as the whole table.
     """
 
     def __init__(self, rows: int, dim: int) -> None:
-        """All zeros, to be filled."""
+        """Creates a table of zeros. Use `fill` to set the rows."""
         super().__init__()
         self.num_embeddings, self.embedding_dim = rows, dim
         self.share = torch.zeros(rows_held(rows, rank()), dim).requires_grad_()
 
     def forward(self, indices: Tensor) -> Tensor:
-        """[*shape, e] of indices of any shape; the gradient of a row is the mean over ranks of what theirs add up to."""
+        """[*shape, e] for indices of any shape. The gradient of a row is the mean over ranks of their summed gradients."""
         distinct_D, places = torch.unique(indices, return_inverse=True)
         vectors_De: Tensor = _ShardedLookup.apply(self.share, distinct_D)
         return nn.functional.embedding(places, vectors_De)
 
 
 class _ShardedLookup(torch.autograd.Function):
-    """Rows of all shares. The gradient goes to the owners and is divided by their number, as DDP does with every other."""
+    """Looks up rows in all shares. Sends gradients to the owners, divided by the number of ranks, as DDP does."""
 
     @staticmethod
     def forward(ctx: Any, share_Se: Tensor, distinct_D: Tensor) -> Tensor:
@@ -65,28 +65,28 @@ class _ShardedLookup(torch.autograd.Function):
 
 
 def sharded_tables(model: nn.Module) -> dict[str, ShardedEmbedding]:
-    """Those of a model by what their parameter would be called if it were one; in the same order on every rank."""
+    """Sharded tables of a model, by the name that their parameter would have. The same order on every rank."""
     return {f"{name}.weight": table for name, table in model.named_modules() if isinstance(table, ShardedEmbedding)}
 
 
 def shares_of(model: nn.Module) -> list[Tensor]:
-    """What this rank holds of the sharded tables, to be trained beside the parameters."""
+    """This rank's shares of the sharded tables. They are trained together with the parameters."""
     return [table.share for table in sharded_tables(model).values()]
 
 
 def parameter_count(model: nn.Module) -> int:
-    """How many numbers a model has, the other ranks' shares included."""
+    """Number of values in a model, with the shares of other ranks."""
     tables = sum(table.num_embeddings * table.embedding_dim for table in sharded_tables(model).values())
     return tables + sum(parameter.numel() for parameter in model.parameters())
 
 
 def rows_held(rows: int, owner: int) -> int:
-    """How many of a table's first `rows` rows a rank holds."""
+    """How many of the first `rows` rows of a table a rank holds."""
     return (rows - owner + world_size() - 1) // world_size()
 
 
 def local_rows(table: nn.Module, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """What this rank holds of any table, and where in it those of some rows are that it holds."""
+    """This rank's tensor of any table, and the positions in it of those of `rows` that this rank holds."""
     if isinstance(table, ShardedEmbedding):
         return table.share, rows[rows % world_size() == rank()] // world_size()
     weight: Tensor = table.weight  # type: ignore[assignment]
@@ -94,13 +94,13 @@ def local_rows(table: nn.Module, rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def pieces_of(rows: int) -> Iterator[slice]:
-    """A table's rows in pieces."""
+    """Slices of PIECE rows that cover a table."""
     return (slice(start, min(rows, start + PIECE)) for start in range(0, rows, PIECE))
 
 
 @torch.no_grad()
 def fill(share_Se: Tensor, pieces: Iterable[Tensor]) -> None:
-    """Keep this rank's rows of a whole that comes as consecutive rows, [any, e] each, from the first on."""
+    """Copy this rank's rows from a whole table, given as consecutive pieces [any, e] that start with row 0."""
     start = 0
     for piece in pieces:
         stop = start + len(piece)
@@ -112,9 +112,9 @@ def fill(share_Se: Tensor, pieces: Iterable[Tensor]) -> None:
 
 @torch.no_grad()
 def whole_rows(share_Se: Tensor, rows: int) -> Iterator[Tensor]:
-    """On rank 0 the whole in the order of its rows, a piece at a time; on the others empty pieces.
+    """The whole table in pieces, on rank 0. Other ranks get empty pieces.
 
-    Every rank goes through all of it.
+    Collective: every rank must iterate over all pieces.
     """
     for part in pieces_of(rows):
         counts = [rows_held(part.stop, owner) - rows_held(part.start, owner) for owner in range(world_size())]
@@ -129,7 +129,7 @@ def whole_rows(share_Se: Tensor, rows: int) -> Iterator[Tensor]:
 
 
 def whole_tensor(value: Tensor, table: ShardedEmbedding | None) -> Tensor | StreamedTensor:
-    """What goes into a file for a tensor that every rank has, or, with its `table`, for one of the form of a share."""
+    """The tensor to save: `value` itself, or the whole table if `value` is shaped like a share of `table`."""
     if table is None or not value.dim():
         return value.detach()
     rows = table.num_embeddings
@@ -137,7 +137,7 @@ def whole_tensor(value: Tensor, table: ShardedEmbedding | None) -> Tensor | Stre
 
 
 def whole_state(model: nn.Module) -> dict[str, Tensor | StreamedTensor]:
-    """The state_dict of the model without shares."""
+    """The state_dict of the model, with whole tables instead of shares."""
     tables = {name: whole_tensor(table.share, table) for name, table in sharded_tables(model).items()}
     return {**model.state_dict(), **tables}
 
@@ -146,9 +146,9 @@ def whole_state(model: nn.Module) -> dict[str, Tensor | StreamedTensor]:
 def read_into(
     target: Tensor, file: TensorFile, name: str, table: ShardedEmbedding | None, new_rows: Literal["default", "zero"]
 ) -> None:
-    """Copy a tensor of a file into `target`, which is a share of it where its `table` is given.
+    """Copy a tensor from a file to `target`. With a `table`, `target` is this rank's share of the tensor.
 
-    `new_rows`: the content of rows that the file lacks, a copy of the default row or zeros.
+    `new_rows`: values of rows that the file lacks: a copy of the default row, or zeros.
     """
     if table is not None:
         fill(target, _grown(file, name, table.num_embeddings, new_rows))
@@ -160,9 +160,9 @@ def read_into(
 
 
 def restore(model: nn.Module, file: TensorFile, prefix: str = "") -> None:
-    """Read into a model what `whole_state` wrote of it, under a prefix.
+    """Load the state that `whole_state` saved, with names under `prefix`.
 
-    New rows of a table begin as the default row, which stood for them until now.
+    New rows of a table start as a copy of the default row, which represented them until now.
     """
     for name, value in model.state_dict().items():
         read_into(value, file, f"{prefix}{name}", None, "default")
@@ -171,13 +171,13 @@ def restore(model: nn.Module, file: TensorFile, prefix: str = "") -> None:
 
 
 def _grown(file: TensorFile, name: str, rows: int, new_rows: Literal["default", "zero"]) -> Iterator[Tensor]:
-    """The first `rows` rows of a tensor of a file, in the pieces of `pieces_of`; rows that it lacks as `new_rows` says."""
+    """The first `rows` rows of a tensor in a file, in the pieces of `pieces_of`. `new_rows`: values of missing rows."""
     old = file.shape(name)[0]
     for part in pieces_of(rows):
-        known = file.read(name, slice(min(old, part.start), min(old, part.stop)))
-        missing = part.stop - part.start - len(known)
+        piece = file.read(name, slice(min(old, part.start), min(old, part.stop)))
+        missing = part.stop - part.start - len(piece)
         if missing:
             row = file.read(name, slice(DEFAULT, DEFAULT + 1))
             row = torch.zeros_like(row) if new_rows == "zero" else row
-            known = torch.cat([known, row.expand(missing, *row.shape[1:])])
-        yield known
+            piece = torch.cat([piece, row.expand(missing, *row.shape[1:])])
+        yield piece

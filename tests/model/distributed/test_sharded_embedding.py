@@ -1,4 +1,4 @@
-"""Tables in shares train as replicated ones do, and nobody who reads their checkpoint can tell."""
+"""Sharded tables train like replicated ones and write the same checkpoints. Tensor files follow the safetensors format."""
 
 import os
 import subprocess
@@ -22,11 +22,11 @@ from pipelines.contract.schema import FeatureSchema
 from tests.model import toy_night
 
 PROCESSES = 3
-UNSEEN = 37  # An item that has no row of its own yet.
+UNSEEN = 37  # An item without its own table row: it uses the default row.
 
 
 def specs_of(folder: Path) -> dict[str, TrainingSpec]:
-    """What is trained in shares and replicated: both optimisers, two lookups of a table, a rank without rows in some steps."""
+    """The specs to train: both optimisers, two lookups of one table, and a rank without rows in some steps."""
     item = [
         {**toy_night.SCHEMA["item"][0], "rows": {"column": "item_row", "size": toy_night.ITEMS + 2, "hashed": False}}
     ]
@@ -40,11 +40,11 @@ def specs_of(folder: Path) -> dict[str, TrainingSpec]:
     rows = toy_night.item_rows() | {"item_row": np.where(index == UNSEEN, DEFAULT, index).astype(np.int32)}
     pq.write_table(toy_night.table(rows), base.item_features[0].removeprefix("file://"))
     clipped = {"optimizer": "adagrad", "gradient_clip": 0.1}
-    apart = base.model.model_copy(update={"share_history": False})
+    separate_history = base.model.model_copy(update={"share_history": False})
     specs = {
         "adamw": base,
         "clipped": base.model_copy(
-            update={"training": base.training.model_copy(update=clipped), "model": apart}
+            update={"training": base.training.model_copy(update=clipped), "model": separate_history}
         ),
         "warm": base.model_copy(update={"warm_start": str(folder / "before"), "features": grown(base, 5)}),
     }  # fmt: skip
@@ -63,7 +63,7 @@ def grown(spec: TrainingSpec, more: int) -> FeatureSchema:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[TrainingSpec, TrainingSpec]]:
-    """(replicated, sharded) of each spec, all trained by one group of processes, which has tried single lookups before."""
+    """(replicated, sharded) of each spec. One group of processes trains all of them, after a check of single lookups."""
     folder = tmp_path_factory.mktemp("sharding")
     pairs, files = {}, []
     for name, spec in specs_of(folder).items():
@@ -92,8 +92,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Trainin
 
 @pytest.mark.parametrize("name", ["adamw", "clipped", "warm"])
 @pytest.mark.slow
-def test_shares_train_as_replicated_tables_do(trained: dict[str, tuple[TrainingSpec, TrainingSpec]], name: str) -> None:
-    """Losses and norms to 1e-5 of themselves, parameters and what the optimiser keeps to 1e-5: sums are in another order."""
+def test_sharded_tables_train_like_replicated_tables(
+    trained: dict[str, tuple[TrainingSpec, TrainingSpec]], name: str
+) -> None:
+    """Losses, norms, parameters and optimiser state agree up to the order of sums: tolerance 1e-5."""
     results, states = [], []
     for spec in trained[name]:
         results.append(read_description(spec.output)["result"])
@@ -114,8 +116,8 @@ def test_shares_train_as_replicated_tables_do(trained: dict[str, tuple[TrainingS
 
 
 @pytest.mark.slow
-def test_a_checkpoint_of_shares_is_whole(trained: dict[str, tuple[TrainingSpec, TrainingSpec]]) -> None:
-    """It is read by one process, with the padding row zero and the default row with the item that waits for its own."""
+def test_a_checkpoint_contains_whole_tables(trained: dict[str, tuple[TrainingSpec, TrainingSpec]]) -> None:
+    """One process can read it. The padding row is zero, and an item without its own row equals the default row."""
     spec = trained["warm"][1]
     table = load_checkpoint(spec.output).tables["item_id"].weight
     assert table.shape == (toy_night.ITEMS + 2 + 5, spec.model.embedding_dim)
@@ -126,8 +128,8 @@ def test_a_checkpoint_of_shares_is_whole(trained: dict[str, tuple[TrainingSpec, 
 
 
 @pytest.mark.slow
-def test_new_rows_begin_from_the_default_one(trained: dict[str, tuple[TrainingSpec, TrainingSpec]]) -> None:
-    """Untouched by training, as no sample has them; the others have moved on from last night's."""
+def test_new_rows_start_as_the_default_row(trained: dict[str, tuple[TrainingSpec, TrainingSpec]]) -> None:
+    """No sample contains the new items, so training does not change their rows. It changes the other rows."""
     spec = trained["warm"][1]
     before = load_checkpoint(str(spec.warm_start)).tables["item_id"].weight
     after = load_checkpoint(spec.output).tables["item_id"].weight
@@ -139,10 +141,10 @@ def test_new_rows_begin_from_the_default_one(trained: dict[str, tuple[TrainingSp
 
 
 @pytest.mark.slow
-def test_a_run_in_shares_goes_on_from_its_checkpoint_on_the_way(
+def test_a_sharded_run_resumes_from_its_progress_checkpoint(
     trained: dict[str, tuple[TrainingSpec, TrainingSpec]],
 ) -> None:
-    """The same run a second time begins at its last one, and ends as it did to 1e-5: on three ranks sums differ in order."""
+    """A second run resumes from the last checkpoint of the first and ends with the same state, up to the order of sums."""
     spec = trained["adamw"][1]
     assert [path.name for path in Path(str(spec.resume)).iterdir()] == ["step=6"]
     assert read_description(spec.output)["result"]["steps"] == 8
@@ -153,30 +155,30 @@ def test_a_run_in_shares_goes_on_from_its_checkpoint_on_the_way(
             torch.testing.assert_close(other[name], one[name], rtol=1e-4, atol=1e-5, msg=name)
 
 
-def test_one_process_shares_with_nobody(tmp_path: Path) -> None:
+def test_one_process_does_not_shard(tmp_path: Path) -> None:
     spec = toy_night.make_spec(tmp_path, [50], training={"embedding_rows_sharded": 1})
     assert not sharded_embedding.sharded_tables(build_step(spec))
 
 
-def test_files_in_pieces_are_the_formats_own(tmp_path: Path) -> None:
+def test_tensor_files_follow_the_safetensors_format(tmp_path: Path) -> None:
     tensors = {
         "table": torch.randn(23, 3),
         "scalar": torch.tensor(2.0),
         "nothing": torch.zeros(0, 4),
         "counts": torch.arange(5),
     }
-    given = {**tensors, "table": StreamedTensor((23, 3), tensors["table"].split(7))}
-    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
-    ours.write_bytes(b"".join(bytes(piece) for piece in encode(given)))
-    save_file(tensors, theirs)
-    for found in (load_file(ours), load_file(theirs)):
-        assert all(torch.equal(found[name], tensors[name]) for name in tensors)
-    for path in (ours, theirs):
+    streamed = {**tensors, "table": StreamedTensor((23, 3), tensors["table"].split(7))}
+    written, reference = tmp_path / "written", tmp_path / "reference"
+    written.write_bytes(b"".join(bytes(piece) for piece in encode(streamed)))
+    save_file(tensors, reference)
+    for loaded in (load_file(written), load_file(reference)):
+        assert all(torch.equal(loaded[name], tensors[name]) for name in tensors)
+    for path in (written, reference):
         with TensorFile(str(path)) as file:
             assert all(torch.equal(file.read(name), tensors[name]) for name in tensors)
             assert torch.equal(file.read("table", slice(7, 14)), tensors["table"][7:14])
     with pytest.raises(ValueError, match=r"tensor halves has type torch.bfloat16; the types"):
         next(encode({"halves": torch.ones(3, dtype=torch.bfloat16)}))
-    ours.write_bytes(ours.read_bytes()[:-5])
-    with TensorFile(str(ours)) as file, pytest.raises(ValueError, match="ends in the middle of tensor counts"):
+    written.write_bytes(written.read_bytes()[:-5])
+    with TensorFile(str(written)) as file, pytest.raises(ValueError, match="ends in the middle of tensor counts"):
         file.read("counts")
