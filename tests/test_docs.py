@@ -21,7 +21,7 @@ def documents() -> list[Path]:
     if listed.returncode:  # an unpacked archive has no Git folder
         names = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("notebooks/**/*.md")]
         return sorted(names)
-    return sorted(path for name in listed.stdout.splitlines() if (path := ROOT / name).exists())
+    return sorted({path for name in listed.stdout.splitlines() if (path := ROOT / name).exists()})
 
 
 def prose(path: Path) -> str:
