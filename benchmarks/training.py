@@ -55,9 +55,10 @@ from benchmarks.embedding import measure_embedding
 from benchmarks.support import say
 from model.config import TrainingConfig
 from model.data.petastorm_reader import SampleReader, SharedSampleReader, sample_columns
+from model.training.build import build_step
 from model.training.launch import launch
 from model.training.spec import TrainingSpec
-from model.training.trainer import TrainingLoop, build_step
+from model.training.trainer import TrainingLoop
 from pipelines.session import open_session
 
 ROOT = Path(__file__).resolve().parent.parent

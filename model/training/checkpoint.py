@@ -17,6 +17,8 @@ from model.training.spec import TrainingResult
 from pipelines.contract.schema import Feature, FeatureSchema
 
 PARAMETERS, STATE, DESCRIPTION = "model.safetensors", "training.safetensors", "model.json"
+# Prefixes of tensor names in training.safetensors and in intermediate checkpoints.
+FREQUENCY, OPTIMIZER, PARAMETER = "frequency.", "optimizer.", "parameter."
 VERSION = 3  # 1 had no training.safetensors, and other names of the towers' parameters; 2 no item_row.
 
 

@@ -15,9 +15,10 @@ from model.data.item_versions import Versions
 from model.loss.candidates import BatchRows, StepCandidates, collect_candidates
 from model.loss.logq import expected_counts
 from model.loss.objective import positive_ranks, row_losses
+from model.training.build import build_step
 from model.training.spec import TrainingSpec
 from model.training.step import StepOutput
-from model.training.trainer import build_step, train
+from model.training.trainer import train
 from tests.model import toy_night
 from tests.model.loss import test_losses
 

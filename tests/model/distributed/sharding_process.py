@@ -16,8 +16,9 @@ from model.distributed import sharded_embedding
 from model.distributed.collectives import gather_ragged, rank, sum_over_ranks, world_size
 from model.distributed.replicated_embedding import ReplicatedEmbedding, exchange_gradients
 from model.distributed.sharded_embedding import ShardedEmbedding, fill, pieces_of, sharded_tables, whole_rows
+from model.training.build import build_step
 from model.training.spec import TrainingSpec
-from model.training.trainer import build_step, train
+from model.training.trainer import train
 
 
 def main(*spec_files: str) -> None:

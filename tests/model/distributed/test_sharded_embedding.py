@@ -13,10 +13,11 @@ from safetensors.torch import load_file, save_file
 
 from model.distributed import sharded_embedding
 from model.io.tensor_file import StreamedTensor, TensorFile, encode
+from model.training.build import build_step
 from model.training.checkpoint import load_checkpoint, read_description, read_state
 from model.training.launch import ROOT
 from model.training.spec import TrainingSpec
-from model.training.trainer import build_step, train
+from model.training.trainer import train
 from pipelines.contract.indices import DEFAULT
 from pipelines.contract.schema import FeatureSchema
 from tests.model import toy_night

@@ -15,8 +15,8 @@ import torch.distributed as dist
 from model.data.petastorm_reader import SampleReader, sample_columns
 from model.distributed.collectives import rank, sum_over_ranks, world_size
 from model.distributed.replicated_embedding import distribute, exchange_gradients, replicated_tables
+from model.training.build import build_step
 from model.training.spec import TrainingSpec
-from model.training.trainer import build_step
 
 
 def main(out: str, *spec_files: str) -> None:

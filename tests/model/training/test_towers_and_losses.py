@@ -11,8 +11,9 @@ import torch
 from model.data.catalogue import Catalogue
 from model.loss.objective import logits_of, vectors_of
 from model.serving.embed import embed_items, embed_users
+from model.training.build import build_step
 from model.training.checkpoint import load_checkpoint
-from model.training.trainer import build_step, train
+from model.training.trainer import train
 from tests.model import toy_night
 
 TOWERS: dict[str, dict[str, Any]] = {

@@ -16,10 +16,12 @@ from model.data.petastorm_reader import SampleReader, sample_columns
 from model.loss.candidates import StepCandidates
 from model.loss.objective import batch_loss
 from model.serving.embed import embed_users
+from model.training.build import build_step
 from model.training.checkpoint import WarmStartError, load_checkpoint, read_description, read_state
+from model.training.degenerate_loss import DegenerateLossError
 from model.training.launch import ROOT, LaunchError, launch
 from model.training.step import FIGURES, TEMPERATURES
-from model.training.trainer import DegenerateLossError, TrainingLoop, build_step, train
+from model.training.trainer import TrainingLoop, train
 from tests.model import toy_night
 from tests.model.training import gradients_process
 
@@ -418,7 +420,7 @@ def test_another_optimiser_begins_anew(tmp_path: Path, caplog: pytest.LogCapture
     train(spec)
     other = spec.training.model_copy(update={"optimizer": "adagrad"})
     train(spec.model_copy(update={"training": other, "warm_start": spec.output}))
-    assert "Adagrad cannot go on from a 'exp_avg'; the optimisers begin anew" in caplog.text
+    assert "Adagrad cannot go on from a 'exp_avg'; the optimisers start without state" in caplog.text
 
 
 def test_attention_refuses_another_length_of_the_history(tmp_path: Path) -> None:

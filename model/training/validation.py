@@ -1,0 +1,32 @@
+"""Loss and recall on the valid split, after each epoch."""
+
+import math
+
+import torch
+
+from model.data.petastorm_reader import SampleReader, sample_columns
+from model.distributed.collectives import rank, sum_over_ranks, world_size
+from model.training.spec import TrainingSpec
+from model.training.step import FIGURES, RetrievalStep
+
+
+def validate(step: RetrievalStep, spec: TrainingSpec) -> tuple[float | None, float | None]:
+    """Mean loss and recall@10 among the shared candidates on the valid split; (None, None) if the split is empty.
+
+    Every rank reads the whole split and takes its part of each batch. The split is small and may have fewer row groups
+    than there are ranks; the results are the same for any number of ranks. `step` must be in eval mode.
+    """
+    if not sum(file.rows for file in spec.valid):
+        return None, None
+    columns = sample_columns(spec.features, versions=bool(spec.item_versions))
+    samples = SampleReader(spec.valid, columns, spec.training, spec.seed, rank=0, world_size=1)
+    capacity = math.ceil(samples.plan.capacity / world_size())
+    loss = rows = hits = 0.0
+    with torch.no_grad(), samples.epoch(0, shuffle=False) as batches:
+        for batch in batches:
+            local = {name: values[rank() :: world_size()] for name, values in batch.items()}
+            figures = dict(zip(FIGURES, sum_over_ranks(step(local, capacity).figures).tolist(), strict=True))
+            loss += figures["loss"] * figures["rows"]
+            rows += figures["rows"]
+            hits += figures["hits"]
+    return loss / rows, hits / rows
