@@ -111,7 +111,7 @@ def _recall(now: RecallResult, then: RecallResult, before: Release, config: Gate
 def _popularity(context: Context, events: HeldOutEvents, since: str) -> RecallResult:
     """Recent popularity, counted up to `since`, on the events."""
     k = context.config.gates.recall_at
-    most = k + max((len(had) for had in events.had), default=0) if events.had is not None else k
+    most = k + max(map(len, events.excluded), default=0) if events.excluded is not None else k
     rows = popular_items(open_night(context), context.config.evaluation.popularity_days, most, since=since).collect()
     items = np.array([row["item_index"] for row in rows], np.int64)
     return measure_ranking_recall(items, events, "item_index", k)

@@ -1,1 +1,1 @@
-"""Ranking metrics and the recall of a release."""
+"""Ranking metrics, and the recall of a release on held-out events."""

@@ -1,6 +1,6 @@
-"""A release on events that it was not trained on: what it would have recalled of them, over all items, as it is served.
+"""Recall of a release on held-out events, over all of its items, with the model and index that serve requests.
 
-Shapes: B events, K places, U users, V items of the release, M indices.
+Shapes: B events, K items per ranking, U users.
 """
 
 from collections.abc import Mapping
@@ -24,11 +24,11 @@ Arrays = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class HeldOutEvents:
-    """Events to ask a release for."""
+    """Events that a release was not trained on."""
 
-    columns: Arrays  # The user side as of each event, [B] or [B, length], and the index of the item that was taken.
-    owners_B: npt.NDArray[np.int64]  # The user of each event, 0 …
-    had: list[npt.NDArray[np.int64]] | None = None  # Items that a ranking leaves out, by event.
+    columns: Arrays  # User columns at the time of each event, [B] or [B, length], and the item index of the event.
+    owners_B: npt.NDArray[np.int64]  # Number of the user of each event, from 0.
+    excluded: list[npt.NDArray[np.int64]] | None = None  # Per event, the items to leave out of its ranking.
 
     @property
     def users(self) -> int:
@@ -38,14 +38,14 @@ class HeldOutEvents:
 
 @dataclass(frozen=True)
 class RecallResult:
-    """How one release did. Events of a user count together, so that heavy users do not decide."""
+    """Hits of one release. Recall is averaged per user first, so that heavy users do not dominate."""
 
-    hits_B: npt.NDArray[np.float64]  # 1 where the event's item is among the K.
-    owners_B: npt.NDArray[np.int64]  # The user of each event, 0 …
-    coverage: float  # Share of the release's items that anybody gets.
+    hits_B: npt.NDArray[np.float64]  # 1 if the event's item is among the K best, else 0.
+    owners_B: npt.NDArray[np.int64]  # Number of the user of each event, from 0.
+    coverage: float  # Share of the release's items that are recommended for at least one event.
 
     def by_user(self) -> npt.NDArray[np.float64]:
-        """[users] share of each user's events that were recalled."""
+        """[U] share of each user's events that are hits."""
         return np.bincount(self.owners_B, self.hits_B) / np.bincount(self.owners_B)
 
     @property
@@ -57,59 +57,63 @@ class RecallResult:
 def measure_recall(
     model: TwoTower, index: faiss.Index, events: HeldOutEvents, k: int, catalogue: Catalogue | None
 ) -> RecallResult:
-    """Search for every event, without what its user had. Indices that are newer than the model are default to it, and
-    items absent from the index count as misses."""
+    """Search the index for every event. Events whose item is not in the index count as misses.
+
+    Indices beyond the model's tables become DEFAULT. `catalogue`: needed if the model pools features over the history.
+    """
     vectors = embed_users(model, user_columns_of(model.schema, events.columns), catalogue)
-    found_BK = search(index, vectors, k, events.had)[1]
-    wanted_B = events.columns[model.schema.item_id.column].astype(np.int64)
+    items_BK = search(index, vectors, k, events.excluded)[1]
+    targets_B = events.columns[model.schema.item_id.column].astype(np.int64)
     return RecallResult(
-        hits_B=(found_BK == wanted_B[:, None]).any(1).astype(np.float64),
+        hits_B=(items_BK == targets_B[:, None]).any(1).astype(np.float64),
         owners_B=events.owners_B,
-        coverage=len(np.unique(found_BK[found_BK >= 0])) / max(int(index.ntotal), 1),
+        coverage=len(np.unique(items_BK[items_BK >= 0])) / max(int(index.ntotal), 1),
     )
 
 
 def measure_ranking_recall(
     items: npt.NDArray[np.int64], events: HeldOutEvents, item_column: str, k: int
 ) -> RecallResult:
-    """One ranking for everybody (`items`, best first), such as popularity: each event gets the first k that its user did
-    not have. `items` should hold k more than any user had."""
-    wanted_B = events.columns[item_column].astype(np.int64)
-    hits_B, given = np.zeros(len(wanted_B)), set()
-    for event, wanted in enumerate(wanted_B):
-        left = items if events.had is None else items[~np.isin(items, events.had[event])]
-        hits_B[event] = float(wanted in left[:k])
-        given.update(left[:k].tolist())
-    return RecallResult(hits_B, events.owners_B, len(given) / max(len(items), 1))
+    """Recall of one ranking for all users, such as popularity. `items`: item indices, best first.
+
+    Each event gets the first k items that it does not exclude, so `items` should have k more than any event excludes.
+    """
+    targets_B = events.columns[item_column].astype(np.int64)
+    hits_B, recommended = np.zeros(len(targets_B)), set()
+    for event, target in enumerate(targets_B):
+        ranking = items if events.excluded is None else items[~np.isin(items, events.excluded[event])]
+        hits_B[event] = float(target in ranking[:k])
+        recommended.update(ranking[:k].tolist())
+    return RecallResult(hits_B, events.owners_B, len(recommended) / max(len(items), 1))
 
 
 def user_columns_of(schema: FeatureSchema, events: Arrays) -> dict[str, np.ndarray]:
-    """The user side with indices beyond the schema's as default: vocabularies only grow, so an index keeps its meaning.
+    """User columns of the events, with indices beyond the schema's sizes replaced by DEFAULT.
 
-    Raises ColumnError where the events lack a column.
+    Vocabularies only grow, so all other indices mean the same in both. Raises ColumnError if the events lack a column.
     """
-    age = {schema.example_age.column} if schema.example_age else set()  # It counts as 0.
-    columns = [name for name in schema.user_columns if name not in age]
-    if lacking := sorted(set(columns) - set(events)):
+    age = {schema.example_age.column} if schema.example_age else set()  # embed_users sets it to 0.
+    names = [name for name in schema.user_columns if name not in age]
+    if missing := sorted(set(names) - set(events)):
         raise ColumnError(
-            f"the release in use reads {', '.join(lacking)}, which tonight's tables no longer have: set the features of the "
+            f"the release in use reads {', '.join(missing)}, which tonight's tables no longer have: set the features of the "
             "config back, or train a new model from the past days with --bootstrap-days"
         )
-    known = {name: events[name] for name in columns}
+    columns = {name: events[name] for name in names}
     features = [*schema.user, *([schema.history] if schema.history else [])]
     for feature in features:
         if not isinstance(feature, NumericFeature):
-            values = known[feature.column]
-            known[feature.column] = np.where(values < feature.size, values, DEFAULT).astype(values.dtype)
-    return known
+            values = columns[feature.column]
+            columns[feature.column] = np.where(values < feature.size, values, DEFAULT).astype(values.dtype)
+    return columns
 
 
 def recall_loss_bound(
     before_U: npt.NDArray[np.float64], now_U: npt.NDArray[np.float64], samples: int, seed: int
 ) -> float:
-    """What mean recall has lost against before at least, with 97.5% confidence; negative where it may have gained.
+    """Lower bound, at 97.5% confidence, of the loss in mean recall from before to now; negative if it may be a gain.
 
-    Paired bootstrap over users (Efron and Tibshirani, 1993, chapter 16): the same users had both.
+    Paired bootstrap over users (Efron and Tibshirani, 1993, chapter 16): both arrays are of the same users.
     """
     return bootstrap_interval(before_U - now_U, samples, seed)[0]
 
@@ -117,13 +121,13 @@ def recall_loss_bound(
 def recall_ratio(
     now_U: npt.NDArray[np.float64], base_U: npt.NDArray[np.float64], samples: int, seed: int
 ) -> tuple[float, float, float] | None:
-    """Mean recall as a multiple of a baseline's on the same users, and the ends of its 95% interval (paired bootstrap).
+    """Mean recall divided by that of a baseline on the same users, with the ends of its 95% interval (paired bootstrap).
 
-    None if the baseline recalls nothing in some resample: the ratio then has no upper end.
+    None if the baseline's recall is 0 in some resample: the interval then has no upper end.
     """
     rng = np.random.default_rng(seed)
-    chosen = (rng.integers(len(now_U), size=len(now_U)) for _ in range(samples))
-    means = np.array([(now_U[users].mean(), base_U[users].mean()) for users in chosen])
+    resamples = (rng.integers(len(now_U), size=len(now_U)) for _ in range(samples))
+    means = np.array([(now_U[users].mean(), base_U[users].mean()) for users in resamples])
     if (means[:, 1] == 0).any():
         return None
     low, high = np.percentile(means[:, 0] / means[:, 1], [2.5, 97.5])

@@ -1,1 +1,1 @@
-"""A release: loading, checking, embedding and searching."""
+"""Serves a release: load it, check it, embed requests and search the index."""

@@ -1,7 +1,8 @@
-"""Whether the parts of a release belong together, whatever its checksums say: index, items, model, vocabularies.
+"""Checks that the parts of a release belong together: index, items, model and vocabularies.
 
-A checksum that was computed anew after a part was replaced matches, and the answers are wrong. What the parts themselves
-show: their items, the length and metric of their vectors, and whether the index has the vectors of the model.
+Checksums do not show this: if a part was replaced and its checksum recomputed, they match and the answers are wrong. The
+checks compare the content of the parts: their items, the length and metric of their vectors, and some vectors of the index
+with those that the model computes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,20 +15,23 @@ import pyarrow.parquet as pq
 from model.io.urls import resolve
 from model.network.two_tower import TwoTower
 from model.serving.embed import batch_columns, embed_items
-from model.serving.faiss_index import load_index, search, search_everywhere
+from model.serving.faiss_index import load_index, search, search_exhaustively
 from model.serving.item_ids import ItemIds
 from model.serving.release import INDEX, ITEMS, MODEL, VOCABULARIES, Release
 from model.serving.vocabulary import Vocabulary
 from model.training.checkpoint import load_checkpoint
 from pipelines.contract.schema import FeatureSchema
 
-PROBES = 16  # items whose vectors are computed anew
-# Of the inner product of a vector with itself, 1; indices that round their vectors lose more.
+PROBES = 16  # Items whose vectors are recomputed.
+# Tolerances on the inner product of a unit vector with itself, which is 1. Indices that round vectors need a larger one.
 EXACT, ROUNDED = 1e-4, 0.1
 
 
 def check_parts(release: Release, model: TwoTower, index: faiss.Index, ids: ItemIds) -> None:
-    """Raises ReleaseError naming the parts that do not belong together. `ids`: of the release's items."""
+    """Check that model, index and items belong together. `ids`: item ids of the release.
+
+    Raises ReleaseError that names the parts that do not.
+    """
     if fault := _fault_of_kind(model, index):
         raise release.error(f"{INDEX} and {MODEL}", fault)
     if fault := _fault_of_ids(model, index, ids):
@@ -37,7 +41,7 @@ def check_parts(release: Release, model: TwoTower, index: faiss.Index, ids: Item
 
 
 def read_ids(release: Release) -> ItemIds:
-    """The item ids of a release. Raises ReleaseError where an item is there twice."""
+    """Read the item ids of a release. Raises ReleaseError if two rows have the same item_index."""
     try:
         return ItemIds.read(release.files(ITEMS))
     except ValueError as error:
@@ -45,14 +49,14 @@ def read_ids(release: Release) -> ItemIds:
 
 
 def check_release(release: Release) -> None:
-    """`check_parts` of a release that is not in memory yet."""
+    """Load a release and run `check_parts` on it."""
     release.files(MODEL)
     model, index = load_checkpoint(f"{release.uri}/{MODEL}"), load_index(release.files(INDEX)[0])
     check_parts(release, model, index, read_ids(release))
 
 
 def check_vocabularies(release: Release, schema: FeatureSchema, vocabularies: Mapping[str, Vocabulary]) -> None:
-    """Raises ReleaseError for a vocabulary with an index that the model does not have."""
+    """Raises ReleaseError if a vocabulary has an index beyond the size of the model's table."""
     features = [*schema.user, schema.item_id, *([schema.history] if schema.history else [])]
     for feature in features:
         name, size = str(getattr(feature, "vocabulary", "")), getattr(feature, "size", 0)
@@ -72,39 +76,37 @@ def _fault_of_kind(model: TwoTower, index: faiss.Index) -> str | None:
 
 
 def _fault_of_ids(model: TwoTower, index: Any, ids: ItemIds) -> str | None:
-    found = faiss.vector_to_array(index.id_map)
-    unknown = found[~ids.contains(found)]
+    items = faiss.vector_to_array(index.id_map)
+    unknown = items[~ids.contains(items)]
     if len(unknown):
-        return f"{len(unknown):,} of {len(found):,} vectors are of items without a row, for instance item_index {unknown[0]}"
-    if len(found) != len(ids) or len(np.unique(found)) != len(ids):
-        return (
-            f"the index has {len(found):,} vectors of {len(np.unique(found)):,} items, and there are {len(ids):,} items"
-        )
-    if len(found) and int(found.max()) >= model.schema.item_id.size:
-        return f"item_index goes up to {int(found.max())}, the model has {model.schema.item_id.size} indices"
+        return f"{len(unknown):,} of {len(items):,} vectors are of items without a row, for instance item_index {unknown[0]}"
+    if len(items) != len(ids) or len(np.unique(items)) != len(ids):
+        return f"the index has {len(items):,} vectors of {len(np.unique(items)):,} items, the release has {len(ids):,} items"
+    if len(items) and int(items.max()) >= model.schema.item_id.size:
+        return f"item_index goes up to {int(items.max())}, the model has {model.schema.item_id.size} indices"
     return None
 
 
 def _fault_of_vectors(model: TwoTower, index: faiss.Index, urls: Sequence[str]) -> str | None:
-    """Compute the vectors of some items and search for them: each must be there, or another one that is equal to it."""
+    """Recompute the vectors of some items and search for them: the best match of each must be an equal vector."""
     vectors = _some_vectors(model, urls)
     if not len(vectors):
         return None
     missing = vectors[_differs(index, search(index, vectors, 1)[0])]
-    # An approximate index may overlook a vector that it has: only then look through all of it.
-    wrong = int(_differs(index, search_everywhere(index, missing, 1)[0]).sum()) if len(missing) else 0
+    # An approximate index may miss a vector that it has, so the rest is searched exhaustively.
+    wrong = int(_differs(index, search_exhaustively(index, missing, 1)[0]).sum()) if len(missing) else 0
     if wrong:
         return f"the index does not have the vectors that the model gives to {wrong} of {len(vectors)} items"
     return None
 
 
 def _differs(index: faiss.Index, scores_n1: np.ndarray) -> np.ndarray:
-    """Whether the best inner product of each vector is not that of the vector with itself, [n] bool."""
+    """[n] bool: whether the best inner product of each vector differs from that of the vector with itself."""
     return np.abs(scores_n1[:, 0] - 1) > _tolerance(index)
 
 
 def _some_vectors(model: TwoTower, urls: Sequence[str]) -> np.ndarray:
-    """[n, d] of the first items of each file, PROBES at most in all."""
+    """[n, d] vectors of the first items of each file, at most PROBES in total."""
     parts = []
     for url in urls:
         filesystem, path = resolve(url)
@@ -121,5 +123,5 @@ def _some_vectors(model: TwoTower, urls: Sequence[str]) -> np.ndarray:
 def _tolerance(index: Any) -> float:
     inner = faiss.downcast_index(index.index)
     if isinstance(inner, faiss.IndexIVFPQ):
-        return float("inf")  # A product quantiser keeps too little of a vector to tell it from another.
+        return float("inf")  # Product quantisation is too coarse to compare single vectors.
     return ROUNDED if isinstance(inner, faiss.IndexIVFScalarQuantizer) else EXACT

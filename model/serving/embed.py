@@ -1,4 +1,4 @@
-"""Vectors for serving: numpy in, numpy out, so that Spark can call it on Arrow batches.
+"""Computes vectors for serving. Numpy in, numpy out, so that Spark can call it on Arrow batches.
 
 Shapes: n rows, d vector length.
 """
@@ -16,11 +16,11 @@ from model.io.arrow import to_arrays
 from model.network.embeddings import Batch, history_column
 from model.network.two_tower import TwoTower
 
-_ROWS = 8192  # At a time: bounds memory, and larger is not faster.
+_ROWS = 8192  # Rows per forward pass. Bounds memory; larger batches are not faster.
 
 
 def batch_columns(batch: pa.RecordBatch | pa.Table, columns: list[str]) -> dict[str, np.ndarray]:
-    """Some columns of an Arrow batch as arrays: scalars [n], lists of equal length [n, length].
+    """Columns of an Arrow batch as arrays: scalars [n], lists of equal length [n, length].
 
     Raises ColumnError for nulls or ragged lists, KeyError for a missing column.
     """
@@ -28,21 +28,21 @@ def batch_columns(batch: pa.RecordBatch | pa.Table, columns: list[str]) -> dict[
 
 
 def embed_items(model: TwoTower, columns: Mapping[str, np.ndarray]) -> np.ndarray:
-    """[n, d] float32 of unit length, from `model.schema.item_columns`."""
+    """Item vectors [n, d], float32 of unit length, from `model.schema.item_columns`."""
     names = model.schema.item_columns
     return _embed(model, {name: columns[name] for name in names}, model.item_vectors)
 
 
 def embed_users(model: TwoTower, columns: Mapping[str, np.ndarray], catalogue: Catalogue | None = None) -> np.ndarray:
-    """[n, d] float32 of unit length, from `model.schema.user_columns`; example_age may be missing and counts as 0.
+    """User vectors [n, d], float32 of unit length, from `model.schema.user_columns`. example_age is always 0.
 
-    catalogue: where the model pools item features over the history; its columns may also be given as `history_COLUMN`.
+    catalogue: needed if the model pools item features over the history, unless `columns` has them as `history_COLUMN`.
     """
     schema = model.schema
-    given = [*schema.user_columns, *(history_column(feature.column) for feature in model.history_features)]
-    batch = {name: columns[name] for name in given if name in columns}
+    names = [*schema.user_columns, *(history_column(feature.column) for feature in model.history_features)]
+    batch = {name: columns[name] for name in names if name in columns}
     if schema.example_age:
-        # Training looks back at an event from the end of its window; a request is at the end of it.
+        # example_age is the time from an event to the end of the training window. A request is at the end.
         rows = len(next(iter(columns.values())))
         batch[schema.example_age.column] = np.zeros(rows, np.float32)
     if catalogue is None or schema.history is None:
@@ -57,7 +57,7 @@ def embed_users(model: TwoTower, columns: Mapping[str, np.ndarray], catalogue: C
 
 @torch.inference_mode()
 def _embed(model: TwoTower, columns: Mapping[str, np.ndarray], vectors: Callable[[Batch], Tensor]) -> np.ndarray:
-    """[n, d]: `vectors` of the columns, some rows at a time, in eval mode; the model is left in the mode it was in."""
+    """Apply `vectors` to the columns, _ROWS rows at a time, in eval mode: [n, d]. Restores the mode of the model."""
     rows = len(next(iter(columns.values())))
     result = np.empty((rows, model.config.dim), np.float32)
     training = model.training

@@ -1,6 +1,6 @@
-"""Towers as files of their own: a graph in JSON and raw weights (torch.export), with a signature; no pickles, no code of ours.
+"""Exports each tower to a file (torch.export): a graph in JSON and raw weights, with a signature, without pickles.
 
-Whoever has torch can run them, without this package: `torch.export.load(FILE).module()(columns)`.
+The files need only torch, not this package: `torch.export.load(FILE).module()(columns)`.
 
 Shapes: n rows, d vector length.
 """
@@ -19,16 +19,16 @@ from pipelines.contract.schema import Feature, HistoryFeature, MultiCategoricalF
 
 SIGNATURE = "signature.json"
 SIDES = ("user", "item")
-TOLERANCE = 1e-5  # Between the exported and the eager vectors, which are of unit length.
-_PROBE_ROWS = 3  # Neither 0 nor 1, which torch.export would take for constants.
+TOLERANCE = 1e-5  # Largest difference between a component of an exported and of an eager vector (unit length).
+_PROBE_ROWS = 3  # torch.export specialises the sizes 0 and 1.
 
 
 class ExportError(RuntimeError):
-    """An exported tower does not give the vectors of the model that it was made from."""
+    """An exported tower does not return the vectors of the model."""
 
 
 class UserTower(nn.Module):
-    """Columns of users -> [n, d]. A request is at the end of the window, so example_age is 0 and no input."""
+    """User columns -> vectors [n, d]. example_age is not an input: in serving it is 0."""
 
     def __init__(self, towers: TwoTower) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class UserTower(nn.Module):
 
 
 class ItemTower(nn.Module):
-    """Columns of items -> [n, d]."""
+    """Item columns -> vectors [n, d]."""
 
     def __init__(self, towers: TwoTower) -> None:
         super().__init__()
@@ -54,10 +54,10 @@ class ItemTower(nn.Module):
 
 
 def export_towers(model: TwoTower, folder: Path) -> dict[str, Any]:
-    """Write user.pt2, item.pt2 and signature.json; returns the signature. Each tower has the tables that it reads, no other.
+    """Write user.pt2, item.pt2 and signature.json; return the signature. A file holds only the tables that its tower reads.
 
-    The signature says of each side which columns go in, with type and shape ("rows" is free), and what comes out. Raises
-    ExportError where what was written, read back, differs from the model on rows that it was not exported with.
+    The signature lists the input columns of each side with dtype and shape ("rows" is a free dimension), and the output.
+    Raises ExportError if a tower, read back from its file, differs from the model on other rows than those of the export.
     """
     model = model.eval()
     folder.mkdir(parents=True, exist_ok=True)
@@ -73,20 +73,20 @@ def export_towers(model: TwoTower, folder: Path) -> dict[str, Any]:
                 worst = float((load_exported(folder / f"{side}.pt2")(probe) - tower(probe)).abs().max())
                 if not worst <= TOLERANCE:
                     raise ExportError(
-                        f"the exported {side} tower differs from the model by {worst:.2g} on {count} rows; at most "
-                        f"{TOLERANCE:.0e} is rounding"
+                        f"the exported {side} tower differs from the model by {worst:.2g} on {count} rows; rounding explains "
+                        f"at most {TOLERANCE:.0e}"
                     )
     (folder / SIGNATURE).write_text(json.dumps(signature, indent=1))
     return signature
 
 
 def load_exported(path: Path) -> nn.Module:
-    """A tower from its file: columns as in its signature -> [n, d]."""
+    """Load a tower from its file. It maps columns as in its signature to vectors [n, d]."""
     return torch.export.load(path).module()
 
 
 def _user_columns(model: TwoTower) -> dict[str, Feature | HistoryFeature]:
-    """Every column that the user tower reads when serving, with the feature that it belongs to."""
+    """Every column that the user tower reads in serving, with its feature."""
     schema = model.schema
     columns: dict[str, Feature | HistoryFeature] = {
         column: feature for feature in schema.user for column in columns_of([feature])
@@ -99,13 +99,13 @@ def _user_columns(model: TwoTower) -> dict[str, Feature | HistoryFeature]:
 
 
 def _item_columns(model: TwoTower) -> dict[str, Feature | HistoryFeature]:
-    found: dict[str, Feature | HistoryFeature] = {}
+    columns: dict[str, Feature | HistoryFeature] = {}
     for feature in model.item_features:
         names = [lookup_column(feature)]
         if isinstance(feature, MultiCategoricalFeature) and feature.weights_column:
             names.append(feature.weights_column)
-        found |= dict.fromkeys(names, feature)
-    return found
+        columns |= dict.fromkeys(names, feature)
+    return columns
 
 
 def _signature(columns: Mapping[str, Feature | HistoryFeature], model: TwoTower) -> dict[str, Any]:
@@ -117,22 +117,22 @@ def _signature(columns: Mapping[str, Feature | HistoryFeature], model: TwoTower)
             shape.append(history.length)
         if isinstance(feature, MultiCategoricalFeature):
             shape.append(feature.length)
-        number = isinstance(feature, NumericFeature) or name == getattr(feature, "weights_column", None)
+        is_float = isinstance(feature, NumericFeature) or name == getattr(feature, "weights_column", None)
         size = getattr(feature, "table_size", getattr(feature, "size", None))
-        inputs[name] = {"dtype": "float32" if number else "int64", "shape": shape}
-        if not number:
+        inputs[name] = {"dtype": "float32" if is_float else "int64", "shape": shape}
+        if not is_float:
             inputs[name]["below"] = size
     return {"inputs": inputs, "output": {"dtype": "float32", "shape": ["rows", model.config.dim]}}
 
 
 def _probe(signature: dict[str, Any], rows: int, seed: int) -> Batch:
-    """Columns of a signature with any values that it allows."""
-    draw = torch.Generator().manual_seed(seed)
+    """Random columns that fit a signature."""
+    rng = torch.Generator().manual_seed(seed)
     columns = {}
-    for name, wanted in signature["inputs"].items():
-        shape = (rows, *wanted["shape"][1:])
-        if wanted["dtype"] == "float32":
-            columns[name] = torch.rand(shape, generator=draw)
+    for name, spec in signature["inputs"].items():
+        shape = (rows, *spec["shape"][1:])
+        if spec["dtype"] == "float32":
+            columns[name] = torch.rand(shape, generator=rng)
         else:
-            columns[name] = torch.randint(wanted["below"], shape, generator=draw)
+            columns[name] = torch.randint(spec["below"], shape, generator=rng)
     return columns

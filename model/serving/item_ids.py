@@ -1,4 +1,4 @@
-"""Ids of a release's items: one array, so that an answer reads the rows that it needs and nothing else.
+"""Item ids of a release, in one array, so that the cost of an answer does not depend on the number of items.
 
 Shapes: M indices of the item vocabulary, n items of an answer.
 """
@@ -15,12 +15,12 @@ from model.serving.faiss_index import Ints
 
 
 class ItemIds:
-    """The id of each item index, in the type that the items table has."""
+    """Maps item indices to item ids, which keep the type that they have in the items table."""
 
     def __init__(self, index: Ints, ids: Sequence[pa.Array]) -> None:
-        """`index`: item indices; `ids`: the ids of these, as consecutive arrays of integers or strings.
+        """`index`: item indices. `ids`: their ids, in the same order, as consecutive arrays of integers or strings.
 
-        Raises ValueError where an item is there twice.
+        Raises ValueError if an index occurs twice.
         """
         size = int(index.max(initial=-1)) + 1
         self._row_M: Ints = np.full(size, -1, np.int64)
@@ -28,7 +28,8 @@ class ItemIds:
         if int((self._row_M >= 0).sum()) != len(index):
             raise ValueError(f"of {len(index):,} rows some have the same item_index")
         numbers = all(pa.types.is_integer(part.type) for part in ids)
-        # Offsets of 32 bits end at 2 GiB of text, and an array in chunks is searched through for every id.
+        # One array with 64-bit offsets: 32-bit offsets end at 2 GiB of text, and every look-up in a chunked array searches
+        # for the chunk.
         self._ids: np.ndarray | pa.Array = (
             np.concatenate([part.to_numpy() for part in ids])
             if numbers
@@ -37,7 +38,7 @@ class ItemIds:
 
     @classmethod
     def read(cls, urls: Sequence[str]) -> "ItemIds":
-        """From Parquet files with item_index and item_id."""
+        """Read item_index and item_id from Parquet files. Raises ValueError if an index occurs twice."""
         index, ids = [], []
         for url in urls:
             filesystem, path = resolve(url)
@@ -51,12 +52,12 @@ class ItemIds:
         return len(self._ids)
 
     def contains(self, items: Ints) -> np.ndarray:
-        """Whether each item index has an id, [n] bool."""
+        """[n] bool: whether each item index has an id."""
         inside = (items >= 0) & (items < len(self._row_M))
         return inside & (self._row_M[np.where(inside, items, 0)] >= 0)
 
     def ids_of(self, items: Ints) -> list[Any]:
-        """The ids of item indices [n] that are known, as Python values."""
+        """Ids of the item indices [n] as Python values. Every index must have an id (`contains`)."""
         rows_n = self._row_M[items]
         if isinstance(self._ids, np.ndarray):
             return list(self._ids[rows_n].tolist())

@@ -1,7 +1,7 @@
-"""Raw requests as the columns that the user tower reads: what pipelines does with a users snapshot, for one user at a time.
+"""Encodes raw requests as the columns that the user tower reads, as the pipelines encode rows of a users snapshot.
 
-A value that is missing (or null) is what it is in the tables: default (1), the mean, padding. One that the vocabulary lacks
-is default too.
+A missing or null value gets the same encoding as in the tables: DEFAULT (1), the mean, or padding. So does a value that is
+not in the vocabulary: DEFAULT.
 
 Shapes: n requests.
 """
@@ -27,32 +27,33 @@ from pipelines.contract.request_fields import (
 from pipelines.contract.schema import FeatureSchema, NumericFeature
 
 Request = Mapping[str, Any]
-EXACT = 2**53  # Above it a float does not tell one whole number from the next.
-WANTED = {"text": "a text", "integer": "a whole number", "boolean": "true or false"}
+_KNOWN = "known items"  # Key of the history items that the vocabulary has, beside the encoded columns.
+EXACT = 2**53  # Floats represent all integers below this exactly.
+EXPECTED = {"text": "a string", "integer": "a whole number", "boolean": "true or false"}
 
 
 class RequestError(ValueError):
-    """A request that is not what the release expects. The message holds no value of the request."""
+    """A request that does not fit the release. The message contains no value of the request, which may be private."""
 
 
 def example_request(fields: Sequence[RequestField]) -> dict[str, Any]:
-    """A request with every field, its values from the release's night."""
-    found: dict[str, Any] = {}
+    """A request with every field, with example values from the night of the release."""
+    request: dict[str, Any] = {}
     for field in fields:
-        several = isinstance(field, MultiValueField | HistoryField)
-        found[field.name] = [field.example] if several else field.example
+        is_list = isinstance(field, MultiValueField | HistoryField)
+        request[field.name] = [field.example] if is_list else field.example
         if isinstance(field, MultiValueField) and field.weights:
-            found[field.weights] = [1.0]
-    return found
+            request[field.weights] = [1.0]
+    return request
 
 
 class RequestEncoder:
-    """Requests of one release -> columns and histories."""
+    """Encodes requests to one release: fields and values -> columns of the user tower."""
 
     def __init__(
         self, fields: Sequence[RequestField], schema: FeatureSchema, vocabularies: Mapping[str, Vocabulary]
     ) -> None:
-        """`fields`: the manifest's `request`. `vocabularies`: of every field that has no buckets."""
+        """`fields`: `request` of the manifest. `vocabularies`: those of all fields without buckets."""
         self.fields, self._vocabularies = fields, vocabularies
         self._means = {feature.column: feature.mean for feature in schema.user if isinstance(feature, NumericFeature)}
         weighted = [field for field in fields if isinstance(field, MultiValueField) and field.weights]
@@ -63,54 +64,54 @@ class RequestEncoder:
         self._numbers |= {_weights_column(field) for field in weighted}
 
     def encode(self, requests: Sequence[Request]) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
-        """Columns [n] or [n, length] as `samples` has them, and the item indices that each request says were had.
+        """Columns [n] or [n, length] as in `samples`, and the known items in the history of each request, as item indices.
 
-        Raises RequestError naming the request, the field, the type of its value and what is expected.
+        Raises RequestError that names the request, the field, the type of its value and what is expected.
         """
         rows: dict[str, list[Any]] = {}
-        had = []
-        for place, request in enumerate(requests):
-            self._check_names(place, request)
+        known_items = []
+        for number, request in enumerate(requests):
+            self._check_names(number, request)
             for field in self.fields:
                 try:
                     encoded = self._field(field, request)
                 except RequestError as error:
-                    raise RequestError(f"request {place}, field {error}") from None
+                    raise RequestError(f"request {number}, field {error}") from None
                 if isinstance(field, HistoryField):
-                    known = encoded.pop("known")
-                    had.append(np.array(known, np.int64))
+                    known_items.append(np.array(encoded.pop(_KNOWN), np.int64))
                 for column, value in encoded.items():
                     rows.setdefault(column, []).append(value)
         types = {column: np.float32 if column in self._numbers else np.int32 for column in rows}
-        return {column: np.array(values, types[column]) for column, values in rows.items()}, had
+        return {column: np.array(values, types[column]) for column, values in rows.items()}, known_items
 
-    def _check_names(self, place: int, request: Request) -> None:
+    def _check_names(self, number: int, request: Request) -> None:
         if not isinstance(request, Mapping):
-            raise RequestError(f"request {place} is {_kind(request)}, expected an object of fields and values")
+            raise RequestError(f"request {number} is {_type(request)}, expected an object of fields and values")
         for name in request:
             if name not in self.names:
                 near = difflib.get_close_matches(str(name), self.names, n=1, cutoff=0.5)
-                hint = f"did you mean {near[0]!r}?" if near else f"known fields: {', '.join(self.names)}"
-                raise RequestError(f"request {place}: there is no field {name!r}; {hint}")
+                hint = f"did you mean {near[0]!r}?" if near else f"the fields are {', '.join(self.names)}"
+                raise RequestError(f"request {number}: unknown field {name!r}; {hint}")
 
     def _field(self, field: RequestField, request: Request) -> dict[str, Any]:
+        """Column -> encoded value of one field."""
         value = request.get(field.name)
         if isinstance(field, NumberField):
             return {field.column: self._number(field, value)}
         if isinstance(field, SingleValueField):
             return {field.column: self._index(field, value, field.name)}
-        values = [] if value is None else _list(value, field.name, WANTED.get(field.type, WANTED["text"]))
+        values = [] if value is None else _list(value, field.name, EXPECTED.get(field.type, EXPECTED["text"]))
         if isinstance(field, HistoryField):
             if None in values:
                 raise RequestError(f"{field.name!r} holds null at place {values.index(None)}, expected ids of items")
-            return self._past(field, [self._index(field, item, field.name) for item in values])
+            return self._history(field, [self._index(field, item, field.name) for item in values])
         values = values[: field.length]
         indices = [self._index(field, item, field.name) for item in values]
-        found = {field.column: _padded(indices, field.length)}
+        columns = {field.column: _padded(indices, field.length)}
         if field.weights:
             weights = _weights(request.get(field.weights), len(values), field.weights)
-            found[_weights_column(field)] = _padded(weights, field.length)
-        return found
+            columns[_weights_column(field)] = _padded(weights, field.length)
+        return columns
 
     def _index(self, field: VocabularyField, value: Any, name: str) -> int:
         if value is None:
@@ -127,40 +128,39 @@ class RequestEncoder:
         if number is None:
             return DEFAULT
         if field.type == "float":
-            number = float(np.float32(number))  # The column that the boundaries were laid over has 32 bits.
+            number = float(np.float32(number))  # The boundaries were computed from a float32 column.
         return DEFAULT + 1 + sum(number >= edge for edge in field.boundaries)
 
-    def _past(self, field: HistoryField, items: list[int]) -> dict[str, Any]:
-        known = items
-        if field.order == "leave_one_out":  # Each item once, where it was had last: as the training rows have it.
+    def _history(self, field: HistoryField, items: list[int]) -> dict[str, Any]:
+        columns: dict[str, Any] = {_KNOWN: [item for item in items if item != DEFAULT]}
+        if field.order == "leave_one_out":  # As in the training rows: each item once, at its last occurrence.
             items = list(dict.fromkeys(reversed(items)))[::-1]
-        found: dict[str, Any] = {"known": [item for item in known if item != DEFAULT]}
         if field.length:
             items = items[-field.length :]
-            found[field.column] = [PADDING] * (field.length - len(items)) + items
-        return found
+            columns[field.column] = [PADDING] * (field.length - len(items)) + items
+        return columns
 
 
 def _text(value: Any, kind: str, name: str) -> str:
-    """The text of a value under which the vocabulary has it."""
+    """The string that represents a value in the vocabulary."""
     if kind == "integer":
-        whole = isinstance(value, int) and not isinstance(value, bool)
+        is_integer = isinstance(value, int) and not isinstance(value, bool)
         if isinstance(value, float) and value.is_integer() and abs(value) < EXACT:
-            whole, value = True, int(value)
-        if whole:
+            is_integer, value = True, int(value)
+        if is_integer:
             return str(value)
     elif kind == "boolean":
         if isinstance(value, bool):
             return str(value).lower()
     elif isinstance(value, str):
         return value
-    raise RequestError(f"{name!r} is {_kind(value)}, expected {WANTED.get(kind, WANTED['text'])}")
+    raise RequestError(f"{name!r} is {_type(value)}, expected {EXPECTED.get(kind, EXPECTED['text'])}")
 
 
 def _finite(value: Any, boolean: bool, name: str) -> float | None:
-    """The number as a double; None for NaN, which the tables take for a missing number."""
+    """The number as a double; None for NaN, which the tables treat as missing."""
     if isinstance(value, bool) != boolean or not isinstance(value, int | float):
-        raise RequestError(f"{name!r} is {_kind(value)}, expected {WANTED['boolean'] if boolean else 'a number'}")
+        raise RequestError(f"{name!r} is {_type(value)}, expected {EXPECTED['boolean'] if boolean else 'a number'}")
     if abs(value) > LARGEST:
         raise RequestError(
             f"{name!r} is infinite or beyond {LARGEST:g}, expected a number that float32 can compute with"
@@ -169,23 +169,24 @@ def _finite(value: Any, boolean: bool, name: str) -> float | None:
 
 
 def _weights(value: Any, count: int, name: str) -> list[float]:
-    """One weight a value: all alike where none are given; the values behind a shorter list weigh nothing."""
+    """One weight per value. Without a list all weights are 1; values beyond the end of the list get weight 0."""
     if value is None:
         return [1.0] * count
-    given = _list(value, name, "a number")[:count]
     weights = []
-    for place, weight in enumerate(given):
+    for position, weight in enumerate(_list(value, name, "a number")[:count]):
         number = 0.0 if weight is None else _finite(weight, False, name)
         if number is None or abs(number) > LARGEST_WEIGHT:
-            wanted = f"expected finite numbers up to {LARGEST_WEIGHT:g}"
-            raise RequestError(f"{name!r} holds NaN or a number that is too large at place {place}, {wanted}")
+            raise RequestError(
+                f"{name!r} holds NaN or a number that is too large at place {position}, expected finite numbers up to "
+                f"{LARGEST_WEIGHT:g}"
+            )
         weights.append(number)
     return weights + [0.0] * (count - len(weights))
 
 
-def _list(value: Any, name: str, wanted: str) -> list[Any]:
+def _list(value: Any, name: str, expected: str) -> list[Any]:
     if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray):
-        raise RequestError(f"{name!r} is {_kind(value)}, expected a list, each of its elements {wanted}")
+        raise RequestError(f"{name!r} is {_type(value)}, expected a list, each of its elements {expected}")
     return [item.item() if isinstance(item, np.generic) else item for item in value]
 
 
@@ -197,6 +198,6 @@ def _weights_column(field: MultiValueField) -> str:
     return f"{field.column}_weights"
 
 
-def _kind(value: Any) -> str:
-    """What a message says of a value: never the value, which may be private and would end up in logs."""
+def _type(value: Any) -> str:
+    """Describes a value in a message by its type only: the value may be private, and messages go to logs."""
     return f"of type {type(value).__name__}"

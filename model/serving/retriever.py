@@ -1,6 +1,6 @@
-"""The nearest items of a request, from a release alone: no Spark, no MLflow, no table of the warehouse.
+"""Answers requests from a release, without Spark, MLflow or the warehouse.
 
-A user's vector is computed when it is asked for and never stored: what the user did a minute ago counts.
+User vectors are computed for each request and never stored, so that recent events in the history count at once.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,22 +18,22 @@ from pipelines.contract.request_fields import RequestFields, VocabularyField
 
 
 class Recommendation(NamedTuple):
-    """Items of one request, best first; fewer than asked for where the release has no more."""
+    """Items for one request, best first; fewer than `k` if the release has no more."""
 
     item_ids: list[Any]
     scores: list[float]
-    k: int  # How many were asked for.
-    release_id: str  # The release that answered.
+    k: int  # Number of items requested.
+    release_id: str
 
 
 class Retriever:
-    """A release in memory, ready to answer. Threads may share it."""
+    """Loads a release into memory and answers requests. Safe to share between threads."""
 
     def __init__(self, uri: str) -> None:
-        """`uri`: the folder of a release, a local path or any URI that Arrow reads; its files are checked as they are read.
+        """`uri`: the folder of a release, a local path or any URI that Arrow reads. Its files are checked as they are read.
 
-        Raises ReleaseError where the folder is no release, a file of it not what was published, or its parts do not belong
-        together.
+        Raises ReleaseError if the folder is not a release, if a file differs from what was published, or if the parts do
+        not belong together.
         """
         self.release = open_release(uri)
         manifest = self.release.manifest
@@ -46,17 +46,17 @@ class Retriever:
         self._model = load_checkpoint(f"{self.release.uri}/{MODEL}")
         schema, items = self._model.schema, self.release.files(ITEMS)
         self.fields = RequestFields.validate_python(manifest["request"])
-        worded = {
+        names = {
             field.vocabulary for field in self.fields if isinstance(field, VocabularyField) and field.buckets is None
         }
-        vocabularies = read_vocabularies(self.release.files(VOCABULARIES), worded)
+        vocabularies = read_vocabularies(self.release.files(VOCABULARIES), names)
         check_vocabularies(self.release, schema, vocabularies)
         self._encoder = RequestEncoder(self.fields, schema, vocabularies)
         self._catalogue = None
         if self._model.history_features:
-            pooled = {feature.name for feature in self._model.history_features} | {schema.item_id.name}
-            unread = [feature.name for feature in schema.item if feature.name not in pooled]
-            self._catalogue = Catalogue.read(schema.without(unread), items)
+            needed = {feature.name for feature in self._model.history_features} | {schema.item_id.name}
+            unused = [feature.name for feature in schema.item if feature.name not in needed]
+            self._catalogue = Catalogue.read(schema.without(unused), items)
         self._ids = read_ids(self.release)
         self._index = load_index(self.release.files(INDEX)[0])
         check_parts(self.release, self._model, self._index, self._ids)
@@ -64,19 +64,20 @@ class Retriever:
     def retrieve(
         self, requests: Sequence[Mapping[str, Any]], k: int = 100, exclude_seen: bool = False
     ) -> list[Recommendation]:
-        """The k best items of each request. `exclude_seen`: without those of its history.
+        """The k best items for each request. `exclude_seen`: leave out the items in its history.
 
-        A request is raw values by field (`fields`, docs/serving.md): features of the user as the users table has them, and
-        `history`, ids of items with the newest last. Raises RequestError naming request, field, its type and what is expected.
+        A request maps field names to raw values (`fields`, docs/serving.md): features of the user as in the users table,
+        and `history`, item ids with the newest last. Raises RequestError that names request, field, type and expectation.
         """
         if isinstance(k, bool) or not isinstance(k, int) or k < 1:
             raise RequestError(f"k is {k!r}, expected a whole number of at least 1")
         if not requests:
             return []
-        columns, had = self._encoder.encode(requests)
+        columns, known_items = self._encoder.encode(requests)
         vectors = embed_users(self._model, columns, self._catalogue)
-        scores, items = search(self._index, vectors, min(k, self._index.ntotal), had if exclude_seen else None)
+        excluded = known_items if exclude_seen else None
+        scores, items = search(self._index, vectors, min(k, self._index.ntotal), excluded)
         return [
-            Recommendation(self._ids.ids_of(row[row >= 0]), best[row >= 0].tolist(), k, self.release.release_id)
-            for row, best in zip(items, scores)
+            Recommendation(self._ids.ids_of(row[row >= 0]), row_scores[row >= 0].tolist(), k, self.release.release_id)
+            for row, row_scores in zip(items, scores)
         ]

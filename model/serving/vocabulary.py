@@ -1,4 +1,4 @@
-"""Vocabularies outside Spark: the index of a value, as the tables have it."""
+"""Vocabularies without Spark: map a value to the index that it has in the tables."""
 
 from bisect import bisect_left
 from collections.abc import Collection, Sequence
@@ -14,17 +14,18 @@ import xxhash
 from model.io.urls import resolve
 from pipelines.contract.indices import DEFAULT
 
-_SPARK_SEED = 42  # What xxhash64 of Spark begins with; it hashes one column after another, each seeded by the last.
+# Initial seed of Spark's xxhash64. It hashes one column after another; the hash of each is the seed of the next.
+_SPARK_SEED = 42
 
 
-_text = methodcaller("as_py")
+_as_py = methodcaller("as_py")
 
 
 class Vocabulary:
-    """Values of one feature, as Arrow holds them: a Python dict of a hundred million users would not fit."""
+    """Values of one feature with their indices, in Arrow: a Python dict of a hundred million users would not fit in memory."""
 
     def __init__(self, values: pa.Array, indices: npt.NDArray[np.int32]) -> None:
-        """`values`: large_string, in any order; `indices`: of each."""
+        """`values`: large_string, in any order. `indices`: the index of each value."""
         order = pc.array_sort_indices(values)
         self._values, self._indices = values.take(order), indices[order.to_numpy()]
 
@@ -33,19 +34,19 @@ class Vocabulary:
 
     @property
     def largest(self) -> int:
-        """The largest index; that of the default where there is no value."""
+        """The largest index; DEFAULT if the vocabulary is empty."""
         return int(self._indices.max(initial=DEFAULT))
 
     def index(self, value: str) -> int:
-        """The index of a value; default (1) for one that is not there."""
-        # Arrow sorts the bytes of UTF-8, whose order is that of Python's texts.
-        place = bisect_left(self._values, value, key=_text)
-        known = place < len(self._values) and self._values[place].as_py() == value
-        return int(self._indices[place]) if known else DEFAULT
+        """The index of a value; DEFAULT (1) if the vocabulary does not have it."""
+        # Arrow sorts by UTF-8 bytes, which is the same order as that of Python strings.
+        position = bisect_left(self._values, value, key=_as_py)
+        match = position < len(self._values) and self._values[position].as_py() == value
+        return int(self._indices[position]) if match else DEFAULT
 
 
 def read_vocabularies(urls: Sequence[str], features: Collection[str]) -> dict[str, Vocabulary]:
-    """The vocabularies of some features from the Parquet files of a night's table: feature, value, index."""
+    """Read the vocabularies of `features` from Parquet files of the table `vocabularies` (feature, value, index)."""
     parts = []
     for url in urls:
         filesystem, path = resolve(url)
@@ -53,19 +54,19 @@ def read_vocabularies(urls: Sequence[str], features: Collection[str]) -> dict[st
             table = pq.ParquetFile(file).read(columns=["feature", "value", "index"])
         parts.append(table.filter(pc.is_in(table["feature"], pa.array(sorted(features), pa.string()))))
     whole = pa.concat_tables(parts)
-    found = {}
+    vocabularies = {}
     for feature in features:
-        words = whole.filter(pc.equal(whole["feature"], feature))
-        values = pa.concat_arrays([chunk.cast(pa.large_string()) for chunk in words["value"].chunks] or [_NO_VALUES])
-        found[feature] = Vocabulary(values, words["index"].to_numpy().astype(np.int32))
-    return found
+        rows = whole.filter(pc.equal(whole["feature"], feature))
+        values = pa.concat_arrays([chunk.cast(pa.large_string()) for chunk in rows["value"].chunks] or [_NO_VALUES])
+        vocabularies[feature] = Vocabulary(values, rows["index"].to_numpy().astype(np.int32))
+    return vocabularies
 
 
 _NO_VALUES = pa.array([], pa.large_string())
 
 
 def bucket_of(feature: str, value: str, buckets: int) -> int:
-    """The index of a hashed value: 2 + hash mod buckets, with the hash that Spark takes of ("bucket", 0, feature, value)."""
+    """The index of a hashed value: 2 + hash mod buckets, where hash is Spark's xxhash64("bucket", 0, feature, value)."""
     seed = _SPARK_SEED
     for part in (b"bucket", (0).to_bytes(4, "little"), feature.encode(), value.encode()):
         seed = xxhash.xxh64_intdigest(part, seed)
