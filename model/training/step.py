@@ -127,7 +127,7 @@ class RetrievalStep(nn.Module):
         return {**batch, **columns}
 
     def _candidates(self, batch: Batch, capacity: int) -> tuple[StepCandidates, Tensor | None]:
-        """StepCandidates of this rank's rows, and [U] how often each shared one is expected (None: no correction)."""
+        """Candidates of this rank's rows, and [U] how often each shared one is expected (None: no correction)."""
         schema = self.towers.schema
         snapshots = batch[SNAPSHOT] if len(self.catalogue.versions) else None
         local = BatchRows(
@@ -166,7 +166,7 @@ class RetrievalStep(nn.Module):
         if self.training:
             return q_U
         # A positive of the valid split may be no positive of any training row. With frequency 0 the correction would
-        # raise its logit without bound, so it gets half the frequency of the rarest item. StepCandidates that were only drawn
+        # raise its logit without bound, so it gets half the frequency of the rarest item. Candidates that were only drawn
         # as negatives keep 0, which is exact for them.
         positive_U = torch.isin(candidates.items_U, positives_G)
         return torch.where(positive_U, q_U.clamp(min=self.q.rarest / 2), q_U)
@@ -193,7 +193,7 @@ class RetrievalStep(nn.Module):
 
 
 def _gather_rows(local: BatchRows, capacity: int) -> BatchRows:
-    """BatchRows of all ranks, in one message: a few integers per row."""
+    """Rows of all ranks, in one message: a few integers per row."""
     columns = [local.users[:, None], local.items[:, None], local.negatives, local.kinds]
     if local.snapshots is not None:
         columns.append(local.snapshots[:, None])
