@@ -1,4 +1,4 @@
-"""Starting training: in this process, in several on this machine (torchrun), or on Spark's executors."""
+"""Launches training: in this process, in several processes on this machine (torchrun), or on Spark executors."""
 
 import atexit
 import codecs
@@ -24,20 +24,20 @@ from model.training.spec import TrainingResult, TrainingSpec
 from model.training.trainer import train
 
 ROOT = Path(__file__).resolve().parents[2]
-# Of failed children's stderr, for each: the one that failed first is followed by the others, which miss it, and by about
-# 30 lines of torchrun's own.
+# Lines of stderr to quote per process after a failure. The message of the process that failed first is followed by those of
+# the others, which lost it, and by about 30 lines of torchrun.
 _TAIL_LINES = 80
-_PATIENCE = 120.0  # seconds that executors may take to start
+_EXECUTOR_TIMEOUT = 120.0  # Seconds that executors may take to start.
 
 
 class LaunchError(RuntimeError):
-    """The processes of a training run have failed (exit 1); the message holds the end of what they said."""
+    """The processes of a training run failed (exit 1). The message quotes the end of their stderr."""
 
     exit_code = 1
 
 
 def launch(spec: TrainingSpec) -> TrainingResult:
-    """Train with as many processes as the spec says. Raises what `train` does; LaunchError from others."""
+    """Train with `spec.training.processes` processes. With one, raises what `train` raises; with more, LaunchError."""
     if spec.training.processes == 1:
         with _threads(spec.training):
             return train(spec)
@@ -47,7 +47,7 @@ def launch(spec: TrainingSpec) -> TrainingResult:
 
 
 def worker(spec_json: str) -> str:
-    """One process of several: joins the group that the environment describes, trains, leaves. JSON in, JSON out."""
+    """Train as one process of a group that the environment variables describe. TrainingSpec and TrainingResult as JSON."""
     spec = TrainingSpec.model_validate_json(spec_json)
     log_to_stdout()
     dist.init_process_group("gloo", timeout=timedelta(seconds=spec.training.timeout_seconds))
@@ -56,16 +56,16 @@ def worker(spec_json: str) -> str:
             result = train(spec).model_dump_json()
     finally:
         dist.destroy_process_group()
-    atexit.register(_leave)
+    atexit.register(_exit_at_once)
     return result
 
 
-def _leave() -> None:
-    """End a worker that has done its work without tearing the interpreter down.
+def _exit_at_once() -> None:
+    """Exit a successful worker with code 0, without shutting down the interpreter.
 
-    After reading and DDP in one process the tearing down aborted now and then on a busy machine ("terminate called
-    without an active exception"), and torchrun then calls a finished training failed. Registered on success alone: a
-    worker that fails keeps its exit code.
+    After Petastorm and DDP have run in one process, the shutdown sometimes aborts on a busy machine ("terminate called
+    without an active exception"), and torchrun then reports a finished training as failed. Registered only after success,
+    so that a failed worker keeps its exit code.
     """
     logging.shutdown()
     sys.stderr.flush()
@@ -88,7 +88,7 @@ def _launch_torchrun(spec: TrainingSpec) -> TrainingResult:
             str(spec_file),
             str(result_file),
         ]
-        # torchrun sets OMP_NUM_THREADS to 1, with a warning, where nobody has: the workers set their own number later.
+        # Without OMP_NUM_THREADS torchrun sets it to 1 and warns. The workers set their number of threads later.
         environment = {
             **os.environ,
             "PYTHONPATH": _python_path(),
@@ -97,7 +97,7 @@ def _launch_torchrun(spec: TrainingSpec) -> TrainingResult:
         tail: deque[str] = deque(maxlen=_TAIL_LINES * spec.training.processes)
         with subprocess.Popen(command, stderr=subprocess.PIPE, bufsize=0, env=environment) as child:
             try:
-                for line in _passed_on(child.stderr):
+                for line in _echo_lines(child.stderr):
                     tail.append(line)
             except BaseException:
                 child.terminate()  # torchrun ends its workers.
@@ -109,8 +109,8 @@ def _launch_torchrun(spec: TrainingSpec) -> TrainingResult:
         return TrainingResult.model_validate_json(result_file.read_text())
 
 
-def _passed_on(stream: IO[bytes] | None) -> Iterator[str]:
-    """The lines of a stream, which is written to stderr as it comes: a progress bar moves without ending its line."""
+def _echo_lines(stream: IO[bytes] | None) -> Iterator[str]:
+    """Copy a stream to stderr as it arrives, and yield its lines. Of a line with carriage returns, yields the last part."""
     decoder, rest = codecs.getincrementaldecoder("utf-8")("replace"), ""
     while stream and (chunk := stream.read(65_536)):
         text = decoder.decode(chunk)
@@ -139,30 +139,30 @@ def _launch_spark(spec: TrainingSpec) -> TrainingResult:
 
 
 def is_local_master(master: str) -> bool:
-    """Whether Spark's tasks run in the driver's own process. local-cluster[...] has executors, like any cluster."""
+    """Whether Spark runs tasks in the driver's process. local-cluster[...] has executors, as a cluster has."""
     return master == "local" or master.startswith("local[")
 
 
 def _wait_for_slots(session: Any, processes: int) -> None:
-    """LaunchError if the executors cannot run all processes at once; executors that just start are waited for.
+    """Wait until the executors can run all processes at once. Raises LaunchError after _EXECUTOR_TIMEOUT.
 
-    Spark itself would try for ten minutes, then fail with a stack trace.
+    Spark itself would retry for ten minutes, then fail with a stack trace.
     """
     context = session.sparkContext._jsc.sc()
     profile = context.resourceProfileManager().defaultResourceProfile()
-    deadline = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + _EXECUTOR_TIMEOUT
     while (slots := int(context.maxNumConcurrentTasks(profile))) < processes:
         if time.monotonic() > deadline:
             raise LaunchError(
-                f"training.processes: {processes} processes start at once, and the executors run {slots} tasks at a time "
-                f"(after {_PATIENCE:.0f} s of waiting): give the application more executors or cores, or lower "
-                "training.processes; then the same command goes on"
+                f"training.processes: {processes} processes must start at once, but the executors run {slots} tasks at a time "
+                f"(after {_EXECUTOR_TIMEOUT:.0f} s of waiting): give the application more executors or cores, or lower "
+                "training.processes, then run the same command again"
             )
         time.sleep(1.0)
 
 
 def _python_path() -> str:
-    """PYTHONPATH with which a child finds this package from any working directory."""
+    """PYTHONPATH for child processes, so that they import this package from any working directory."""
     return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 
 
@@ -181,10 +181,10 @@ def _environment(name: str, value: str) -> Iterator[None]:
 
 @contextmanager
 def _threads(config: TrainingConfig) -> Iterator[None]:
-    """torch's threads for one process: as configured, else this machine's cores shared among its processes."""
+    """Set the number of torch threads of this process: `threads` of the config, else an equal share of the cores."""
     before = torch.get_num_threads()
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", config.processes))
-    torch.set_num_threads(config.threads or max(1, _cores() // here))
+    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", config.processes))
+    torch.set_num_threads(config.threads or max(1, _cores() // local_processes))
     try:
         yield
     finally:
@@ -192,14 +192,14 @@ def _threads(config: TrainingConfig) -> Iterator[None]:
 
 
 def _cores() -> int:
-    """Cores that this process may use; a container often has fewer than the machine."""
+    """Number of cores that this process may use; in a container often fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def main(arguments: list[str]) -> None:
-    """`python -m model.training.launch SPEC.json RESULT.json`, as torchrun calls it."""
+    """Entry point of torchrun: `python -m model.training.launch SPEC.json RESULT.json`."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(message)s")
-    logging.getLogger("model").setLevel(logging.INFO)  # Of what Petastorm says at this level nothing is news.
+    logging.getLogger("model").setLevel(logging.INFO)  # Not for the root logger: silences Petastorm's INFO logs.
     spec_file, result_file = arguments
     result = worker(Path(spec_file).read_text())
     if os.environ.get("RANK", "0") == "0":

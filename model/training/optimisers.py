@@ -1,4 +1,4 @@
-"""Optimisers for three sorts of parameters: MLPs, embedding tables, and tables too large to touch whole a step."""
+"""Optimisers for MLPs, for embedding tables with dense gradients, and for large tables with sparse gradients."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -15,9 +15,10 @@ from model.training.step import RetrievalStep
 
 
 def build_optimizers(step: RetrievalStep, config: TrainingConfig) -> list[Optimizer]:
-    """One optimiser for everything dense and, where there are sparse tables, one for those.
+    """One optimiser for all parameters with dense gradients and, if there are sparse tables, one for those.
 
-    Both are of one family, so that a learning rate keeps its meaning on the night a table outgrows the threshold.
+    Both are of one family (Adam or Adagrad), so that a learning rate keeps its meaning when a table grows beyond
+    `embedding_rows_sparse` and becomes sparse.
     """
     tables = [table for table in step.towers.tables.values() if isinstance(table, nn.Embedding)]
     sparse = [*(table.weight for table in tables if table.sparse), *shares_of(step)]
@@ -30,18 +31,18 @@ def build_optimizers(step: RetrievalStep, config: TrainingConfig) -> list[Optimi
         {"params": [step.log_temperature], "lr": config.learning_rate, "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"] and group["params"][0].requires_grad]  # type: ignore[index]
-    torch.sparse.check_sparse_tensor_invariants.disable()  # The default, said aloud: torch warns where nobody chose.
+    torch.sparse.check_sparse_tensor_invariants.disable()  # The default, but torch warns unless it is set.
     optimizers: list[Optimizer] = []
     if groups:
         optimizers.append(Adagrad(groups) if config.optimizer == "adagrad" else AdamW(groups, fused=True))
     if sparse:
-        of_tables = Adagrad if config.optimizer == "adagrad" else SparseAdam
-        optimizers.append(of_tables(sparse, lr=config.embedding_learning_rate))
+        sparse_optimizer = Adagrad if config.optimizer == "adagrad" else SparseAdam
+        optimizers.append(sparse_optimizer(sparse, lr=config.embedding_learning_rate))
     return optimizers
 
 
 def set_learning_rates(optimizers: Sequence[Optimizer], step: int, steps: int, config: TrainingConfig) -> None:
-    """Give every group of parameters the rate of step number `step` (from 0) of `steps`."""
+    """Set the learning rate of every parameter group for step `step` (from 0) of `steps`."""
     share = rate_share(step, steps, config)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -49,20 +50,21 @@ def set_learning_rates(optimizers: Sequence[Optimizer], step: int, steps: int, c
 
 
 def rate_share(step: int, steps: int, config: TrainingConfig) -> float:
-    """What share of its learning rate step number `step` (from 0) of `steps` has: warm-up, then the schedule, which
-    would be at its end after the last step: no step is taken for nothing.
+    """Factor on the learning rate in step `step` (from 0) of `steps`: linear warm-up, then the schedule.
+
+    The schedule would reach its final value one step after the last, so that no step has a rate of 0.
     """
     if step < config.warm_up_steps:
         return (step + 1) / (config.warm_up_steps + 1)
     if config.schedule == "constant":
         return 1.0
-    done = min(1.0, (step - config.warm_up_steps) / max(1, steps - config.warm_up_steps))
-    left = 1 - done if config.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
-    return config.final_rate_share + (1 - config.final_rate_share) * left
+    progress = min(1.0, (step - config.warm_up_steps) / max(1, steps - config.warm_up_steps))
+    decay = 1 - progress if config.schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
+    return config.final_rate_share + (1 - config.final_rate_share) * decay
 
 
 def optimizer_state(step: RetrievalStep, optimizers: Sequence[Optimizer]) -> dict[str, Tensor | StreamedTensor]:
-    """What the optimisers have gathered, as PARAMETER/KEY; a table's has the shape of the table."""
+    """State of the optimisers, named PARAMETER/KEY. The state of a table has the shape of the table, also if it is sharded."""
     names = {parameter: (name, table) for name, (parameter, table) in _trained(step).items()}
     state: dict[str, Tensor | StreamedTensor] = {}
     for optimizer in optimizers:
@@ -73,23 +75,23 @@ def optimizer_state(step: RetrievalStep, optimizers: Sequence[Optimizer]) -> dic
 
 
 def resume_optimizers(step: RetrievalStep, optimizers: Sequence[Optimizer], file: TensorFile, prefix: str) -> None:
-    """Go on from what `optimizer_state` told of the same parameters, by optimisers of the same family.
+    """Load the output of `optimizer_state` for the same parameters into optimisers of the same family.
 
-    Tables may have grown. A new row has the value of the default row but none of its moments: the default row meets a
-    gradient in every step, and its second moment would slow down the first steps of a row that is met a few times a night.
-    Raises ValueError where the state is another family's.
+    Tables may have grown. A new row copies the value of the default row but not its moments, which start at 0: the default
+    row has a gradient in every step, and its second moment would slow down a row that occurs a few times per night.
+    Raises ValueError if the state is of another family.
     """
     trained = _trained(step)
     for optimizer in optimizers:
         own = {parameter for group in optimizer.param_groups for parameter in group["params"]}
         keys = {"step", "sum"} if isinstance(optimizer, Adagrad) else {"step", "exp_avg", "exp_avg_sq"}
-        found = [name.removeprefix(prefix).rpartition("/") for name in file.names if name.startswith(prefix)]
-        found = [(path, _, key) for path, _, key in found if path in trained and trained[path][0] in own]
-        if unknown := sorted({key for _, _, key in found} - keys):
-            raise ValueError(f"{type(optimizer).__name__} cannot go on from a {unknown[0]!r}")
-        for path, _, key in found:
+        saved = [name.removeprefix(prefix).rpartition("/") for name in file.names if name.startswith(prefix)]
+        saved = [(path, _, key) for path, _, key in saved if path in trained and trained[path][0] in own]
+        if unknown := sorted({key for _, _, key in saved} - keys):
+            raise ValueError(f"{type(optimizer).__name__} cannot continue from a state {unknown[0]!r}")
+        for path, _, key in saved:
             (parameter, table), name = trained[path], f"{prefix}{path}/{key}"
-            if key == "step":  # SparseAdam counts in Python, the others in tensors.
+            if key == "step":  # A Python int in SparseAdam, a tensor in the others.
                 steps = file.read(name)
                 optimizer.state[parameter][key] = int(steps) if isinstance(optimizer, SparseAdam) else steps.float()
             else:
@@ -98,7 +100,7 @@ def resume_optimizers(step: RetrievalStep, optimizers: Sequence[Optimizer], file
 
 
 def _trained(step: RetrievalStep) -> dict[str, tuple[Tensor, ShardedEmbedding | None]]:
-    """All that an optimiser may train, by the name that it has in files; with a share the table that it is of."""
+    """All trainable tensors by their name in files, each with its table if it is the shard of a table."""
     plain: dict[str, tuple[Tensor, ShardedEmbedding | None]] = {
         name: (parameter, None) for name, parameter in step.named_parameters()
     }
@@ -106,17 +108,19 @@ def _trained(step: RetrievalStep) -> dict[str, tuple[Tensor, ShardedEmbedding | 
 
 
 def clip_gradients(parameters: Iterable[Tensor], shares: Iterable[Tensor], limit: float) -> float:
-    """Scale all gradients, sparse ones too, down to a joint norm of `limit` if larger; returns the norm before.
+    """Scale all gradients, also sparse ones, to a joint norm of at most `limit`. Returns the norm before.
 
-    `parameters` have the same gradients on every rank; `shares` are this rank's part of something whose norm is that of
-    all parts, so every rank scales alike.
+    `parameters` have the same gradients on every rank. `shares` are this rank's shards of tables: their norm is taken over
+    all ranks, so that every rank scales by the same factor.
     """
-    values, parts = _gradient_values(parameters), _gradient_values(shares)
-    norm = _norm(values)
-    if parts:
-        norm = math.hypot(norm, math.sqrt(float(sum_over_ranks(torch.tensor(_norm(parts), dtype=torch.float64) ** 2))))
+    replicated, sharded = _gradient_values(parameters), _gradient_values(shares)
+    norm = _norm(replicated)
+    if sharded:
+        norm = math.hypot(
+            norm, math.sqrt(float(sum_over_ranks(torch.tensor(_norm(sharded), dtype=torch.float64) ** 2)))
+        )
     if norm > limit:
-        for value in values + parts:
+        for value in replicated + sharded:
             value.mul_(limit / norm)
     return norm
 
@@ -127,13 +131,13 @@ def _norm(values: Sequence[Tensor]) -> float:
 
 
 def _gradient_values(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """The numbers of every gradient that there is, to be changed in place; of a sparse one those of its rows."""
+    """The gradients, to be scaled in place; of a sparse gradient the values of its rows."""
     values: list[Tensor] = []
     for parameter in tensors:
         if parameter.grad is None:
             continue
         if parameter.grad.is_sparse:
-            parameter.grad = parameter.grad.coalesce()  # A row hit twice must count with its sum.
+            parameter.grad = parameter.grad.coalesce()  # Sums the gradients of a row that occurs twice.
             values.append(parameter.grad.values())
         else:
             values.append(parameter.grad)

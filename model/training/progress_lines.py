@@ -1,4 +1,4 @@
-"""How far a training is, in plain lines at growing intervals: for logs, where a progress bar would be unreadable."""
+"""Logs the progress of training as lines at growing intervals, for logs in which a progress bar would be unreadable."""
 
 import logging
 import sys
@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-log = logging.getLogger("nightjar.training")  # Jobs show what this logger says.
+log = logging.getLogger("nightjar.training")  # Jobs show the messages of this logger.
 
-FIRST, LONGEST = 10.0, 300.0  # seconds until the first line, and at most between two; each interval doubles the last
+FIRST, LONGEST = 10.0, 300.0  # Seconds: first interval and longest interval. Each interval is twice the previous one.
 
 
 class StepTotals(Protocol):
-    """What a Recorder knows: the step, and sums of figures over all steps."""
+    """The interface of Recorder that ProgressLines reads."""
 
     step: int
 
@@ -21,33 +21,33 @@ class StepTotals(Protocol):
 
 
 class ProgressLines:
-    """Logs step, speed, loss and time left, the last two over the steps since the line before."""
+    """Logs step, speed, loss and time left. Speed, loss and time left are computed from the steps since the previous line."""
 
-    def __init__(self, total_steps: int, sums: StepTotals, clock: Callable[[], float] = time.monotonic) -> None:
-        self._steps, self._sums, self._clock = total_steps, sums, clock
+    def __init__(self, total_steps: int, totals: StepTotals, clock: Callable[[], float] = time.monotonic) -> None:
+        self._steps, self._totals, self._clock = total_steps, totals, clock
         self._interval, self._since = FIRST, clock()
         self._before = self._now()
 
     def _now(self) -> tuple[int, float, float]:
-        return self._sums.step, self._sums.total("rows"), self._sums.total("loss")
+        return self._totals.step, self._totals.total("rows"), self._totals.total("loss")
 
     def after_step(self) -> None:
-        """Log a line if the interval is over."""
+        """Log a line if the interval has passed."""
         seconds = self._clock() - self._since
         if seconds < self._interval:
             return
         step, rows, loss = (now - before for now, before in zip(self._now(), self._before, strict=True))
-        left = (self._steps - self._sums.step) * seconds / step
+        left = (self._steps - self._totals.step) * seconds / step
         log.info(
             "training: step %s of %s, %s rows/s, loss %.4f, %s left",
-            f"{self._sums.step:,}", f"{self._steps:,}", f"{rows / seconds:,.0f}", loss / step, duration(left),
+            f"{self._totals.step:,}", f"{self._steps:,}", f"{rows / seconds:,.0f}", loss / step, duration(left),
         )  # fmt: skip
         self._since, self._before = self._clock(), self._now()
         self._interval = min(LONGEST, 2 * self._interval)
 
 
 def duration(seconds: float) -> str:
-    """A span of time, to what matters of it.
+    """Format a duration in a precision that fits its length.
 
     >>> duration(42), duration(754), duration(7500)
     ('42 s', '13 min', '2 h 05 min')
@@ -59,7 +59,7 @@ def duration(seconds: float) -> str:
 
 
 def log_to_stdout() -> None:
-    """Write the lines to stdout in a process that shows no log of Nightjar yet, e.g. one of several that train."""
+    """Write the lines to stdout, unless this process has a handler for logs of Nightjar. Used by training workers."""
     logger = logging.getLogger("nightjar")
     if logger.handlers:
         return

@@ -1,4 +1,4 @@
-"""The record of a run: sums of a few steps at a time, thinned to what a chart can show."""
+"""Records the metrics of a run as at most POINTS points, each the mean over consecutive steps."""
 
 import time
 from collections.abc import Callable
@@ -10,11 +10,11 @@ from model.training.health import Health
 from model.training.spec import RecorderState, StepMetrics
 from model.training.step import FIGURES
 
-POINTS = 200  # A chart shows no more, and model.json stays small.
+POINTS = 200  # Enough for a chart, and model.json stays small.
 
 
 class Recorder:
-    """Collects the figures of steps and closes a point every so many of them."""
+    """Sums the figures of steps and appends a point at regular intervals."""
 
     def __init__(self, total_steps: int) -> None:
         self.points: list[StepMetrics] = []
@@ -29,11 +29,16 @@ class Recorder:
         self._steps, self._waited, self._norms = 0, 0.0, 0.0
 
     def add(
-        self, figures: Tensor, gradient_norm: float, waited: float, learning_rate: float, look: Callable[[], Health]
+        self,
+        figures: Tensor,
+        gradient_norm: float,
+        waited: float,
+        learning_rate: float,
+        measure_health: Callable[[], Health],
     ) -> None:
-        """One step: figures summed over ranks, in the order of FIGURES; seconds waited for data.
+        """Add one step. figures: summed over ranks, in the order of FIGURES. waited: seconds spent waiting for data.
 
-        `look` is called where a point is closed.
+        `measure_health` is called only if this step completes a point.
         """
         self.step += 1
         self._steps += 1
@@ -56,14 +61,14 @@ class Recorder:
                 data_wait_share=min(1.0, self._waited / seconds),
                 step_seconds=seconds / self._steps,
                 seconds=now - self._started,
-                **look().model_dump(),
+                **measure_health().model_dump(),
             )
         )
-        self._since = time.perf_counter()  # Looking was not training.
+        self._since = time.perf_counter()  # Leaves out the time of measure_health.
         self._reset()
 
     def state(self) -> RecorderState:
-        """All of it, for a run that may have to go on from here."""
+        """The state, for an intermediate checkpoint."""
         now = time.perf_counter()
         return RecorderState(
             step=self.step,
@@ -78,7 +83,7 @@ class Recorder:
         )
 
     def resume(self, state: RecorderState) -> None:
-        """Go on from there; the time in between does not count."""
+        """Restore a state. The time since it was saved does not count."""
         now = time.perf_counter()
         self.step, self.points = state.step, list(state.points)
         self.totals, self._figures = (torch.tensor(v, dtype=torch.float64) for v in (state.totals, state.figures))
@@ -93,5 +98,5 @@ class Recorder:
         return float(self.totals[FIGURES.index(name)])
 
     def skip_time(self, seconds: float) -> None:
-        """Leave out time that was not training (a validation) from the rates."""
+        """Exclude time that was not spent on training, such as validation, from the rates."""
         self._since += seconds

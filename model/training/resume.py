@@ -1,6 +1,7 @@
-"""Checkpoints on the way: all that a run killed in the middle needs to end as if nothing had happened.
+"""Intermediate checkpoints: a killed run resumes from them and ends with the same result as an uninterrupted run.
 
-A folder a checkpoint, named by the steps done; the newest that is whole counts, and the one before goes once it is there.
+Each checkpoint is a folder named by the number of steps done. A run resumes from the newest complete one. Older ones are
+deleted after a new one has been written.
 """
 
 import hashlib
@@ -21,21 +22,21 @@ from pipelines.contract.strict import StrictModel
 log = logging.getLogger(__name__)
 
 TENSORS, DESCRIPTION = "tensors.safetensors", "progress.json"
-# What may be another when a run goes on: where and how it runs, not what it does.
-_CIRCUMSTANCES = {"output", "resume", "progress"}
-_OF_TRAINING = {
+# Settings that may change between the parts of a run: they decide where and how it runs, not what it computes.
+_RUN_SETTINGS = {"output", "resume", "progress"}
+_RUN_SETTINGS_OF_TRAINING = {
     "processes", "threads", "launcher", "timeout_seconds", "reader_threads", "catalogue_memory_mb", "checkpoint_steps"
 }  # fmt: skip
 
 
 class Progress(StrictModel):
-    """How far a run had come. Its tensors lie beside."""
+    """State of an interrupted run, besides its tensors."""
 
     run: str
     epoch: int
-    steps_of_epoch: int  # done of this epoch
-    shards: int  # of this epoch: how many processes it began with
-    loss_before: float  # sum over the epochs before
+    steps_of_epoch: int  # Steps done in this epoch.
+    shards: int  # Number of processes that this epoch began with.
+    loss_before: float  # Sum of the loss over the steps of earlier epochs.
     epochs: list[EpochMetrics]
     recorder: RecorderState
 
@@ -46,14 +47,16 @@ class _Description(StrictModel):
 
 
 def identity(spec: TrainingSpec) -> str:
-    """Which run a spec describes, on whatever processes: a checkpoint of another run is not gone on from."""
-    said = spec.model_dump(mode="json", exclude=_CIRCUMSTANCES)
-    said["training"] = {name: value for name, value in said["training"].items() if name not in _OF_TRAINING}
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    """Hash of the settings that decide the result, not the number of processes. A run resumes only its own checkpoints."""
+    settings = spec.model_dump(mode="json", exclude=_RUN_SETTINGS)
+    settings["training"] = {
+        name: value for name, value in settings["training"].items() if name not in _RUN_SETTINGS_OF_TRAINING
+    }
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def save_progress(folder: str, progress: Progress, tensors: Mapping[str, Tensor | StreamedTensor]) -> None:
-    """Write one checkpoint, then let the older ones go. Every rank calls it, rank 0 writes."""
+    """Write an intermediate checkpoint, then delete older ones. Every rank calls this, and rank 0 writes."""
     if rank() > 0:
         drain(tensors)
         return
@@ -64,7 +67,7 @@ def save_progress(folder: str, progress: Progress, tensors: Mapping[str, Tensor 
             digest.update(piece)
             yield piece
 
-    def description() -> Iterator[bytes]:  # Asked for when the tensors are written.
+    def description() -> Iterator[bytes]:  # Runs after the tensors have been written.
         yield _Description(progress=progress, sha256=digest.hexdigest()).model_dump_json().encode()
 
     step = progress.recorder.step
@@ -76,38 +79,39 @@ def save_progress(folder: str, progress: Progress, tensors: Mapping[str, Tensor 
 
 
 def find_progress(folder: str, run: str) -> tuple[Progress, str] | None:
-    """The newest whole checkpoint of this run and the URL of its tensors; None without one. All get what rank 0 found."""
+    """The newest complete checkpoint of this run and the URL of its tensors, or None. Rank 0 searches for all ranks."""
     step = -1
     if rank() == 0:
-        step = next((step for step in reversed(saved_steps(folder)) if _is_whole(f"{folder}/step={step}", run)), -1)
+        step = next((step for step in reversed(saved_steps(folder)) if _is_usable(f"{folder}/step={step}", run)), -1)
     step = broadcast_int(step)
     if step < 0:
         return None
-    place = f"{folder}/step={step}"
-    return _described(place).progress, f"{place}/{TENSORS}"
+    checkpoint = f"{folder}/step={step}"
+    return _read_description(checkpoint).progress, f"{checkpoint}/{TENSORS}"
 
 
-def _described(place: str) -> _Description:
-    return _Description.model_validate_json(read_bytes(f"{place}/{DESCRIPTION}"))
+def _read_description(checkpoint: str) -> _Description:
+    return _Description.model_validate_json(read_bytes(f"{checkpoint}/{DESCRIPTION}"))
 
 
-def _is_whole(place: str, run: str) -> bool:
+def _is_usable(checkpoint: str, run: str) -> bool:
+    """Whether a checkpoint is complete and of this run."""
     try:
-        described = _described(place)
-        whole = checksum(f"{place}/{TENSORS}") == described.sha256
+        description = _read_description(checkpoint)
+        complete = checksum(f"{checkpoint}/{TENSORS}") == description.sha256
     except (OSError, ValidationError):
-        whole = False
-    if not whole:
-        log.warning("the checkpoint on the way %s is damaged or of another version: it is left out", place)
+        complete = False
+    if not complete:
+        log.warning("the intermediate checkpoint %s is damaged or of another version: it is ignored", checkpoint)
         return False
-    if described.progress.run != run:
-        log.info("%s is of a run with another config or other inputs: it is left out", place)
+    if description.progress.run != run:
+        log.info("%s is of a run with another config or other inputs: it is ignored", checkpoint)
         return False
     return True
 
 
 def saved_steps(folder: str) -> list[int]:
-    """Steps of the checkpoints that are there, oldest first."""
+    """Steps of the intermediate checkpoints in a folder, ascending."""
     filesystem, path = resolve(folder)
     names = [info.base_name for info in filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))]
     steps = (name.removeprefix("step=") for name in names)

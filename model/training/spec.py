@@ -1,4 +1,4 @@
-"""What a training run is told and what it tells back. Both are JSON, so a run may be another process or machine."""
+"""Input and output of a training run. Both are JSON, so that a run may be in another process or on another machine."""
 
 from typing import Any
 
@@ -12,89 +12,96 @@ from pipelines.contract.strict import StrictModel
 
 
 class TrainingSpec(StrictModel):
-    """Everything that decides a run."""
+    """All settings and inputs of a run."""
 
-    features: FeatureSchema = Field(description="Facts `schema` of the samples' manifest.")
-    train: list[SampleFile] = Field(description="Facts `splits.train.groups`, with whole URLs.")
-    valid: list[SampleFile] = Field([], description="Facts `splits.valid.groups`; empty: no validation.")
+    features: FeatureSchema = Field(description="`schema` in the manifest of `samples`.")
+    train: list[SampleFile] = Field(
+        description="Training files: `splits.train.groups` in the manifest of `samples`, as full URLs."
+    )
+    valid: list[SampleFile] = Field([], description="Validation files: `splits.valid.groups`. Empty: no validation.")
     item_features: list[str] = Field(description="Parquet files of `item_features`.")
     item_versions: list[str] = Field(
         [],
-        description="Parquet files of `item_versions`, where it has rows: samples then see items as of `item_snapshot`.",
+        description="Parquet files of `item_versions`, if it has rows. Samples then see items as of their `item_snapshot`.",
     )
-    item_stats: list[str] = Field([], description="Parquet files of `item_stats`; needed for a logQ correction.")
+    item_stats: list[str] = Field([], description="Parquet files of `item_stats`. Required for a logQ correction.")
     item_relations: list[list[float]] | None = Field(
         None,
-        description="Mutual information of the item features, in their order; for self_supervision.mask correlated.",
+        description="Mutual information between item features, in their order. Used by self_supervision.mask `correlated`.",
     )
-    negatives: int = Field(ge=0, description="Facts `negatives`: K of a row.")
+    negatives: int = Field(
+        ge=0, description="`negatives` in the manifest of `samples`: number of negatives per row, K."
+    )
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()
     training: TrainingConfig = TrainingConfig()
-    seed: int = Field(description="Of parameters, order and dropout.")
+    seed: int = Field(description="Seed of the initial parameters, the order of rows, and dropout.")
     epochs: PositiveInt = Field(
-        1, description="Passes over `train`: the caller's choice of training.epochs or its bootstrap."
+        1, description="Passes over `train`. The job sets it from training.epochs, or from its bootstrap value."
     )
     incremental: bool = Field(
         False,
-        description="An update within the day: embedding tables of ids alone learn, rows come in the order of the files, "
-        "and nothing is drawn. Everything else stays as it was, bit for bit.",
+        description="An update within the day: only embedding tables of ids are trained, rows are read in the order of the "
+        "files, and nothing is random. All other parameters keep their values, bit for bit.",
     )
-    warm_start: str | None = Field(None, description="Checkpoint folder to continue from; None: from nothing.")
-    output: str = Field(description="Folder that the checkpoint is moved to when it is complete.")
+    warm_start: str | None = Field(None, description="Checkpoint folder to continue from. None: random parameters.")
+    output: str = Field(description="Folder of the checkpoint, which appears there when it is complete.")
     resume: str | None = Field(
-        None, description="Folder for checkpoints on the way: the same run, killed, goes on from there. None: neither."
+        None,
+        description="Folder of intermediate checkpoints. A killed run resumes from them. None: writes and reads none.",
     )
-    progress: bool = Field(False, description="A progress bar on stderr.")
+    progress: bool = Field(False, description="Show a progress bar on stderr.")
 
 
 class StepMetrics(Health):
-    """Means since the point before, except learning_rate and a look at the step itself; `seconds` since the start."""
+    """One recorded point: means since the previous point, except learning_rate and Health, which are of the last step."""
 
     step: int
     loss: float
-    self_loss: float = Field(description="Of self-supervision, before its weight; 0 without it.")
+    self_loss: float = Field(description="Self-supervised loss before its weight; 0 without self-supervision.")
     learning_rate: float
     gradient_norm: float
     rows_per_second: float
     data_wait_share: float
     step_seconds: float
-    seconds: float
+    seconds: float = Field(description="Since the start of the run.")
 
 
 class RecorderState(StrictModel):
-    """What has been recorded up to a step, with the sums of the point that is not closed yet."""
+    """State of a Recorder after a step, with the sums of the current point."""
 
     step: int
     points: list[StepMetrics]
-    totals: list[float] = Field(description="Over all steps, in the order of model.step.FIGURES.")
-    figures: list[float] = Field(description="Since the last point, in that order.")
-    steps: int = Field(description="Since the last point, like what follows.")
-    norms: float
-    waited: float
-    elapsed: float
-    seconds: float = Field(description="Since the start.")
+    totals: list[float] = Field(description="Sums over all steps, in the order of model.training.step.FIGURES.")
+    figures: list[float] = Field(description="Sums since the last point, in the same order.")
+    steps: int = Field(description="Steps since the last point.")
+    norms: float = Field(description="Sum of gradient norms since the last point.")
+    waited: float = Field(description="Seconds spent waiting for data since the last point.")
+    elapsed: float = Field(description="Seconds since the last point.")
+    seconds: float = Field(description="Seconds since the start of the run.")
 
 
 class EpochMetrics(StrictModel):
-    """One pass. The valid figures are None without validation files."""
+    """Metrics of one epoch. The validation metrics are None without validation files."""
 
     epoch: int
     loss: float
     valid_loss: float | None
-    valid_recall_in_batch: float | None = Field(description="Share of positives among the 10 best shared candidates.")
+    valid_recall_in_batch: float | None = Field(
+        description="Share of rows whose positive is among the 10 best shared candidates."
+    )
     weights: dict[str, float] = Field(
         {},
-        description="SIDE.NAME -> what a field (senet) or channel (parallel) weighs on average; empty for other towers.",
+        description="SIDE.NAME -> mean weight of a field (senet) or channel (parallel); empty for other towers.",
     )
     seconds: float
 
 
-_MEASURED = {"rows_per_second", "data_wait_share", "step_seconds", "seconds", "memory_mb"}
+_TIMINGS = {"rows_per_second", "data_wait_share", "step_seconds", "seconds", "memory_mb"}
 
 
 class TrainingResult(StrictModel):
-    """What a run did."""
+    """Result of a run."""
 
     parameters: int
     steps: int
@@ -102,13 +109,13 @@ class TrainingResult(StrictModel):
     metrics: list[StepMetrics]
     epochs: list[EpochMetrics]
     masked: dict[str, int] = Field(
-        description="Candidates masked, by where they were: shared (one in history twice counts twice) or hard."
+        description="Number of masked candidates: `shared` (one that is in the history twice counts twice) and `hard`."
     )
-    rows_without_negatives: int = Field(description="Rows whose candidates were all masked: their loss is 0.")
+    rows_without_negatives: int = Field(description="Rows whose candidates were all masked; their loss is 0.")
     temperature: float
     seconds: float
 
     def without_timings(self) -> dict[str, Any]:
-        """As JSON, without what the clock and the machine say: the same training tells the same."""
-        measured: Any = {"seconds": True, "metrics": {"__all__": _MEASURED}, "epochs": {"__all__": {"seconds"}}}
-        return self.model_dump(mode="json", exclude=measured)
+        """As JSON, without times and memory, so that repeated training gives equal results."""
+        timings: Any = {"seconds": True, "metrics": {"__all__": _TIMINGS}, "epochs": {"__all__": {"seconds"}}}
+        return self.model_dump(mode="json", exclude=timings)

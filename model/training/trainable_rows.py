@@ -1,4 +1,4 @@
-"""What an update within the day may train: the rows of users and items that its events met."""
+"""Restricts an incremental update within the day to the rows of users and items in its events."""
 
 import torch
 from torch import Tensor
@@ -12,23 +12,24 @@ from pipelines.contract.schema import IdFeature
 
 
 def train_only_id_tables(step: RetrievalStep) -> None:
-    """Leave nothing to be trained but the embedding tables of ids.
+    """Freeze all parameters except the embedding tables of ids.
 
-    What many share (a category) knows more than a few hours can tell it, and would move every item that has it.
+    A parameter that many items share, such as the row of a category, has learned from more data than the events of a few
+    hours, and a change of it would move every item with that category.
     """
     schema, tables = step.towers.schema, step.towers.tables
     ids = {table_name(feature) for feature in (*schema.user, *schema.item) if isinstance(feature, IdFeature)}
     shared = (table for name, table in tables.items() if name not in (*ids, HISTORY))
-    of_tables = (values for table in shared for values in (*table.parameters(), *shares_of(table)))
-    for parameter in (*step.towers.dense_parameters(), step.log_temperature, *of_tables):
+    shared_values = (values for table in shared for values in (*table.parameters(), *shares_of(table)))
+    for parameter in (*step.towers.dense_parameters(), step.log_temperature, *shared_values):
         parameter.requires_grad_(False)
 
 
 def drop_default_row_gradients(step: RetrievalStep) -> None:
-    """Take padding and the default row out of the sparse gradients of all tables, before an optimiser sees them.
+    """Remove the padding row and the default row from the sparse gradients of all tables. Call it before the optimiser.
 
-    An update drops no ids, so the default row would meet gradients of negatives only, and every item that nobody has had
-    yet, which reads it, would fall behind the others.
+    An update has no id dropout, so the default row would only get gradients of negatives, and the scores of all items
+    without a positive, which read that row, would drop.
     """
     for table in step.towers.tables.values():
         sharded = isinstance(table, ShardedEmbedding)

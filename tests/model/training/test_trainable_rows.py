@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from model.data.petastorm_reader import SampleFile, SharedSamples
+from model.data.petastorm_reader import SampleFile, SharedSampleReader
 from model.io.tensor_file import TensorFile
 from model.serving.embed import embed_items
 from model.training.checkpoint import PARAMETERS, load_checkpoint, read_description
@@ -140,7 +140,7 @@ def test_it_learns_what_it_was_given(night: TrainingSpec, tmp_path: Path) -> Non
 def test_rows_come_in_the_order_of_time(night: TrainingSpec, tmp_path: Path) -> None:
     spec = update_of(night, tmp_path)
     columns = ["user_index", "item_index"]
-    samples = SharedSamples(spec.train, columns, spec.training, spec.seed, 0, 1, 1, shuffle=False)
+    samples = SharedSampleReader(spec.train, columns, spec.training, spec.seed, 0, 1, 1, shuffle=False)
     with samples.epoch(0) as batches:
         found = torch.cat([batch["item_index"] for batch in batches]).numpy()
     written = toy_night.sample_rows(80, seed=3)["item_index"]

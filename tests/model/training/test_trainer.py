@@ -420,7 +420,7 @@ def test_another_optimiser_begins_anew(tmp_path: Path, caplog: pytest.LogCapture
     train(spec)
     other = spec.training.model_copy(update={"optimizer": "adagrad"})
     train(spec.model_copy(update={"training": other, "warm_start": spec.output}))
-    assert "Adagrad cannot go on from a 'exp_avg'; the optimisers start without state" in caplog.text
+    assert "Adagrad cannot continue from a state 'exp_avg'; the optimisers start without state" in caplog.text
 
 
 def test_attention_refuses_another_length_of_the_history(tmp_path: Path) -> None:
