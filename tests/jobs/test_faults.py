@@ -76,9 +76,7 @@ def test_a_damaged_checkpoint_of_a_killed_training_is_skipped(sampled: NightlyRu
     for tensors in checkpoints:
         tensors.write_bytes(first_half(tensors.read_bytes()))
     output = succeeds("train", sampled, *flags)
-    assert any(
-        f"{tensors.parent} is damaged or of another version: it is ignored" in output for tensors in checkpoints
-    )
+    assert any(f"{tensors.parent} is damaged or of another version: it is ignored" in output for tensors in checkpoints)
     assert sampled.manifest("models", SECOND)["facts"]["steps"] == 400
 
 

@@ -1,4 +1,4 @@
-"""Exported towers: the vectors of the model, by a file that runs without this package and without pickles."""
+"""Exported towers return the vectors of the model, without this package and without pickles."""
 
 import json
 import subprocess
@@ -18,8 +18,8 @@ from model.serving.embed import embed_items, embed_users
 from model.serving.export import SIGNATURE, ExportError, export_towers
 from tests.model import toy_night
 
-# A stranger: knows torch and numpy, has no way to this package, and no pickle that could run anything.
-STRANGER = """
+# Runs an exported tower with torch and numpy only, and fails on any pickle.
+RUN_TOWERS = """
 import pickle, sys
 import numpy as np, torch, torch.export
 class Refuse:
@@ -42,7 +42,7 @@ for side in ("user", "item"):
     ],
 )
 @pytest.mark.processes
-def test_a_stranger_gets_the_vectors_of_the_model(tmp_path: Path, config: dict[str, Any]) -> None:
+def test_exported_towers_return_the_vectors_of_the_model(tmp_path: Path, config: dict[str, Any]) -> None:
     torch.manual_seed(1)
     model = TwoTower(toy_night.schema(), ModelConfig.model_validate({"dim": 16, "hidden": [8], **config})).eval()
     catalogue, rows = Catalogue(toy_night.schema(), toy_night.item_rows()), toy_night.sample_rows(11)
@@ -50,19 +50,19 @@ def test_a_stranger_gets_the_vectors_of_the_model(tmp_path: Path, config: dict[s
     assert json.loads((tmp_path / SIGNATURE).read_text()) == signature
     history = torch.from_numpy(rows["history"]).long()
     rows |= {n: v.numpy() for n, v in catalogue.history_columns(history, model.history_features).items()}
-    for side, given in (("user", rows), ("item", toy_night.item_rows())):
-        wanted = signature[side]["inputs"]
-        assert "example_age" not in wanted
-        columns = {name: given[name].astype(spec["dtype"]) for name, spec in wanted.items()}
-        assert all(list(columns[name].shape[1:]) == spec["shape"][1:] for name, spec in wanted.items())
+    for side, rows_of_side in (("user", rows), ("item", toy_night.item_rows())):
+        inputs = signature[side]["inputs"]
+        assert "example_age" not in inputs
+        columns = {name: rows_of_side[name].astype(spec["dtype"]) for name, spec in inputs.items()}
+        assert all(list(columns[name].shape[1:]) == spec["shape"][1:] for name, spec in inputs.items())
         np.savez(tmp_path / f"{side}.npz", **columns)
-    subprocess.run([sys.executable, "-I", "-c", STRANGER], cwd=tmp_path, check=True, timeout=120)
+    subprocess.run([sys.executable, "-I", "-c", RUN_TOWERS], cwd=tmp_path, check=True, timeout=120)
     np.testing.assert_allclose(np.load(tmp_path / "user.npy"), embed_users(model, rows, catalogue), atol=1e-5)
     np.testing.assert_allclose(np.load(tmp_path / "item.npy"), embed_items(model, toy_night.item_rows()), atol=1e-5)
     assert (history_column("item_tags") in signature["user"]["inputs"]) == ("history_features" in config)
 
 
-def test_a_tower_that_exports_to_something_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_export_that_differs_from_the_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = TwoTower(toy_night.schema(), ModelConfig(dim=16)).eval()
     monkeypatch.setattr("model.serving.export.load_exported", lambda path: lambda columns: torch.zeros(1, 16))
     with pytest.raises(ExportError, match=r"exported user tower differs from the model by 0\.\d+ on 1 rows"):
@@ -73,24 +73,26 @@ def test_a_tower_that_exports_to_something_else_is_refused(tmp_path: Path, monke
     "config", [{}, {"share_history": False}, {"history_features": ["tags"]}, {"tower": "youtube_dnn"}]
 )
 @pytest.mark.parametrize("history", [True, False])
-def test_a_tower_holds_the_tables_that_it_reads(tmp_path: Path, config: dict[str, Any], history: bool) -> None:
-    """A table of the other side would be most of the file."""
+def test_a_file_holds_only_the_tables_that_its_tower_reads(
+    tmp_path: Path, config: dict[str, Any], history: bool
+) -> None:
+    """A table of the other side could be most of the file."""
     if config.get("history_features") and not history:
-        pytest.skip("features of a history need one")
+        pytest.skip("history_features need a history")
     schema = toy_night.schema() if history else toy_night.schema(history=None)
     model = TwoTower(schema, ModelConfig.model_validate({"dim": 32, "hidden": [8], **config})).eval()
     export_towers(model, tmp_path)
-    held = {side: dict(torch.export.load(tmp_path / f"{side}.pt2").state_dict) for side in ("user", "item")}
-    tables = {side: {name.split("tables.")[1] for name in held[side] if "tables." in name} for side in held}
+    state = {side: dict(torch.export.load(tmp_path / f"{side}.pt2").state_dict) for side in ("user", "item")}
+    tables = {side: {name.split("tables.")[1] for name in state[side] if "tables." in name} for side in state}
     user = {"user_id.weight", "user/age.weight", "user_tenure.weight"}
     user |= {"item_id.weight" if config.get("share_history", True) else "history.weight"} if history else set()
     user |= {"item/tags.weight"} if "history_features" in config else set()
     only_ids = config.get("tower") == "youtube_dnn"
     assert tables["user"] == user
     assert tables["item"] == {"item_id.weight"} | (set() if only_ids else {"item/category.weight", "item/tags.weight"})
-    assert not any("item_tower" in name for name in held["user"])
-    assert not any("user_tower" in name or "pooling" in name for name in held["item"])
-    for side, tensors in held.items():
+    assert not any("item_tower" in name for name in state["user"])
+    assert not any("user_tower" in name or "pooling" in name for name in state["item"])
+    for side, tensors in state.items():
         numbers = sum(tensor.numel() for tensor in tensors.values())
-        assert (tmp_path / f"{side}.pt2").stat().st_size < 4 * numbers + 150_000, "the rest is the graph"
-    assert model.tables.keys() >= {"user_id", "item_id"}, "the model itself keeps all of them"
+        assert (tmp_path / f"{side}.pt2").stat().st_size < 4 * numbers + 150_000, "beyond the tables only the graph"
+    assert model.tables.keys() >= {"user_id", "item_id"}, "the model itself is unchanged"

@@ -1,4 +1,4 @@
-"""One backward pass over each spec. Rank 0 writes the gradients.
+"""Runs one backward pass for each spec. Rank 0 writes the gradients.
 
 python -m tests.model.training.gradients_process OUT.pt SPEC.json ...
 """
@@ -30,7 +30,7 @@ def main(out: str, *spec_files: str) -> None:
 
 
 def one_pass(spec: TrainingSpec) -> dict[str, Any]:
-    """Two forward passes (the second finds what a streaming estimator has learned from the first), one backward."""
+    """Two forward passes, so that a streaming estimator has learned from the first, then one backward pass."""
     step = build_step(spec)
     module = distribute(step) if world_size() > 1 else step
     columns = sample_columns(spec.features, versions=bool(spec.item_versions))
@@ -55,4 +55,4 @@ def one_pass(spec: TrainingSpec) -> dict[str, Any]:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
-    os._exit(0)  # As model.launch does, and for its reason.
+    os._exit(0)  # See model.training.launch._exit_at_once.

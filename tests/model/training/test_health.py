@@ -1,4 +1,4 @@
-"""The figures that would show a collapse do."""
+"""The health metrics detect a collapse of the vectors."""
 
 from pathlib import Path
 
@@ -11,24 +11,24 @@ from model.training.trainer import train
 from tests.model import toy_night
 
 
-def test_spread_by_hand() -> None:
+def test_mean_cosine_and_effective_dimensions_of_hand_made_vectors() -> None:
     same = torch.nn.functional.normalize(torch.ones(7, 3), dim=1)
     assert mean_cosine(same) == pytest.approx(1)
     assert effective_dimensions(same) == pytest.approx(0)
     axes = torch.eye(4)
     assert mean_cosine(axes) == pytest.approx(0)
-    assert effective_dimensions(axes) == pytest.approx(3), "less what they have in common"
+    assert effective_dimensions(axes) == pytest.approx(3), "the common component is removed"
     opposite = torch.cat([axes, -axes])
     assert mean_cosine(opposite) == pytest.approx(-1 / 7)
     assert effective_dimensions(opposite) == pytest.approx(4)
-    # Three on one axis, one on another: 3 of 6 pairs alike, and all on one line.
+    # Three vectors on one axis, one on another: 3 of 6 pairs are equal, and all points lie on one line.
     assert effective_dimensions(axes[[0, 0, 0, 1]]) == pytest.approx(1)
     assert mean_cosine(axes[[0, 0, 0, 1]]) == pytest.approx(0.5)
     # Variances 4 and 1 along two axes: (4 + 1)^2 / (16 + 1).
     assert effective_dimensions(opposite[[0, 4, 1, 5]] * torch.tensor([2.0, 1, 1, 1])) == pytest.approx(25 / 17)
 
 
-def test_every_point_of_a_run_looks_at_the_model(tmp_path: Path) -> None:
+def test_every_point_of_a_run_has_health_metrics(tmp_path: Path) -> None:
     spec = toy_night.make_spec(tmp_path, [400] * 2, epochs=2)
     result = train(spec)
     for point in result.metrics:

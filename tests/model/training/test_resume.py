@@ -1,4 +1,4 @@
-"""A training that is killed and started again ends as one that was left alone."""
+"""A killed and restarted training run ends with the same result as an uninterrupted run."""
 
 import os
 import signal
@@ -29,7 +29,7 @@ EVERYTHING: dict[str, Any] = {
 
 
 def make_spec(folder: Path, **training: Any) -> TrainingSpec:
-    """Seven steps an epoch; dropout, an estimator, self-supervision, sparse and dense tables: all that has a state."""
+    """Seven steps per epoch, with everything that has state: dropout, estimator, self-supervision, both kinds of tables."""
     return toy_night.make_spec(
         folder, GROUPS, {"id_dropout": 0.2}, EVERYTHING,
         {"batch_size": 42, "embedding_rows_sparse": 50, "schedule": "cosine", "checkpoint_steps": 5, **training},
@@ -41,8 +41,8 @@ class KilledError(Exception):
     pass
 
 
-def break_off(spec: TrainingSpec, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
-    """Run in this process up to a step, and no further."""
+def interrupt(spec: TrainingSpec, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+    """Train in this process, and stop after `after` steps."""
     from model.training import trainer
 
     step = trainer.TrainingLoop._step
@@ -64,13 +64,13 @@ def figures(points: list[StepMetrics]) -> list[dict[str, float]]:
 
 
 def assert_same(one: TrainingResult, other: TrainingResult, folders: list[str]) -> None:
-    """Bit for bit, but for times and memory."""
+    """Assert equal results bit for bit, except for times and memory."""
     assert figures(other.metrics) == figures(one.metrics)
     assert [epoch.model_dump(exclude={"seconds"}) for epoch in other.epochs] == [
         epoch.model_dump(exclude={"seconds"}) for epoch in one.epochs
     ]
-    left = {"metrics", "epochs", "seconds"}
-    assert other.model_dump(exclude=left) == one.model_dump(exclude=left)
+    excluded = {"metrics", "epochs", "seconds"}
+    assert other.model_dump(exclude=excluded) == one.model_dump(exclude=excluded)
     for read in (read_state, lambda folder: load_checkpoint(folder).state_dict()):
         a, b = (read(folder) for folder in folders)
         assert a.keys() == b.keys()
@@ -79,14 +79,16 @@ def assert_same(one: TrainingResult, other: TrainingResult, folders: list[str]) 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adagrad"])
 @pytest.mark.parametrize("after", [6, 8, 13, 20])
-def test_a_run_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str, after: int) -> None:
-    """After step 5 in the middle of the first epoch, after 10 in that of the second, after 20, the last but one."""
+def test_a_resumed_run_has_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str, after: int
+) -> None:
+    """Checkpoints: step 5 in the first epoch, 10 in the second, 20 just before the last step."""
     spec = make_spec(tmp_path, optimizer=optimizer)
     whole = train(spec.model_copy(update={"resume": None, "output": str(tmp_path / "whole")}))
     assert whole.steps == 21
-    break_off(spec, monkeypatch, after)
-    kept = [path.name for path in Path(str(spec.resume)).iterdir()]
-    assert kept == [f"step={after // 5 * 5}"]
+    interrupt(spec, monkeypatch, after)
+    checkpoints = [path.name for path in Path(str(spec.resume)).iterdir()]
+    assert checkpoints == [f"step={after // 5 * 5}"]
     assert_same(whole, train(spec), [str(tmp_path / "whole"), spec.output])
 
 
@@ -99,8 +101,8 @@ def test_a_run_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ],
     ids=["dssm", "senet", "parallel"],
 )
-def test_the_same_run_has_the_same_bits_where_threads_share_its_work(tmp_path: Path, model: dict[str, Any]) -> None:
-    """Above 32,768 numbers torch may add gradients of one item from two threads, in the order in which they come."""
+def test_the_same_run_has_the_same_bits_on_two_threads(tmp_path: Path, model: dict[str, Any]) -> None:
+    """Above 32,768 numbers torch may add the gradients of one item from two threads in any order."""
     spec = toy_night.make_spec(
         tmp_path, [1024, 1024], {**model, "dim": 66, "id_dropout": 0.2}, EVERYTHING, {"batch_size": 1024, "threads": 2},
         epochs=4,
@@ -113,7 +115,7 @@ def test_the_same_run_has_the_same_bits_where_threads_share_its_work(tmp_path: P
 
 
 @pytest.mark.processes
-def test_killed_by_the_system_it_goes_on_too(tmp_path: Path) -> None:
+def test_a_run_resumes_after_sigkill(tmp_path: Path) -> None:
     spec = make_spec(tmp_path).model_copy(update={"epochs": 20})
     whole = train(spec.model_copy(update={"resume": None, "output": str(tmp_path / "whole")}))
     (tmp_path / "spec.json").write_text(spec.model_dump_json())
@@ -128,23 +130,23 @@ def test_killed_by_the_system_it_goes_on_too(tmp_path: Path) -> None:
     progress = Path(str(spec.resume))
     while child.poll() is None and not list(progress.glob("step=[0-9][0-9]*")):
         time.sleep(0.01)
-    assert child.poll() is None, "it is in the middle"
+    assert child.poll() is None, "the run has not ended yet"
     child.send_signal(signal.SIGKILL)
     child.wait()
     assert_same(whole, train(spec), [str(tmp_path / "whole"), spec.output])
 
 
-def test_another_run_or_a_damaged_checkpoint_begins_anew(
+def test_checkpoints_that_are_damaged_or_of_another_run_are_ignored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     spec = make_spec(tmp_path)
-    break_off(spec, monkeypatch, 8)
+    interrupt(spec, monkeypatch, 8)
     caplog.set_level("INFO", "model")
     train(spec.model_copy(update={"seed": 8}))
     assert "is of a run with another config or other inputs" in caplog.text
     tensors = Path(str(spec.resume), "step=5", "tensors.safetensors")
-    if not tensors.exists():  # The other run has left its own.
-        break_off(spec.model_copy(update={"output": str(tmp_path / "again")}), monkeypatch, 8)
+    if not tensors.exists():  # The other run has replaced it.
+        interrupt(spec.model_copy(update={"output": str(tmp_path / "again")}), monkeypatch, 8)
     tensors.write_bytes(tensors.read_bytes()[:-1] + b"x")
     whole = train(spec.model_copy(update={"resume": None, "output": str(tmp_path / "whole")}))
     again = train(spec)
@@ -153,12 +155,12 @@ def test_another_run_or_a_damaged_checkpoint_begins_anew(
 
 
 @pytest.mark.slow
-def test_another_number_of_processes_goes_on_with_the_same_steps(
+def test_a_run_resumes_on_another_number_of_processes_with_the_same_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From one to two, from one to three, and in the epochs after it with shares of their own.
+    """From one process to two and to three.
 
-    Losses to 1e-4: sums in another order, and three epochs of an optimiser that divides by small numbers.
+    Losses to 1e-4: sums have another order, and Adagrad divides by small numbers.
     """
     for processes in (2, 3):
         spec = toy_night.make_spec(
@@ -167,7 +169,7 @@ def test_another_number_of_processes_goes_on_with_the_same_steps(
             epochs=1, resume=str(tmp_path / f"progress{processes}"),
         )  # fmt: skip
         whole = train(spec.model_copy(update={"resume": None, "output": str(tmp_path / "whole")}))
-        break_off(spec.model_copy(update={"output": str(tmp_path / f"none{processes}")}), monkeypatch, 6)
+        interrupt(spec.model_copy(update={"output": str(tmp_path / f"none{processes}")}), monkeypatch, 6)
         more = spec.training.model_copy(update={"processes": processes})
         other = launch(spec.model_copy(update={"training": more, "output": str(tmp_path / f"out{processes}")}))
         assert (other.steps, other.rows) == (whole.steps, whole.rows) == (7, sum(GROUPS))

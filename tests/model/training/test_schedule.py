@@ -1,4 +1,4 @@
-"""Learning rates over the steps of a run."""
+"""Learning rate schedules."""
 
 from pathlib import Path
 
@@ -10,25 +10,25 @@ from model.training.trainer import train
 from tests.model import toy_night
 
 
-def shares(steps: int, **config: object) -> list[float]:
+def factors(steps: int, **config: object) -> list[float]:
     return [rate_share(step, steps, TrainingConfig.model_validate(config)) for step in range(steps)]
 
 
-def test_shares_by_hand() -> None:
-    assert shares(3) == [1, 1, 1]
-    assert shares(4, warm_up_steps=3) == pytest.approx([1 / 4, 2 / 4, 3 / 4, 1])
-    assert shares(4, schedule="linear") == pytest.approx([1, 0.75, 0.5, 0.25])
-    assert shares(4, schedule="cosine", final_rate_share=0.2) == pytest.approx([1, 0.8829, 0.6, 0.3172], abs=1e-4)
-    assert shares(5, warm_up_steps=1, schedule="linear") == pytest.approx([0.5, 1, 0.75, 0.5, 0.25])
-    assert shares(2, warm_up_steps=5, schedule="cosine") == pytest.approx([1 / 6, 2 / 6]), (
+def test_factors_of_hand_made_schedules() -> None:
+    assert factors(3) == [1, 1, 1]
+    assert factors(4, warm_up_steps=3) == pytest.approx([1 / 4, 2 / 4, 3 / 4, 1])
+    assert factors(4, schedule="linear") == pytest.approx([1, 0.75, 0.5, 0.25])
+    assert factors(4, schedule="cosine", final_rate_share=0.2) == pytest.approx([1, 0.8829, 0.6, 0.3172], abs=1e-4)
+    assert factors(5, warm_up_steps=1, schedule="linear") == pytest.approx([0.5, 1, 0.75, 0.5, 0.25])
+    assert factors(2, warm_up_steps=5, schedule="cosine") == pytest.approx([1 / 6, 2 / 6]), (
         "a run shorter than its warm-up"
     )
-    assert shares(1, schedule="linear") == [1]
+    assert factors(1, schedule="linear") == [1]
 
 
 @pytest.mark.parametrize("sparse_rows", [1, 10_000])
 def test_a_run_follows_its_schedule(tmp_path: Path, sparse_rows: int) -> None:
-    """With dense and with sparse tables, which have optimisers of their own."""
+    """With dense tables and with sparse tables, which have a separate optimiser."""
     rates = {"schedule": "linear", "warm_up_steps": 2, "learning_rate": 0.01, "embedding_rows_sparse": sparse_rows}
     spec = toy_night.make_spec(tmp_path, [64] * 5, training=rates, epochs=2)
     result = train(spec)

@@ -1,4 +1,4 @@
-"""Every tower with every loss learns the blocks of the toy night, and what is published is what is scored."""
+"""Every tower learns the toy night with every loss, and published vectors have the scores of training."""
 
 import itertools
 from pathlib import Path
@@ -38,7 +38,7 @@ def pairs() -> list[Any]:
 
 
 @pytest.mark.parametrize(("tower", "loss"), pairs())
-def test_finds_twice_as_much_as_popularity(tmp_path: Path, tower: str, loss: str) -> None:
+def test_recall_is_twice_that_of_popularity(tmp_path: Path, tower: str, loss: str) -> None:
     rates = {"learning_rate": 5e-3, "embedding_learning_rate": 2e-2}
     spec = toy_night.make_spec(
         tmp_path, [400] * 4, model=model_of(tower), loss={"kind": loss, "temperature": 0.1}, training=rates, epochs=3
@@ -57,13 +57,13 @@ def test_finds_twice_as_much_as_popularity(tmp_path: Path, tower: str, loss: str
 
 
 @pytest.mark.parametrize("tower", TOWERS)
-def test_the_score_of_training_is_the_product_of_published_vectors(tmp_path: Path, tower: str) -> None:
-    """To 1e-5: the vectors of a saved and loaded model against what the loss is given, for every candidate of a batch."""
+def test_training_scores_are_products_of_published_vectors(tmp_path: Path, tower: str) -> None:
+    """To 1e-5, for every candidate of a batch: logits of the loss against vectors of the saved and loaded model."""
     spec = toy_night.make_spec(tmp_path, [100], model=model_of(tower))
     train(spec)
     step = build_step(spec.model_copy(update={"warm_start": spec.output})).eval()
     rows = toy_night.sample_rows(50, seed=3)
-    rows["example_age"][:] = 0  # As when serving.
+    rows["example_age"][:] = 0  # As in serving.
     batch = {name: torch.from_numpy(values) for name, values in rows.items()}
     batch |= step.catalogue.history_columns(batch["history"], step.towers.history_features)
     with torch.no_grad():
@@ -75,14 +75,14 @@ def test_the_score_of_training_is_the_product_of_published_vectors(tmp_path: Pat
     model, catalogue = load_checkpoint(spec.output), step.catalogue
     items = {name: values.numpy() for name, values in catalogue.gather(candidates.items_U).items()}
     published = embed_users(model, rows, catalogue) @ embed_items(model, items).T
-    open_BU = logits.shared_BU > -1e29
-    assert open_BU.float().mean() > 0.5
-    np.testing.assert_allclose(logits.shared_BU[open_BU], published[open_BU.numpy()], atol=1e-5)
+    unmasked_BU = logits.shared_BU > -1e29
+    assert unmasked_BU.float().mean() > 0.5
+    np.testing.assert_allclose(logits.shared_BU[unmasked_BU], published[unmasked_BU.numpy()], atol=1e-5)
     np.testing.assert_allclose(logits.positive_B, published[np.arange(50), candidates.positive_B.numpy()], atol=1e-5)
 
 
-def test_senet_sees_which_features_tell_nothing(tmp_path: Path) -> None:
-    """On the toy a user is its id and its history, an item its id; everything else is drawn without regard to the blocks."""
+def test_senet_gives_low_weights_to_uninformative_features(tmp_path: Path) -> None:
+    """In the toy night only user id, history and item id depend on the blocks; all other features are random."""
     rates = {"learning_rate": 1e-2, "embedding_learning_rate": 2e-2}
     model = {"tower": "senet", "hidden": [], "id_dropout": 0.0}
     result = train(
@@ -97,15 +97,15 @@ def test_senet_sees_which_features_tell_nothing(tmp_path: Path) -> None:
     assert weights["item.category"] < weights["item.item_id"]
 
 
-def test_channels_weigh_at_least_nothing_and_together_one(tmp_path: Path) -> None:
+def test_channel_weights_are_not_negative_and_sum_to_one(tmp_path: Path) -> None:
     spec = toy_night.make_spec(tmp_path, [200], model=model_of("parallel"), training={"learning_rate": 0.05}, epochs=3)
-    told = train(spec).epochs[-1].weights
+    reported = train(spec).epochs[-1].weights
     model = load_checkpoint(spec.output)
     weights = model.user_tower.weights()  # type: ignore[operator, union-attr]
     assert float(weights.sum()) == pytest.approx(1)
     assert (weights >= 0).all()
     assert weights.max() - weights.min() > 0.01, "they are learned"
     assert model.user_tower.weights is model.item_tower.weights
-    assert [told[f"user.{name}"] for name in ("dnn", "fm", "dcn")] == pytest.approx(weights.tolist())
+    assert [reported[f"user.{name}"] for name in ("dnn", "fm", "dcn")] == pytest.approx(weights.tolist())
     vectors = embed_users(model, toy_night.sample_rows(9)).reshape(9, 3, 6)
     np.testing.assert_allclose((vectors**2).sum(2), np.tile(weights, (9, 1)), rtol=1e-4)

@@ -1,4 +1,4 @@
-"""An update within the day: what it learns, what it leaves alone, and what travels to those who serve."""
+"""An incremental update within the day: which rows it trains, and that everything else keeps its values."""
 
 from pathlib import Path
 
@@ -25,13 +25,12 @@ def parameters_of(checkpoint: str) -> dict[str, torch.Tensor]:
         return {name: file.read(name) for name in file.names}
 
 
-UNSEEN = (
-    toy_night.ITEMS
-)  # The last item with a row of item_features: no event has it, and batches have it as a negative.
+# The last item with a row in item_features. It occurs in no event, and in batches only as a negative.
+UNSEEN = toy_night.ITEMS
 
 
 def schema_of(more: int = 0) -> FeatureSchema:
-    """Items read the default row until their first positive."""
+    """A schema in which items read the default row until their first positive."""
     described = toy_night.grown_items(more).model_dump()
     size = described["item"][0]["size"]
     described["item"][0]["rows"] = {"column": "item_row", "size": size, "hashed": False}
@@ -45,7 +44,7 @@ def write_item_rows(spec: TrainingSpec) -> None:
 
 
 def without_unseen(files: list[SampleFile]) -> list[SampleFile]:
-    """The files, with another item of its block wherever UNSEEN is a positive or in a history."""
+    """Replace UNSEEN in positives and histories of the files by another item of its block."""
     for file in files:
         path = file.url.removeprefix("file://")
         table = pq.read_table(path)
@@ -89,8 +88,8 @@ def update_of(night: TrainingSpec, folder: Path, **changes: object) -> TrainingS
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adagrad"])
-def test_only_rows_that_were_met_change(night: TrainingSpec, tmp_path: Path, optimizer: str) -> None:
-    """Everything that is no table of ids stays, bit for bit."""
+def test_only_rows_of_the_events_change(night: TrainingSpec, tmp_path: Path, optimizer: str) -> None:
+    """All parameters except the tables of ids keep their values, bit for bit."""
     training = night.training.model_copy(update={"optimizer": optimizer})
     spec = update_of(night, tmp_path, training=training)
     train(spec)
@@ -105,15 +104,15 @@ def test_only_rows_that_were_met_change(night: TrainingSpec, tmp_path: Path, opt
     for name in before.keys() - tables:
         assert torch.equal(before[name], after[name]), name
     users = next(name for name in tables if "user_id" in name)
-    met = np.unique(toy_night.sample_rows(80, seed=3)["user_index"])
+    users_in_events = np.unique(toy_night.sample_rows(80, seed=3)["user_index"])
     changed = (before[users] != after[users]).any(1).nonzero().squeeze(1).numpy()
-    assert set(changed) == set(met)
-    told = [read_description(checkpoint)["result"]["temperature"] for checkpoint in (night.output, spec.output)]
-    assert told[0] == told[1] != night.loss.temperature, "learned at night, kept by the update"
+    assert set(changed) == set(users_in_events)
+    temperatures = [read_description(checkpoint)["result"]["temperature"] for checkpoint in (night.output, spec.output)]
+    assert temperatures[0] == temperatures[1] != night.loss.temperature, "learned at night, not changed by the update"
 
 
-def test_unseen_items_stay_through_a_chain_of_updates(night: TrainingSpec, tmp_path: Path) -> None:
-    """They read the default row, which an update meets in negatives only: their vectors do not move, the others' do."""
+def test_vectors_of_unseen_items_do_not_change_in_a_chain_of_updates(night: TrainingSpec, tmp_path: Path) -> None:
+    """They read the default row, which an update sees only in negatives. The vectors of other items do change."""
     rows = toy_night.item_rows()
     rows["item_row"] = np.where(rows["item_index"] == UNSEEN, DEFAULT, rows["item_index"]).astype(np.int32)
     place = int(np.flatnonzero(rows["item_index"] == UNSEEN)[0])
@@ -131,20 +130,20 @@ def test_unseen_items_stay_through_a_chain_of_updates(night: TrainingSpec, tmp_p
         assert torch.equal(now[: DEFAULT + 1], then[: DEFAULT + 1])
 
 
-def test_it_learns_what_it_was_given(night: TrainingSpec, tmp_path: Path) -> None:
+def test_an_update_learns_from_its_events(night: TrainingSpec, tmp_path: Path) -> None:
     spec = update_of(night, tmp_path, epochs=4)
     epochs = train(spec).epochs
     assert epochs[-1].loss < epochs[0].loss
 
 
-def test_rows_come_in_the_order_of_time(night: TrainingSpec, tmp_path: Path) -> None:
+def test_rows_are_read_in_the_order_of_the_files(night: TrainingSpec, tmp_path: Path) -> None:
     spec = update_of(night, tmp_path)
     columns = ["user_index", "item_index"]
     samples = SharedSampleReader(spec.train, columns, spec.training, spec.seed, 0, 1, 1, shuffle=False)
     with samples.epoch(0) as batches:
-        found = torch.cat([batch["item_index"] for batch in batches]).numpy()
+        items = torch.cat([batch["item_index"] for batch in batches]).numpy()
     written = toy_night.sample_rows(80, seed=3)["item_index"]
-    np.testing.assert_array_equal(found, np.where(written == UNSEEN, UNSEEN - toy_night.BLOCKS, written))
+    np.testing.assert_array_equal(items, np.where(written == UNSEEN, UNSEEN - toy_night.BLOCKS, written))
     train(spec)
     backwards = update_of(night, tmp_path / "backwards")
     train(backwards.model_copy(update={"train": backwards.train[::-1]}))
@@ -152,7 +151,7 @@ def test_rows_come_in_the_order_of_time(night: TrainingSpec, tmp_path: Path) -> 
     assert any(not torch.equal(one[name], other[name]) for name in one)
 
 
-def test_an_item_of_today_begins_as_the_default_one(night: TrainingSpec, tmp_path: Path) -> None:
+def test_a_new_item_starts_from_the_default_row(night: TrainingSpec, tmp_path: Path) -> None:
     spec = update_of(night, tmp_path, features=schema_of(2))
     train(spec)
     before, after = (
@@ -160,11 +159,11 @@ def test_an_item_of_today_begins_as_the_default_one(night: TrainingSpec, tmp_pat
         load_checkpoint(spec.output).tables["item_id"].weight,
     )
     assert len(after) == len(before) + 2
-    assert torch.equal(after[-1], before[1])  # Nobody has met it yet.
+    assert torch.equal(after[-1], before[1])  # It has no events yet.
 
 
-def test_two_processes_update_tables_in_shares(night: TrainingSpec, tmp_path: Path) -> None:
-    """Nothing that is not in shares is trained then: no gradient is left for the ranks to average."""
+def test_two_processes_update_sharded_tables(night: TrainingSpec, tmp_path: Path) -> None:
+    """Only sharded tables are trained then, so the ranks have no gradients to average."""
     training = night.training.model_copy(update={"processes": 2, "embedding_rows_sharded": 2})
     spec = update_of(night, tmp_path, training=training)
     launch(spec)
@@ -174,6 +173,6 @@ def test_two_processes_update_tables_in_shares(night: TrainingSpec, tmp_path: Pa
         assert torch.equal(before[name], after[name]), name
     for name in tables:
         assert torch.equal(before[name][: DEFAULT + 1], after[name][: DEFAULT + 1]), name
-    met = np.unique(toy_night.sample_rows(80, seed=3)["user_index"])
+    users_in_events = np.unique(toy_night.sample_rows(80, seed=3)["user_index"])
     users = next(name for name in tables if "user_id" in name)
-    assert set((before[users] != after[users]).any(1).nonzero().squeeze(1).tolist()) == set(met.tolist())
+    assert set((before[users] != after[users]).any(1).nonzero().squeeze(1).tolist()) == set(users_in_events.tolist())

@@ -1,0 +1,71 @@
+"""One training step: expected counts of candidates, exact and estimated."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from model.data.petastorm_reader import SampleReader, sample_columns
+from model.loss.candidates import StepCandidates
+from model.loss.objective import batch_loss
+from model.training.build import build_step
+from tests.model import toy_night
+
+
+def test_expected_counts_are_those_of_the_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A night with few rows: a floor on the frequency of positives would outweigh the draws of all other items."""
+    spec = toy_night.make_spec(tmp_path, [12])
+    step = build_step(spec)
+    stats = pq.read_table(spec.item_stats[0]).to_pydict()
+    q = {name: dict(zip(stats["item_index"], stats[f"q_{name}"])) for name in ("in_batch", "uniform", "popularity")}
+    recorded: list[tuple[StepCandidates, torch.Tensor]] = []
+
+    def record(*arguments: Any) -> Any:
+        recorded.append((arguments[4], arguments[5]))
+        return batch_loss(*arguments)
+
+    monkeypatch.setattr("model.training.step.batch_loss", record)
+    for files, training in ((spec.train, True), (spec.valid, False)):
+        with SampleReader(files, sample_columns(spec.features), spec.training, 0, 0, 1).epoch(0) as batches:
+            batch = next(batches)
+        step.train(training)(batch, 64)
+        candidates, expected_U = recorded.pop()
+        drawn_only = 0
+        for item, expected in zip(candidates.items_U.tolist(), expected_U.tolist()):
+            others = candidates.uniform * q["uniform"][item] + candidates.popularity * q["popularity"][item]
+            if item in batch["item_index"] and not q["in_batch"][item]:
+                assert not training
+                least = min(value for value in q["in_batch"].values() if value)
+                assert expected == pytest.approx(others + candidates.rows * least / 2), (
+                    "half the frequency of the rarest positive"
+                )
+            else:
+                drawn_only += not q["in_batch"][item]
+                assert expected == pytest.approx(others + candidates.rows * q["in_batch"][item])
+        assert drawn_only > 3
+
+
+def test_frequencies_are_read_before_they_learn_from_the_batch(tmp_path: Path) -> None:
+    """The estimator learns in training only."""
+    streaming = {"correction": "mns", "frequencies": "streaming"}
+    spec = toy_night.make_spec(tmp_path, [64], loss=streaming, training={"batch_size": 64})
+    step = build_step(spec)
+    assert step.frequency is not None
+    with SampleReader(spec.train, sample_columns(spec.features), spec.training, 0, 0, 1).epoch(0) as batches:
+        batch = next(batches)
+    distinct_items = len(batch["item_index"].unique())
+    hits_when_read: list[int] = []
+    probabilities = step.frequency.probabilities
+
+    def record(items: torch.Tensor, rows: int | None = None) -> torch.Tensor:
+        hits_when_read.append(int(step.frequency.hits_mH.sum()))  # type: ignore[union-attr]
+        return probabilities(items, rows)
+
+    step.frequency.probabilities = record  # type: ignore[method-assign]
+    for _ in range(2):
+        step(batch, 64)
+    assert hits_when_read == [0, 2 * distinct_items]
+    step.eval()(batch, 64)
+    assert int(step.frequency.step) == 2
