@@ -86,7 +86,7 @@ def load_exported(path: Path) -> nn.Module:
 
 
 def _user_columns(model: TwoTower) -> dict[str, Feature | HistoryFeature]:
-    """Every column that the user tower reads in serving, with its feature."""
+    """Column -> feature, for every column that the user tower reads in serving."""
     schema = model.schema
     columns: dict[str, Feature | HistoryFeature] = {
         column: feature for feature in schema.user for column in columns_of([feature])

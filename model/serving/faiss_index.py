@@ -22,7 +22,9 @@ from model.io.urls import resolve
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
-Batches = Callable[[], Iterable[tuple[Ints, Floats]]]  # Each call reads anew: (item indices [b], vectors [b, d])
+Batches = Callable[
+    [], Iterable[tuple[Ints, Floats]]
+]  # Each call restarts at the first batch: (item indices [b], vectors [b, d]).
 NO_ITEM = -1  # Item index of a position that no item fills.
 FLAT = "Flat"
 EXACT_BELOW = 100_000  # Number of items from which the default index is approximate.

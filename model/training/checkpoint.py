@@ -109,7 +109,7 @@ def _read(directory: str, name: str) -> bytes:
 
 
 def _differences(description: dict[str, Any], model: TwoTower) -> list[str]:
-    """The differences, as phrases, because of which the model cannot take the parameters of a checkpoint."""
+    """Describe each difference that prevents the model from using the parameters of a checkpoint."""
     old_config, new_config = description["model"], model.config.model_dump(mode="json")
     differences = [
         f"{name} was {old_config.get(name)}, is {value}"
@@ -121,13 +121,15 @@ def _differences(description: dict[str, Any], model: TwoTower) -> list[str]:
         differences += _feature_differences(side, before, now)
     for name in ("history", "example_age"):
         if (getattr(old, name) is None) != (getattr(new, name) is None):
-            differences.append(f"{name} was {'off' if getattr(old, name) is None else 'on'}, no longer is")
+            differences.append(f"{name} was off, is on" if getattr(old, name) is None else f"{name} was on, is off")
     if old.example_age and new.example_age and old.example_age != new.example_age:
         differences.append("example_age has another scale")
     if model.config.history_pooling == "attention" and old.history and new.history:
         was, length = old.history.length, new.history.length
         if was != length:
-            differences.append(f"the history had length {was}, has {length}: attention has one parameter per position")
+            differences.append(
+                f"the history had length {was}, has {length}: attention has an embedding for each position"
+            )
     return differences
 
 

@@ -40,19 +40,19 @@ def test_two_ranks_have_the_loss_and_gradients_of_one_rank(tmp_path: Path) -> No
     losses += [{"correction": correction} for correction in ("classic", "mns", "revisited")]
     losses += [{"correction": correction, "frequencies": "streaming"} for correction in ("classic", "revisited")]
     losses += [{"self_supervision": {"mask": "complementary", "items": 24, "weight": 1.0}}]
-    whole = toy_night.make_spec(
+    base = toy_night.make_spec(
         tmp_path, [21, 20, 20, 20], model={"id_dropout": 0.0, "history_features": ["category"]},
         training={"batch_size": 100},
     )  # fmt: skip
-    sparse = whole.training.model_copy(update={"embedding_rows_sparse": 20})
+    sparse = base.training.model_copy(update={"embedding_rows_sparse": 20})
     specs = [
-        whole.model_copy(update={"loss": LossConfig(learned_temperature=True, **loss), "training": training})
-        for training in (whole.training, sparse)
-        for loss in (losses if training is whole.training else losses[-2:-1])
+        base.model_copy(update={"loss": LossConfig(learned_temperature=True, **loss), "training": training})
+        for training in (base.training, sparse)
+        for loss in (losses if training is base.training else losses[-2:-1])
     ]
-    only_ids = whole.model.model_copy(update={"tower": "youtube_dnn", "embedding_dim": whole.model.dim})
-    specs.append(whole.model_copy(update={"model": only_ids}))
-    specs.append(toy_night.versioned(whole, toy_night.earlier_rows()))
+    only_ids = base.model.model_copy(update={"tower": "youtube_dnn", "embedding_dim": base.model.dim})
+    specs.append(base.model_copy(update={"model": only_ids}))
+    specs.append(toy_night.versioned(base, toy_night.earlier_rows()))
     pairs = zip(run_gradients(specs, tmp_path, 1), run_gradients(specs, tmp_path, 2), strict=True)
     distinct_losses = set()
     for spec, (one, two) in zip(specs, pairs, strict=True):
@@ -85,8 +85,8 @@ def test_two_processes_train_like_one(tmp_path: Path, capfd: pytest.CaptureFixtu
     one = launch(spec)
     processes = spec.training.model_copy(update={"processes": 2, "threads": None, "timeout_seconds": 60})
     assert "step/s" not in capfd.readouterr().err
-    asked = {"training": processes, "output": str(tmp_path / "two"), "progress": True}
-    two = launch(spec.model_copy(update=asked))
+    changes = {"training": processes, "output": str(tmp_path / "two"), "progress": True}
+    two = launch(spec.model_copy(update=changes))
     bar = [line for line in capfd.readouterr().err.replace("\r", "\n").splitlines() if "step/s" in line]
     assert f"{two.steps}/{two.steps}" in bar[-1], "only rank 0 shows a bar"
     assert (two.steps, two.rows, two.parameters) == (one.steps, one.rows, one.parameters)
