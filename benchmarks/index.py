@@ -24,7 +24,8 @@ import numpy as np
 
 from benchmarks.support import say
 from model.config import IndexConfig
-from model.serving.faiss_index import Floats, Ints, choose_index, default_factory, ivf_factory, recall_per_query
+from model.serving.faiss_index import Floats, Ints
+from model.serving.index_choice import choose_index, default_factory, ivf_factory, recall_per_query
 
 DIM, TASTES, DECAY, POWER = 64, 2000, 0.35, 0.7
 MOVED, ITEM_NOISE, USER_NOISE, MIXED = 0.5, 0.7, 0.5, 3

@@ -28,7 +28,8 @@ from jobs.tracking.tracker import Tracker
 from model.io.arrow import to_arrays
 from model.io.urls import checksum, resolve
 from model.serving.export import export_towers
-from model.serving.faiss_index import ChosenIndex, save_index
+from model.serving.faiss_index import save_index
+from model.serving.index_choice import ChosenIndex
 from model.serving.release import DIGEST, INDEX, ITEMS, MODEL, VOCABULARIES, Release, digest_of
 from model.training.checkpoint import STATE, load_checkpoint
 from pipelines.contract.errors import InputError

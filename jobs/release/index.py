@@ -11,15 +11,8 @@ from jobs.inference.embed import embed_queries, within_model
 from jobs.night.steps import open_night
 from jobs.tracking.job_run import JobRun
 from model.config import IndexConfig
-from model.serving.faiss_index import (
-    Batches,
-    ChosenIndex,
-    Floats,
-    IndexFactoryError,
-    choose_index,
-    default_factory,
-    search_parameter,
-)
+from model.serving.faiss_index import Batches, Floats, IndexFactoryError
+from model.serving.index_choice import ChosenIndex, choose_index, default_factory, search_parameter
 from pipelines.contract.errors import UsageError
 from pipelines.contract.schema import FeatureSchema
 from pipelines.hashing import hashed

@@ -9,20 +9,14 @@ import pytest
 from pydantic import ValidationError
 
 from model.config import IndexConfig
-from model.serving.faiss_index import (
+from model.serving.faiss_index import NO_ITEM, Batches, IndexFactoryError, build_index, load_index, save_index, search
+from model.serving.index_choice import (
     EXACT_BELOW,
-    NO_ITEM,
-    Batches,
-    IndexFactoryError,
-    build_index,
     choose_index,
     default_factory,
     exact_search,
-    load_index,
     recall_lower_bound,
     recall_per_query,
-    save_index,
-    search,
     settings_to_try,
 )
 
