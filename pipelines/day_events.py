@@ -1,28 +1,30 @@
-"""Events of a day as they happened: who the user was at that moment, what the user had, and what the user took.
+"""Events of a day for evaluation: the user's features at that moment, the items that the user had, and the item taken.
 
-Gates judge releases on these events. Samples would not do: they are thinned by popularity, capped, and do not say what a
-user had.
+Gates compare releases on these events. Samples do not suffice: they are down-sampled by popularity, capped, and lack the
+items that a user had.
 """
 
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from pipelines.config import Features
-from pipelines.features import encode
+from pipelines.features.encode import pad_left
+from pipelines.features.side import sides
 from pipelines.hashing import hashed
 from pipelines.joins import broadcast_few
 from pipelines.night import Night
 from pipelines.positives.popularity import day_ordinal
 
-SPARE = 4  # events looked at for each one wanted: many are of items that the user had
+SPARE = 4  # candidate events per requested one: many are of items that the user already had
 
 
 def day_events(night: Night, features: Features, most: int, *, since: str | None, new_items_only: bool) -> DataFrame:
-    """Up to `most` positives of ds, chosen by hash: user_id, user_index, user_NAME…, history (padded left), item_index, had.
+    """Up to `most` positives of ds, chosen by hash: user_id, user_index, user_NAME..., history, item_index, had.
 
-    Positives that down-sampling or the cap dropped are among them; those of items that cannot be recalled are not. `history`
-    and `had` (array<int>) hold what was strictly before the event. `since`: only events from this time on (UTC).
-    `new_items_only`: only events of items that the user did not have.
+    They include positives that down-sampling or the cap dropped, but only of items that can be recalled. `history` (padded
+    left) and `had` (all known items) are arrays of item indices from strictly before the event.
+
+    `since`: only events at or after this time (UTC). `new_items_only`: only events of items that the user did not have.
     """
     rows = night.warehouse.read("positives", night.ds).where(
         F.col("event_time") >= F.lit(night.window[0]).cast("timestamp")
@@ -42,8 +44,8 @@ def day_events(night: Night, features: Features, most: int, *, since: str | None
         .select(
             "user_id",
             "user_index",
-            *encode.sides(features)[0].encoded_columns(),
-            encode.pad_left(F.col(past), length).alias("history"),
+            *sides(features)[0].encoded_columns(),
+            pad_left(F.col(past), length).alias("history"),
             "item_index",
             "had",
         )
@@ -51,12 +53,12 @@ def day_events(night: Night, features: Features, most: int, *, since: str | None
 
 
 def _with_past(events: DataFrame, rows: DataFrame, night: Night) -> DataFrame:
-    """Events with `past` (the history) and `had` (every item known to be had), both of strictly before the event.
+    """Adds `past` (the user's last items) and `had` (all known items of the user), both from strictly before the event.
 
     `rows`: the positives of the window.
     """
     users = broadcast_few(events.select("user_id").distinct())
-    nothing = F.array().cast("array<int>")
+    empty = F.array().cast("array<int>")
     day = F.array_sort(F.collect_list(F.struct("event_time", "row_key", "item_index"))).alias("day")
     days = rows.join(users, on="user_id", how="left_semi").groupBy("user_id").agg(day)
     events = events.join(days, on="user_id", how="left")
@@ -64,21 +66,21 @@ def _with_past(events: DataFrame, rows: DataFrame, night: Night) -> DataFrame:
         state = night.warehouse.read("user_histories", night.yesterday).join(users, on="user_id", how="left_semi")
         events = events.join(state.select("user_id", "history_items", "known_items"), on="user_id", how="left")
     else:
-        events = events.withColumns({"history_items": nothing, "known_items": nothing})
+        events = events.withColumns({"history_items": empty, "known_items": empty})
     before = F.transform(
-        F.filter("day", lambda did: did["event_time"] < F.col("event_time")), lambda did: did["item_index"]
+        F.filter("day", lambda event: event["event_time"] < F.col("event_time")), lambda event: event["item_index"]
     )
-    past = F.concat(F.coalesce("history_items", nothing), before)
-    known = F.concat(F.coalesce("known_items", nothing), before)
-    # Reversed twice, so that of an item that comes twice the last place counts.
+    past = F.concat(F.coalesce("history_items", empty), before)
+    known = F.concat(F.coalesce("known_items", empty), before)
+    # Reverse twice to keep the last occurrence of each item.
     had = F.reverse(F.array_distinct(F.reverse(known)))
     return events.withColumns({"past": past, "had": had}).drop("day", "history_items", "known_items")
 
 
 def popular_items(night: Night, days: int, most: int, *, since: str) -> DataFrame:
-    """The `most` live items with most positives in the last `days` days, without those from `since` (UTC) on: item_index.
+    """item_index of the `most` most popular live items, by positives in the last `days` days; ties by lower index.
 
-    The most popular first; of equal ones the lower index.
+    Positives at or after `since` (UTC) do not count.
     """
     first = day_ordinal(night.ds) - days + 1
     stats = night.warehouse.read("item_stats", night.ds).where("live")

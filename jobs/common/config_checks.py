@@ -12,7 +12,8 @@ from model.config import IndexConfig, LossConfig, ModelConfig, TrainingConfig
 from model.index_factory import factory_fault
 from pipelines.config import Features, Samples
 from pipelines.contract.schema import CategoricalFeature, FeatureSchema, MultiCategoricalFeature
-from pipelines.features.encode import example_age, feature_schema, hashed_sizes
+from pipelines.features.feature_schema import example_age, feature_schema
+from pipelines.features.side import hashed_sizes
 
 PLAIN_TOWER = "dssm"  # Accepts any fields, so checking it needs no torch.
 # Where MLflow can store its record: servers, and databases through SQLAlchemy.
@@ -86,7 +87,7 @@ def expected_schema(config: Sections) -> FeatureSchema:
     """The schema that samples of this config will have, with made-up sizes and statistics. Raises ValidationError."""
     sizes: dict[str, int] = defaultdict(lambda: 3, hashed_sizes(config.features))
     statistics: Any = defaultdict(lambda: {"mean": 0.0, "std": 1.0})
-    return FeatureSchema.model_validate(feature_schema(config.features, sizes, statistics, example_age(1, {})))
+    return feature_schema(config.features, sizes, statistics, example_age(1, {}))
 
 
 def _users(offered: FeatureSchema, schema: FeatureSchema) -> Iterator[str]:

@@ -120,6 +120,8 @@ Feature = Annotated[
     IdFeature | CategoricalFeature | MultiCategoricalFeature | NumericFeature | BucketFeature,
     Field(discriminator="kind"),
 ]
+# NumericFeature: models of earlier versions read the unscaled days.
+ExampleAge = Annotated[AgeFeature | NumericFeature, Field(discriminator="kind")]
 
 
 class FeatureSchema(StrictModel):
@@ -129,8 +131,7 @@ class FeatureSchema(StrictModel):
     user: list[Feature]
     item: list[Feature]
     history: HistoryFeature | None = None
-    # NumericFeature: models of earlier versions read the unscaled days.
-    example_age: Annotated[AgeFeature | NumericFeature, Field(discriminator="kind")] | None = None
+    example_age: ExampleAge | None = None
 
     @model_validator(mode="after")
     def _check(self) -> "FeatureSchema":

@@ -1,7 +1,7 @@
 """Items as of each day: the snapshot that the rows of a day see, the items that were live then, and their features.
 
-A row sees the newest snapshot strictly before the day of its event, as it does of users. A snapshot of that day or a later
-one may already contain the event: a column `clicks_7d` would hold the row's own label.
+A row sees the newest snapshot strictly before the day of its event, for items as for users. A snapshot of that day or a
+later one may already contain the event: a column `clicks_7d` would hold the row's own label.
 """
 
 from collections.abc import Mapping
@@ -13,31 +13,31 @@ from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from pipelines.config import CategoricalFeatureConfig, MultiCategoricalFeatureConfig
-from pipelines.features.encode import Side
+from pipelines.features.side import Side
 from pipelines.inputs.tables import InputTables
 from pipelines.joins import broadcast_few
 
-NEVER_REPLACED = 99_999_999  # valid_before of an item's last version, where the newest snapshot lacks the item
+NEVER_REPLACED = 99_999_999  # valid_before of an item's last version, if the newest snapshot lacks the item
 FROM_THE_START = 0  # available_from of an item that is in the oldest snapshot of the night
 
 
 def number(ds: str) -> int:
-    """A day as the number YYYYMMDD, as item_snapshot and valid_before hold it."""
+    """A day as the number YYYYMMDD, the format of item_snapshot and valid_before."""
     return int(ds.replace("-", ""))
 
 
 @dataclass(frozen=True)
-class ItemDays:
-    """Which snapshots of items the days of a night see."""
+class ItemSnapshots:
+    """The items snapshots that the days of a night use."""
 
     seen: dict[str, str]  # day of events -> the snapshot that its rows see
     at: dict[str, str | None]  # day of events -> the newest snapshot at or before it
-    newest: str  # the snapshot of ds: what is recalled and served
-    later: list[str]  # days without an earlier snapshot: their rows see one of the day itself or a later one
+    newest: str  # the snapshot of ds, whose items are recalled and served
+    later: list[str]  # days without an earlier snapshot: their rows see one of the same day or a later one
 
     @classmethod
-    def of(cls, inputs: InputTables, days: list[str], newest: str) -> "ItemDays":
-        """For days of events. `newest`: the snapshot of ds."""
+    def of(cls, inputs: InputTables, days: list[str], newest: str) -> "ItemSnapshots":
+        """Find the snapshots for days of events. `newest`: the snapshot of ds."""
         snapshots = [day for day in inputs.days("items") if day <= newest]
         seen, at, later = {}, {}, []
         for day in days:
@@ -49,7 +49,7 @@ class ItemDays:
         return cls(seen, at, newest, later)
 
     @property
-    def snapshots(self) -> list[str]:
+    def to_read(self) -> list[str]:
         """The snapshots to read, oldest first."""
         return sorted({*self.seen.values(), *(day for day in self.at.values() if day), self.newest})
 
@@ -59,7 +59,7 @@ class ItemDays:
         return F.create_map(*pairs)[ds].cast("int")
 
     def warning(self) -> str | None:
-        """What to say where rows see a snapshot that is not older than their events; None where none does."""
+        """A warning if rows see a snapshot that is not older than their events; else None."""
         if not self.later:
             return None
         oldest = self.seen[self.later[0]]
@@ -71,10 +71,11 @@ class ItemDays:
 
 
 def spans(snapshots: Mapping[str, DataFrame], side: Side, end: str) -> DataFrame:
-    """Runs of snapshots in which an item was there and the same: item_id, publish_time, feature columns, first, last, since.
+    """One row per run of snapshots in which an item does not change.
 
-    `snapshots`: item_id, publish_time, features, by day. `end`: an item that is published later is left out.
-    first, last, since: the first and last snapshot of the run, and the first one that has the item (YYYYMMDD).
+    `snapshots`: by day; item_id, publish_time and the columns of features. `end`: drop items that are published later.
+    Returns item_id, publish_time, feature columns, first, last, since: the first and last snapshot of the run, and the
+    first snapshot that has the item (YYYYMMDD).
     """
     days = sorted(snapshots)
     columns = _columns(side)
@@ -107,12 +108,12 @@ def spans(snapshots: Mapping[str, DataFrame], side: Side, end: str) -> DataFrame
 
 
 def published_by(end: str) -> Column:
-    """Whether an item is published by a moment (UTC), or says nothing about it."""
+    """Whether an item is published by a moment (UTC). Items without a publish_time are."""
     return F.col("publish_time").isNull() | (F.col("publish_time") <= F.lit(end).cast("timestamp"))
 
 
 def side_columns(side: Side) -> list[str]:
-    """The columns of the snapshot that features are made of, each once."""
+    """The columns of a snapshot that features are made from, without repeats."""
     names = []
     for feature in side.features:
         names.append(feature.name)
@@ -122,7 +123,7 @@ def side_columns(side: Side) -> list[str]:
 
 
 def _columns(side: Side) -> list[Column]:
-    """These columns in the types that features are read in: snapshots of other days may have others."""
+    """`side_columns`, cast to one type for all snapshots: the types of a column may differ between days."""
     types: dict[str, str] = {}
     for feature in side.features:
         if isinstance(feature, MultiCategoricalFeatureConfig):
@@ -135,15 +136,18 @@ def _columns(side: Side) -> list[Column]:
 
 
 def current(encoded: DataFrame, newest: str) -> DataFrame:
-    """The rows of the newest snapshot: what is recalled and served. `encoded`: spans with encoded features."""
+    """The rows of the newest snapshot, whose items are recalled and served. `encoded`: spans with encoded features."""
     return encoded.where(F.col("last") == number(newest))
 
 
 def earlier(encoded: DataFrame, columns: list[str], newest: str) -> DataFrame:
-    """Versions that differ from the one after them, with valid_before: rows of earlier snapshots see them.
+    """The versions of items that rows of earlier snapshots see, with `valid_before`.
 
-    A row looks for the first version of its item whose valid_before is after the row's snapshot; where there is none, the
-    current one holds. So an item that a snapshot lacks is as it was before that, and if it was not there, as it came.
+    A version that equals the next one of its item is left out. To find what a training row sees, take the first version
+    of the item whose valid_before is after the row's snapshot; if there is none, take the current version. So an item
+    that the snapshot lacks has the features that it had before or, if it is new, those that it came with.
+
+    `encoded`: spans with encoded features. `columns`: the encoded features.
     """
     by_item = Window.partitionBy("item_id").orderBy("first")
     content = F.struct(*columns) if columns else F.lit(0)
@@ -155,32 +159,35 @@ def earlier(encoded: DataFrame, columns: list[str], newest: str) -> DataFrame:
 
 
 def available_from(spanned: DataFrame, oldest: str) -> Column:
-    """The first day (YYYYMMDD) on which an item was there: in a snapshot, and published. 0: on all days of the night."""
+    """The first day (YYYYMMDD) on which an item was in a snapshot and published. 0: on all days of the night."""
     listed = F.when(F.col("since") > number(oldest), F.col("since")).otherwise(FROM_THE_START)
     published = F.coalesce(F.date_format("publish_time", "yyyyMMdd").cast("int"), F.lit(FROM_THE_START))
     return F.greatest(listed, published)
 
 
-def live_days(item_days: DataFrame, spanned: DataFrame, days: ItemDays) -> DataFrame:
-    """Whether an item could be recalled on a day: item_id, ds, count, live, later (its rows see a snapshot from after them).
+def live_days(item_days: DataFrame, spanned: DataFrame, days: ItemSnapshots) -> DataFrame:
+    """Whether an item could be recalled on a day: item_id, ds, count, live, later.
 
-    `item_days`: of popularity.count_days. An item was live if the snapshot before the day or that of the day has it,
-    published by then. One that no snapshot has until then was new: it was live if it is in a later one.
+    An item was live on a day if it was published by then and is in the snapshot before that day or in that of the day.
+    A new item, which no snapshot has by then, was live if a later snapshot has it. `later`: the rows of the item see a
+    snapshot from after their events.
+
+    `item_days`: from popularity.count_days. `spanned`: from `spans`.
     """
     rows = [
         (ds, 0 if ds in days.later else number(seen), number(at) if (at := days.at[ds]) else 0)
         for ds, seen in days.seen.items()
     ]
-    known = item_days.sparkSession.createDataFrame(rows, "ds string, seen int, at int")
-    known = known.withColumn("day", F.datediff("ds", F.lit("1970-01-01")))
-    asked = item_days.join(broadcast_few(known), on="day", how="inner")
-    has = spanned.select("item_id", "publish_time", "first", "last")
-    joined = asked.join(has, on="item_id", how="left")
+    snapshots = item_days.sparkSession.createDataFrame(rows, "ds string, seen int, at int")
+    snapshots = snapshots.withColumn("day", F.datediff("ds", F.lit("1970-01-01")))
+    with_snapshots = item_days.join(broadcast_few(snapshots), on="day", how="inner")
+    item_spans = spanned.select("item_id", "publish_time", "first", "last")
+    joined = with_snapshots.join(item_spans, on="item_id", how="left")
     published = F.col("publish_time").isNull() | (F.col("publish_time") < F.date_add("ds", 1).cast("timestamp"))
-    there = F.col("seen").between(F.col("first"), F.col("last")) | F.col("at").between(F.col("first"), F.col("last"))
+    listed = F.col("seen").between(F.col("first"), F.col("last")) | F.col("at").between(F.col("first"), F.col("last"))
     return joined.groupBy("item_id", "ds", "count").agg(
         F.coalesce(
-            F.max(there & published)
+            F.max(listed & published)
             | ((F.min("first") > F.first("at")) & F.max(F.col("first").isNotNull() & published)),
             F.lit(False),
         ).alias("live"),
@@ -188,8 +195,8 @@ def live_days(item_days: DataFrame, spanned: DataFrame, days: ItemDays) -> DataF
     )
 
 
-def facts_of(live: DataFrame, days: ItemDays) -> dict[str, Any]:
-    """What the manifest says of the snapshots that rows see. `live`: of live_days."""
+def facts_of(live: DataFrame, days: ItemSnapshots) -> dict[str, Any]:
+    """Facts of the manifest of `positives`: the snapshots that rows see. `live`: from `live_days`."""
     row = live.where("later").agg(F.sum("count").alias("rows")).first()
     assert row is not None
     return {

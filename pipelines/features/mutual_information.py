@@ -1,4 +1,4 @@
-"""How much one item feature tells of another: mutual information over the catalogue."""
+"""Mutual information of item features: how much one feature of an item says about another, over the catalogue."""
 
 from collections.abc import Sequence
 from functools import reduce
@@ -10,56 +10,66 @@ from pyspark.sql import functions as F
 from pipelines.contract.indices import PADDING
 from pipelines.hashing import hashed
 
-BINS = 10  # of a standardised number, equally filled
-MOST_ITEMS = 200_000  # chosen by hash; more would sharpen nothing that a mask needs
+BINS = 10  # quantile bins of a standardised feature
+MOST_ITEMS = 200_000  # a sample chosen by hash; a larger one would not improve a mask
 MI = "mutual_information"
 DIGITS = 9  # the last bits of a sum of doubles depend on the order in which partitions arrive
 
 
 def mutual_information(items: DataFrame, features: Sequence[dict[str, Any]], seed: int) -> DataFrame:
-    """Every pair of item features, both ways round: feature, other, mutual_information (nats).
+    """Mutual information of all ordered pairs of item features: feature, other, mutual_information (nats).
 
-    `items`: item_features; `features`: the item side of the feature schema. MI(U, V) = sum p(u, v) log(p(u, v) / (p(u) p(v)))
-    with p the share of items; an item with several values of a feature has an equal part of each, one with none has a value of
-    that name. A feature with itself: its entropy. The id tells everything there is: MI(id, V) = H(V) - H(V | item). With
-    few items and many values the estimate is too high: it serves to compare pairs.
+    MI(U, V) = sum p(u, v) log(p(u, v) / (p(u) p(v))), with p the share of items. An item with several values of a feature
+    counts for each of them with equal parts; "no value" counts as a value. The MI of a feature with itself is its entropy.
+    The id determines all other features: MI(id, V) = H(V) - H(V | item). With few items and many values the estimate is
+    too high, so use it only to compare pairs.
+
+    `items`: item_features. `features`: the item side of the feature schema, as JSON.
     """
     chosen = items.orderBy(hashed("information", seed, F.col("item_index")), "item_index").limit(MOST_ITEMS)
     content = [feature for feature in features if feature["kind"] != "id"]
     identity = next(feature["name"] for feature in features if feature["kind"] == "id")
-    everything = [_entropy_of_id(chosen, identity)]
+    parts = [_entropy_of_id(chosen, identity)]
     if content:
         values = [F.struct(F.lit(f["name"]).alias("name"), _values(f, chosen).alias("values")) for f in content]
-        told = chosen.select(F.array(*values).alias("told"))
-        everything += [_from_entropies(_entropies(told), identity), _both_ways(_pairs(told))]
-    # Rounding errors of what tells nothing may be below 0.
+        rows = chosen.select(F.array(*values).alias("features"))
+        parts += [_from_entropies(_entropies(rows), identity), _both_ways(_pairs(rows))]
+    # The MI of independent features is 0; rounding may make it negative.
     value = F.round(F.greatest(MI, F.lit(0.0)), DIGITS).alias(MI)
-    return reduce(DataFrame.unionByName, everything).select("feature", "other", value)
+    return reduce(DataFrame.unionByName, parts).select("feature", "other", value)
 
 
 def _both_ways(pairs: DataFrame) -> DataFrame:
+    """Adds (other, feature) for each (feature, other)."""
     one, other = F.col("feature"), F.col("other")
     orders = F.array(*[F.struct(a.alias("feature"), b.alias("other")) for a, b in ((one, other), (other, one))])
     return pairs.select(F.explode(orders).alias("pair"), MI).select("pair.feature", "pair.other", MI)
 
 
 def _from_entropies(singles: DataFrame, identity: str) -> DataFrame:
-    """A feature with itself, H(V); with the id, both ways, H(V) - H(V | item)."""
+    """Rows of a feature with itself, H(V), and with the id in both orders, H(V) - H(V | item)."""
     feature, by_id = F.col("feature"), F.col("entropy") - F.col("within")
-    told = [(feature, feature, F.col("entropy")), (feature, F.lit(identity), by_id), (F.lit(identity), feature, by_id)]
-    rows = F.array(*[F.struct(a.alias("feature"), b.alias("other"), c.alias(MI)) for a, b, c in told])
+    triples = [
+        (feature, feature, F.col("entropy")),
+        (feature, F.lit(identity), by_id),
+        (F.lit(identity), feature, by_id),
+    ]
+    rows = F.array(*[F.struct(a.alias("feature"), b.alias("other"), c.alias(MI)) for a, b, c in triples])
     return singles.select(F.explode(rows).alias("row")).select("row.feature", "row.other", f"row.{MI}")
 
 
 def _entropy_of_id(items: DataFrame, name: str) -> DataFrame:
-    """log of the number of items: every item has an id of its own."""
+    """log of the number of items, because each item has a different id."""
     entropy = F.log(F.count(F.lit(1)).cast("double")).alias(MI)
     return items.agg(entropy).select(F.lit(name).alias("feature"), F.lit(name).alias("other"), MI)
 
 
-def _entropies(told: DataFrame) -> DataFrame:
-    """feature, entropy H(V), within: H(V | item), which is not 0 where an item has several values."""
-    one = told.select(F.explode("told").alias("one"))
+def _entropies(rows: DataFrame) -> DataFrame:
+    """feature, entropy: H(V), within: H(V | item), which is above 0 if items have several values.
+
+    `rows`: one array `features` of (name, values) per item.
+    """
+    one = rows.select(F.explode("features").alias("one"))
     within = one.groupBy(F.col("one.name").alias("feature")).agg(
         F.avg(F.log(F.size("one.values").cast("double"))).alias("within"), F.count(F.lit(1)).alias("items")
     )
@@ -75,11 +85,11 @@ def _entropies(told: DataFrame) -> DataFrame:
     return counted.groupBy("feature").agg(F.sum(-p * F.log(p)).alias("entropy"), F.first("within").alias("within"))
 
 
-def _pairs(told: DataFrame) -> DataFrame:
-    """feature, other, mutual_information for every pair of different features, in one order of the two."""
+def _pairs(rows: DataFrame) -> DataFrame:
+    """feature, other, mutual_information for each unordered pair of different features. `rows`: as in `_entropies`."""
     both = (
-        told.select("told", F.explode("told").alias("one"))
-        .select("one", F.explode("told").alias("other"))
+        rows.select("features", F.explode("features").alias("one"))
+        .select("one", F.explode("features").alias("other"))
         .where("one.name < other.name")
     )
     values = both.select(
@@ -99,7 +109,7 @@ def _pairs(told: DataFrame) -> DataFrame:
 
 
 def _values(feature: dict[str, Any], items: DataFrame) -> Column:
-    """The values of an item, as an array of at least one number."""
+    """The values of a feature of an item, as an array of at least one number."""
     column = F.col(feature["column"])
     if feature["kind"] == "multi_categorical":
         values = F.array_distinct(F.filter(column, lambda value: value != PADDING).cast("array<double>"))

@@ -1,4 +1,4 @@
-"""What must hold of positives before they are moved into place: no row lost, no row twice, numbers that count."""
+"""Checks the rows of `positives` before they are moved into place: values, indices, and that all rows are accounted for."""
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
@@ -7,7 +7,7 @@ from pipelines.contract.errors import InputError
 from pipelines.positives.select import DOWNSAMPLED, DROPPED, NOT_LIVE, OVER_CAP
 
 REQUIRED = ("row_key", "user_id", "item_id", "event_time", "user_index", "item_index", "example_age", "weight")
-MINIMUM_INDEX = 1  # 0 is padding: no user and no item
+MINIMUM_INDEX = 1  # 0 is padding, which no user and no item has
 FILTERS = {
     "dropped_repeated": "repeat another row",
     "dropped_deduplicated": "are not the one that counts of their user, item and day (positives.deduplicate, day_reward)",
@@ -20,21 +20,22 @@ FILTERS = {
 
 
 def check_rows(staged: DataFrame, counts: dict[str, int]) -> dict[str, int]:
-    """InputError where a staged row breaks a promise of its own (weights, nulls, indices) or rows are missing.
+    """Raises InputError if a staged row has a wrong value (weight, null, index), if rows are missing, or if none trains.
 
-    `counts`: interactions whose action counts, and those that are no positives (dropped_…): the others must be there.
-    Returns how many positives there are, dropped for each reason, and kept, of which held_back in the valid split; and of
-    the rows that the night before held back how many train now (carried) or have no features any more (carried_not_live).
+    `counts`: interactions, and how many of them are not positives (dropped_...); all others must be in `staged`.
+    Returns the number of positives, of those dropped for each reason, and of those kept, of which held_back are in the
+    valid split. Of the rows that the night before held back: carried train now, carried_not_live are dropped because no
+    snapshot describes their item.
     """
-    # Spark holds NaN to be larger than any number.
-    weighty = (F.col("weight") > 0) & (F.col("weight") < float("inf"))
-    probable = (F.col("keep_probability") > 0) & (F.col("keep_probability") <= 1)
+    # In Spark, NaN is greater than all numbers.
+    has_weight = (F.col("weight") > 0) & (F.col("weight") < float("inf"))
+    is_probability = (F.col("keep_probability") > 0) & (F.col("keep_probability") <= 1)
     wrong: dict[str, tuple[str, Column]] = {
         f"column {name}": ("rows have null", F.col(name).isNull()) for name in REQUIRED
     }
     wrong |= {
-        "column weight ": ("rows have a weight that is not above 0 and finite", ~weighty),
-        "column keep_probability": ("rows have a chance outside (0, 1]", ~probable),
+        "column weight ": ("rows have a weight that is not above 0 and finite", ~has_weight),
+        "column keep_probability": ("rows have a chance outside (0, 1]", ~is_probability),
         "column user_index ": ("rows have an index below 1", F.col("user_index") < MINIMUM_INDEX),
         "column item_index ": ("rows have an index below 1", F.col("item_index") < MINIMUM_INDEX),
         "column example_age ": ("rows are younger than the end of ds", F.col("example_age") < 0),
@@ -43,29 +44,29 @@ def check_rows(staged: DataFrame, counts: dict[str, int]) -> dict[str, int]:
             F.col("split").isNull() == F.col("dropped").isNull(),
         ),
     }
-    found = [F.count(F.when(condition, 1)).alias(str(n)) for n, (_, condition) in enumerate(wrong.values())]
+    aggregates = [F.count(F.when(condition, 1)).alias(str(n)) for n, (_, condition) in enumerate(wrong.values())]
     own, carried = ~F.col("carried"), F.col("carried")
-    found += [F.count(F.when(own & (F.col("dropped") == reason), 1)).alias(reason) for reason in DROPPED]
-    found += [F.count(F.when(own, F.col("split"))).alias("kept"), F.count(F.when(own, 1)).alias("rows")]
-    found += [F.count(F.when(F.col("split") == split, 1)).alias(split) for split in ("train", "valid")]
-    found += [F.count(F.when(carried, F.col("split"))).alias("carried")]
-    found += [F.count(F.when(carried, F.col("dropped"))).alias("carried_not_live")]
-    row = staged.agg(*found).first()
+    aggregates += [F.count(F.when(own & (F.col("dropped") == reason), 1)).alias(reason) for reason in DROPPED]
+    aggregates += [F.count(F.when(own, F.col("split"))).alias("kept"), F.count(F.when(own, 1)).alias("rows")]
+    aggregates += [F.count(F.when(F.col("split") == split, 1)).alias(split) for split in ("train", "valid")]
+    aggregates += [F.count(F.when(carried, F.col("split"))).alias("carried")]
+    aggregates += [F.count(F.when(carried, F.col("dropped"))).alias("carried_not_live")]
+    row = staged.agg(*aggregates).first()
     assert row is not None
     for number, (place, (what, condition)) in enumerate(wrong.items()):
         if row[str(number)]:
             _refuse(place.strip(), row[str(number)], what, staged.where(condition))
-    told = {"positives": row["rows"]} | {f"dropped_{reason}": row[reason] for reason in DROPPED}
-    told |= {"kept": row["kept"], "held_back": row["valid"]}
-    told |= {name: row[name] for name in ("carried", "carried_not_live")}
-    check_counts(counts | told)
+    written = {"positives": row["rows"]} | {f"dropped_{reason}": row[reason] for reason in DROPPED}
+    written |= {"kept": row["kept"], "held_back": row["valid"]}
+    written |= {name: row[name] for name in ("carried", "carried_not_live")}
+    check_counts(counts | written)
     if not row["train"]:
-        _refuse_nothing_to_train_on(staged, counts | told)
-    return told
+        _refuse_nothing_to_train_on(staged, counts | written)
+    return written
 
 
 def check_counts(counts: dict[str, int]) -> None:
-    """InputError where the rows are not the interactions less every reason to drop one: none vanishes uncounted."""
+    """Raises InputError unless every interaction is either kept or counted as dropped for some reason."""
     dropped = sum(number for name, number in counts.items() if name.startswith("dropped"))
     if counts["kept"] != counts["interactions"] - dropped:
         raise InputError(
@@ -81,7 +82,7 @@ def check_counts(counts: dict[str, int]) -> None:
 
 
 def _refuse_nothing_to_train_on(staged: DataFrame, counts: dict[str, int]) -> None:
-    """InputError that says which filter dropped how many rows."""
+    """Raises InputError with the number of rows that each filter dropped."""
     if counts["kept"]:
         raise InputError(
             f"table positives: all {counts['kept']} rows that are left are in the valid split (the last hours of ds, "
@@ -99,9 +100,10 @@ def _refuse_nothing_to_train_on(staged: DataFrame, counts: dict[str, int]) -> No
 
 
 def _refuse(place: str, number: int, what: str, rows: DataFrame) -> None:
+    """Raises InputError with the first of the wrong rows as an example."""
     shown = [name for name in rows.columns if name in ("row_key", "user_id", "item_index", "item", "event_time")]
     example = rows.select(F.to_json(F.struct(*shown)).alias("row")).orderBy("row").first()
-    told = example["row"] if example else "none"
+    shown_row = example["row"] if example else "none"
     raise InputError(
-        f"table positives, {place}: {number} {what}, for example {told}. Nothing was written; please report this"
+        f"table positives, {place}: {number} {what}, for example {shown_row}. Nothing was written; please report this"
     )

@@ -1,4 +1,4 @@
-"""How often each item is a positive, over a rolling window, and what follows from it."""
+"""Counts of positives per item over a rolling window, and the probabilities that follow from them."""
 
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
@@ -12,26 +12,27 @@ EPOCH_ORDINAL = 719_163  # date(1970, 1, 1).toordinal()
 
 
 def day_ordinal(ds: str) -> int:
-    """Days since 1970-01-01, as item_stats keeps them."""
+    """Days since 1970-01-01, the format of item_stats."""
     return parse_ds(ds).toordinal() - EPOCH_ORDINAL
 
 
 def count_days(positives: DataFrame) -> DataFrame:
-    """Positives by item and day: item_id, day (ordinal), count. `positives`: item_id, ds."""
+    """Positives per item and day: item_id, day (ordinal), count. `positives`: item_id, ds."""
     counted = positives.groupBy("item_id", "ds").agg(F.count(F.lit(1)).alias("count"))
     return counted.select("item_id", F.datediff("ds", F.lit("1970-01-01")).alias("day"), "count")
 
 
 def roll_counts(today: DataFrame, previous: DataFrame | None, ds: str, window_days: int) -> DataFrame:
-    """Counts by item over the window that ends with ds: yesterday's, plus today's, less the days that fell out.
+    """Counts per item over the window that ends with ds: those of yesterday and today, without the days before the window.
 
-    `today`: of count_days, with item_index. `previous`: item_stats of the night before. Returns item_index, day_ordinals,
-    day_counts, window_count, first_seen, last_seen, trained_before (dates; the last: first_trained of `previous`).
+    `today`: from count_days, with item_index. `previous`: item_stats of the night before; None in a bootstrap. Returns
+    item_index, day_ordinals, day_counts, window_count, first_seen, last_seen and trained_before: first_trained of
+    `previous`. The last three are dates.
     """
     counts = today.select("item_index", "day", "count", F.col("day").alias("seen"), F.col("day").alias("first"))
     counts = counts.withColumn("trained", F.lit(None).cast("date"))
     if previous is not None:
-        # Earlier versions held an item to be trained on from the day on which it was seen.
+        # Tables of earlier versions lack first_trained: there an item was trained from the day on which it was first seen.
         trained = "first_trained" if "first_trained" in previous.columns else "first_seen"
         past = previous.select(
             "item_index",
@@ -69,10 +70,10 @@ def roll_counts(today: DataFrame, previous: DataFrame | None, ds: str, window_da
 
 
 def counts_of_days(item_days: DataFrame, window_days: int) -> DataFrame:
-    """Each item's count over the window that ends with each of its days: item_index, ds, window_count, and `total`, the
-    count of all items over the same days. Nothing later than ds takes part.
+    """Counts per item over the window that ends with each of its days: item_index, ds, window_count, total.
 
-    `item_days`: of count_days, with item_index.
+    `total` is the count of all items over the same window. Days after ds do not count. `item_days`: from count_days, with
+    item_index.
     """
     last_days = Window.orderBy("day").rangeBetween(1 - window_days, Window.currentRow)
     totals = item_days.groupBy("day").agg(F.sum("count").alias("all"))
@@ -84,15 +85,15 @@ def counts_of_days(item_days: DataFrame, window_days: int) -> DataFrame:
 
 
 def keep_probability(count: Column, total: Column, config: Downsample | None) -> Column:
-    """Chance that a positive of an item stays: min(1, (sqrt(f/t) + 1) t/f) or min(1, (t/f)^a), f = count/total.
+    """Probability that a positive of an item is kept: min(1, (sqrt(f/t) + 1) t/f) or min(1, (t/f)^a), with f = count/total.
 
-    word2vec's sub-sampling (Mikolov et al., NeurIPS 2013) in the form of its code, and the plain power.
+    The first form is the sub-sampling of word2vec (Mikolov et al., NeurIPS 2013) as its code has it; the second is a power.
     """
     if config is None:
         return F.lit(1.0)
-    over = count / total / F.lit(config.threshold)  # f/t
-    thinned = (F.sqrt(over) + 1) / over if config.form == "word2vec" else F.pow(over, F.lit(-config.exponent))
-    return F.when(over > 0, F.least(F.lit(1.0), thinned)).otherwise(F.lit(1.0))
+    ratio = count / total / F.lit(config.threshold)  # f/t
+    kept_share = (F.sqrt(ratio) + 1) / ratio if config.form == "word2vec" else F.pow(ratio, F.lit(-config.exponent))
+    return F.when(ratio > 0, F.least(F.lit(1.0), kept_share)).otherwise(F.lit(1.0))
 
 
 def describe_items(
@@ -104,11 +105,11 @@ def describe_items(
     exponent: float,
     ds: str,
 ) -> DataFrame:
-    """The rows of item_stats: one an item of the vocabulary.
+    """The rows of item_stats: one per item of the vocabulary.
 
-    `ids`: item_index, item_id. `counts`: of roll_counts. `trained`: the training rows of ds (item_index). `live`:
-    item_index of items that can be recalled. In-batch negatives follow the counts after down-sampling (q_in_batch),
-    popularity negatives those before it (q_popularity).
+    `ids`: item_index, item_id. `counts`: from roll_counts. `trained`: item_index of the training rows of ds. `live`:
+    item_index of the items that can be recalled. In-batch negatives follow the counts after down-sampling (q_in_batch),
+    popularity negatives follow the counts before it (q_popularity).
     """
     sampled = trained.groupBy("item_index").agg(F.count(F.lit(1)).alias("sampled_count"))
     rows = (
@@ -118,7 +119,7 @@ def describe_items(
         .withColumn("live", F.coalesce("live", F.lit(False)))
         .withColumn("window_count", F.coalesce("window_count", F.lit(0).cast("long")))
         .withColumn("sampled_count", F.coalesce("sampled_count", F.lit(0).cast("long")))
-        # A sum of doubles depends on the order of its terms in the last bit; one of decimals does not.
+        # The last bits of a sum of doubles depend on the order of its terms. A sum of decimals does not.
         .withColumn("mass", F.pow(F.col("window_count").cast("double"), F.lit(exponent)).cast(MASS))
     )
     totals = rows.agg(

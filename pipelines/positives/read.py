@@ -1,4 +1,4 @@
-"""What the step build_positives reads: the users' tables, checked before anything is written."""
+"""Reads the inputs of the step build_positives, and checks them before anything is written."""
 
 from dataclasses import dataclass
 from functools import reduce
@@ -11,47 +11,53 @@ from pipelines import drift
 from pipelines.config import Features
 from pipelines.contract.errors import InputError
 from pipelines.contract.indices import FIRST
-from pipelines.features import encode, item_versions
-from pipelines.features.item_versions import ItemDays
+from pipelines.features import item_versions
+from pipelines.features.item_versions import ItemSnapshots
+from pipelines.features.side import check_columns, hashed_sizes, min_counts, sides
 from pipelines.inputs.matching_ids import Ids, refuse_other_ids
 from pipelines.lost_day import carried_from
 from pipelines.night import Night, SampleConfig, log
 from pipelines.positives import select
 
-LOOKED_UP = 1000  # items of the night that are looked up in the catalogue, before all are
+LOOKED_UP = 1000  # items of the night to look up in the catalogue before all of them are
 
 
 @dataclass(frozen=True)
-class Logs:
-    """What the step reads of the users' tables."""
+class InputDays:
+    """The partitions of the input tables that the step reads."""
 
-    days: list[str]  # days of interactions
-    items: ItemDays  # which items snapshots the days see
-    users: dict[str, str | None]  # day of events -> day of the newest users snapshot strictly before it
+    interactions: list[str]
+    items: ItemSnapshots
+    users: dict[str, str | None]  # day of events -> the newest users snapshot strictly before that day
 
     @property
     def user_snapshots(self) -> list[str]:
-        """The users snapshots needed, oldest first."""
+        """The users snapshots to read, oldest first."""
         return sorted({day for day in self.users.values() if day})
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """The users' tables after every check: nothing of them is refused any more."""
+class NightInputs:
+    """The input tables of a night. They have passed every check but `refuse_other_items`."""
 
-    events: DataFrame  # the night's positives; persisted
+    events: DataFrame  # the positives of the night; persisted
     items: DataFrame  # published items by run of snapshots (item_versions.spans)
-    users: dict[str, DataFrame]  # snapshot by day, for user features
-    held: DataFrame | None  # each user's last positive, where it is kept out
-    counts: dict[str, int]  # interactions whose action counts, and those that are no positives of their own
+    users: dict[str, DataFrame]  # users snapshots by day; empty if no feature of users is configured
+    held_out: DataFrame | None  # the last positive of each user, if the config keeps it out of training
+    counts: dict[str, int]  # interactions whose action counts, and how many of them are dropped_...
     persisted: tuple[DataFrame, ...]
 
+    def unpersist(self) -> None:
+        """Free the memory of the persisted frames."""
+        for frame in self.persisted:
+            frame.unpersist()
 
-def find_logs(night: Night, config: SampleConfig) -> Logs:
-    """Which partitions the step reads. InputError where one that it cannot do without is missing."""
+
+def find_days(night: Night, config: SampleConfig) -> InputDays:
+    """Find the partitions to read. Raises InputError if a required one is missing."""
     days = night.log_days()
-    item_day = night.inputs.snapshot_at("items", night.ds, strictly_before=False)
-    if item_day is None:
+    newest = night.inputs.snapshot_at("items", night.ds, strictly_before=False)
+    if newest is None:
         raise InputError(
             f"table items ({night.inputs.uri('items')}) has no snapshot at or before ds={night.ds}: write one as "
             "items/ds=YYYY-MM-DD/, or point inputs.items.path at it"
@@ -62,11 +68,11 @@ def find_logs(night: Night, config: SampleConfig) -> Logs:
             f"table users ({night.inputs.uri('users')}) has no snapshot before the events of ds={night.ds}: features are "
             "taken from the newest snapshot strictly before the day of an event. Write users/ds= for an earlier day"
         )
-    return Logs(days, ItemDays.of(night.inputs, [*_days_held_back(night), *days], item_day), users)
+    return InputDays(days, ItemSnapshots.of(night.inputs, [*_days_held_back(night), *days], newest), users)
 
 
 def _days_held_back(night: Night) -> list[str]:
-    """The day whose last rows the night before held back: they are trained on tonight, and see items as of their own day."""
+    """The day of the rows that the night before held back, if any: tonight trains on them with the items of that day."""
     if night.yesterday is None or night.warehouse.update:
         return []
     before = night.warehouse.manifest("positives", night.yesterday)
@@ -75,43 +81,32 @@ def _days_held_back(night: Night) -> list[str]:
     return [carried_from(before) or night.yesterday]
 
 
-def refuse_new_meanings(night: Night, features: Features, known: dict[str, Any]) -> None:
-    """InputError where a feature would change from a vocabulary to buckets, back, or to another number of them.
+def refuse_changed_buckets(night: Night, features: Features, previous_facts: dict[str, Any]) -> None:
+    """Raises InputError if a feature changes between vocabulary and buckets, or changes its number of buckets.
 
-    `known`: facts of the vocabularies of the night before.
+    `previous_facts`: facts of the vocabularies of the night before.
     """
-    before, now = known.get("hashed", {}), encode.hashed_sizes(features)
-    wanted = encode.min_counts(features).keys()  # every feature with indices
-    changed = [name for name in sorted(wanted) if name in known.get("sizes", {}) and before.get(name) != now.get(name)]
+    before, now = previous_facts.get("hashed", {}), hashed_sizes(features)
+    indexed = min_counts(features).keys()
+    used = previous_facts.get("sizes", {})
+    changed = [name for name in sorted(indexed) if name in used and before.get(name) != now.get(name)]
     if changed:
-        was, wants = (f"in {m[changed[0]] - FIRST} buckets" if changed[0] in m else "exact" for m in (before, now))
+        name = changed[0]
+        was, wanted = (f"in {hashed[name] - FIRST} buckets" if name in hashed else "exact" for hashed in (before, now))
         raise InputError(
             f"table vocabularies ds={night.yesterday}: the indices of {len(changed)} features would change their meaning, "
-            f"for example {changed[0]}: {was} until now, {wants} in the config. Take the change of buckets back, or begin "
-            "anew with --bootstrap-days N"
+            f"for example {name}: {was} until now, {wanted} in the config. Undo the change of buckets, or start again with "
+            "--bootstrap-days N"
         )
 
 
-def read_inputs(night: Night, config: SampleConfig, logs: Logs, keep_last_out: bool) -> Inputs:
-    """Read and check every input. InputError where one of them cannot make a night."""
-    interactions = night.inputs.events("interactions", logs.days)
+def read_inputs(night: Night, config: SampleConfig, days: InputDays, keep_last_out: bool) -> NightInputs:
+    """Read and check the input tables. Raises InputError if one of them does not suffice for a night."""
+    interactions = night.inputs.events("interactions", days.interactions)
     if update := night.warehouse.update:
         interactions = interactions.where(F.col("event_time") > F.lit(update.since).cast("timestamp"))
-    user_side, item_side = encode.sides(config.features)
-    snapshots = {day: night.inputs.snapshot("items", day) for day in logs.items.snapshots}
-    for snapshot in snapshots.values():
-        encode.check_columns(item_side, snapshot)
-    users = {day: night.inputs.snapshot("users", day) for day in logs.user_snapshots if user_side.features}
-    for snapshot in users.values():
-        encode.check_columns(user_side, snapshot)
-    items = item_versions.spans(snapshots, item_side, night.end)
-    if snapshots[logs.items.newest].where(item_versions.published_by(night.end)).isEmpty():
-        raise InputError(
-            f"table items, column publish_time: no item of the snapshot ds={logs.items.newest} is published by "
-            f"{night.end}, so there is nothing to recall. Correct publish_time, or leave it null where it is not known"
-        )
-    if warning := logs.items.warning():
-        log.warning("%s", warning)
+    items = _read_items(night, config, days.items)
+    users = _read_users(night, config, days.user_snapshots)
     drift.compare_with_before(night, "positives", night.inputs.facts(), config.checks)
 
     rewarded = select.reward_events(interactions, config.positives)
@@ -120,25 +115,50 @@ def read_inputs(night: Night, config: SampleConfig, logs: Logs, keep_last_out: b
     try:
         _refuse_selected(night, config, counts)
         if users:
-            known = reduce(DataFrame.unionByName, [snapshot.select("user_id") for snapshot in users.values()])
-            ids = Ids("interactions", marked), Ids("users", known)
+            user_ids = reduce(DataFrame.unionByName, [snapshot.select("user_id") for snapshot in users.values()])
+            ids = Ids("interactions", marked), Ids("users", user_ids)
             refuse_other_ids(*ids, "user_id", counts["interactions"], config.checks)
     except InputError:
         marked.unpersist()
         raise
-    events, held = marked.where(F.col("reason") == select.COUNTS).drop("reason"), None
+    events, held_out = marked.where(F.col("reason") == select.COUNTS).drop("reason"), None
     if keep_last_out:
-        events, held = select.split_last(events)
-        held = held.persist()
-        persisted += [held, events.persist()]
-        counts["dropped_held_out"] = held.count()
-    if len(snapshots) > 1:
+        events, held_out = select.split_last(events)
+        held_out = held_out.persist()
+        persisted += [held_out, events.persist()]
+        counts["dropped_held_out"] = held_out.count()
+    if len(days.items.to_read) > 1:
         persisted.append(items.persist())
-    return Inputs(events, items, users, held, counts, tuple(persisted))
+    return NightInputs(events, items, users, held_out, counts, tuple(persisted))
+
+
+def _read_items(night: Night, config: SampleConfig, days: ItemSnapshots) -> DataFrame:
+    """Published items by run of snapshots (item_versions.spans)."""
+    side = sides(config.features)[1]
+    snapshots = {day: night.inputs.snapshot("items", day) for day in days.to_read}
+    for snapshot in snapshots.values():
+        check_columns(side, snapshot)
+    if snapshots[days.newest].where(item_versions.published_by(night.end)).isEmpty():
+        raise InputError(
+            f"table items, column publish_time: no item of the snapshot ds={days.newest} is published by "
+            f"{night.end}, so there is nothing to recall. Correct publish_time, or leave it null where it is not known"
+        )
+    if warning := days.warning():
+        log.warning("%s", warning)
+    return item_versions.spans(snapshots, side, night.end)
+
+
+def _read_users(night: Night, config: SampleConfig, days: list[str]) -> dict[str, DataFrame]:
+    """Users snapshots by day; empty if no feature of users is configured."""
+    side = sides(config.features)[0]
+    snapshots = {day: night.inputs.snapshot("users", day) for day in days if side.features}
+    for snapshot in snapshots.values():
+        check_columns(side, snapshot)
+    return snapshots
 
 
 def _refuse_selected(night: Night, config: SampleConfig, counts: dict[str, int]) -> None:
-    """InputError where the interactions leave no positive, or came twice."""
+    """Raises InputError if no interaction is a positive, or if too many are repeated."""
     if not counts["interactions"]:
         raise InputError(
             f"table interactions, column action: no row of ds={night.ds} has an action among "
@@ -152,27 +172,27 @@ def _refuse_selected(night: Night, config: SampleConfig, counts: dict[str, int])
     drift.refuse_repeats(counts["dropped_repeated"], counts["interactions"], config.checks)
 
 
-def refuse_other_items(night: Night, inputs: Inputs, item_days: DataFrame, logs: Logs) -> None:
-    """InputError where no item of the night's positives is in any items snapshot that the night reads.
+def refuse_other_items(night: Night, inputs: NightInputs, item_days: DataFrame, days: InputDays) -> None:
+    """Raises InputError if the items snapshots contain no item of the positives of the night.
 
-    `item_days`: of popularity.count_days.
+    `item_days`: from popularity.count_days.
     """
-    for some in (item_days.limit(LOOKED_UP), item_days):  # nearly always the first few suffice
+    for some in (item_days.limit(LOOKED_UP), item_days):  # the first few nearly always suffice
         wanted = some.select("item_id").distinct()
         if not inputs.items.join(wanted, on="item_id", how="left_semi").isEmpty():
             return
     row = item_days.agg(F.sum("count").alias("rows"), F.min("item_id").alias("example")).first()
-    known = inputs.items.agg(F.min("item_id").alias("example")).first()
+    listed = inputs.items.agg(F.min("item_id").alias("example")).first()
     assert row is not None
-    assert known is not None
-    read = logs.items.snapshots
+    assert listed is not None
+    snapshots = days.items.to_read
     place = (
-        f"the snapshot ds={read[0]}"
-        if len(read) == 1
-        else f"any of the {len(read)} snapshots ds={read[0]} to {read[-1]}"
+        f"the snapshot ds={snapshots[0]}"
+        if len(snapshots) == 1
+        else f"any of the {len(snapshots)} snapshots ds={snapshots[0]} to {snapshots[-1]}"
     )
     raise InputError(
         f"table interactions, column item_id: none of the items of {row['rows']} positives up to ds={night.ds} is in {place} "
-        f"of items and published, for example {row['example']!r}; items has {known['example']!r}. Every "
+        f"of items and published, for example {row['example']!r}; items has {listed['example']!r}. Every "
         "positive would be dropped. Check that both tables are of one product and write item_id alike"
     )

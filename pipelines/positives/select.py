@@ -1,4 +1,4 @@
-"""Which interactions become training rows, with everything as it was at the time of the event."""
+"""Selects the interactions that become training rows, and computes their weight, age and split."""
 
 from typing import Any
 
@@ -12,16 +12,20 @@ from pipelines.histories.user_stream import key_of
 from pipelines.joins import broadcast_small
 from pipelines.positives.popularity import keep_probability
 
-COUNTS, REPEATED, DEDUPLICATED, UNREWARDED = range(4)  # why an interaction is a positive or not
-NOT_LIVE, DOWNSAMPLED, OVER_CAP = DROPPED = ("item_not_live", "downsampled", "over_cap")  # and why no training row
-LIGHTEST = 1e-30  # weight of the oldest row: a half-life must not make it nothing
+COUNTS, REPEATED, DEDUPLICATED, UNREWARDED = range(4)  # whether an interaction is a positive, and if not, why
+NOT_LIVE, DOWNSAMPLED, OVER_CAP = DROPPED = (
+    "item_not_live",
+    "downsampled",
+    "over_cap",
+)  # why a positive does not train
+LIGHTEST = 1e-30  # the smallest weight: a half-life must not round the weight of old rows to 0
 
 
 def reward_events(interactions: DataFrame, config: Positives) -> DataFrame:
-    """Interactions whose action counts: ds, user_key, user_id, item_id, request_id, event_time, reward, row_key, and
-    `worth`, the reward of the action alone.
+    """Interactions whose action is in the config: ds, user_key, user_id, item_key, item_id, request_id, event_time, reward,
+    row_key, and `worth`, the configured reward of the action.
 
-    The row key is a hash of user, item, time, action and request: two rows with one key are one event told twice.
+    The row key is a hash of user, item, time, action and request: rows with the same key are copies of one event.
     """
     return interactions.where(F.col("action").isin(*config.actions)).select(
         "ds",
@@ -32,14 +36,14 @@ def reward_events(interactions: DataFrame, config: Positives) -> DataFrame:
         "request_id",
         "event_time",
         _reward(config).alias("reward"),
-        # A null takes no part in xxhash64, so "no request" must be something.
+        # xxhash64 skips nulls, so replace a missing request by a value.
         F.xxhash64("user_id", "item_id", "event_time", "action", F.coalesce("request_id", F.lit(""))).alias("row_key"),
         _worth(config).alias("worth"),
     )
 
 
 def is_positive(config: Positives) -> Column:
-    """Whether an interaction is a positive, or one told again: what a user's known items hold. Never null."""
+    """Whether an interaction is a positive or a copy of one. Never null. Known items of a user are those of positives."""
     return F.col("action").isin(*config.actions) & (_reward(config) > 0)
 
 
@@ -52,17 +56,21 @@ def _reward(config: Positives) -> Column:
 
 
 def select_events(events: DataFrame, config: Positives) -> DataFrame:
-    """Rewarded events with `reason`: COUNTS for those that are positives of their own.
+    """Adds `reason` to rewarded events: COUNTS for positives, else why the event is not a positive.
 
-    A row with the key of another one is REPEATED, whatever the config says; one with a reward of 0 is UNREWARDED. With
-    `deduplicate` one row of a user, item and day counts, with its own time: the last one (`day_reward: last`, `sum`) or
-    the one of the highest reward (`max`), of equals the last, at one instant the action of the highest reward. The others
-    are DEDUPLICATED; with `sum` their rewards are added to the row that counts. All rows of a user come out in one
-    partition, in the order of (event_time, row_key), so that Spark need not move them again for work by user; only a join
-    may have to, so nothing relies on it.
+    - REPEATED: another row has the same row key.
+    - UNREWARDED: the reward is 0.
+    - DEDUPLICATED: `deduplicate` is on, and another row of the same user, item and day counts.
+
+    With `deduplicate`, the row that counts keeps its own time. It is the last row of the day (`day_reward: last`, `sum`)
+    or the row with the highest reward (`max`; of equal ones the last). At the same instant the action with the highest
+    configured reward comes last. With `sum` the row that counts gets the sum of all rewards of the day.
+
+    All rows of a user are in one partition, sorted by (event_time, row_key), so that Spark need not shuffle them again for
+    work by user. A join may still shuffle them, so no code relies on the order.
     """
     worthless = F.col("reward") == 0
-    # Hashes first, since nearly every comparison ends there; the ids behind them keep apart what they do not.
+    # Compare hashes first: nearly all comparisons end there. The ids separate rows whose hashes collide.
     latest = Window.partitionBy("user_key", "item_key", "user_id", "item_id", "ds").orderBy(
         worthless, F.desc("event_time"), F.desc("worth"), "row_key", F.desc("reward")
     )
@@ -89,7 +97,7 @@ def select_events(events: DataFrame, config: Positives) -> DataFrame:
 
 
 def count_selected(events: DataFrame) -> dict[str, int]:
-    """How many interactions had an action that counts, and how many of them are no positives of their own."""
+    """Number of rewarded events, and how many of them are not positives, by reason."""
     row = events.agg(
         F.count(F.lit(1)).alias("interactions"),
         F.count(F.when(F.col("reason") == REPEATED, 1)).alias("dropped_repeated"),
@@ -101,7 +109,7 @@ def count_selected(events: DataFrame) -> dict[str, int]:
 
 
 def split_last(events: DataFrame) -> tuple[DataFrame, DataFrame]:
-    """(the rest, each user's last event), for users with at least two: their last one is kept out of everything."""
+    """(training events, held-out events): the last event of each user that has at least two is held out."""
     order = Window.partitionBy(*USER).orderBy(F.desc("event_time"), F.desc("row_key"))
     ranked = events.withColumn("rank", F.row_number().over(order)).withColumn(
         "last", (F.col("rank") == 1) & (F.count(F.lit(1)).over(Window.partitionBy(*USER)) > 1)
@@ -110,11 +118,11 @@ def split_last(events: DataFrame) -> tuple[DataFrame, DataFrame]:
 
 
 def item_chances(items: DataFrame, counts: DataFrame, live_days: DataFrame, config: Positives) -> DataFrame:
-    """What decides over an item's positives of a day: item_id, ds, item_index, live, keep_probability (float).
+    """Per item and day, what decides whether its positives train: item_id, ds, item_index, live, keep_probability (float).
 
-    `items`: item_id, item_index of the vocabulary. `counts`: item_index, ds, window_count, total, of the window that ends
-    with ds: a weight of sampling, so the row's own day takes part, but no later one. `live_days`: item_id, ds, live for
-    every day on which the item has a positive.
+    `items`: item_id, item_index of the vocabulary. `counts`: item_index, ds, window_count, total, over the window that
+    ends with ds. The probability only weights the sampling, so the row's own day may count, but no later one.
+    `live_days`: item_id, ds, live for each day on which the item has a positive.
     """
     chance = keep_probability(F.col("window_count"), F.col("total"), config.downsample).cast("float")
     return (
@@ -125,15 +133,15 @@ def item_chances(items: DataFrame, counts: DataFrame, live_days: DataFrame, conf
 
 
 def flag(events: DataFrame, chances: DataFrame, seed: int) -> DataFrame:
-    """Events with item_index, `live`, `keep_probability` and `survives` (popularity down-sampling, by hash of the row)."""
+    """Adds item_index, live, keep_probability, and survives: the result of down-sampling, decided by the hash of the row."""
     survives = unit("keep", seed, F.col("row_key")) < F.col("keep_probability")
     return events.join(chances, on=["item_id", "ds"], how="inner").withColumn("survives", survives)
 
 
 def heavy_days(flagged: DataFrame, config: Positives) -> tuple[dict[str, Any], int]:
-    """The user with most positives (user_id, user_rows), and how many days of users are over the cap."""
-    left = F.count(F.when(F.col("live") & F.col("survives"), 1))
-    over = F.lit(0) if config.per_user_cap is None else F.when(left > config.per_user_cap, 1).otherwise(0)
+    """(the user with the most positives as user_id and user_rows, the number of (user, day) pairs over the cap)."""
+    remaining = F.count(F.when(F.col("live") & F.col("survives"), 1))
+    over = F.lit(0) if config.per_user_cap is None else F.when(remaining > config.per_user_cap, 1).otherwise(0)
     days = flagged.groupBy(*USER, "ds").agg(F.count(F.lit(1)).alias("rows"), over.alias("over"))
     users = days.groupBy(*USER).agg(F.sum("rows").alias("rows"), F.sum("over").alias("over"))
     row = users.agg(F.max(F.struct("rows", "user_id")).alias("heaviest"), F.sum("over").alias("over")).first()
@@ -142,7 +150,7 @@ def heavy_days(flagged: DataFrame, config: Positives) -> tuple[dict[str, Any], i
 
 
 def heaviest_item(item_days: DataFrame) -> dict[str, Any]:
-    """The item with most positives of the night: item_id and item_rows. `item_days`: of popularity.count_days."""
+    """The item with the most positives of the night: item_id and item_rows. `item_days`: from popularity.count_days."""
     by_item = item_days.groupBy("item_id").agg(F.sum("count").alias("rows"))
     row = by_item.agg(F.max(F.struct("rows", "item_id")).alias("heaviest")).first()
     assert row is not None
@@ -150,7 +158,7 @@ def heaviest_item(item_days: DataFrame) -> dict[str, Any]:
 
 
 def skew(positives: int, heaviest: dict[str, Any]) -> dict[str, Any]:
-    """How much of the positives, before the cap, the heaviest user and the heaviest item have."""
+    """The rows and shares of the heaviest user and the heaviest item among the positives, before the cap."""
     return {
         "heaviest_user": heaviest["user_id"],
         "heaviest_user_rows": heaviest["user_rows"],
@@ -162,13 +170,13 @@ def skew(positives: int, heaviest: dict[str, Any]) -> dict[str, Any]:
 
 
 def choose(flagged: DataFrame, config: Positives, seed: int, over_cap: int) -> DataFrame:
-    """Flagged events with `dropped`: why a positive is no training row (one of DROPPED), null where it is one.
+    """Adds `dropped` to flagged events: why the positive does not train (one of DROPPED); null if it trains.
 
-    `over_cap`: days of users that are over the cap (heavy_days). Of them, the rows of the lowest hashes stay.
+    `over_cap`: number of (user, day) pairs over the cap (heavy_days). Their rows with the lowest hashes are kept.
     """
     reason = F.when(~F.col("live"), NOT_LIVE).when(~F.col("survives"), DOWNSAMPLED)
     if over_cap:
-        # The cap counts what is left after down-sampling: popular items must not use up a user's places.
+        # The cap counts rows that survive down-sampling, so that popular items do not use up the cap of a user.
         order = F.struct(hashed("cap", seed, F.col("row_key")).alias("hash"), "row_key")
         days = flagged.where("live and survives").groupBy(*USER, "ds")
         last = days.agg(F.sort_array(F.collect_list(order)).alias("order"))
@@ -180,16 +188,18 @@ def choose(flagged: DataFrame, config: Positives, seed: int, over_cap: int) -> D
 
 
 def carry(held_back: DataFrame, described: DataFrame, config: Positives, ds: str) -> DataFrame:
-    """The positives that an earlier night kept out of training (split valid), as training rows of ds, with their age then.
+    """The positives that an earlier night held back from training (split valid), as training rows of ds.
 
-    What was decided on them (liveness, down-sampling, cap) holds: an item that was live on their day trains, as in a
-    bootstrap, even if it has left the catalogue since. `described`: item_id, once each, of items with features in some
-    snapshot that this night reads. Rows of other items are dropped.
+    Their age and weight are updated to the end of ds. The decisions of the earlier night stand (liveness, down-sampling,
+    cap): an item that was live on their day trains, as in a bootstrap, even if it has left the catalogue since.
+
+    `described`: item_id, without repeats, of the items that some snapshot of this night describes. Rows of other items are
+    dropped as NOT_LIVE.
     """
     described = described.select("item_id", F.lit(True).alias("described"))
     rows = held_back.join(described, on="item_id", how="left")
-    aged = F.lit(0.0) if config.half_life_days is None else _age(ds) - F.col("example_age")
-    decay = F.pow(F.lit(0.5), aged / F.lit(config.half_life_days or 1.0))
+    days = F.lit(0.0) if config.half_life_days is None else _age(ds) - F.col("example_age")
+    decay = F.pow(F.lit(0.5), days / F.lit(config.half_life_days or 1.0))
     return rows.withColumns(
         {
             "example_age": _age(ds).cast("float"),
@@ -208,7 +218,7 @@ def _age(ds: str) -> Column:
 
 
 def finish(rows: DataFrame, config: Positives, ds: str) -> DataFrame:
-    """Adds example_age (days from the event to the end of ds), weight (reward x recency) and split (null where dropped)."""
+    """Adds example_age (days from the event to the end of ds), weight (reward x recency) and split (null if dropped)."""
     end = F.unix_timestamp(F.lit(f"{ds} 00:00:00")) + F.lit(86_400)
     seconds = end - F.unix_timestamp("event_time")
     age = seconds / F.lit(86_400.0)

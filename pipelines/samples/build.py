@@ -8,7 +8,7 @@ from pyspark.sql import functions as F
 
 from pipelines.contract.negative_kinds import POPULARITY, UNIFORM
 from pipelines.drift import compare_with_before
-from pipelines.features.encode import sides
+from pipelines.features.side import sides
 from pipelines.histories.user_stream import key_of
 from pipelines.inputs.matching_ids import Ids, refuse_other_ids
 from pipelines.joins import broadcast_small

@@ -11,8 +11,8 @@ from model.network.embeddings import scaled_age
 from model.serving.embed import embed_items, embed_users
 from model.training.checkpoint import load_checkpoint
 from model.training.trainer import train
-from pipelines.contract.schema import AgeFeature, FeatureSchema
-from pipelines.features import encode
+from pipelines.contract.schema import AgeFeature, FeatureSchema, NumericFeature
+from pipelines.features.feature_schema import example_age
 from tests.model import toy_night
 
 AGE = {"name": "example_age", "kind": "age", "column": "example_age"}
@@ -25,10 +25,10 @@ def test_example_age_is_bounded_and_frozen() -> None:
     values = scaled_age(age, {"example_age": torch.tensor([0.0, 1.0, 30.0, 330.0, 4000.0])})[:, 0]
     assert values[[0, 3, 4]].tolist() == [0, 1, 1]
     assert (values[1:4] > values[:3]).all()
-    first = encode.example_age(330, {})
-    assert encode.example_age(1, {"schema": {"example_age": first}}) == first
+    first = example_age(330, {})
+    assert example_age(1, {"schema": {"example_age": first.model_dump()}}) == first
     raw = {"name": "example_age", "kind": "numeric", "column": "example_age", "mean": 0.0, "std": 1.0}
-    assert encode.example_age(30, {"schema": {"example_age": raw}}) == raw, (
+    assert example_age(30, {"schema": {"example_age": raw}}) == NumericFeature.model_validate(raw), (
         "a schema from an older program version keeps its numeric feature"
     )
 

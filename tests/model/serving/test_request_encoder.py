@@ -12,8 +12,10 @@ from model.serving.request_encoder import RequestEncoder, RequestError
 from model.serving.vocabulary import Vocabulary, bucket_of, read_vocabularies
 from pipelines.config import Features
 from pipelines.contract.request_fields import RequestFields
-from pipelines.contract.schema import FeatureSchema
 from pipelines.features import encode, vocabulary
+from pipelines.features.feature_schema import example_age, feature_schema
+from pipelines.features.request_fields import request_fields
+from pipelines.features.side import hashed_sizes, sides
 from tests.model import toy_night
 
 Encoded = tuple[list[dict[str, Any]], RequestEncoder]
@@ -57,7 +59,7 @@ ROWS: list[tuple[Any, ...]] = [
 def encoded(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Encoded:
     """ROWS as encoded by Spark, and a request encoder with the same vocabularies, which lack the values of user u6."""
     snapshot = spark.createDataFrame(ROWS, COLUMNS)
-    side = encode.sides(FEATURES)[0]
+    side = sides(FEATURES)[0]
     values = encode.values_of(side, snapshot.where("user_id != 'u6'"))
     assert values is not None
     items = spark.createDataFrame([("item_id", str(n), 1) for n in range(9)], values.schema)
@@ -69,9 +71,9 @@ def encoded(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> En
     folder = tmp_path_factory.mktemp("release") / "vocabularies"
     grown.write.parquet(str(folder))
     names = ["user_id", "item_id"] + [side.label(f) for f in side.features if f.kind != "numeric"]
-    sizes = dict.fromkeys(names, 2) | sizes | encode.hashed_sizes(FEATURES)
-    schema = FeatureSchema.model_validate(encode.feature_schema(FEATURES, sizes, statistics, encode.example_age(1, {})))
-    fields = RequestFields.validate_python(encode.request_fields(FEATURES, dict(snapshot.dtypes), "bigint"))
+    sizes = dict.fromkeys(names, 2) | sizes | hashed_sizes(FEATURES)
+    schema = feature_schema(FEATURES, sizes, statistics, example_age(1, {}))
+    fields = RequestFields.validate_python(request_fields(FEATURES, dict(snapshot.dtypes), "bigint"))
     urls = sorted(str(path) for path in folder.glob("*.parquet"))
     names = {f.vocabulary for f in fields if getattr(f, "vocabulary", None)}  # type: ignore[union-attr]
     return encoded_rows, RequestEncoder(fields, schema, read_vocabularies(urls, names))

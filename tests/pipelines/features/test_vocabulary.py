@@ -7,6 +7,8 @@ from pyspark.sql import functions as F
 
 from pipelines.config import Features
 from pipelines.features import encode, vocabulary
+from pipelines.features.feature_schema import as_json, example_age, feature_schema
+from pipelines.features.side import hashed_sizes, sides
 from pipelines.hashing import hashed
 
 pytestmark = pytest.mark.joins
@@ -64,7 +66,7 @@ def test_buckets_need_no_vocabulary_and_tell_features_apart(spark: SparkSession)
         "ids": {"user": {"buckets": 50}, "item": {"buckets": 7}},
     }
     features = Features.model_validate(spec)
-    user, item = encode.sides(features)
+    user, item = sides(features)
     rows = [(f"{n}", f"b{n}", "s", ["b1", None, "b3"]) for n in range(300)] + [("300", None, "s", None)]
     frame = spark.createDataFrame(rows, "item_id string, brand string, shop string, likes array<string>")
     frame = frame.withColumn("user_id", F.col("item_id"))
@@ -87,10 +89,8 @@ def test_buckets_need_no_vocabulary_and_tell_features_apart(spark: SparkSession)
     }
     assert sum(other[key] == brands[key] for key in brands) < 10
 
-    sizes = {"user_id": 2, "item_id": 12, "user.likes": 2, "item.brand": 2, "item.shop": 3} | encode.hashed_sizes(
-        features
-    )
-    schema = encode.feature_schema(features, sizes, {}, encode.example_age(30, {}))
+    sizes = {"user_id": 2, "item_id": 12, "user.likes": 2, "item.brand": 2, "item.shop": 3} | hashed_sizes(features)
+    schema = as_json(feature_schema(features, sizes, {}, example_age(30, {})))
     assert [entry["size"] for entry in schema["user"]] == [52, 7]
     rows = {"column": "item_row", "size": 9, "hashed": True}
     assert schema["item"][0] | {"rows": rows, "size": 12} == schema["item"][0]

@@ -13,6 +13,7 @@ from pyspark.sql import functions as F
 from pipelines.config import Features, Inputs
 from pipelines.contract.errors import InputError, NightjarError, UsageError
 from pipelines.features import encode
+from pipelines.features.side import Side
 from pipelines.night import Night
 from pipelines.positives.build import build_positives
 from pipelines.storage.dates import parse_ds
@@ -174,7 +175,7 @@ def test_a_ds_that_is_no_day_is_a_usage_error(ds: str) -> None:
 
 
 def test_numbers_that_are_none_are_not_known(warehouse: Warehouse) -> None:
-    side = encode.Side(
+    side = Side(
         "item",
         Features.model_validate(
             {
