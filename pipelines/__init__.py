@@ -1,1 +1,1 @@
-"""Spark: pure DataFrame -> DataFrame functions, and the tables that they meet in. Never torch, mlflow or model."""
+"""The Spark side: pure DataFrame -> DataFrame functions, and the tables between them. Imports no torch, mlflow or model."""

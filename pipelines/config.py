@@ -1,4 +1,4 @@
-"""The Spark side of the config: inputs, features, positives, negatives, samples, simulation. A line under each field."""
+"""The Spark side of the config: inputs, features, positives, negatives, samples, checks, simulation."""
 
 from typing import Annotated, Literal
 
@@ -10,16 +10,18 @@ STAGES = ("recall", "coarse", "fine", "rerank", "exposed")  # of the ranking fun
 
 
 class InputTable(StrictModel):
-    """Where an input table lives and what its columns are called there."""
+    """The location of an input table and the names of its columns."""
 
-    path: str | None = Field(None, description="folder or URI of the table; default: its own name under the warehouse")
+    path: str | None = Field(
+        None, description="folder or URI of the table; default: the folder with its name in the warehouse"
+    )
     columns: dict[str, str] = Field(
-        {}, description="our name -> your name, for columns that are called differently, e.g. {event_time: ts}"
+        {}, description="our name -> your name, for columns with other names, e.g. {event_time: ts}"
     )
 
 
 class Inputs(StrictModel):
-    """The tables that users own."""
+    """The input tables, which users of Nightjar provide."""
 
     interactions: InputTable = InputTable()
     ranking_logs: InputTable = InputTable()
@@ -28,13 +30,17 @@ class Inputs(StrictModel):
 
 
 class VocabularyFeatureConfig(StrictModel):
-    """How the values of a feature become indices: through an exact vocabulary, or hashed to buckets."""
+    """How values of a feature become indices: by an exact vocabulary, or by hashing into buckets."""
 
     min_count: int = Field(
-        1, ge=1, description="a value gets an index on the first night that reads it so often; until then it is default"
+        1,
+        ge=1,
+        description="a value gets an index on the first night that reads it this often; before that it has the default index",
     )
     buckets: int | None = Field(
-        None, ge=1, description="index = 2 + hash mod buckets, no vocabulary: bounded, at the price of collisions"
+        None,
+        ge=1,
+        description="hash instead of a vocabulary: index = 2 + hash mod buckets; bounds the table, but values may collide",
     )
 
     @model_validator(mode="after")
@@ -45,7 +51,7 @@ class VocabularyFeatureConfig(StrictModel):
 
 
 class CategoricalFeatureConfig(VocabularyFeatureConfig):
-    """One value of a closed or open set; each value gets an index."""
+    """One value of a closed or open set. Each value gets an index."""
 
     kind: Literal["categorical"]
     name: str = Field(pattern=r"[a-z][a-z0-9_]*$")
@@ -56,17 +62,19 @@ class MultiCategoricalFeatureConfig(VocabularyFeatureConfig):
 
     kind: Literal["multi_categorical"]
     name: str = Field(pattern=r"[a-z][a-z0-9_]*$")
-    max_values: int = Field(8, ge=1, description="values beyond this many are cut: every row costs this much")
-    weights: str | None = Field(None, description="column with an array of weights, one a value")
+    max_values: int = Field(
+        8, ge=1, description="values beyond this number are cut; memory and time of a row grow with it"
+    )
+    weights: str | None = Field(None, description="column with an array of weights, one per value")
 
 
 class NumericFeatureConfig(StrictModel):
-    """A number, standardised with the catalogue's own mean and deviation, or put into buckets."""
+    """A number, standardised with the mean and standard deviation of the first night, or put into buckets."""
 
     kind: Literal["numeric"]
     name: str = Field(pattern=r"[a-z][a-z0-9_]*$")
     boundaries: list[FiniteFloat] | None = Field(
-        None, description="ascending bucket edges; without them the number is standardised"
+        None, description="ascending bucket edges; null: standardise the number"
     )
 
     @model_validator(mode="after")
@@ -82,10 +90,10 @@ FeatureConfig = Annotated[
 
 
 class FeatureItemId(StrictModel):
-    """The id of an item. Its own index is always exact: tables and the search index are keyed by it."""
+    """The id of an item. Its index is always exact, because tables and the search index are keyed by it."""
 
     buckets: int | None = Field(
-        None, ge=1, description="rows of the item's embedding table, chosen by hash; null: a row for each item"
+        None, ge=1, description="number of rows of the embedding table of items, chosen by hash; null: one row per item"
     )
 
 
@@ -97,30 +105,32 @@ class FeatureIds(StrictModel):
 
 
 class History(StrictModel):
-    """The user's last positives, strictly before the event."""
+    """The last positives of the user before the event."""
 
     length: int = Field(
-        50, ge=1, description="L: positives kept; longer histories blur in a mean and cost reading time"
+        50, ge=1, description="L: number of positives; longer histories blur in a mean and take longer to read"
     )
     order: Literal["strictly_before", "leave_one_out"] = Field(
         "strictly_before",
-        description="leave_one_out: the user's last other positives whatever their order, for data typed in one sitting, "
-        "where order means nothing",
+        description="strictly_before: the last positives before the event. leave_one_out: the last other positives of the "
+        "user in any order, for data entered in one sitting, where order has no meaning",
     )
 
 
 class Features(StrictModel):
-    """What the towers see. The ids of user and item are always there and need no line."""
+    """The features that the towers read. The ids of users and items are built in: do not list them."""
 
     user: list[FeatureConfig] = Field([])
     item: list[FeatureConfig] = Field([])
-    history: History | None = Field(History(), description="null switches the history off")
+    history: History | None = Field(History(), description="null: no history")
     example_age: bool = Field(
         False,
-        description="the user tower reads log(1 + days from the event to the end of ds), scaled to 0 to 1; 0 when serving "
-        "(YoutubeDNN). Off: on nights of one day it is the time of day, see docs/algorithms.md",
+        description="the user tower reads log(1 + days from the event to the end of ds), scaled to 0 to 1, and 0 when serving "
+        "(YoutubeDNN). Off by default: on nights of one day it is only the time of day, see docs/algorithms.md",
     )
-    user_id: bool = Field(True, description="an embedding of the user's id; off, users live on features and history")
+    user_id: bool = Field(
+        True, description="learn an embedding per user id; false: the user tower reads only features and history"
+    )
     ids: FeatureIds = FeatureIds()
 
     @model_validator(mode="after")
@@ -129,9 +139,7 @@ class Features(StrictModel):
             names = [feature.name for feature in features]
             reserved = sorted(set(names) & {"id", "index", "bucket", f"{side}_id"})
             if reserved:
-                raise ValueError(
-                    f"features.{side}: the name {reserved[0]!r} is taken by the id itself; ids need no line"
-                )
+                raise ValueError(f"features.{side}: the name {reserved[0]!r} is reserved for the id, which is built in")
             repeated = sorted({name for name in names if names.count(name) > 1})
             if repeated:
                 raise ValueError(f"features.{side}: {repeated[0]!r} is listed twice")
@@ -139,76 +147,92 @@ class Features(StrictModel):
 
 
 class Downsample(StrictModel):
-    """Popularity down-sampling: a few items take most clicks."""
+    """Down-sampling of positives by popularity, because a few items get most clicks."""
 
     form: Literal["word2vec", "power"] = Field(
         "word2vec", description="word2vec: (sqrt(f/t)+1) t/f; power: (t/f)^exponent; both capped at 1"
     )
-    threshold: float = Field(1e-3, gt=0, description="t: the share of all positives above which an item is thinned")
+    threshold: float = Field(
+        1e-3, gt=0, description="t: the share of all positives above which an item is down-sampled"
+    )
     exponent: float = Field(0.5, gt=0, le=1, description="a of the power form")
 
 
-Reward = Annotated[float, Field(ge=0, le=1e6)]  # of an action: the column reward, up to 1e12, is multiplied by it
+Reward = Annotated[float, Field(ge=0, le=1e6)]  # of an action; multiplies the column reward, which is at most 1e12
 
 
 class Positives(StrictModel):
-    """Which interactions teach the model, and how often."""
+    """Which interactions the model trains on, and with what weight."""
 
     actions: dict[str, Reward] = Field(
-        {"click": 1.0}, min_length=1, description="action -> reward; an action that is not here is no positive"
+        {"click": 1.0}, min_length=1, description="action -> reward; interactions with other actions are not positives"
     )
-    deduplicate: bool = Field(True, description="same user, item and day: keep one, see day_reward")
+    deduplicate: bool = Field(True, description="keep one positive per user, item and day, see day_reward")
     day_reward: Literal["last", "max", "sum"] = Field(
         "max",
-        description="reward of a user, item and day: max keeps the event of the highest reward (the last of equals), last "
-        "the last event, sum the last event with the rewards of all",
+        description="which event of a user, item and day to keep: max: that with the highest reward (the last of equal ones); "
+        "last: the last one; sum: the last one, with the sum of all rewards",
     )
     per_user_cap: int | None = Field(
-        50, ge=1, description="positives a user and day, chosen by hash: heavy users must not own the loss"
+        50,
+        ge=1,
+        description="most positives per user and day, chosen by hash, so that heavy users do not dominate; null: no cap",
     )
-    downsample: Downsample | None = Field(Downsample(), description="null keeps every positive")
-    window_days: int = Field(30, ge=1, description="days over which popularity is counted")
+    downsample: Downsample | None = Field(Downsample(), description="null: keep all positives")
+    window_days: int = Field(30, ge=1, description="number of days over which popularity is counted")
     known_items: int = Field(
-        1000, ge=1, description="distinct positives a user that the state remembers, so that none becomes a negative"
+        1000,
+        ge=1,
+        description="most distinct items per user that the state remembers, so that they do not become negatives",
     )
-    half_life_days: float | None = Field(None, gt=0, description="weight halves with this age; null: all days alike")
+    half_life_days: float | None = Field(
+        None, gt=0, description="the weight of a row halves with this age; null: no decay"
+    )
     valid_hours: float = Field(
         2.0,
         ge=0,
         lt=24,
-        description="last hours of ds kept out of training: gates compare releases on them, the valid loss is theirs, and the "
-        "next night trains on them; 0: none, and releases are not compared",
+        description="hold back the last hours of ds from training: gates compare releases on them, the validation loss uses "
+        "them, and the next night trains on them; 0: none, and releases are not compared",
     )
 
 
 class Negatives(StrictModel):
-    """Quotas a row by kind. The easy ones are shared by the whole batch, the hard ones stay with their row."""
+    """Number of negatives per row by kind. A batch shares its easy negatives; hard negatives belong to their row."""
 
-    uniform: int = Field(2, ge=0, description="drawn from all live items alike: keeps the tail in the loss")
-    popularity: int = Field(2, ge=0, description="drawn by popularity^exponent: punishes the merely popular")
-    coarse: int = Field(2, ge=0, description="fairly hard: recalled for this user, dropped by coarse ranking")
-    fine: int = Field(2, ge=0, description="very hard: reached fine ranking, lowest positions, not exposed")
+    uniform: int = Field(2, ge=0, description="drawn uniformly from all live items; keeps rare items in the loss")
+    popularity: int = Field(
+        2, ge=0, description="drawn by popularity^popularity_exponent; penalises items that are only popular"
+    )
+    coarse: int = Field(2, ge=0, description="medium hard: recalled for this user, dropped by coarse ranking")
+    fine: int = Field(2, ge=0, description="hard: reached fine ranking at low positions, not exposed")
     coarse_stages: list[str] = Field(
         ["coarse"],
-        description="last stages (ranking_logs.stage) of the items that coarse negatives are drawn from; `recall` beside "
-        "coarse: also what was filtered before ranking, which is often filtered for what the user did (seen, blocked)",
+        description="coarse negatives are drawn from items whose last stage (ranking_logs.stage) is one of these; with "
+        "`recall` also from items filtered before ranking, often because of what the user did (seen, blocked)",
     )
     fine_stages: list[str] = Field(
-        ["fine", "rerank"], description="last stages of the items that fine negatives are drawn from"
+        ["fine", "rerank"], description="fine negatives are drawn from items whose last stage is one of these"
     )
-    popularity_exponent: float = Field(0.75, ge=0, le=1, description="0 is uniform, 1 is popularity itself")
+    popularity_exponent: float = Field(0.75, ge=0, le=1, description="0: uniform, 1: proportional to popularity")
     fine_share: float = Field(
-        0.5, gt=0, le=1, description="share of the fine list, from its end, that hard negatives come from"
+        0.5, gt=0, le=1, description="fine negatives come from this share of the fine list, at its end"
     )
-    exposed_days: int = Field(1, ge=1, description="days of ranking logs whose exposures are never negatives")
-    attempts: int = Field(20, ge=1, description="draws a place before it stays empty (and is counted)")
+    exposed_days: int = Field(
+        1, ge=1, description="days of ranking logs whose exposed items are never negatives of the user"
+    )
+    attempts: int = Field(
+        20, ge=1, description="draws per negative before its place stays empty (empty places are counted)"
+    )
     broadcast_items: int = Field(
-        2_000_000, ge=0, description="catalogues above this are drawn from by a shuffle: 60 bytes an item and task else"
+        2_000_000,
+        ge=0,
+        description="draw by a shuffle if the catalogue has more items; else broadcast it, at 60 bytes per item and task",
     )
 
     @property
     def total(self) -> int:
-        """K: negatives a row."""
+        """K: negatives per row."""
         return self.uniform + self.popularity + self.coarse + self.fine
 
     @model_validator(mode="after")
@@ -230,77 +254,90 @@ class Negatives(StrictModel):
                 raise ValueError(f"{kind}_stages is empty: name a stage, or set {kind} to 0")
         if both := sorted(set(self.coarse_stages) & set(self.fine_stages)):
             raise ValueError(
-                f"{both[0]!r} is in coarse_stages and in fine_stages: an item is of one kind, so remove one"
+                f"{both[0]!r} is in coarse_stages and in fine_stages: an item belongs to one kind, so remove one"
             )
         return self
 
 
 class Samples(StrictModel):
-    """How the sample table is laid out for the trainers."""
+    """The layout of the sample table for the trainers."""
 
     row_group_rows: int = Field(
         32_768,
         ge=1,
-        description="rows a row group (and file): small enough to share out, large enough to write and read fast",
+        description="rows per row group (and file): small enough to distribute, large enough to write and read fast",
     )
     trainers: int = Field(
-        4, ge=1, description="the number of row groups is a multiple of this, so up to so many trainers share equally"
+        4,
+        ge=1,
+        description="the number of row groups is a multiple of this, so that up to this many trainers get equal shares",
     )
 
 
 class Checks(StrictModel):
-    """How far inputs and outputs may stray before a night is refused. Within these, bad rows go to `quarantine`."""
+    """Limits beyond which a night is refused. Within them, bad rows go to `quarantine`."""
 
     bad_rows: float = Field(
         0.001,
         ge=0,
         le=1,
-        description="share of a table's rows that may break its contract: a few are noise, more a bug",
+        description="largest share of rows of a table that may break its contract: a few are noise, more are a bug",
     )
     rows_low: float | None = Field(
-        0.2, ge=0, lt=1, description="fewest rows of ds, as a share of the median of the last 7 days; null: any number"
+        0.2, ge=0, lt=1, description="fewest rows of ds, as a share of the median of the last 7 days; null: no limit"
     )
     rows_high: float | None = Field(
-        5.0, gt=1, description="most rows of ds, as a multiple of the median of the last 7 days; null: any number"
+        5.0, gt=1, description="most rows of ds, as a multiple of the median of the last 7 days; null: no limit"
     )
     null_rise: float | None = Field(
-        0.3, ge=0, le=1, description="how far a column's share of nulls may rise in one night; null: as far as it likes"
+        0.3, ge=0, le=1, description="largest rise of the share of nulls of a column in one night; null: no limit"
     )
     duplicates: float = Field(
-        0.2, ge=0, le=1, description="share of interactions that repeat another one exactly: above, it came twice"
+        0.2,
+        ge=0,
+        le=1,
+        description="largest share of interactions that repeat another one exactly; above it the feed probably came twice",
     )
     matching_ids: float = Field(
         0.01,
         ge=0,
         le=1,
-        description="share of the user (and item) ids of ranking_logs that interactions (items) must have too, and of the "
-        "users of interactions in users; of the table with fewer ids, and not asked of fewer than 10. 0: any",
+        description="smallest share of ids that two tables must have in common: users of ranking_logs and interactions, items "
+        "of ranking_logs and items, users of interactions and users. Relative to the table with fewer ids; not checked if it "
+        "has fewer than 10. 0: no limit",
     )
     fallback_share: float = Field(
-        1.0, ge=0, le=1, description="share of hard negatives' places that easy ones may take; 1: all, no logs needed"
+        1.0,
+        ge=0,
+        le=1,
+        description="largest share of hard negatives that easy ones may replace; 1: all, so ranking logs are optional",
     )
 
 
 class Simulation(StrictModel):
-    """The simulated product of `simulate_logs`."""
+    """The simulated product of the job `simulate_logs`."""
 
     start: str = Field("2024-03-01", description="first simulated day")
     days: int = Field(10, ge=1, description="days simulated")
     users: int = Field(2000, ge=1)
     items: int = Field(3000, ge=50, description="items on the last day")
-    new_item_share: float = Field(0.1, ge=0, lt=1, description="share of the items that is published during the days")
-    requests_per_user: float = Field(0.7, gt=0, description="mean requests a user and day")
-    recalled: int = Field(500, ge=20, description="items recalled a request")
-    coarse_kept: int = Field(100, ge=5, description="kept by coarse ranking: these reach fine ranking")
-    fine_kept: int = Field(50, ge=2, description="kept by fine ranking: these reach re-ranking")
-    exposed: int = Field(10, ge=1, description="shown")
+    new_item_share: float = Field(
+        0.1, ge=0, lt=1, description="share of the items that are published during the simulated days"
+    )
+    requests_per_user: float = Field(0.7, gt=0, description="mean number of requests per user and day")
+    recalled: int = Field(500, ge=20, description="items recalled per request")
+    coarse_kept: int = Field(100, ge=5, description="items per request that coarse ranking passes to fine ranking")
+    fine_kept: int = Field(50, ge=2, description="items per request that fine ranking passes to re-ranking")
+    exposed: int = Field(10, ge=1, description="items shown per request")
     taste_dim: int = Field(16, ge=2, description="dimension of the true taste vectors")
     categories: int = Field(20, ge=2)
     tags: int = Field(60, ge=2)
     zipf: float = Field(0.8, ge=0, description="exponent of the items' true attractiveness")
-    drift: float = Field(0.0, ge=0, le=1, description="how far tastes turn each day (0: not at all)")
+    drift: float = Field(0.0, ge=0, le=1, description="how much tastes change each day (0: not at all)")
     noise_features: int = Field(
-        0, ge=0, description="columns noise_1, … of users and items that tell nothing: does a model see that?"
+        0,
+        ge=0,
+        description="number of columns noise_1, … of users and items without information, to test a model with",
     )
 
     @model_validator(mode="after")

@@ -1,6 +1,6 @@
-"""Every random choice as a pure function of a row's keys and the seed: the same on one core, a cluster, after a retry.
+"""Random choices as pure functions of a row's keys and the seed: the same on one core, on a cluster and after a retry.
 
-Spark columns hash with xxhash64; inside numpy batches, 64-bit keys are mixed with the finaliser of SplitMix64
+Spark columns use xxhash64. In numpy batches, 64-bit keys are mixed with the finaliser of SplitMix64
 (Steele, Lea and Flood, OOPSLA 2014), which passes BigCrush as a counter-based generator.
 """
 
@@ -14,7 +14,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def hashed(purpose: str, seed: int, *keys: Column) -> Column:
-    """A 64-bit hash of the keys, different for each purpose ("keep", "cap", "shuffle") and seed."""
+    """A 64-bit hash of the keys. It differs for each purpose ("keep", "cap", "shuffle") and seed."""
     return F.xxhash64(F.lit(purpose), F.lit(seed), *keys)
 
 
@@ -24,7 +24,7 @@ def unit(purpose: str, seed: int, *keys: Column) -> Column:
 
 
 def mix(keys: UInt64, *salts: npt.NDArray[np.generic] | int) -> UInt64:
-    """64-bit keys [n] and salts (numbers or arrays [n]) -> 64 well-mixed bits [n]."""
+    """Hash 64-bit keys [n] and salts (numbers or arrays [n]) to 64 well-mixed bits [n]."""
     with np.errstate(over="ignore"):
         mixed = keys.astype(np.uint64)
         for salt in salts:
@@ -39,5 +39,5 @@ def _finalise(z: UInt64) -> UInt64:
 
 
 def to_unit(bits: UInt64) -> npt.NDArray[np.float64]:
-    """64-bit hashes -> numbers in [0, 1)."""
+    """Map 64-bit hashes to numbers in [0, 1)."""
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53

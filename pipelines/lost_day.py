@@ -1,4 +1,4 @@
-"""A day without interactions: the tables of the night before under the date of this day, so that the next night finds them."""
+"""A day without interactions: copies the tables of the night before to this ds, so that the next night can use them."""
 
 from dataclasses import dataclass, replace
 
@@ -8,28 +8,28 @@ from pipelines.night import STATE_TABLES, Night
 from pipelines.storage.lineage import lineage_of_night
 from pipelines.storage.manifest import Manifest, Recipe
 
-CARRIED_FROM = "carried_from"  # Fact of a manifest: the last day with data, whose rows these are.
+CARRIED_FROM = "carried_from"  # fact of a manifest: the last day with data, from which the rows come
 CARRIED_TABLES = (*STATE_TABLES, "item_features")
 
 
 @dataclass(frozen=True)
-class Carried:
-    """What `carry_state` wrote: the manifests by table, the last day with data, and whether anything was done."""
+class CarriedState:
+    """The result of `carry_state`."""
 
-    manifests: dict[str, Manifest]
-    day: str
-    done: bool
+    manifests: dict[str, Manifest]  # by table
+    day: str  # the last day with data
+    done: bool  # False if the step was skipped
 
 
-def carry_state(night: Night, *, force: bool = False) -> Carried:
-    """Write the state tables, item_features and positives of the night before again, as those of this ds.
+def carry_state(night: Night, *, force: bool = False) -> CarriedState:
+    """Copy the state tables and item_features of the night before to this ds, and its held-back rows to `positives`.
 
-    `positives` holds the validation rows of the night before: no training has had them, so the next night trains on them.
-    Raises UsageError where ds has interactions, InputError where there is no night before.
+    No training has used the held-back (validation) rows yet, so the next night trains on them. Raises UsageError if ds has
+    interactions, InputError if tables of the night before are missing.
     """
     _refuse_a_day_with_data(night)
     warehouse, ds, yesterday = night.warehouse, night.ds, night.yesterday
-    assert yesterday is not None, "a bootstrap has no night before"
+    assert yesterday is not None, "--no-data needs a night before"
     before = night.state()
     remedy = f"run ds={yesterday} first"
     before |= {table: warehouse.require(table, yesterday, remedy) for table in ("item_features", "positives")}
@@ -40,7 +40,7 @@ def carry_state(night: Night, *, force: bool = False) -> Carried:
     written = {table: warehouse.manifest(table, ds) for table in before}
     complete = {table: made for table, made in written.items() if made is not None and made.made_by(recipe)}
     if len(complete) == len(before) and not force:
-        return Carried(complete, day, False)
+        return CarriedState(complete, day, False)
 
     warehouse.retract(tuple(before), ds)
     manifests = {
@@ -49,26 +49,26 @@ def carry_state(night: Night, *, force: bool = False) -> Carried:
         )
         for table in CARRIED_TABLES
     }
-    waiting = warehouse.read("positives", yesterday).where("split = 'valid'")
+    held_back = warehouse.read("positives", yesterday).where("split = 'valid'")
     facts = {"schema": before["positives"].facts["schema"], "bootstrap_days": 0, CARRIED_FROM: day}
     manifests["positives"] = warehouse.write(
-        waiting,
+        held_back,
         "positives",
         ds,
         recipe,
         facts=lambda staged, _: facts | {"counts": {"held_back": staged.count()}},
         may_be_empty=True,
     )
-    return Carried(manifests, day, True)
+    return CarriedState(manifests, day, True)
 
 
 def carried_from(manifest: Manifest | None) -> str | None:
-    """The last day with data, where a partition was carried forward over days without any; else None."""
+    """The last day with data if the partition was copied over days without data; else None."""
     return manifest.facts.get(CARRIED_FROM) if manifest else None
 
 
 def _refuse_a_day_with_data(night: Night) -> None:
-    """UsageError where the night could be an ordinary one."""
+    """Raises UsageError if ds has interactions."""
     if night.ds not in night.inputs.days("interactions"):
         return
     uri = f"{night.inputs.uri('interactions')}/ds={night.ds}"
@@ -77,9 +77,9 @@ def _refuse_a_day_with_data(night: Night) -> None:
     try:
         rows = night.inputs.count("interactions", night.ds)
     except InputError as error:
-        raise InputError(f"--no-data: whether ds={night.ds} has rows is not known: {error}") from None
+        raise InputError(f"--no-data: cannot tell whether ds={night.ds} has rows: {error}") from None
     if rows:
         raise UsageError(
             f"--no-data: table interactions has {rows:,} rows for ds={night.ds} ({uri}). Run the night without --no-data, "
-            "or move this partition away if it must not be learned from"
+            "or move this partition away if the model must not learn from it"
         )

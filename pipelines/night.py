@@ -1,4 +1,4 @@
-"""What every step of a night shares: the day, the window of logs, the tables before it, and what it is made of."""
+"""A night (one ds), as all steps see it: its days of logs, its inputs, and the state of the night before."""
 
 import logging
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ log = logging.getLogger("nightjar")
 
 @dataclass(frozen=True)
 class Night:
-    """One ds. `bootstrap_days` > 0: the first night, which reads so many days of logs and no state of a night before."""
+    """One ds. `bootstrap_days` > 0: a first night, which reads that many days of logs and no earlier state."""
 
     warehouse: Warehouse
     inputs: InputTables
@@ -35,7 +35,7 @@ class Night:
         checks: Checks | None = None,
         features: Features | None = None,
     ) -> "Night":
-        """A night on a warehouse. `features`: whose columns the checks of users and items watch."""
+        """Open a night. `features`: the checks of users and items cover the columns of these features."""
         return cls(warehouse, InputTables(warehouse, inputs, checks, features), ds, seed, bootstrap_days)
 
     @property
@@ -45,21 +45,21 @@ class Night:
 
     @property
     def end(self) -> str:
-        """The last moment that this night knows of (UTC)."""
+        """The end of the period whose events this night uses (UTC)."""
         update = self.warehouse.update
         return update.until if update else f"{self.ds} 23:59:59.999999"
 
     @property
     def yesterday(self) -> str | None:
-        """The night whose state this one rolls forward; None when bootstrapping."""
+        """The night whose state this one rolls forward; None in a bootstrap."""
         return None if self.bootstrap_days else shift(self.ds, -1)
 
     def log_days(self) -> list[str]:
-        """Days of interactions in the window. InputError where there are none, or none for ds itself."""
+        """Days of interactions in the window. Raises InputError if there are none, or if ds itself is missing."""
         days = self.inputs.present("interactions", self.window)
         if not days or (not self.bootstrap_days and self.ds not in days):
-            known = self.inputs.days("interactions")
-            has = f"it has {known[0]} to {known[-1]}" if known else "it has no partition at all"
+            present = self.inputs.days("interactions")
+            has = f"it has {present[0]} to {present[-1]}" if present else "it has no partition at all"
             if misnamed := self.inputs.report.misnamed_days("interactions", self.window[0], self.window[-1]):
                 has += f"; days are called ds=YYYY-MM-DD, so these are not read: {shortened(misnamed)}"
             raise InputError(
@@ -70,17 +70,17 @@ class Night:
         return days
 
     def state(self) -> dict[str, Manifest]:
-        """Manifests of last night's state tables. InputError that says how to bootstrap where there is none."""
+        """Manifests of last night's state tables, by table; {} in a bootstrap. Raises InputError if one is missing."""
         if self.yesterday is None:
             return {}
-        found = {table: self.warehouse.manifest(table, self.yesterday) for table in STATE_TABLES}
-        missing = [table for table, manifest in found.items() if manifest is None]
+        manifests = {table: self.warehouse.manifest(table, self.yesterday) for table in STATE_TABLES}
+        missing = [table for table, manifest in manifests.items() if manifest is None]
         if missing:
             raise InputError(
                 f"no state of the night before: table {missing[0]} has no partition ds={self.yesterday}. Run ds="
                 f"{self.yesterday} first, or start here from the raw logs with --bootstrap-days N (N days up to {self.ds})"
             )
-        return {table: manifest for table, manifest in found.items() if manifest is not None}
+        return {table: manifest for table, manifest in manifests.items() if manifest is not None}
 
 
 STATE_TABLES = ("vocabularies", "user_histories", "item_stats")
@@ -88,7 +88,7 @@ POSITIVE_TABLES = (*STATE_TABLES, "item_features", "item_versions", "positives")
 
 
 def is_done(night: Night, tables: tuple[str, ...], recipe: Recipe, force: bool) -> bool:
-    """Whether every table of a step was written by this very recipe (then the step is skipped, unless forced)."""
+    """Whether the step can be skipped: all its tables were written by this recipe. False if `force` is set."""
     if force:
         return False
     manifests = [night.warehouse.manifest(table, night.ds) for table in tables]
@@ -97,7 +97,7 @@ def is_done(night: Night, tables: tuple[str, ...], recipe: Recipe, force: bool) 
 
 @dataclass(frozen=True)
 class SampleConfig:
-    """The parts of the config that shape tables."""
+    """The sections of the config that determine the rows of tables."""
 
     features: Features
     positives: Positives

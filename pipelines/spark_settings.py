@@ -1,4 +1,4 @@
-"""Wrong values of Spark settings: Java's error becomes one that names the setting, its value and the remedy."""
+"""Turns Java's error about a Spark setting into one that names the setting, its value and the remedy."""
 
 import re
 import shlex
@@ -17,19 +17,19 @@ def wrong_setting(error: BaseException, settings: Mapping[str, str]) -> UsageErr
 
     Spark names the setting in some of its messages and only the value in others.
     """
-    said = list(_messages(error))
-    for message in reversed(said):  # the innermost cause is the most precise
+    messages = list(_messages(error))
+    for message in reversed(messages):  # the innermost cause is the most precise
         named = [key for key in settings if re.search(rf"(?<![\w.]){re.escape(key)}(?![\w.])", message)]
-        holds = [key for key, value in settings.items() if _is_telling(value) and value in message]
-        for key in named or holds:
+        quoted = [key for key, value in settings.items() if _is_specific(value) and value in message]
+        for key in named or quoted:
             return _refusal(key, settings[key], message)
     return None
 
 
 def wrong_java_setting(java_home: str, settings: Mapping[str, str]) -> UsageError:
-    """The error for the user when the JVM of Spark has not started with these settings.
+    """The error for the user if the JVM of Spark did not start with these settings.
 
-    Java is started once more without Spark, to learn whether it refuses a setting; Spark prints its own reasons.
+    Starts Java again without Spark, to test whether it refuses a setting. Reasons of Spark itself are already printed.
     """
     options = {
         MEMORY: [f"-Xmx{settings[MEMORY]}"] if MEMORY in settings else [],
@@ -42,13 +42,13 @@ def wrong_java_setting(java_home: str, settings: Mapping[str, str]) -> UsageErro
             lines = (answer.stdout + answer.stderr).strip().splitlines()
             return _refusal(key, settings.get(key, ""), lines[0] if lines else f"exit code {answer.returncode}")
     return UsageError(
-        "Spark's JVM has not started, for the reason that it printed above. Correct the section `spark` of the config "
+        "Spark's JVM did not start, for the reason that it printed above. Correct the section `spark` of the config "
         f"(spark.master is {settings.get('spark.master', 'not set')!r}) or the Java under JAVA_HOME = {java_home}"
     )
 
 
-def _refusal(key: str, value: str, said: str) -> UsageError:
-    reason = " ".join(said.split()).rstrip(".")
+def _refusal(key: str, value: str, message: str) -> UsageError:
+    reason = " ".join(message.split()).rstrip(".")
     return UsageError(
         f"{key}: Spark does not start with the value {value!r}: {reason}. Correct it in the section `spark` of the config, "
         "or in the flag of spark-submit that sets it"
@@ -56,13 +56,13 @@ def _refusal(key: str, value: str, said: str) -> UsageError:
 
 
 def _messages(error: BaseException) -> Iterator[str]:
-    """What Java says of an error and of its causes, outermost first."""
+    """Java's messages of an error and of its causes, outermost first."""
     java: Any = getattr(error, "java_exception", None) or getattr(error, "_origin", None)
     while java is not None:
         yield str(java.getMessage())
         java = java.getCause()
 
 
-def _is_telling(value: str) -> bool:
-    """Whether a message that holds this value is about it: true or 4 would be in many messages."""
+def _is_specific(value: str) -> bool:
+    """Whether a message that contains this value is likely about it. Values like true or 4 are in many messages."""
     return len(value) > 2 and value.lower() not in ("true", "false") and not value.isdigit()

@@ -3,7 +3,7 @@
 from jobs.common.runner import Context, log
 from jobs.night.steps import open_night, require_model
 from jobs.tracking.tracker import Tracker
-from pipelines.lost_day import CARRIED_FROM, Carried, carried_from, carry_state
+from pipelines.lost_day import CARRIED_FROM, CarriedState, carried_from, carry_state
 from pipelines.storage.dates import shift
 from pipelines.storage.manifest import MANIFEST, Manifest, Recipe
 
@@ -39,7 +39,7 @@ def night_before(context: Context) -> str:
     return carried_from(context.warehouse.manifest("models", yesterday)) or yesterday
 
 
-def _carry_model(context: Context, before: Manifest, carried: Carried) -> bool:
+def _carry_model(context: Context, before: Manifest, carried: CarriedState) -> bool:
     """Copy the model of the night before; whether anything was done."""
     warehouse, ds = context.warehouse, context.ds
     inputs = {f"models@{before.ds}": before.fingerprint}

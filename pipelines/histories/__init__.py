@@ -1,1 +1,1 @@
-"""What each user did before a moment."""
+"""Histories of users: the last positives of each user before an event, and at the end of a day."""

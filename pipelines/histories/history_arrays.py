@@ -1,7 +1,7 @@
-"""The Python side of histories: sorted rows as arrays in, numpy inside, arrays out.
+"""The Python side of histories: numpy functions over sorted rows in Arrow batches.
 
-A row costs the same whether its user has ten events or a million: nothing but the last entries of one user is carried
-from batch to batch. Workers import this file alone, so it needs no more than numpy and pyarrow.
+The cost of a row does not depend on the number of events of its user: only the last entries of one user are carried from
+batch to batch. Spark's Python workers import only this file, so it needs only numpy and pyarrow.
 """
 
 from collections.abc import Iterable, Iterator
@@ -18,27 +18,29 @@ Indices = npt.NDArray[np.int32]
 
 @dataclass(frozen=True)
 class Entries:
-    """What users did: E entries end to end, by user (numbered from 0) and time."""
+    """Past positives of several users: E entries, sorted by user (numbered from 0) and time."""
 
     group_E: Ints
     time_E: Ints  # microseconds
     item_E: Ints
 
     def then(self, later: "Entries") -> "Entries":
-        """These and `later` ones, for each user in this order."""
+        """The entries with those of `later` appended, user by user."""
         group = np.concatenate([self.group_E, later.group_E])
         order = np.argsort(group, kind="stable")
         time, item = np.concatenate([self.time_E, later.time_E]), np.concatenate([self.item_E, later.item_E])
         return Entries(group[order], time[order], item[order])
 
     def of_group(self, group: int) -> "Entries":
-        """One user's entries, the user renumbered 0."""
+        """The entries of one user, renumbered 0."""
         start, stop = np.searchsorted(self.group_E, [group, group + 1])
         return Entries(np.zeros(stop - start, np.int64), self.time_E[start:stop], self.item_E[start:stop])
 
     def last(self, length: int) -> "Entries":
-        """Of entries of one user, those that a later row may still need: the last `length` before the newest instant, and
-        the last `length` of that instant."""
+        """The entries that a later row may still need; all entries must be of one user.
+
+        These are the last `length` before the newest instant, and the last `length` of that instant.
+        """
         if len(self.time_E) == 0:
             return self
         instant = int(np.searchsorted(self.time_E, self.time_E[-1]))
@@ -48,49 +50,52 @@ class Entries:
 
 
 def histories_before(entries: Entries, group_N: Ints, time_N: Ints, length: int) -> tuple[Indices, Ints]:
-    """The last `length` items [n, length] of the user strictly before each time, oldest first, 0-padded on the left, and the
-    time [n] of the newest of them; -1 where there is none. Entries of one instant never see each other.
+    """(last items [n, length] strictly before each time, time [n] of the newest of them or -1).
 
-    Each user's entries are in the order of time; a time may lie anywhere among them.
+    Items are oldest first, 0-padded on the left. Entries of the same instant never see each other. `group_N`, `time_N`: the
+    user and the time of each row. Times need not be sorted.
     """
     begin = np.searchsorted(entries.group_E, group_N, "left")
     low, high = begin, np.searchsorted(entries.group_E, group_N, "right")
-    # One binary search for all rows: the first entry of the user that is not before the time lies in [low, high].
+    # One binary search for all rows: the user's first entry that is not before the time is in [low, high].
     while (low < high).any():
         middle = (low + high) // 2
         earlier = (low < high) & (entries.time_E[np.minimum(middle, len(entries.time_E) - 1)] < time_N)
         low, high = np.where(earlier, middle + 1, low), np.where(earlier, high, np.minimum(middle, high))
-    end, held = low, low - begin
+    end, count = low, low - begin
     padded = np.concatenate([np.zeros(length, np.int32), entries.item_E.astype(np.int32)])
-    # padded[end : end + length] ends before `end`
+    # padded[end : end + length] holds the entries before `end`.
     history = np.lib.stride_tricks.sliding_window_view(padded, length)[end]
-    history[np.arange(length) < (length - held)[:, None]] = 0
+    history[np.arange(length) < (length - count)[:, None]] = 0
     if len(entries.time_E) == 0:
         return history, np.full(len(group_N), -1)
-    return history, np.where(held > 0, entries.time_E[np.maximum(end - 1, 0)], -1)
+    return history, np.where(count > 0, entries.time_E[np.maximum(end - 1, 0)], -1)
 
 
 def histories_of_others(pools: Entries, group_N: Ints, item_N: Ints, length: int) -> Indices:
-    """Each row's user's last `length` other items [n, length], 0-padded on the left; `pools`: at most length + 1 distinct
-    items a user, oldest first."""
+    """The last items [n, length] of each row's user other than the row's own item, 0-padded on the left.
+
+    `pools`: at most length + 1 distinct items per user, oldest first.
+    """
     start, stop = (np.searchsorted(pools.group_E, group_N, side) for side in ("left", "right"))
     place = stop[:, None] - (length + 1) + np.arange(length + 1)
-    held = np.append(pools.item_E, 0).astype(np.int32)
-    pool = np.where(place >= start[:, None], held[np.clip(place, 0, len(held) - 1)], 0)
-    # The row's own item goes; where it is not among them the oldest does.
-    gone = (pool == item_N[:, None]).argmax(axis=1)
-    left = np.arange(length) + (np.arange(length) >= gone[:, None])
-    return np.take_along_axis(pool, left, axis=1)
+    items = np.append(pools.item_E, 0).astype(np.int32)
+    pool = np.where(place >= start[:, None], items[np.clip(place, 0, len(items) - 1)], 0)
+    # Remove the row's own item; if the pool lacks it, remove the oldest.
+    removed = (pool == item_N[:, None]).argmax(axis=1)
+    others = np.arange(length) + (np.arange(length) >= removed[:, None])
+    return np.take_along_axis(pool, others, axis=1)
 
 
 def last_rows(batches: Iterable[pa.RecordBatch], length: int, known: int) -> Iterator[pa.RecordBatch]:
-    """Sorted rows in; one row a user out, with the last `length` events and the last `known` distinct items.
+    """One row per user, with the last `length` events and the last `known` distinct items.
 
-    Column `number` numbers the rows of each user from 1. AssertionError if they are not in that order.
-    Of the user that a batch ends in, only `length` events and `known` touches are carried on.
+    `batches`: rows sorted by user. Column `number` numbers the rows of each user from 1; raises AssertionError if they are
+    not in that order. Of the last user of a batch, only `length` events and `known` touches (the last event of each
+    distinct item) are carried into the next batch.
     """
-    user: pa.Scalar | None = None  # the open one
-    events, touches = np.zeros((3, 0), np.int64), np.zeros((3, 0), np.int64)  # its rows: item, time, hash of the pair
+    user: pa.Scalar | None = None  # the last user of the previous batch, whose rows may continue
+    events, touches = np.zeros((3, 0), np.int64), np.zeros((3, 0), np.int64)  # that user's item, time, hash of the pair
     kind = pa.timestamp("us")
     for batch in batches:
         if batch.num_rows == 0:
@@ -108,7 +113,7 @@ def last_rows(batches: Iterable[pa.RecordBatch], length: int, known: int) -> Ite
         rows = np.stack([*columns, batch.column("pair").to_numpy()])
         group = np.cumsum(begins) - begins[0]
 
-        # What is carried belongs to the first user of the batch: nothing is carried of another one.
+        # Carried rows always belong to the first user of the batch.
         events, event_group = _last(
             np.concatenate([events, rows], axis=1), np.concatenate([_zeros(events), group]), length
         )
@@ -135,13 +140,13 @@ def _last(rows: Ints, group: Ints, number: int) -> tuple[Ints, Ints]:
 
 
 def _last_touches(rows: Ints, group: Ints) -> tuple[Ints, Ints]:
-    """Of rows [3, n] by group and time, the last one of each item of each group, in the order of (time, hash of the pair)."""
+    """The last row of each item of each group, in the order of (time, hash of the pair). `rows` [3, n]: by group and time."""
     pair_of = group << 32 | rows[0]
     by_pair = np.argsort(pair_of)
     first = np.flatnonzero(np.diff(pair_of[by_pair], prepend=-1))
     latest = np.sort(np.maximum.reduceat(by_pair, first)) if len(first) else first
     rows, group = rows[:, latest], group[latest]
-    # Only what happened at one instant is out of order yet.
+    # Only rows of the same instant are still out of order.
     new = np.ones(len(group), bool)
     new[1:] = (group[1:] != group[:-1]) | (rows[1, 1:] != rows[1, :-1])
     instant = np.cumsum(new) - 1
@@ -153,7 +158,7 @@ def _last_touches(rows: Ints, group: Ints) -> tuple[Ints, Ints]:
 def _user_rows(
     users: pa.Array, events: tuple[Ints, Ints], touches: tuple[Ints, Ints], kind: pa.DataType
 ) -> pa.RecordBatch:
-    """One row a user: items and times of the events, items of the touches; group n is user n."""
+    """One row per user: items and times of the events, items of the touches. Group n is user n."""
     sizes = np.bincount(events[1], minlength=len(users))
     return pa.RecordBatch.from_arrays(
         [
@@ -167,13 +172,13 @@ def _user_rows(
 
 
 def _lists(flat: Ints, sizes: Ints, element: pa.DataType) -> pa.ListArray:
-    """Numbers cut into lists of these sizes."""
+    """Consecutive numbers as lists of the given sizes."""
     offsets = pa.array(np.concatenate([[0], np.cumsum(sizes)]), type=pa.int32())
     return pa.ListArray.from_arrays(offsets, pa.array(flat).cast(element))
 
 
 def _micros(times: pa.Array) -> Ints:
-    """Timestamps as microseconds since 1970; 0 where there is none."""
+    """Timestamps as microseconds since 1970; 0 for null."""
     return pc.fill_null(times.cast(pa.int64()), 0).to_numpy()
 
 

@@ -1,8 +1,7 @@
-"""One stream for all that decides a user's rows, sorted by user: what the user must not get, what the funnel dropped, what
-the user did before, then the rows.
+"""One stream of rows per user, sorted by role: excluded items, items that the funnel dropped, past positives, then samples.
 
-Users and items are told apart by the 64-bit hashes of their ids: a number costs a fraction of a text in every join and sort.
-Among a hundred million ids, the chance that any two share one is 0.03%.
+Users and items are identified by 64-bit hashes of their ids, because joins and sorts of numbers cost a fraction of those of
+text. Among a hundred million ids, the probability that any two have the same hash is 0.03%.
 """
 
 from functools import reduce
@@ -10,20 +9,22 @@ from functools import reduce
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-EXCLUDED, DROPPED, PAST, ROW = range(4)  # roles in the stream, in their order
+EXCLUDED, DROPPED, PAST, ROW = range(4)  # roles of rows, in the order of the stream
 ORDER = ("user_key", "role", "at", "key")
 CONTEXT = "user_key long, role int, at long, key long, values array<long>"
-CHUNK = 512  # values a row: Arrow counts rows a batch, not bytes
+CHUNK = 512  # most values per row: the size of an Arrow batch is limited by rows, not by bytes
 
 
 def key_of(column: str) -> Column:
-    """The number that stands for an id."""
+    """The 64-bit hash of an id."""
     return F.xxhash64(column)
 
 
 def context(frame: DataFrame, role: int, values: Column, at: Column | None = None) -> DataFrame:
-    """Rows of CONTEXT, CHUNK values each, their number as the key. `frame`: user_key and whatever the columns are made of.
-    Empty arrays give none."""
+    """Rows of schema CONTEXT with up to CHUNK values each; `key` numbers the rows of an array. An empty array gives no row.
+
+    `frame`: user_key and the columns that `values` and `at` use.
+    """
     nothing = F.lit(None).cast("long")
     return frame.select(
         "user_key",
@@ -34,12 +35,13 @@ def context(frame: DataFrame, role: int, values: Column, at: Column | None = Non
 
 
 def pairs(items: Column, times: Column) -> Column:
-    """What a user did as the values of one row: item and time (microseconds) by turns. CHUNK is even, so no pair is cut."""
+    """Items and times (microseconds) in alternation, as one array. CHUNK is even, so no pair is cut."""
     pair = F.zip_with(items, times, lambda item, time: F.array(item.cast("long"), F.unix_micros(time)))
     return F.flatten(pair)
 
 
 def _chunks(values: Column) -> Column:
+    """The array cut into arrays of CHUNK values; no array if it is empty."""
     pieces = F.transform(
         F.sequence(F.lit(0), F.floor((F.size(values) - 1) / CHUNK).cast("int")),
         lambda piece: F.slice(values, piece * CHUNK + 1, F.lit(CHUNK)),
@@ -49,8 +51,10 @@ def _chunks(values: Column) -> Column:
 
 
 def stream_of(rows: DataFrame, contexts: list[DataFrame]) -> DataFrame:
-    """Everything by user, in ORDER. `rows`: user_key, at (microseconds), key (the row key), and columns of their own.
-    `contexts`: rows of CONTEXT."""
+    """`rows` and `contexts` in one frame, partitioned by user and sorted by ORDER.
+
+    `rows`: user_key, at (microseconds), key (the row key), and further columns. `contexts`: frames of schema CONTEXT.
+    """
     parts = [rows.withColumn("role", F.lit(ROW)), *contexts]
     whole = reduce(lambda one, other: one.unionByName(other, allowMissingColumns=True), parts)
     return whole.repartition("user_key").sortWithinPartitions(*ORDER)

@@ -45,7 +45,7 @@ def test_spark_settings_keep_the_dots_in_their_names(tmp_path: Path) -> None:
         ("features: {history: {lenght: 3}}\n", [], "did you mean 'length'"),
         ("features: {item: [{kind: categorical, nam: x}]}\n", [], "did you mean 'name'"),
         ("training: {epochs: many}\n", [], "training.epochs"),
-        ("features: {item: [{kind: categorical, name: item_id}]}\n", [], "is taken by the id itself"),
+        ("features: {item: [{kind: categorical, name: item_id}]}\n", [], "is reserved for the id"),
         ("negatives: {uniform: 0, popularity: 0, coarse: 0, fine: 0}\n", [], "at least one kind of negative"),
         ("", ["spark.spark.sql.session.timeZone=Asia/Shanghai"], "spark.sql.session.timeZone is always UTC"),
         ("positives: {actions: {click: .inf}}\n", [], "positives.actions.click"),
