@@ -39,7 +39,7 @@ def refuse_repeats(count: int, rows: int, checks: Checks) -> None:
         raise InputError(
             f"table interactions: {count} of {rows} rows repeat another one exactly (same user_id, item_id, event_time, "
             f"action, request_id), more than checks.duplicates = {checks.duplicates:g} allows. The feed was probably "
-            "delivered twice: remove one copy, then run this ds again, or raise checks.duplicates where it is right"
+            "delivered twice: remove one copy, then run this ds again, or raise checks.duplicates if the repeats are right"
         )
 
 
@@ -57,7 +57,7 @@ def _compare_rows(name: str, by_day: dict[str, int], before: list[dict[str, int]
         if limit is not None and usual and is_beyond(limit):
             raise InputError(
                 f"table {name}: {rows} rows on ds={newest}, {what} than {limit:g} times the median of the last "
-                f"{len(last)} days ({usual:g}). Check the feed; where this is right, move checks.{key} (null: off)"
+                f"{len(last)} days ({usual:g}). Check the feed; if this is right, change checks.{key} (null: off)"
             )
 
 
@@ -68,7 +68,7 @@ def _compare_nulls(
         usual = before["null_share"].get(column)
         if checks.null_rise is not None and usual is not None and round(share - usual, 6) > checks.null_rise:
             raise InputError(
-                f"table {name}, column {column}: {share:.1%} of the values of ds={ds} are not known, {usual:.1%} in the "
-                f"night of {night}. Check the feed; where this is right, raise checks.null_rise "
+                f"table {name}, column {column}: {share:.1%} of the values of ds={ds} are null, {usual:.1%} in the "
+                f"night of {night}. Check the feed; if this is right, raise checks.null_rise "
                 f"(= {checks.null_rise:g}; null: off)"
             )

@@ -61,7 +61,7 @@ class Night:
             present = self.inputs.days("interactions")
             has = f"it has {present[0]} to {present[-1]}" if present else "it has no partition at all"
             if misnamed := self.inputs.report.misnamed_days("interactions", self.window[0], self.window[-1]):
-                has += f"; days are called ds=YYYY-MM-DD, so these are not read: {shortened(misnamed)}"
+                has += f"; partitions must be named ds=YYYY-MM-DD, so these are not read: {shortened(misnamed)}"
             raise InputError(
                 f"table interactions ({self.inputs.uri('interactions')}) has no partition for ds={self.ds}: {has}. "
                 f"Check the feed, or the ds; if the day is lost, run jobs.nightly --ds {self.ds} --no-data"

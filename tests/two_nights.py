@@ -93,3 +93,22 @@ def run_nights(warehouse: Warehouse, inputs: Inputs | None = None, last: str = S
         night = Night.open(warehouse, inputs or Inputs(), ds, 17, days)
         build_positives(night, CONFIG, "config")
         build_negatives(night, CONFIG, "config")
+
+
+def rows_of(warehouse: Warehouse, table: str, ds: str) -> list[Any]:
+    """The rows of a partition."""
+    return warehouse.read(table, ds).collect()
+
+
+def clicks_before(user: str, time: datetime) -> list[tuple[datetime, str]]:
+    """(time, item) of the user's clicks strictly before a time; of an item and day only the last one."""
+    last: dict[tuple[str, int], datetime] = {}
+    for ds, who, item, when, action, _ in logs()[0]:
+        if who == user and action == "click":
+            last[ds, item] = max(when, last.get((ds, item), when))
+    return sorted((when, str(item)) for (_, item), when in last.items() if when < time)
+
+
+def item_of_index(warehouse: Warehouse, ds: str) -> dict[int, str]:
+    """Item ids by index, from the vocabularies of ds."""
+    return {r["index"]: r["value"] for r in rows_of(warehouse, "vocabularies", ds) if r["feature"] == "item_id"}

@@ -13,11 +13,8 @@ from pipelines.joins import broadcast_small
 from pipelines.positives.popularity import keep_probability
 
 COUNTS, REPEATED, DEDUPLICATED, UNREWARDED = range(4)  # whether an interaction is a positive, and if not, why
-NOT_LIVE, DOWNSAMPLED, OVER_CAP = DROPPED = (
-    "item_not_live",
-    "downsampled",
-    "over_cap",
-)  # why a positive does not train
+# Why a positive does not train.
+NOT_LIVE, DOWNSAMPLED, OVER_CAP = DROPPED = ("item_not_live", "downsampled", "over_cap")
 LIGHTEST = 1e-30  # the smallest weight: a half-life must not round the weight of old rows to 0
 
 

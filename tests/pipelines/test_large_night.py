@@ -65,6 +65,6 @@ def build_and_check_nights(root: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_million_items_leave_every_key_once(tmp_path: Path) -> None:
+def test_no_key_is_repeated_with_a_million_items(tmp_path: Path) -> None:
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
         process.submit(build_and_check_nights, str(tmp_path)).result(timeout=1800)

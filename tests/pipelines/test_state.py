@@ -1,4 +1,4 @@
-"""State that rolls from night to night is what the raw logs say, and a night that is refused leaves it alone."""
+"""State rolled from night to night equals state rebuilt from the raw logs, and a refused night does not change it."""
 
 import json
 import random
@@ -27,25 +27,21 @@ CONFIG = SampleConfig(
     Negatives(),
     Samples(),
 )
-NOT_ROLLED = {
-    "item_index",
-    "sampled_count",
-    "q_in_batch",
-    "first_trained",
-}  # indices follow the order of arrival; rows of ds alone
+# Columns that depend on more than the log: indices follow the order of nights, the others count only rows of ds.
+NOT_ROLLED = {"item_index", "sampled_count", "q_in_batch", "first_trained"}
 
 
 def clicks() -> list[tuple[Any, ...]]:
-    """Users who come and go, several clicks at one instant, more a day than a history or the known items hold."""
-    draw = random.Random(3)
+    """Users with gaps, several clicks at one instant, and days with more clicks than histories and known items hold."""
+    rng = random.Random(3)
     rows = []
     for ds in DAYS:
         midnight = datetime.fromisoformat(ds)
         for user in range(9):
-            if draw.random() < 0.6:
-                for _ in range(draw.choice([1, 4, 12])):
-                    time = midnight + timedelta(hours=draw.choice([7, 8, 9]))
-                    rows.append((ds, f"u{user}", draw.randrange(ITEMS), time, "click", draw.choice(["r", None])))
+            if rng.random() < 0.6:
+                for _ in range(rng.choice([1, 4, 12])):
+                    time = midnight + timedelta(hours=rng.choice([7, 8, 9]))
+                    rows.append((ds, f"u{user}", rng.randrange(ITEMS), time, "click", rng.choice(["r", None])))
     return rows
 
 
@@ -54,7 +50,7 @@ def write_inputs(warehouse: Warehouse, days: list[str]) -> None:
     columns = "ds string, user_id string, item_id int, event_time timestamp, action string, request_id string"
     rows = [row for row in clicks() if row[0] in days]
     warehouse.write_input(spark.createDataFrame(rows, columns), "interactions")
-    # Two items are published on the third day, one leaves on the fourth: live changes from night to night.
+    # Two items are published on the third day and one leaves on the fourth, so live items change from night to night.
     items = [
         (ds, n, datetime(2024, 3, 3) if n < 2 else None)
         for ds in (DAYS[0], DAYS[3])
@@ -78,14 +74,14 @@ def rolled(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> War
     return warehouse
 
 
-def test_all_tables_of_a_bootstrap_and_of_the_nights_after_it_are_of_one_lineage(rolled: Warehouse) -> None:
+def test_a_bootstrap_and_the_nights_after_it_have_one_lineage(rolled: Warehouse) -> None:
     manifests = [rolled.require(table, ds, "") for table in POSITIVE_TABLES for ds in DAYS[1:]]
     first = rolled.require("vocabularies", DAYS[1], "")
     assert {manifest.lineage for manifest in manifests} == {lineage_of_bootstrap(DAYS[1], first)}
     assert first.lineage.startswith(DAYS[1])
 
 
-def test_a_bootstrap_of_other_days_or_another_config_begins_another_lineage(rolled: Warehouse) -> None:
+def test_a_bootstrap_with_other_days_inputs_or_config_starts_another_lineage(rolled: Warehouse) -> None:
     first = rolled.require("vocabularies", DAYS[1], "")
     recipe = Recipe(first.config_hash, first.inputs)
     again = lineage_of_night(rolled, DAYS[1], [], recipe)
@@ -95,24 +91,24 @@ def test_a_bootstrap_of_other_days_or_another_config_begins_another_lineage(roll
     assert len(names | {lineage_of_night(rolled, DAYS[2], [], recipe)}) == 4
 
 
-def test_a_night_finds_the_lineage_of_tables_of_an_earlier_version(rolled: Warehouse) -> None:
-    """Their manifests name none: the walk back to the bootstrap gives the name that they would have."""
-    kept, state = {}, []
+def test_the_lineage_of_tables_of_an_earlier_version_is_derived(rolled: Warehouse) -> None:
+    """Their manifests have no lineage. Walking back to the bootstrap gives the lineage that they would have."""
+    texts, state = {}, []
     for ds in DAYS[1:3]:
         uri = f"{rolled.path('vocabularies', ds)}/_manifest.json"
-        kept[uri] = rolled.read_text(uri)
-        rolled.write_text(uri, json.dumps({k: v for k, v in json.loads(kept[uri]).items() if k != "lineage"}))
+        texts[uri] = rolled.read_text(uri)
+        rolled.write_text(uri, json.dumps({k: v for k, v in json.loads(texts[uri]).items() if k != "lineage"}))
     try:
         state = [rolled.require("vocabularies", DAYS[2], "")]
         assert state[0].lineage == UNKNOWN
-        found = lineage_of_night(rolled, DAYS[3], state, Recipe("config", {}))
+        lineage = lineage_of_night(rolled, DAYS[3], state, Recipe("config", {}))
     finally:
-        for uri, text in kept.items():
+        for uri, text in texts.items():
             rolled.write_text(uri, text)
-    assert found == rolled.require("vocabularies", DAYS[1], "").lineage
+    assert lineage == rolled.require("vocabularies", DAYS[1], "").lineage
 
 
-def test_state_of_two_lineages_is_refused_by_name(rolled: Warehouse) -> None:
+def test_state_of_two_lineages_is_refused(rolled: Warehouse) -> None:
     state = [rolled.require(table, DAYS[2], "") for table in STATE_TABLES]
     state[1] = replace(state[1], lineage="2024-02-01-00000000")
     with pytest.raises(
@@ -136,14 +132,13 @@ def state(warehouse: Warehouse, ds: str) -> tuple[dict[str, Any], dict[str, Any]
     return users, {row["item_id"]: {k: v for k, v in row.items() if k not in NOT_ROLLED} for row in rows}
 
 
-def test_rolled_state_is_rebuilt_state(rolled: Warehouse, spark: SparkSession, tmp_path_factory: Any) -> None:
+def test_rolled_state_equals_rebuilt_state(rolled: Warehouse, spark: SparkSession, tmp_path_factory: Any) -> None:
     rebuilt = Warehouse(spark, str(tmp_path_factory.mktemp("rebuilt")))
     write_inputs(rebuilt, DAYS)
     run(rebuilt, DAYS[3], 4)
-    ours, theirs = state(rolled, DAYS[3]), state(rebuilt, DAYS[3])
-    assert ours == theirs
-    users, items = ours
-    # The world is one in which all of it matters: full histories, forgotten items, days that fell out of the window.
+    users, items = state(rolled, DAYS[3])
+    assert (users, items) == state(rebuilt, DAYS[3])
+    # The data covers full histories, full known items, ties in time, and days that have left the window.
     assert {len(history) for history, _, _ in users.values()} >= {3}
     assert {len(known) for _, _, known in users.values()} >= {6}
     assert any(len(set(times)) < len(times) for _, times, _ in users.values())
@@ -154,7 +149,7 @@ def test_rolled_state_is_rebuilt_state(rolled: Warehouse, spark: SparkSession, t
     assert absent
 
 
-def test_the_state_is_what_the_log_says(rolled: Warehouse) -> None:
+def test_the_state_follows_from_the_log(rolled: Warehouse) -> None:
     users, items = state(rolled, DAYS[3])
     last: dict[tuple[str, str, int], datetime] = {}
     for ds, user, item, time, *_ in clicks():
@@ -166,8 +161,8 @@ def test_the_state_is_what_the_log_says(rolled: Warehouse) -> None:
         for time, item in own:
             touched[item] = max(time, touched.get(item, time))
         assert len(known) == len(set(known)) == min(6, len(touched))
-        kept = min(touched[item] for item in known)
-        assert all(time <= kept for item, time in touched.items() if item not in known)
+        oldest = min(touched[item] for item in known)
+        assert all(time <= oldest for item, time in touched.items() if item not in known)
         assert [touched[item] for item in known] == sorted(touched[item] for item in known)
     window = {ds: (datetime.fromisoformat(ds) - datetime(1970, 1, 1)).days for ds in DAYS[2:]}
     for item, row in items.items():
@@ -176,23 +171,23 @@ def test_the_state_is_what_the_log_says(rolled: Warehouse) -> None:
         assert dict(zip(row["day_ordinals"], row["day_counts"])) == days
 
 
-def test_a_night_that_is_refused_leaves_the_tables_as_they_were(rolled: Warehouse) -> None:
+def test_a_refused_night_does_not_change_the_tables(rolled: Warehouse) -> None:
     ds = DAYS[2]
     tables = ("vocabularies", "user_histories", "item_stats", "item_features", "positives")
     before = {table: rolled.require(table, ds, "") for table in tables}
     columns = "ds string, user_id string, item_id int, event_time timestamp, action string, request_id string"
     good = [row for row in clicks() if row[0] == ds]
-    for rows, said in (
+    for rows, message in (
         ([(*row[:4], "view", row[5]) for row in good], "no row of ds=2024-03-03 has an action among"),
         (good * 2, "repeat another one exactly"),
     ):
         rolled.write_input(rolled.spark.createDataFrame(rows, columns), "interactions")
-        with pytest.raises(InputError, match=said):
+        with pytest.raises(InputError, match=message):
             run(rolled, ds, 0)
         assert {table: rolled.require(table, ds, "") for table in tables} == before
 
 
-def test_indices_do_not_change_from_a_vocabulary_to_buckets(rolled: Warehouse) -> None:
+def test_a_change_from_vocabulary_to_buckets_is_refused(rolled: Warehouse) -> None:
     features = CONFIG.features.model_copy(
         update={"ids": Features.model_validate({"ids": {"user": {"buckets": 8}}}).ids}
     )

@@ -1,4 +1,5 @@
-"""Items as of the day before: a feature that counts clicks must not show a row its own, and who is gone was live before."""
+"""Items as of the day before an event: a feature that counts clicks must not include the row's own click, and an item that
+has left the catalogue was live before."""
 
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.joins
 
 DAYS = ["2024-03-01", "2024-03-02", "2024-03-03"]
 BEFORE, LAST = "2024-02-29", DAYS[-1]
-GONE, NEW = 7, 20  # an item that the last snapshot lacks, and one that comes with it
+GONE, NEW = 7, 20  # an item that the last snapshot lacks, and one that is new in it
 CONFIG = SampleConfig(
     Features.model_validate(
         {
@@ -42,7 +43,7 @@ CONFIG = SampleConfig(
 
 
 def clicks() -> list[tuple[str, str, int, datetime, str]]:
-    """Thirty users, of whom each clicks some items a day; the new one on its first day, the gone one too."""
+    """Some clicks per day of thirty users, also on NEW on its first day and on GONE on all days."""
     rows = []
     for number, ds in enumerate(DAYS):
         for user in range(30):
@@ -54,7 +55,7 @@ def clicks() -> list[tuple[str, str, int, datetime, str]]:
 
 
 def snapshots() -> list[tuple[Any, ...]]:
-    """One a day, from the day before on, with the clicks up to the end of its day: the label of every event of that day."""
+    """One snapshot per day, starting on BEFORE. `clicks` counts up to the end of the day, so it includes the day's labels."""
     events, rows = clicks(), []
     for ds in (BEFORE, *DAYS):
         for item in range(21):
@@ -66,8 +67,8 @@ def snapshots() -> list[tuple[Any, ...]]:
     return rows
 
 
-def world(spark: SparkSession, folder: Path) -> Warehouse:
-    """The clicks and the snapshots as input tables."""
+def write_world(spark: SparkSession, folder: Path) -> Warehouse:
+    """A warehouse with the clicks and the snapshots as input tables."""
     warehouse = Warehouse(spark, str(folder))
     columns = "ds string, user_id string, item_id int, event_time timestamp, action string"
     warehouse.write_input(spark.createDataFrame(clicks(), columns), "interactions")
@@ -76,7 +77,8 @@ def world(spark: SparkSession, folder: Path) -> Warehouse:
     return warehouse
 
 
-def samples(warehouse: Warehouse, ds: str, bootstrap_days: int, config: SampleConfig) -> None:
+def run_night(warehouse: Warehouse, ds: str, bootstrap_days: int, config: SampleConfig) -> None:
+    """Write positives and samples of a night."""
     night = Night.open(warehouse, Inputs(), ds, 5, bootstrap_days)
     build_positives(night, config, "config")
     build_negatives(night, config, "config")
@@ -84,17 +86,17 @@ def samples(warehouse: Warehouse, ds: str, bootstrap_days: int, config: SampleCo
 
 @pytest.fixture(scope="module")
 def bootstrap(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Warehouse:
-    warehouse = world(spark, tmp_path_factory.mktemp("versions"))
-    samples(warehouse, LAST, 3, CONFIG)
+    warehouse = write_world(spark, tmp_path_factory.mktemp("versions"))
+    run_night(warehouse, LAST, 3, CONFIG)
     return warehouse
 
 
-def as_of_the_day_before(warehouse: Warehouse) -> set[tuple[str, int]]:
-    """(item, clicks) that the trainer gathers for rows of the last night, checked against the snapshot before each event."""
+def gathered_clicks(warehouse: Warehouse) -> set[tuple[str, int]]:
+    """(item, clicks) that the trainer gathers for rows of the last night. Asserts that clicks are those before each event."""
     files = {t: warehouse.data_files(warehouse.path(t, LAST)) for t in ("item_features", "item_versions")}
     schema = FeatureSchema.model_validate(warehouse.require("samples", LAST, "").facts["schema"])
     catalogue = Catalogue.read(schema, files["item_features"], None, files["item_versions"])
-    known = {(ds, str(item)): count for ds, item, _, count, _, _ in snapshots()}
+    count_of = {(ds, str(item)): count for ds, item, _, count, _, _ in snapshots()}
     names = {
         r["index"]: r["value"] for r in warehouse.read("vocabularies", LAST).collect() if r["feature"] == "item_id"
     }
@@ -105,10 +107,12 @@ def as_of_the_day_before(warehouse: Warehouse) -> set[tuple[str, int]]:
         assert row["item_snapshot"] == int(before.replace("-", ""))
         for index in (row["item_index"], *row["negatives"]):
             item = names[index]
-            expected = known.get((before, item))
+            expected = count_of.get((before, item))
             if expected is None:  # new on its own day
-                assert (item, day.isoformat()) == (str(NEW), LAST), "no negative of a row comes after its day"
-                expected = known[LAST, item]
+                assert (item, day.isoformat()) == (str(NEW), LAST), (
+                    "a negative must not be newer than the day of its row"
+                )
+                expected = count_of[LAST, item]
             place = catalogue.rows(torch.tensor([index]), torch.tensor([row["item_snapshot"]]))
             assert int(catalogue.gather(place)["item_clicks"]) == 2 + int(expected), (row, item)
             seen.add((item, int(expected)))
@@ -117,41 +121,41 @@ def as_of_the_day_before(warehouse: Warehouse) -> set[tuple[str, int]]:
 
 def test_a_row_sees_the_clicks_of_the_day_before(bootstrap: Warehouse) -> None:
     assert bootstrap.require("samples", LAST, "").rows == len({row[:4] for row in clicks()})
-    assert len(as_of_the_day_before(bootstrap)) > 30
+    assert len(gathered_clicks(bootstrap)) > 30
 
 
-def test_a_row_that_was_held_back_sees_the_clicks_of_its_own_day_before(spark: SparkSession, tmp_path: Path) -> None:
-    warehouse = world(spark, tmp_path)
+def test_a_held_back_row_sees_the_clicks_of_the_day_before_its_own_day(spark: SparkSession, tmp_path: Path) -> None:
+    warehouse = write_world(spark, tmp_path)
     config = replace(CONFIG, positives=CONFIG.positives.model_copy(update={"valid_hours": 22.5}))  # from 01:30 on
-    samples(warehouse, DAYS[1], 2, config)
-    samples(warehouse, LAST, 0, config)
+    run_night(warehouse, DAYS[1], 2, config)
+    run_night(warehouse, LAST, 0, config)
     days = [row["event_time"].date().isoformat() for row in warehouse.read("samples", LAST).collect()]
     assert set(days) == {DAYS[1], LAST}
-    assert str(GONE) in {item for item, _ in as_of_the_day_before(warehouse)}
-    # The item was live on the day of these rows: it trains as in a bootstrap, although the catalogue of tonight lacks it.
-    held = warehouse.read("positives", DAYS[1]).where(f"split = 'valid' AND item_id = '{GONE}'").count()
+    assert str(GONE) in {item for item, _ in gathered_clicks(warehouse)}
+    # The item was live on the day of these rows, so it trains as in a bootstrap, although tonight's catalogue lacks it.
+    held_back = warehouse.read("positives", DAYS[1]).where(f"split = 'valid' AND item_id = '{GONE}'").count()
     carried = warehouse.read("positives", LAST).where(f"carried AND split = 'train' AND item_id = '{GONE}'").count()
-    assert carried == held > 0
+    assert carried == held_back > 0
     assert warehouse.require("positives", LAST, "").facts["counts"]["carried_not_live"] == 0
     (stats,) = warehouse.read("item_stats", LAST).where(f"item_id = '{GONE}'").collect()
     assert (stats["live"], stats["q_uniform"]) == (False, 0)
-    kept_out = warehouse.read("samples", LAST).where(f"array_contains(negatives, {stats['item_index']})")
-    assert kept_out.isEmpty()
+    with_gone_negatives = warehouse.read("samples", LAST).where(f"array_contains(negatives, {stats['item_index']})")
+    assert with_gone_negatives.isEmpty()
 
 
-def test_log_q_is_that_of_the_items_of_the_day(bootstrap: Warehouse) -> None:
-    """Uniform over the 20 items of the last day; over the same without the new one before."""
-    found = {
+def test_log_q_counts_the_live_items_of_the_day(bootstrap: Warehouse) -> None:
+    """Uniform over the 20 items of the last day, and over 19 before, without the new one."""
+    live_items = {
         (row["event_time"].date().isoformat(), round(float(np.exp(-log_q))))
         for row in bootstrap.read("samples", LAST).collect()
         for kind, log_q in zip(row["negative_kinds"], row["negative_log_q"])
         if kind == UNIFORM
     }
-    assert found == {(DAYS[0], 19), (DAYS[1], 19), (LAST, 20)}
+    assert live_items == {(DAYS[0], 19), (DAYS[1], 19), (LAST, 20)}
 
 
-def test_versions_that_nobody_needs_are_not_kept(bootstrap: Warehouse) -> None:
-    """One row an item to serve; below it what differs from the version that follows."""
+def test_only_versions_that_rows_can_see_are_written(bootstrap: Warehouse) -> None:
+    """item_features has one row per item of the last snapshot; item_versions has versions that differ from the next one."""
     features = bootstrap.read("item_features", LAST).collect()
     assert {r["item_id"] for r in features} == set(range(21)) - {GONE}
     versions = bootstrap.read("item_versions", LAST).collect()
@@ -160,15 +164,15 @@ def test_versions_that_nobody_needs_are_not_kept(bootstrap: Warehouse) -> None:
     last = {r["item_id"] for r in versions if r["valid_before"] == 99_999_999}
     assert last == {GONE}
     row = next(r for r in versions if r["item_id"] == GONE and r["snapshot"] == 20240302)
-    assert row["item_row"] == row["item_index"], "its row of the table is its own"
+    assert row["item_row"] == row["item_index"], "the item has its own row of the embedding table"
     assert all(r["snapshot"] < r["valid_before"] for r in versions)
     values = {r["value"] for r in bootstrap.read("vocabularies", LAST).collect() if r["feature"] == "item.tags"}
-    assert {f"d{ds}" for ds in (BEFORE, *DAYS)} <= values, "values of all snapshots have an index"
+    assert {f"d{ds}" for ds in (BEFORE, *DAYS)} <= values, "the vocabulary has the values of all snapshots"
     brands = {r["value"] for r in bootstrap.read("vocabularies", LAST).collect() if r["feature"] == "item.brand"}
     assert brands == {"always"}, "min_count counts items, not snapshots"
 
 
-def test_an_item_that_is_gone_trains_and_is_not_recalled(bootstrap: Warehouse) -> None:
+def test_an_item_that_has_left_trains_and_is_not_recalled(bootstrap: Warehouse) -> None:
     positives = bootstrap.read("positives", LAST).where(f"item_id = '{GONE}'").collect()
     assert {row["dropped"] for row in positives} == {None}
     assert {row["event_time"].date().isoformat() for row in positives} == set(DAYS)
@@ -180,7 +184,7 @@ def test_an_item_that_is_gone_trains_and_is_not_recalled(bootstrap: Warehouse) -
     assert not any(index in row["negatives"] for row in bootstrap.read("samples", LAST).collect())
 
 
-def test_the_manifest_says_which_snapshots_rows_see(bootstrap: Warehouse) -> None:
+def test_the_manifest_lists_the_snapshots_that_rows_see(bootstrap: Warehouse) -> None:
     facts = bootstrap.require("positives", LAST, "").facts
     assert facts["item_snapshots"] == dict(zip(DAYS, (BEFORE, *DAYS)))
     assert facts["later_snapshot_days"] == []

@@ -1,4 +1,4 @@
-"""Mutual information of item features against a loop over the formula, and by hand."""
+"""Mutual information of item features, compared with a loop over the formula and with values computed by hand."""
 
 import itertools
 import math
@@ -23,18 +23,18 @@ SCHEMA = "item_index int, item_colour int, item_shape int, item_tags array<int>,
 
 
 def items() -> list[dict[str, Any]]:
-    draw = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     rows = []
     for index in range(2, 402):
-        colour = int(draw.integers(2, 6))
-        shape = colour if draw.random() < 0.7 else int(draw.integers(2, 6))
-        tags = [colour + 10, *(int(tag) for tag in draw.integers(20, 25, draw.integers(0, 3)))] if shape != 3 else []
+        colour = int(rng.integers(2, 6))
+        shape = colour if rng.random() < 0.7 else int(rng.integers(2, 6))
+        tags = [colour + 10, *(int(tag) for tag in rng.integers(20, 25, rng.integers(0, 3)))] if shape != 3 else []
         row = {"item_index": index, "item_colour": colour, "item_shape": shape, "item_tags": [*tags, 0, 0]}
-        rows.append(row | {"item_price": float(draw.normal()), "item_age": int(draw.integers(1, 4))})
+        rows.append(row | {"item_price": float(rng.normal()), "item_age": int(rng.integers(1, 4))})
     return rows
 
 
-def found(spark: SparkSession, rows: list[dict[str, Any]], partitions: int = 2) -> dict[tuple[str, str], float]:
+def table_of(spark: SparkSession, rows: list[dict[str, Any]], partitions: int = 2) -> dict[tuple[str, str], float]:
     frame = spark.createDataFrame([tuple(row.values()) for row in rows], SCHEMA).repartition(partitions)
     table = mutual_information(frame, FEATURES, seed=1).collect()
     assert len(table) == len({(row["feature"], row["other"]) for row in table}) == len(FEATURES) ** 2
@@ -53,10 +53,10 @@ def by_the_formula(one: list[list[float]], other: list[list[float]]) -> float:
     return sum(p * math.log(p / p_u[u] / p_v[v]) for (u, v), p in joint.items())
 
 
-def test_equals_the_formula_both_ways_on_any_partitions(spark: SparkSession) -> None:
+def test_mutual_information_equals_the_formula_with_any_partitions(spark: SparkSession) -> None:
     rows = items()
-    table = found(spark, rows)
-    assert table == found(spark, rows, partitions=1)
+    table = table_of(spark, rows)
+    assert table == table_of(spark, rows, partitions=1)
     deciles = np.quantile([row["item_price"] for row in rows], np.arange(1, 10) / 10)
     values = {
         "item_id": [[row["item_index"]] for row in rows],
@@ -67,7 +67,7 @@ def test_equals_the_formula_both_ways_on_any_partitions(spark: SparkSession) -> 
         "age": [[row["item_age"]] for row in rows],
     }
     for one, other in itertools.permutations(values, 2):
-        tolerance = 0.05 if "price" in (one, other) else 1e-8  # Whose quantile is which of two neighbours.
+        tolerance = 0.05 if "price" in (one, other) else 1e-8  # Spark and numpy may differ in a quantile by one value.
         assert table[one, other] == pytest.approx(by_the_formula(values[one], values[other]), abs=tolerance), (
             one,
             other,
@@ -75,14 +75,16 @@ def test_equals_the_formula_both_ways_on_any_partitions(spark: SparkSession) -> 
     counts = np.array(list(Counter(row["item_colour"] for row in rows).values())) / len(rows)
     assert table["colour", "colour"] == pytest.approx(-(counts * np.log(counts)).sum())
     assert table["item_id", "item_id"] == pytest.approx(math.log(len(rows)))
-    assert table["colour", "shape"] > 5 * table["colour", "age"], "what goes together tells of each other"
+    assert table["colour", "shape"] > 5 * table["colour", "age"], (
+        "correlated features have a higher value than independent ones"
+    )
 
 
-def test_two_even_colours_by_hand(spark: SparkSession) -> None:
-    """Shape follows colour: one bit. Tags are the same for all: nothing."""
+def test_two_equally_frequent_colours(spark: SparkSession) -> None:
+    """Shape is determined by colour: log 2. Tags are the same for all items: 0."""
     columns = [name.split()[0] for name in SCHEMA.split(", ")]
     rows = [dict(zip(columns, (n, n % 2, 5 - n % 2, [7, 0], 0.0, n % 2), strict=True)) for n in range(2, 10)]
-    table = found(spark, rows)
+    table = table_of(spark, rows)
     assert table["colour", "shape"] == pytest.approx(math.log(2))
     assert table["colour", "tags"] == 0
     assert table["item_id", "colour"] == pytest.approx(math.log(2))

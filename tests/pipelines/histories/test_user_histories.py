@@ -1,4 +1,4 @@
-"""Histories are cut from a stream of batches: whatever the batches, every row sees what a loop over all rows would see."""
+"""Histories from a stream of batches equal those of a loop over all rows, however the rows are cut into batches."""
 
 import random
 from collections import defaultdict
@@ -18,15 +18,15 @@ Row = dict[str, Any]
 
 
 def stream(seed: int, users: int = 12) -> list[Row]:
-    """Sorted rows with ties in time, of users with one row and of users with many; some have a past."""
-    draw = random.Random(seed)
+    """Sorted rows with ties in time, of users with one row and of users with many. Some users have a past."""
+    rng = random.Random(seed)
     rows = []
     for user in range(users):
-        number = draw.choice([1, 2, 5, 40])
-        times = sorted(1000 + draw.randrange(max(2, number // 2)) for _ in range(number))
-        past = [900 + draw.randrange(50) for _ in range(draw.choice([0, 0, 2, 7]))]
+        number = rng.choice([1, 2, 5, 40])
+        times = sorted(1000 + rng.randrange(max(2, number // 2)) for _ in range(number))
+        past = [900 + rng.randrange(50) for _ in range(rng.choice([0, 0, 2, 7]))]
         for place, time in enumerate(times):
-            item = draw.randrange(2, 30)
+            item = rng.randrange(2, 30)
             rows.append(
                 {
                     "user_id": f"u{user:02d}",
@@ -35,7 +35,7 @@ def stream(seed: int, users: int = 12) -> list[Row]:
                     "number": place + 1,
                     "item_index": item,
                     "past": past if place == 0 else None,
-                    "pair": hash((user, item)),  # a pair of user and item has one hash
+                    "pair": hash((user, item)),  # the hash of user and item
                 }
             )
     return rows
@@ -50,30 +50,28 @@ def batches(rows: list[Row], size: int) -> Iterator[pa.RecordBatch]:
 def cut(rows: list[Row], schema: pa.Schema, size: int) -> Iterator[pa.RecordBatch]:
     for start in range(0, len(rows), size):
         yield pa.RecordBatch.from_pylist(rows[start : start + size], schema=schema)
-        yield pa.RecordBatch.from_pylist([], schema=schema)  # an empty one changes nothing
+        yield pa.RecordBatch.from_pylist([], schema=schema)  # an empty batch must not change the result
 
 
-def found_histories(
-    rows: list[Row], size: int, settings: SamplingSettings
-) -> Iterator[tuple[int, int, list[int], int]]:
-    """(user, row key, history, until) of every row, by way of the stream."""
-    whole: list[Row] = []
+def histories_of(rows: list[Row], size: int, settings: SamplingSettings) -> Iterator[tuple[int, int, list[int], int]]:
+    """(user, row key, history, until) of each row, computed from the stream."""
+    stream_rows: list[Row] = []
     for row in rows:
         user = int(row["user_id"][1:])
         past = row["past"] or []
         times = row.get("past_times") or [500 + user] * len(past)
-        for start in range(0, len(past), 3):  # a past may come in pieces
+        for start in range(0, len(past), 3):  # a past may be split into several rows
             values = past[start : start + 3]
             if not settings.leave_one_out:
                 values = [number for pair in zip(values, times[start : start + 3]) for number in pair]
-            whole.append({"user_key": user, "role": PAST, "values": values})
+            stream_rows.append({"user_key": user, "role": PAST, "values": values})
         own = {"at": row["event_time"], "key": row["row_key"], "item_index": row["item_index"]}
         own["carried"] = row.get("carried", False)
-        whole.append({"user_key": user, "role": ROW, **own})
+        stream_rows.append({"user_key": user, "role": ROW, **own})
     kinds = {"role": pa.int32(), "values": pa.list_(pa.int64()), "item_index": pa.int32(), "carried": pa.bool_()}
     names = ("user_key", "role", "at", "key", "values", "item_index", "carried")
     schema = pa.schema([(name, kinds.get(name, pa.int64())) for name in names])
-    for table, context, group in with_contexts(cut(whole, schema, size), settings):
+    for table, context, group in with_contexts(cut(stream_rows, schema, size), settings):
         items, times = (table.column(name).to_numpy() for name in ("item_index", "at"))
         history, until = context.histories(group, items, times, settings)
         users, keys = table.column("user_key").to_pylist(), table.column("key").to_pylist()
@@ -89,9 +87,9 @@ CUTS = [(0, 1), (1, 3), (2, 16), (3, 1000)]
 
 
 @pytest.mark.parametrize(("seed", "size"), CUTS)
-def test_a_history_is_the_last_items_before_the_instant(seed: int, size: int) -> None:
+def test_a_history_is_the_last_items_strictly_before_the_event(seed: int, size: int) -> None:
     rows, length = stream(seed), 5
-    found = list(found_histories(rows, size, SamplingSettings(Negatives(), 17, 1000, {}, history_length=length)))
+    histories = list(histories_of(rows, size, SamplingSettings(Negatives(), 17, 1000, {}, history_length=length)))
     expected = []
     for row in rows:
         own = [other for other in rows if other["user_id"] == row["user_id"]]
@@ -103,13 +101,13 @@ def test_a_history_is_the_last_items_before_the_instant(seed: int, size: int) ->
         history = [item for _, item in before[-length:]]
         padded = [0] * (length - len(history)) + history
         expected.append((user, row["row_key"], padded, before[-1][0] if before else -1))
-    assert found == expected
-    assert any(history[0] for _, _, history, _ in found)
+    assert histories == expected
+    assert any(history[0] for _, _, history, _ in histories)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 1000])
-def test_a_carried_row_sees_the_past_before_it_and_is_told_once(size: int) -> None:
-    # Three events of last night's end, of which two are carried; two of tonight, one of them at the same instant twice.
+def test_a_carried_row_sees_only_its_past_and_counts_once(size: int) -> None:
+    # User u01 has four past events, of which two are also carried rows, and three events of tonight, two at one instant.
     past = {"past": [5, 6, 7, 8], "past_times": [10, 20, 30, 30]}
     rows: list[Row] = [
         {"user_id": "u01", "event_time": 20, "row_key": 1, "item_index": 6, "carried": True, **past},
@@ -119,13 +117,13 @@ def test_a_carried_row_sees_the_past_before_it_and_is_told_once(size: int) -> No
         {"user_id": "u01", "event_time": 50, "row_key": 5, "item_index": 5, "past": None},
         {"user_id": "u02", "event_time": 30, "row_key": 6, "item_index": 5, "carried": True, "past": None},
     ]
-    found = {
+    histories = {
         key: (history, until)
-        for _, key, history, until in found_histories(
+        for _, key, history, until in histories_of(
             rows, size, SamplingSettings(Negatives(), 17, 1000, {}, history_length=4)
         )
     }
-    assert found == {
+    assert histories == {
         1: ([0, 0, 0, 5], 10),
         2: ([0, 0, 5, 6], 20),
         3: ([5, 6, 7, 8], 30),
@@ -136,9 +134,9 @@ def test_a_carried_row_sees_the_past_before_it_and_is_told_once(size: int) -> No
 
 
 @pytest.mark.parametrize(("seed", "size"), CUTS)
-def test_leave_one_out_gives_the_other_positives_whatever_their_order(seed: int, size: int) -> None:
+def test_leave_one_out_gives_the_last_other_positives_in_any_order(seed: int, size: int) -> None:
     length = 3
-    # One more than three are looked at, the newest last: the first is too old unless the row's own is among the others.
+    # Pools of up to length + 1 items, the newest last. The oldest of four counts only if the row's own item is in the pool.
     pools = {0: [9, 4, 5, 2], 1: [2], 2: [], 3: [8, 7, 6, 5]}
     rows = []
     for user, pool in pools.items():
@@ -146,9 +144,9 @@ def test_leave_one_out_gives_the_other_positives_whatever_their_order(seed: int,
             row = {"user_id": f"u{user:02d}", "event_time": 1000 + place, "row_key": place, "item_index": item}
             rows.append(row | {"past": pool if place == 0 else None})
     settings = SamplingSettings(Negatives(), 17, 1000, {}, history_length=length, leave_one_out=True)
-    found = list(found_histories(rows, size, settings))
-    assert len(found) == len(rows)
-    for (user, _, history, until), row in zip(found, rows):
+    histories = list(histories_of(rows, size, settings))
+    assert len(histories) == len(rows)
+    for (user, _, history, until), row in zip(histories, rows):
         others = [item for item in pools[user] if item != row["item_index"]][-length:]
         assert history == [0] * (length - len(others)) + others
         assert until == -1
@@ -157,19 +155,19 @@ def test_leave_one_out_gives_the_other_positives_whatever_their_order(seed: int,
 @pytest.mark.parametrize(("seed", "size"), CUTS)
 def test_the_state_of_a_day_is_the_last_events_and_the_last_distinct_items(seed: int, size: int) -> None:
     rows, length, known = stream(seed), 5, 7
-    found = [row for b in history_arrays.last_rows(batches(rows, size), length, known) for row in b.to_pylist()]
+    states = [row for b in history_arrays.last_rows(batches(rows, size), length, known) for row in b.to_pylist()]
     by_user = defaultdict(list)
     for row in rows:
         by_user[row["user_id"]].append(row)
-    assert [row["user_id"] for row in found] == list(by_user)
-    for row, own in zip(found, by_user.values()):
+    assert [row["user_id"] for row in states] == list(by_user)
+    for row, own in zip(states, by_user.values()):
         assert row["items_today"] == [other["item_index"] for other in own][-length:]
         assert [micros(time) for time in row["times_today"]] == [other["event_time"] for other in own][-length:]
         touches = {other["item_index"]: (other["event_time"], other["pair"]) for other in own}  # the last one wins
         assert row["known_today"] == sorted(touches, key=touches.__getitem__)[-known:]
 
 
-def test_rows_out_of_order_stop_the_stream() -> None:
+def test_rows_out_of_order_are_refused() -> None:
     rows = stream(3)
     place = next(n for n, row in enumerate(rows) if row["number"] > 1)
     rows[place - 1], rows[place] = rows[place], rows[place - 1]

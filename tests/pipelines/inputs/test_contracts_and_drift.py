@@ -197,7 +197,7 @@ def night(warehouse: Warehouse) -> Night:
         (501, 0.1, {}, "501 rows on ds=2024-03-05, more than 5 times"),
         (501, 0.1, {"rows_high": None}, None),
         (100, 0.4, {}, None),
-        (100, 0.41, {}, "column reward: 41.0% of the values of ds=2024-03-05 are not known, 10.0% in the night of"),
+        (100, 0.41, {}, "column reward: 41.0% of the values of ds=2024-03-05 are null, 10.0% in the night of"),
         (100, 0.41, {"null_rise": None}, None),
         (100, 0.0, {"null_rise": 0.0}, None),
     ],

@@ -1,4 +1,4 @@
-"""Which interactions count, how much, and what the last check before writing refuses."""
+"""Selection of positives and their rewards, and the checks of `positives` before it is written."""
 
 from collections import Counter
 from datetime import datetime, timedelta
@@ -22,15 +22,22 @@ ACTIONS = {"click": 1.0, "like": 3.0}
 # user, item, time, action, request, reward
 LOG = [
     ("u", "i", NOON, "click", "r1", None),
-    ("u", "i", NOON, "click", "r1", 2.0),  # told twice: one event, with the higher reward
+    ("u", "i", NOON, "click", "r1", 2.0),  # a repeated event: counts once, with the higher reward
     ("u", "i", NOON, "click", "r2", None),  # the same instant in another request is another event
-    ("u", "i", NOON, "like", None, 0.5),  # the same instant, an action that is worth more
+    ("u", "i", NOON, "like", None, 0.5),  # the same instant, an action with a higher configured reward
     ("u", "i", NOON - HOUR, "like", "r0", None),  # earlier that day
-    ("u", "j", NOON, "view", "r1", None),  # no action that counts
+    ("u", "j", NOON, "view", "r1", None),  # not a configured action
     ("v", "i", NOON, "click", None, None),
     ("v", "i", NOON, "click", None, None),
-    ("v", "i", NOON, "click", "", None),  # no request, however it is written
-    ("v", "i", NOON + HOUR, "click", "r9", 0.0),  # a reward of nothing is no positive, and the last of nobody
+    ("v", "i", NOON, "click", "", None),  # an empty request is the same as null
+    (
+        "v",
+        "i",
+        NOON + HOUR,
+        "click",
+        "r9",
+        0.0,
+    ),  # with a reward of 0 it is no positive, so it is not the last event either
 ]
 
 
@@ -51,15 +58,15 @@ def selected(spark: SparkSession, config: Positives) -> list[Any]:
     return rows
 
 
-def kept(rows: list[Any]) -> list[tuple[Any, ...]]:
-    found = [row for row in rows if row["reason"] == select.COUNTS]
-    assert len({row["row_key"] for row in found}) == len(found)
-    return sorted((r["user_id"], r["event_time"], r["request_id"] or "", r["reward"]) for r in found)
+def positives_of(rows: list[Any]) -> list[tuple[Any, ...]]:
+    positives = [row for row in rows if row["reason"] == select.COUNTS]
+    assert len({row["row_key"] for row in positives}) == len(positives)
+    return sorted((r["user_id"], r["event_time"], r["request_id"] or "", r["reward"]) for r in positives)
 
 
-def test_exact_repeats_count_once_whatever_the_config_says(spark: SparkSession) -> None:
+def test_exact_repeats_count_once_with_any_config(spark: SparkSession) -> None:
     every = selected(spark, Positives(actions=ACTIONS, deduplicate=False))
-    assert kept(every) == [
+    assert positives_of(every) == [
         ("u", NOON - HOUR, "r0", 3.0),
         ("u", NOON, "", 1.5),
         ("u", NOON, "r1", 2.0),
@@ -72,21 +79,24 @@ def test_exact_repeats_count_once_whatever_the_config_says(spark: SparkSession) 
 @pytest.mark.parametrize(
     ("day_reward", "of_u"),
     [
-        ("max", (NOON - HOUR, "r0", 3.0)),  # the like of 3.0, though clicks and a weaker like came later
+        (
+            "max",
+            (NOON - HOUR, "r0", 3.0),
+        ),  # the like with reward 3.0, although clicks and a like with a lower reward came later
         ("last", (NOON, "", 1.5)),
-        ("sum", (NOON, "", 7.5)),  # 3.0 + 1.5 + 2.0 + 1.0, the repeated row not among them
+        ("sum", (NOON, "", 7.5)),  # 3.0 + 1.5 + 2.0 + 1.0, without the repeated row
     ],
 )
-def test_one_event_of_a_day_counts_with_the_reward_of_the_day(
+def test_day_reward_chooses_the_event_of_a_day_and_its_reward(
     spark: SparkSession, day_reward: str, of_u: tuple[Any, ...]
 ) -> None:
     rows = selected(spark, Positives.model_validate({"actions": ACTIONS, "day_reward": day_reward}))
-    assert kept(rows) == [("u", *of_u), ("v", NOON, "", 1.0)]
+    assert positives_of(rows) == [("u", *of_u), ("v", NOON, "", 1.0)]
     assert sum(row["reason"] == select.REPEATED for row in rows) == 3
     assert sum(row["reason"] == select.DEDUPLICATED for row in rows) == 3
 
 
-def test_weights_fall_with_age_and_the_last_hours_are_kept_out(spark: SparkSession) -> None:
+def test_weights_decay_with_age_and_the_last_hours_are_validation(spark: SparkSession) -> None:
     times = [NOON, NOON - timedelta(days=1), datetime(2024, 3, 2, 22), datetime(2024, 3, 2, 21, 59, 59)]
     frame = spark.createDataFrame(
         [(time, 2.0, None) for time in times], "event_time timestamp, reward float, dropped string"
@@ -107,8 +117,10 @@ def test_carried_rows_train_if_a_snapshot_describes_their_item(spark: SparkSessi
     columns = "item_id string, event_time timestamp, example_age double, weight float, dropped string, split string"
     described = spark.createDataFrame([("here",), ("other",)], "item_id string")
     carried = select.carry(spark.createDataFrame(rows, columns), described, Positives(half_life_days=1.0), DS)
-    found = {row["item_id"]: (row["split"], row["dropped"], row["weight"], row["carried"]) for row in carried.collect()}
-    assert found == {"here": ("train", None, 1.0, True), "unknown": (None, "item_not_live", 1.0, True)}
+    by_item = {
+        row["item_id"]: (row["split"], row["dropped"], row["weight"], row["carried"]) for row in carried.collect()
+    }
+    assert by_item == {"here": ("train", None, 1.0, True), "unknown": (None, "item_not_live", 1.0, True)}
 
 
 @pytest.mark.parametrize(
@@ -119,7 +131,7 @@ def test_carried_rows_train_if_a_snapshot_describes_their_item(spark: SparkSessi
     ],
 )
 def test_down_sampling_follows_its_formula(spark: SparkSession, form: dict[str, Any], expected: list[float]) -> None:
-    # Shares of 1, 4 and 40 times the threshold; word2vec keeps what is up to 2.6 times above it.
+    # Shares of 1, 2 or 4, and 40 times the threshold; word2vec keeps all positives up to 2.6 times the threshold.
     config = Downsample(threshold=0.01, **form)
     frame = spark.createDataFrame([(10,), (40 if form["form"] == "power" else 20,), (400,)], "count long")
     rows = frame.select(popularity.keep_probability(F.col("count"), F.lit(1000), config).alias("chance")).collect()
@@ -130,7 +142,7 @@ def test_down_sampling_follows_its_formula(spark: SparkSession, form: dict[str, 
 
 
 def test_down_sampling_counts_the_window_that_ends_with_the_day(spark: SparkSession) -> None:
-    # Two days a window. Item 2 has most of the first day, item 3 most of the fourth; nothing happens on the third.
+    # Windows of two days. Item 2 has most positives of the first day, item 3 of the fourth; the third day has none.
     counts = [(2, 10, 8), (3, 10, 2), (2, 11, 1), (3, 11, 9), (3, 13, 30), (2, 13, 1)]
     frame = spark.createDataFrame(counts, "item_index int, day int, count long")
     rows = popularity.counts_of_days(frame, 2).collect()
@@ -152,12 +164,12 @@ def test_down_sampling_counts_the_window_that_ends_with_the_day(spark: SparkSess
         "row_key long, item_id string, ds string",
     )
     flagged = select.flag(events, chances, 17).orderBy("row_key").collect()
-    # What the item becomes on the fourth day says nothing of its row of the first.
+    # The popularity of the item on the fourth day does not affect its row of the first day.
     assert [row["keep_probability"] for row in flagged] == pytest.approx([0.5**0.5, (0.1 * 31 / 30) ** 0.5])
 
 
 def staged(spark: SparkSession, **changes: Any) -> DataFrame:
-    """Two users' rows as they are written, the first with some columns changed."""
+    """Rows of two users as they are written. `changes`: values of some columns of one row."""
     rows = []
     for number in range(6):
         user, place = f"u{number % 2}", number // 2
@@ -186,7 +198,7 @@ def check(frame: DataFrame) -> dict[str, int]:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"weight": 0.0}, "column weight: 1 rows have a weight that is not above 0"),
         ({"weight": float("nan")}, "column weight: 1 rows"),
@@ -197,22 +209,20 @@ def check(frame: DataFrame) -> dict[str, int]:
         ({"split": None}, "column split: 1 rows are dropped and in a split, or neither"),
     ],
 )
-def test_positives_that_break_a_promise_are_not_written(
-    spark: SparkSession, changes: dict[str, Any], said: str
-) -> None:
+def test_rows_with_wrong_values_are_refused(spark: SparkSession, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError) as caught:
         check(staged(spark, **changes))
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "table positives" in str(caught.value)
 
 
-def test_no_row_vanishes_uncounted(spark: SparkSession) -> None:
+def test_all_rows_must_be_counted(spark: SparkSession) -> None:
     none = {"dropped_item_not_live": 0, "dropped_downsampled": 0, "dropped_over_cap": 0}
     none |= {"held_back": 0, "carried": 0, "carried_not_live": 0}
     assert check(staged(spark)) == {"positives": 6, **none, "kept": 6}
     cut = staged(spark, dropped="over_cap", split=None)
     assert check(cut) == {"positives": 6, **none, "dropped_over_cap": 1, "kept": 5}
-    # A row that the night before held back is none of tonight's interactions.
+    # A row that the night before held back does not count as an interaction of tonight.
     carried = staged(spark, carried=True)
     assert checks.check_rows(carried, {"interactions": 5, "held_back_before": 1})["carried"] == 1
     with pytest.raises(InputError, match="the night before held 2 rows back, and 1 were carried"):
@@ -223,7 +233,7 @@ def test_no_row_vanishes_uncounted(spark: SparkSession) -> None:
 
 
 @pytest.mark.parametrize(
-    ("every", "said"),
+    ("values", "messages"),
     [
         (
             {"dropped": "item_not_live", "split": None},
@@ -235,15 +245,15 @@ def test_no_row_vanishes_uncounted(spark: SparkSession) -> None:
         ({"split": "valid"}, ["all 6 rows that are left are in the valid split", "positives.valid_hours"]),
     ],
 )
-def test_rows_of_which_none_trains_are_refused_with_what_dropped_them(
-    spark: SparkSession, every: dict[str, Any], said: list[str]
+def test_a_night_without_training_rows_is_refused_with_counts_by_reason(
+    spark: SparkSession, values: dict[str, Any], messages: list[str]
 ) -> None:
     with pytest.raises(InputError) as caught:
-        check(staged(spark).withColumns({name: F.lit(value).cast("string") for name, value in every.items()}))
-    assert [part for part in said if part not in str(caught.value)] == []
+        check(staged(spark).withColumns({name: F.lit(value).cast("string") for name, value in values.items()}))
+    assert [part for part in messages if part not in str(caught.value)] == []
 
 
-def test_the_cap_counts_what_down_sampling_left_and_the_heaviest_user_is_named(spark: SparkSession) -> None:
+def test_the_cap_counts_rows_that_survive_down_sampling(spark: SparkSession) -> None:
     rows = [("a", DS, n, n % 4 != 0, n % 3 != 0) for n in range(24)] + [("b", DS, 91, True, True)]
     frame = spark.createDataFrame(rows, "user_id string, ds string, row_key long, live boolean, survives boolean")
     frame = frame.withColumn("user_key", F.xxhash64("user_id"))
@@ -252,8 +262,8 @@ def test_the_cap_counts_what_down_sampling_left_and_the_heaviest_user_is_named(s
     heaviest, over_cap = select.heavy_days(frame, config)
     assert (heaviest, over_cap) == ({"user_id": "a", "user_rows": 24}, 1)
     rows = select.choose(frame, config, 17, over_cap).collect()
-    found = Counter(row["dropped"] for row in rows)
-    assert found == {"item_not_live": 6, "downsampled": 6, "over_cap": 7, None: 6}
+    reasons = Counter(row["dropped"] for row in rows)
+    assert reasons == {"item_not_live": 6, "downsampled": 6, "over_cap": 7, None: 6}
     chosen = {row["row_key"] for row in rows if row["dropped"] is None}
     assert all(key % 4 and key % 3 for key in chosen)
     others = select.choose(frame, config, 18, over_cap).where("dropped is null").collect()
