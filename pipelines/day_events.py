@@ -71,9 +71,9 @@ def _with_past(events: DataFrame, rows: DataFrame, night: Night) -> DataFrame:
         F.filter("day", lambda event: event["event_time"] < F.col("event_time")), lambda event: event["item_index"]
     )
     past = F.concat(F.coalesce("history_items", empty), before)
-    known = F.concat(F.coalesce("known_items", empty), before)
+    all_items = F.concat(F.coalesce("known_items", empty), before)
     # Reverse twice to keep the last occurrence of each item.
-    had = F.reverse(F.array_distinct(F.reverse(known)))
+    had = F.reverse(F.array_distinct(F.reverse(all_items)))
     return events.withColumns({"past": past, "had": had}).drop("day", "history_items", "known_items")
 
 

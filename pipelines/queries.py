@@ -112,14 +112,14 @@ def targets(
     """
     live = night.warehouse.read("item_features", night.ds).select("item_index", F.lit(True).alias("live"))
     marked = positives.join(live, on="item_index", how="left").withColumn("live", F.coalesce("live", F.lit(False)))
-    known = F.lit(False).alias("known")
+    is_known = F.lit(False).alias("known")
     if new_items_only:
         known_items = night.warehouse.read("user_histories", night.ds).select(
             "user_id", F.explode("known_items").alias("item_index"), F.lit(True).alias("known")
         )
         marked = marked.join(known_items, on=["user_id", "item_index"], how="left")
-        known = F.coalesce("known", F.lit(False)).alias("known")
-    marked = marked.select("user_id", "item_index", "live", known)
+        is_known = F.coalesce("known", F.lit(False)).alias("known")
+    marked = marked.select("user_id", "item_index", "live", is_known)
     counted = marked.agg(
         F.count(F.lit(1)).alias("all"),
         F.count(F.when(~F.col("live"), 1)).alias("unreachable"),

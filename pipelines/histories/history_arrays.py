@@ -87,11 +87,11 @@ def histories_of_others(pools: Entries, group_N: Ints, item_N: Ints, length: int
     return np.take_along_axis(pool, others, axis=1)
 
 
-def last_rows(batches: Iterable[pa.RecordBatch], length: int, known: int) -> Iterator[pa.RecordBatch]:
-    """One row per user, with the last `length` events and the last `known` distinct items.
+def last_rows(batches: Iterable[pa.RecordBatch], length: int, known_items: int) -> Iterator[pa.RecordBatch]:
+    """One row per user, with the last `length` events and the last `known_items` distinct items.
 
     `batches`: rows sorted by user. Column `number` numbers the rows of each user from 1; raises AssertionError if they are
-    not in that order. Of the last user of a batch, only `length` events and `known` touches (the last event of each
+    not in that order. Of the last user of a batch, only `length` events and `known_items` touches (the last event of each
     distinct item) are carried into the next batch.
     """
     user: pa.Scalar | None = None  # the last user of the previous batch, whose rows may continue
@@ -118,7 +118,8 @@ def last_rows(batches: Iterable[pa.RecordBatch], length: int, known: int) -> Ite
             np.concatenate([events, rows], axis=1), np.concatenate([_zeros(events), group]), length
         )
         touches, touch_group = _last(
-            *_last_touches(np.concatenate([touches, rows], axis=1), np.concatenate([_zeros(touches), group])), known
+            *_last_touches(np.concatenate([touches, rows], axis=1), np.concatenate([_zeros(touches), group])),
+            known_items,
         )
         last = group[-1]
         done, touched = event_group < last, touch_group < last

@@ -23,8 +23,8 @@ def user_key() -> Column:
     return key_of("user_id").alias("user_key")
 
 
-def last_of_users(events: DataFrame, length: int, known: int) -> DataFrame:
-    """One row per user of the day: the last `length` positives and the last `known` distinct items.
+def last_of_users(events: DataFrame, length: int, known_items: int) -> DataFrame:
+    """One row per user of the day: the last `length` positives and the last `known_items` distinct items.
 
     `events`: user_key, user_id, item_id, item_index, event_time, row_key. Returns user_id, items_today, times_today and
     known_today. The first two arrays are in the order of (event_time, row_key), known_today in the order of (last event of
@@ -36,10 +36,10 @@ def last_of_users(events: DataFrame, length: int, known: int) -> DataFrame:
     number = F.row_number().over(Window.partitionBy(*USER).orderBy(*WITHIN)).alias("number")
     ordered = events.select(*USER, *WITHIN, "item_index", pair, number).sortWithinPartitions(*USER, *WITHIN)
     schema = "user_id string, items_today array<int>, times_today array<timestamp>, known_today array<int>"
-    return ordered.mapInArrow(lambda batches: last_rows(batches, length, known), schema)
+    return ordered.mapInArrow(lambda batches: last_rows(batches, length, known_items), schema)
 
 
-def roll_histories(today: DataFrame, state: DataFrame | None, length: int, known: int) -> DataFrame:
+def roll_histories(today: DataFrame, state: DataFrame | None, length: int, known_items: int) -> DataFrame:
     """user_histories at the end of the day: yesterday's histories with today's positives appended, cut to the last ones.
 
     `today`: from last_of_users, with user_index (null: not in the vocabulary). `state`: user_histories of the night
@@ -62,5 +62,5 @@ def roll_histories(today: DataFrame, state: DataFrame | None, length: int, known
         F.coalesce("user_index", "index_before", F.lit(DEFAULT)).alias("user_index"),
         joined("history_items", "items_today", length).alias("history_items"),
         joined("history_times", "times_today", length).alias("history_times"),
-        joined(untouched, "known_today", known).alias("known_items"),
+        joined(untouched, "known_today", known_items).alias("known_items"),
     )

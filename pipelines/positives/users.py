@@ -17,10 +17,10 @@ def write_histories(step: PositivesStep, vocabularies: Vocabularies) -> None:
     """Write `user_histories`: yesterday's histories with the positives of this night appended."""
     features = step.config.features
     length = features.history.length if features.history else 1
-    known = step.config.positives.known_items
+    known_items = step.config.positives.known_items
     indexed = step.inputs.events.join(vocabularies.item_indices(), on="item_id", how="inner")
-    today = with_user_index(user_histories.last_of_users(indexed, length, known), step, vocabularies)
-    rolled = user_histories.roll_histories(today, step.read_previous("user_histories"), length, known)
+    today = with_user_index(user_histories.last_of_users(indexed, length, known_items), step, vocabularies)
+    rolled = user_histories.roll_histories(today, step.read_previous("user_histories"), length, known_items)
     step.write(rolled, "user_histories")
 
 
