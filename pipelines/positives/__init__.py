@@ -1,1 +1,1 @@
-"""Step build_positives: interactions to training positives."""
+"""The step build_positives: interactions become training positives, vocabularies, user histories and item tables."""

@@ -11,8 +11,8 @@ from pipelines.positives import popularity
 from pipelines.positives.held_back import held_back_positives
 from pipelines.positives.items import write_items
 from pipelines.positives.read import InputDays, find_days, read_inputs, refuse_changed_buckets, refuse_other_items
-from pipelines.positives.rows import write_positives_and_stats
 from pipelines.positives.step import PositivesStep, persisted
+from pipelines.positives.training_rows import write_positives_and_stats
 from pipelines.positives.users import write_histories, write_holdout
 from pipelines.positives.vocabularies import write_vocabularies
 from pipelines.storage.lineage import lineage_of_night
