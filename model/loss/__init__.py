@@ -1,1 +1,1 @@
-"""Candidates, logQ correction, masks and losses."""
+"""Candidates, logQ correction, masks, losses and self-supervision."""

@@ -1,14 +1,14 @@
-"""The candidate set of a step: which items each row's positive is set against.
+"""The candidate set of a step: the items that each row's positive is compared with.
 
-In-batch positives and easy negatives of all ranks form one shared set; hard negatives belong to their row. An item that
-enters the shared set c times is held once with count c: weighing it c times is the same sum, on fewer columns.
+In-batch positives and easy negatives of all ranks form one shared set. Hard negatives belong to one row. An item that
+enters the shared set c times is stored once with count c. Weighting it by c gives the same sum with fewer columns.
 
-Rows of different days may see different versions of an item's features (model/data/item_versions.py). What is embedded once is
-therefore a row of the catalogue, an item in one version, and an item may stand in the shared set in several versions. What
-is masked is the item, whichever version of it stands there.
+Rows of different days may see different versions of an item's features (model/data/item_versions.py). The unit that is
+embedded once is therefore a row of the catalogue: an item in one version. An item may be in the shared set in several
+versions. Masks apply to the item, in any version.
 
-Shapes: G rows of the global batch (padded), B rows of this rank, K negatives a row, U shared candidates, L history
-length, E excluded places.
+Shapes: G rows of the global batch (padded), B rows of this rank, K negatives per row, U shared candidates, L history
+length, E excluded (row, candidate) pairs.
 """
 
 from collections.abc import Iterator
@@ -24,9 +24,9 @@ from pipelines.contract.negative_kinds import COARSE, FINE, POPULARITY, UNIFORM
 
 @dataclass(frozen=True)
 class BatchRows:
-    """Rows as indices: users [G] (0: unknown), items [G] (0: no row), negatives and their kinds [G, K].
+    """Rows of a batch as indices: users [G] (0: no user), items [G] (0: no row), negatives and their kinds [G, K].
 
-    `snapshots` [G]: the items snapshot that each row sees (YYYYMMDD); None: items as they are now.
+    `snapshots` [G]: the items snapshot that each row sees (YYYYMMDD); None: current features.
     """
 
     users: Tensor
@@ -38,23 +38,23 @@ class BatchRows:
 
 @dataclass(frozen=True)
 class StepCandidates:
-    """The candidates of this rank's rows. Everything about the shared set is the same on every rank."""
+    """The candidates of this rank's rows. The shared set is the same on every rank."""
 
-    rows_U: Tensor  # Shared candidates as rows of the catalogue, sorted, no padding.
-    items_U: Tensor  # The item of each, sorted too.
-    counts_U: Tensor  # How many times each has entered, float.
-    item_counts_U: Tensor  # How many times its item has entered, in any version.
-    positive_B: Tensor  # Place in U of each row's positive.
-    excluded_rows_E: Tensor  # Row and place in U of a candidate that is no negative of that row: in its history,
-    excluded_places_E: Tensor  # or another positive of its user. The row's own positive is not listed.
-    hard_BK: Tensor  # Hard negatives as rows of the catalogue, 0 elsewhere.
+    rows_U: Tensor  # Rows of the catalogue of the shared candidates, sorted, without padding.
+    items_U: Tensor  # Item of each shared candidate, sorted.
+    counts_U: Tensor  # How often each shared candidate entered the set, float.
+    item_counts_U: Tensor  # How often its item entered the set, in any version.
+    positive_B: Tensor  # Position in U of each row's positive.
+    excluded_rows_E: Tensor  # Row and position in U of candidates that are not negatives of the row: items of its
+    excluded_places_E: Tensor  # history and other positives of its user. The row's own positive is not included.
+    hard_BK: Tensor  # Hard negatives as rows of the catalogue; 0: none.
     rows: int  # Rows of the global batch.
-    uniform: int  # Easy negatives of the global batch, by kind.
-    popularity: int
+    uniform: int  # Uniform easy negatives of the global batch.
+    popularity: int  # Popularity-sampled easy negatives of the global batch.
     hard_excluded: int  # Hard negatives of this rank that were masked.
 
     def in_blocks(self, rows: int) -> Iterator[tuple[slice, "StepCandidates"]]:
-        """So many rows after another, with the same shared candidates: which rows, and theirs alone."""
+        """Split into blocks of `rows` rows with the same shared candidates. Yields (slice of the rows, candidates)."""
         excluded_rows_E, order_E = torch.sort(self.excluded_rows_E)
         excluded_places_E = self.excluded_places_E[order_E]
         starts = range(0, len(self.positive_B), rows)
@@ -81,12 +81,12 @@ def collect_candidates(
     *,
     positives_once: bool = False,
 ) -> StepCandidates:
-    """The candidates for this rank's rows, out of the global batch (which holds the local rows too).
+    """Collect the candidates of this rank's rows from the global batch, which includes the local rows.
 
-    `versions`: which row of the catalogue an item is for a row of the batch; None: the row of its index.
-    `positives_once`: an item that is the positive of several rows enters once for all of them, so that its expected
-    entries are its chance to be among the positives: what a streaming estimate knows. Raises ValueError where a local
-    positive is padding.
+    `versions`: maps items to rows of the catalogue; None: an item's row is its index.
+    `positives_once`: an item that is the positive of several rows enters once. Its expected count is then its probability
+    of being among the positives, which is what a streaming estimate gives.
+    Raises ValueError if a local positive is padding.
     """
     if bool((local.items == PADDING).any()):
         raise ValueError(f"{int((local.items == PADDING).sum())} rows have item 0 (padding) as their positive")
@@ -112,7 +112,7 @@ def collect_candidates(
     hard_BK = local.negatives.masked_fill((local.kinds != COARSE) & (local.kinds != FINE), PADDING)
     excluded_BK = (hard_BK == local.items[:, None]) | _among_positives(batch, local.users, hard_BK)
     if history_BL is not None:
-        excluded_BK |= (hard_BK[:, :, None] == history_BL[:, None, :]).any(2)  # K is small: no search needed.
+        excluded_BK |= (hard_BK[:, :, None] == history_BL[:, None, :]).any(2)  # K is small, so no search is needed.
     excluded_BK &= hard_BK != PADDING
     hard_BK = hard_BK.masked_fill(excluded_BK, PADDING)
     return StepCandidates(
@@ -132,7 +132,7 @@ def collect_candidates(
 
 
 def _entered(batch: BatchRows, versions: Versions, positives_once: bool) -> tuple[Tensor, Tensor]:
-    """[U] distinct rows of the catalogue that entered the shared set, sorted, and how many times each did, float."""
+    """[U] distinct rows of the catalogue that entered the shared set, sorted, and how often each entered, as float."""
     easy_GK = (batch.kinds == UNIFORM) | (batch.kinds == POPULARITY)
     positives = versions.rows(batch.items, batch.snapshots)
     easy = versions.rows(batch.negatives, _column(batch.snapshots))[easy_GK]
@@ -140,7 +140,7 @@ def _entered(batch: BatchRows, versions: Versions, positives_once: bool) -> tupl
     if positives_once:
         positives, rows_P = positives[positives != PADDING].unique(return_counts=True)
         if len(versions):
-            # One entry an item, not one a version: each version has the share of the item's rows that see it.
+            # One entry per item. A version gets the fraction of the item's rows that see it.
             _, item_P = torch.unique_consecutive(versions.items(positives), return_inverse=True)
             rows_D = torch.zeros(len(positives)).index_add_(0, item_P, rows_P.float())
             shares_P = rows_P / rows_D[item_P]
@@ -157,40 +157,40 @@ def _column(snapshots_G: Tensor | None) -> Tensor | None:
 
 
 def _every_version(rows: Tensor, places: Tensor, versions_U: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows and places of all versions of some items. `places`: the first of each; versions_U: how many its item has."""
+    """Rows and positions of all versions of items. `places`: the first version; versions_U: versions of each item."""
     counts = versions_U[places]
     step = torch.arange(int(counts.sum())) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
     return torch.repeat_interleave(rows, counts), torch.repeat_interleave(places, counts) + step
 
 
 def _places_of(items_BL: Tensor, items_U: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows and first places in U of those of some items, row by row, that are candidates. By search: B x L x log U."""
+    """Row and first position in U of each item that is a candidate. Binary search: B x L x log U."""
     places_BL = torch.searchsorted(items_U, items_BL).clamp(max=len(items_U) - 1)
-    found_BL = (items_U[places_BL] == items_BL) & (items_BL != PADDING)
-    return found_BL.nonzero(as_tuple=True)[0], places_BL[found_BL]
+    is_candidate_BL = (items_U[places_BL] == items_BL) & (items_BL != PADDING)
+    return is_candidate_BL.nonzero(as_tuple=True)[0], places_BL[is_candidate_BL]
 
 
 def _among_positives(batch: BatchRows, users_B: Tensor, items_BK: Tensor) -> Tensor:
-    """[B, K]: is an item a positive of the row's user anywhere in the global batch? By search in user-item pairs."""
-    known_G = (batch.users > DEFAULT) & (batch.items != PADDING)
-    if not bool(known_G.any()):
+    """[B, K]: whether an item is a positive of the row's user anywhere in the global batch. Searches (user, item) pairs."""
+    known_user_G = (batch.users > DEFAULT) & (batch.items != PADDING)
+    if not bool(known_user_G.any()):
         return torch.zeros_like(items_BK, dtype=torch.bool)
     size = int(torch.maximum(batch.items.max(), items_BK.max() if items_BK.numel() else batch.items.max())) + 1
-    pairs_S = torch.sort(batch.users[known_G] * size + batch.items[known_G]).values
+    pairs_S = torch.sort(batch.users[known_user_G] * size + batch.items[known_user_G]).values
     asked_BK = users_B[:, None] * size + items_BK
     places_BK = torch.searchsorted(pairs_S, asked_BK).clamp(max=len(pairs_S) - 1)
     return (pairs_S[places_BK] == asked_BK) & (users_B[:, None] > DEFAULT)
 
 
 def _other_positives(batch: BatchRows, local: BatchRows, items_U: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows and first places in U of the positives that the row's user has anywhere in the global batch."""
-    # Unknown users share index 1 without being one person, so theirs are left in.
-    known_G = (batch.users > DEFAULT) & (batch.items != PADDING)
-    users_S, order = torch.sort(batch.users[known_G], stable=True)
-    places_S = torch.searchsorted(items_U, batch.items[known_G][order])
+    """Row and first position in U of all positives of the row's user in the global batch."""
+    # Unknown users share index 1 but are different people, so their positives are not excluded.
+    known_user_G = (batch.users > DEFAULT) & (batch.items != PADDING)
+    users_S, order = torch.sort(batch.users[known_user_G], stable=True)
+    places_S = torch.searchsorted(items_U, batch.items[known_user_G][order])
     first_B = torch.searchsorted(users_S, local.users)
-    found_B = torch.searchsorted(users_S, local.users, right=True) - first_B
-    found_B = torch.where(local.users > DEFAULT, found_B, 0)
-    rows = torch.repeat_interleave(torch.arange(len(found_B)), found_B)
-    step = torch.arange(len(rows)) - torch.repeat_interleave(found_B.cumsum(0) - found_B, found_B)
+    positives_B = torch.searchsorted(users_S, local.users, right=True) - first_B
+    positives_B = torch.where(local.users > DEFAULT, positives_B, 0)
+    rows = torch.repeat_interleave(torch.arange(len(positives_B)), positives_B)
+    step = torch.arange(len(rows)) - torch.repeat_interleave(positives_B.cumsum(0) - positives_B, positives_B)
     return rows, places_S[first_B[rows] + step]

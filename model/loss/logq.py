@@ -1,13 +1,13 @@
-"""logQ correction: what sampled softmax makes of candidates that are sampled more often than others.
+"""logQ correction: corrects the logits for the sampling frequency of the candidates.
 
-An estimate of a sum over the catalogue from what was sampled: candidate j, which entered count_j times and was expected
-to enter expected_j times, stands for count_j / expected_j items like it. In a softmax that weight is log count_j - log
-expected_j, added to its logit; in a mean it is the weight itself.
+The sampled candidates estimate a sum over the catalogue. Candidate j entered count_j times and was expected to enter
+expected_j times, so it gets the weight count_j / expected_j. In a softmax, log count_j - log expected_j is added to its
+logit. In a mean, the weight is used directly.
 
-Where an item stands among the candidates in several versions, its expected entries are those of the item, whatever
-version enters: expected_j is the same for all of them, and the counts of the versions add up to the item's. The sum over
-the catalogue then has one term an item, the mean of its versions over the draws that saw them. (Splitting expected_j among
-the versions in proportion to their counts would give each of them the weight of the whole item.)
+If an item is among the candidates in several versions, its expected count is that of the item: expected_j is the same for
+all versions, and the counts of the versions add up to the count of the item. The sum over the catalogue then has one term
+per item: the mean over its versions, weighted by their draws. (Splitting expected_j in proportion to the counts would give
+each version the weight of the whole item.)
 
 Shapes: U shared candidates, B rows of this rank, M item indices.
 """
@@ -22,18 +22,18 @@ from model.loss.candidates import StepCandidates
 
 
 class Offsets(NamedTuple):
-    """What is added to the logits of shared candidates [U] and of each row's positive [B]."""
+    """Offsets of the logits of shared candidates [U] and of each row's positive [B]."""
 
     shared_U: Tensor
     positive_B: Tensor
 
 
 def expected_counts(candidates: StepCandidates, in_batch_U: Tensor, q: SamplingProbabilities) -> Tensor:
-    """[U]: the expected number of times each candidate enters the shared set of a batch of this make-up.
+    """[U]: expected number of times that each candidate enters the shared set of this batch.
 
-    expected_j = in_batch_j + n_uniform q_uniform_j + n_popularity q_popularity_j for any mixture of the sources, with
-    the numbers of draws that are really in this batch. in_batch_U: expected entries as a positive, which is B q_j, or
-    where the candidates count positives once, the chance to be among them.
+    expected_j = in_batch_j + n_uniform q_uniform_j + n_popularity q_popularity_j, with the actual numbers of draws in this
+    batch. in_batch_U: expected count as a positive: B q_j, or, if positives are counted once, the probability of being
+    among the positives.
     """
     return (
         in_batch_U
@@ -43,11 +43,11 @@ def expected_counts(candidates: StepCandidates, in_batch_U: Tensor, q: SamplingP
 
 
 def logit_offsets(correction: str, candidates: StepCandidates, expected_U: Tensor | None) -> Offsets:
-    """What a sampled softmax adds to its logits; every candidate counts as often as it has entered, the positive once.
+    """Offsets of a sampled softmax. Each candidate counts as often as it entered the set, the positive counts once.
 
-    none: no correction. classic: - log expected_j for all, the positive's too (Yi et al., RecSys 2019). mns: the
-    positive is there whatever is sampled, so it stays as it is (Yang et al., WWW 2020); expected counts then have a
-    scale of their own and may not be replaced by anything proportional. revisited: as mns (arXiv 2507.09331).
+    none: no correction. classic: - log expected_j for all candidates and the positive (Yi et al., RecSys 2019). mns: the
+    positive is not corrected, because it is present whatever is sampled (Yang et al., WWW 2020). The scale of the expected
+    counts then matters: proportional values would change the loss. revisited: same offsets as mns (arXiv 2507.09331).
     """
     log_count_U = candidates.counts_U.log()
     nothing_B = torch.zeros(len(candidates.positive_B))
@@ -60,16 +60,16 @@ def logit_offsets(correction: str, candidates: StepCandidates, expected_U: Tenso
 
 
 class OtherDraws(NamedTuple):
-    """Draws into the shared set that are not the row's positive: how many were expected and how many there are, [B]."""
+    """Number of draws into the shared set that are not the row's positive: expected and actual, [B]."""
 
     expected_B: Tensor
     actual_B: Tensor
 
 
 def other_draws(candidates: StepCandidates, expected_U: Tensor) -> OtherDraws:
-    """Expected: N - expected_positive; actual: N - count_positive; N: all draws. 1 where it would be less.
+    """Expected: N - expected_positive; actual: N - count_positive, where N is the number of draws. At least 1.
 
-    The positive is the item in any version: all of them are masked.
+    The positive is the item in any version, because all versions are masked.
     """
     draws = candidates.counts_U.sum()
     return OtherDraws(

@@ -1,8 +1,8 @@
-"""Losses of rows, as free functions over logits. Any tower, any sampler; rewards come after, in `weighted_mean`.
+"""Losses per row, as functions of logits. They do not depend on the tower or sampler. `weighted_mean` applies rewards.
 
-Everywhere: a row that has no negative at all contributes 0.
+A row without negatives has loss 0.
 
-Shapes: B rows, U shared candidates, K hard negatives a row.
+Shapes: B rows, U shared candidates, K hard negatives per row.
 """
 
 from typing import Any, NamedTuple
@@ -14,13 +14,13 @@ from torch.nn import functional as F
 
 from model.loss.logq import OtherDraws
 
-MASKED = -1e30  # Finite, so that a row of masked places has no inf - inf; exp() of it is still 0.
+MASKED = -1e30  # Finite, so that a row with only masked candidates has no inf - inf. exp() of it is 0.
 
 
 class Logits(NamedTuple):
-    """Scores over temperature: of each row's positive, of the shared candidates, of the row's own hard negatives.
+    """Scores divided by the temperature: each row's positive, the shared candidates, the row's hard negatives.
 
-    MASKED: no negative of the row. The positive's own place among the shared candidates is always masked.
+    MASKED: not a negative of the row. The position of the positive among the shared candidates is always masked.
     """
 
     positive_B: Tensor
@@ -29,28 +29,28 @@ class Logits(NamedTuple):
 
 
 def has_negatives(logits: Logits) -> Tensor:
-    """[B] bool: does a row have anything to be set against? (What is no number is something: it must not pass for 0.)"""
+    """[B] bool: whether a row has any negative. NaN counts as a negative, so that it does not give a loss of 0."""
     return ~((logits.shared_BU.amax(1) <= MASKED / 2) & (logits.hard_BK <= MASKED / 2).all(1))
 
 
 def listwise(logits: Logits) -> Tensor:
     """[B]: sampled softmax, - log softmax of the positive among itself, the shared candidates and the hard negatives.
 
-    Correction and counts are in the logits (Yi et al., RecSys 2019; Yang et al., WWW 2020). A hard negative counts once
-    and uncorrected: it is no draw from a distribution over the catalogue. Uses up `logits.shared_BU`.
+    The logits include correction and counts (Yi et al., RecSys 2019; Yang et al., WWW 2020). A hard negative counts once
+    and is not corrected, because it is not drawn from a distribution over the catalogue. Overwrites `logits.shared_BU`.
     """
     others_B = torch.logaddexp(_logsumexp(logits.shared_BU), _log_sum(logits.hard_BK))
     return torch.logaddexp(logits.positive_B, others_B) - logits.positive_B
 
 
 def listwise_revisited(logits: Logits, draws: OtherDraws) -> Tensor:
-    """[B]: - sg(1 - P_i) log(e^f_p / sum_{d != p} e^(f_d - log q'_d)), the positive outside the denominator.
+    """[B]: - sg(1 - P_i) log(e^f_p / sum_{d != p} e^(f_d - log q'_d)). The denominator does not include the positive.
 
-    q'_d = expected_d / (N - expected_p): the chance that a draw which is not the positive is d. P_i: softmax weight of
-    f_p against {f_d - log q'_d - log n}, n draws that are not the positive; sg: no gradient (Khrylchenko et al., RecSys
-    2025, arXiv 2507.09331, for any mixture of samplers). `logits.shared_BU` hold f_d - log expected_d. A hard negative
-    enters as one item more of the catalogue: e^f_h in P_i, n e^f_h in the denominator, whose scale is n times that.
-    Uses up `logits.shared_BU`.
+    q'_d = expected_d / (N - expected_p): probability that a draw is d, given that it is not the positive. P_i: softmax
+    weight of f_p against {f_d - log q'_d - log n}, with n draws that are not the positive. sg: stop gradient (Khrylchenko
+    et al., RecSys 2025, arXiv 2507.09331; here for any mixture of samplers). `logits.shared_BU` contains f_d - log
+    expected_d. A hard negative counts as one more item of the catalogue: e^f_h in P_i, n e^f_h in the denominator, whose
+    scale is n times larger. Overwrites `logits.shared_BU`.
     """
     log_n_B = draws.actual_B.log()
     drawn_B = _logsumexp(logits.shared_BU) + draws.expected_B.log()
@@ -62,7 +62,7 @@ def listwise_revisited(logits: Logits, draws: OtherDraws) -> Tensor:
 def pointwise(logits: Logits, weights_U: Tensor, negatives: float, hard_share: float) -> Tensor:
     """[B]: binary cross entropy, -log sigmoid(s_p) - negatives * mean log(1 - sigmoid(s_d)).
 
-    The mean over all negatives in place of `negatives` of them: the same in expectation, without its noise.
+    Uses the mean over all negatives instead of drawing `negatives` of them: same expectation, less noise.
     """
     mean_B = _mean_over_negatives(
         F.softplus(logits.shared_BU), F.softplus(logits.hard_BK), logits, weights_U, hard_share
@@ -78,16 +78,16 @@ def pairwise_hinge(logits: Logits, weights_U: Tensor, margin: float, hard_share:
 
 
 def pairwise_logistic(logits: Logits, weights_U: Tensor, hard_share: float) -> Tensor:
-    """[B]: mean log(1 + exp(s_d - s_p)) over the negatives d (BPR; the sigma of some texts is 1 / temperature)."""
+    """[B]: mean log(1 + exp(s_d - s_p)) over the negatives d (BPR; the sigma in some papers is 1 / temperature)."""
     shared_BU = F.softplus(logits.shared_BU - logits.positive_B[:, None])
     hard_BK = F.softplus(logits.hard_BK - logits.positive_B[:, None])
     return _mean_over_negatives(shared_BU, hard_BK, logits, weights_U, hard_share)
 
 
 def weighted_mean(losses_B: Tensor, weights_B: Tensor, rows: int) -> Tensor:
-    """1/rows sum_i r_i loss_i over this rank's rows, where `rows` counts the global batch: ranks add up to its mean.
+    """1/rows sum_i r_i loss_i over this rank's rows. `rows` counts the global batch: the sum over ranks is its mean.
 
-    The weights do not divide: a night of larger rewards takes larger steps.
+    The weights are not normalised: a night with larger rewards takes larger steps.
     """
     return (weights_B * losses_B).sum() / rows
 
@@ -95,12 +95,12 @@ def weighted_mean(losses_B: Tensor, weights_B: Tensor, rows: int) -> Tensor:
 def _mean_over_negatives(
     shared_BU: Tensor, hard_BK: Tensor, logits: Logits, weights_U: Tensor, hard_share: float
 ) -> Tensor:
-    """[B]: (1 - hard_share) times the weighted mean over shared candidates + hard_share times the mean over hard ones.
+    """[B]: (1 - hard_share) * weighted mean over shared candidates + hard_share * mean over hard negatives.
 
-    A row that lacks one of the two has the other alone. Masked places must be 0 in what is averaged.
+    If a row lacks one of the two, the other has weight 1. Masked entries of the averaged tensors must be 0.
     """
-    there_BK = logits.hard_BK > MASKED / 2
-    hard_B = there_BK.sum(1)
+    present_BK = logits.hard_BK > MASKED / 2
+    hard_B = present_BK.sum(1)
     weight_B = (logits.shared_BU > MASKED / 2).to(weights_U.dtype) @ weights_U
     share_B = torch.where(hard_B == 0, 0.0, torch.where(weight_B == 0, 1.0, hard_share))
     mean_shared_B = (shared_BU @ weights_U) / torch.where(weight_B == 0, 1.0, weight_B)
@@ -108,14 +108,14 @@ def _mean_over_negatives(
 
 
 def _log_sum(logits_BK: Tensor) -> Tensor:
-    """[B] logsumexp, MASKED where there are no columns."""
+    """[B] logsumexp; MASKED if there are no columns."""
     return F.pad(logits_BK, (0, 1), value=MASKED).logsumexp(1)
 
 
 class _LogSumExp(torch.autograd.Function):
-    """logsumexp over dim 1 in the memory of its input, which it uses up: [B, U] is by far the largest tensor of a step.
+    """logsumexp over dim 1, in place: overwrites its input. [B, U] is by far the largest tensor of a step.
 
-    torch's own takes a new tensor for exp(), and computes it once more in the backward pass.
+    torch.logsumexp allocates a tensor for exp() and computes it again in the backward pass.
     """
 
     @staticmethod

@@ -1,6 +1,6 @@
-"""The objective of a step, in order: temperature, correction, masks, hard negatives, loss. The reduction is last of all.
+"""The loss of a step, in this order: temperature, correction, masks, hard negatives, loss per row, reduction.
 
-Shapes: B rows of this rank, U shared candidates, K negatives a row, d vector length.
+Shapes: B rows of this rank, U shared candidates, K negatives per row, d vector length.
 """
 
 from typing import Any, NamedTuple
@@ -16,19 +16,19 @@ from model.loss.logq import Offsets, logit_offsets, other_draws
 from model.loss.losses import MASKED, Logits
 from pipelines.contract.indices import PADDING
 
-# Logits that are held at once: about what a core keeps in its cache.
+# Number of logits in memory at once: about what fits into the cache of a core.
 BLOCK = 2**20
 
 
 class RowLosses(NamedTuple):
-    """The loss of each row [B], and whether it had a negative at all [B] (its loss is 0 where not)."""
+    """Loss of each row [B], and whether the row has a negative [B]. Without one its loss is 0."""
 
     losses_B: Tensor
     contrasted_B: Tensor
 
 
 class BatchLoss(NamedTuple):
-    """The loss of this rank's rows, a scalar with its gradient; that of each row and whether it had a negative, [B]."""
+    """Loss of this rank's rows (scalar, with gradient); loss of each row and whether it has a negative, [B]."""
 
     loss: Tensor
     losses_B: Tensor
@@ -36,8 +36,8 @@ class BatchLoss(NamedTuple):
 
 
 class Vectors(NamedTuple):
-    """What logits are products of: the rows' users over the temperature [B, d] and positives [B, d], the shared candidates
-    [U, d], each row's hard negatives [B, K, d].
+    """The vectors that are multiplied to logits: users divided by the temperature [B, d], positives [B, d], shared candidates
+    [U, d], hard negatives [B, K, d].
     """
 
     users_Bd: Tensor
@@ -55,11 +55,11 @@ def row_losses(
     temperature: Tensor | float,
     config: LossConfig,
 ) -> RowLosses:
-    """The loss of each row, before rewards.
+    """Loss of each row, before rewards.
 
-    users_Bd, items_Ud, hard_BKd: vectors of the rows' users, the shared candidates and each row's hard negatives.
-    expected_U: expected entries of each candidate; None: no correction.
-    Under autocast too everything here is float32: at temperature 0.01 logits reach 100, where bfloat16 has steps of 0.5.
+    users_Bd, items_Ud, hard_BKd: vectors of the users, the shared candidates and the hard negatives.
+    expected_U: expected count of each candidate; None: no correction.
+    Computes in float32 even under autocast: at temperature 0.01 logits reach 100, where bfloat16 has steps of 0.5.
     """
     with torch.autocast(users_Bd.device.type, enabled=False):
         vectors = vectors_of(users_Bd, items_Ud, hard_BKd, candidates, temperature)
@@ -76,9 +76,9 @@ def batch_loss(
     temperature: Tensor | float,
     config: LossConfig,
 ) -> BatchLoss:
-    """`weighted_mean` of `row_losses`, a block of rows at a time: forward and backward pass while its logits are in cache.
+    """`weighted_mean` of `row_losses`, in blocks of rows. Runs forward and backward while the logits are in cache.
 
-    No tensor is [B, U]: what a step takes in memory does not grow with rows times candidates.
+    No tensor has shape [B, U], so memory does not grow with rows times candidates.
     The arguments are those of `row_losses`; weights_B: rewards.
     """
     with torch.autocast(users_Bd.device.type, enabled=False):
@@ -87,7 +87,7 @@ def batch_loss(
 
 
 class _InBlocks(torch.autograd.Function):
-    """The loss is a sum over rows, so its gradient is too: each block's is taken at once, and scaled when it is asked for."""
+    """The loss is a sum over rows. forward() also computes the gradients, block by block; backward() only scales them."""
 
     @staticmethod
     def forward(
@@ -103,7 +103,7 @@ class _InBlocks(torch.autograd.Function):
         backward: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         of_rows = (users_Bd, positives_Bd, hard_BKd)
-        items_Ud = items_Ud.detach().requires_grad_(backward)  # Gathers what all blocks say.
+        items_Ud = items_Ud.detach().requires_grad_(backward)  # Accumulates the gradients of all blocks.
         gradients = [torch.zeros_like(vectors) for vectors in of_rows] if backward else []
         losses_B = users_Bd.new_zeros(len(users_Bd))
         contrasted_B = torch.zeros_like(losses_B, dtype=torch.bool)
@@ -111,15 +111,15 @@ class _InBlocks(torch.autograd.Function):
         for block, of_block in candidates.in_blocks(max(1, BLOCK // len(candidates.items_U))):
             users, positives, hard = (vectors[block].detach().requires_grad_(backward) for vectors in of_rows)
             with torch.set_grad_enabled(backward):
-                found = _row_losses(Vectors(users, positives, items_Ud, hard), of_block, expected_U, config)
-                loss = losses.weighted_mean(found.losses_B, weights_B[block], candidates.rows)
+                block_losses = _row_losses(Vectors(users, positives, items_Ud, hard), of_block, expected_U, config)
+                loss = losses.weighted_mean(block_losses.losses_B, weights_B[block], candidates.rows)
             if backward:
                 loss.backward()
                 for gradient, leaf in zip(gradients, (users, positives, hard)):
                     if leaf.grad is not None:
                         gradient[block] = leaf.grad
             total += loss.detach()
-            losses_B[block], contrasted_B[block] = found.losses_B.detach(), found.contrasted_B
+            losses_B[block], contrasted_B[block] = block_losses.losses_B.detach(), block_losses.contrasted_B
         if backward:
             shared = torch.zeros_like(items_Ud) if items_Ud.grad is None else items_Ud.grad
             ctx.save_for_backward(*gradients, shared)
@@ -136,14 +136,14 @@ class _InBlocks(torch.autograd.Function):
 def vectors_of(
     users_Bd: Tensor, items_Ud: Tensor, hard_BKd: Tensor, candidates: StepCandidates, temperature: Tensor | float
 ) -> Vectors:
-    """What the towers made, in float32 at least, the users' divided by the temperature."""
+    """Convert to float32 or float64, gather the positives, and divide the users by the temperature."""
     users_Bd, items_Ud, hard_BKd = (
         vectors.float() if vectors.dtype in (torch.bfloat16, torch.float16) else vectors
         for vectors in (users_Bd, items_Ud, hard_BKd)
     )
-    # Gathered as an embedding: indexing would add gradients of one item from several threads, each time in another order.
+    # embedding() adds gradients of one item in a fixed order. Indexing would add them from several threads in any order.
     positives_Bd = nn.functional.embedding(candidates.positive_B, items_Ud)
-    # The temperature before the products: one pass over [B, d] in place of [B, U].
+    # Divide before the products: one pass over [B, d] instead of [B, U].
     return Vectors(users_Bd / temperature, positives_Bd, items_Ud, hard_BKd)
 
 
@@ -169,10 +169,10 @@ def _row_losses(
 
 
 def logits_of(vectors: Vectors, candidates: StepCandidates, offsets: Offsets | None) -> Logits:
-    """Logits with their correction and masks."""
+    """Logits with correction and masks."""
     users_Bd, positives_Bd, items_Ud, hard_BKd = vectors
     positive_B = (users_Bd * positives_Bd).sum(1)
-    # One pass over [B, U] for products and offsets together.
+    # One pass over [B, U] computes products and offsets.
     shared_BU = nn.functional.linear(users_Bd, items_Ud, offsets.shared_U.to(users_Bd.dtype) if offsets else None)
     mask_(shared_BU, candidates)
     hard_BK = torch.einsum("bd,bkd->bk", users_Bd, hard_BKd).masked_fill(candidates.hard_BK == PADDING, MASKED)
@@ -180,9 +180,9 @@ def logits_of(vectors: Vectors, candidates: StepCandidates, offsets: Offsets | N
 
 
 def mask_(logits_BU: Tensor, candidates: StepCandidates) -> None:
-    """Masks, in place, what is no negative of its row: its positive, items of its history, its user's other positives.
+    """Mask, in place, the candidates that are not negatives of a row: its positive, its history, its user's positives.
 
-    No step of the gradient: a masked logit has weight 0 in every loss, so its gradient is 0 as it is.
+    Autograd does not record this. A masked logit has weight 0 in every loss, so its gradient is 0 anyway.
     """
     values = logits_BU.detach()
     values.index_put_((candidates.excluded_rows_E, candidates.excluded_places_E), values.new_tensor(MASKED))
@@ -190,9 +190,9 @@ def mask_(logits_BU: Tensor, candidates: StepCandidates) -> None:
 
 
 def positive_ranks(users_Bd: Tensor, items_Ud: Tensor, candidates: StepCandidates) -> Tensor:
-    """[B]: how many shared candidates score above the row's positive, by the uncorrected score that serving uses.
+    """[B]: how many shared candidates score above the row's positive, by uncorrected score, as in serving.
 
-    An item that is there in several versions counts once, by the best of them.
+    An item with several versions counts once, with its best score.
     """
     scores_BU = users_Bd @ items_Ud.T
     positive_B1 = scores_BU.gather(1, candidates.positive_B[:, None])

@@ -1,6 +1,6 @@
-"""Self-supervision of the item tower: two views of an item's features should meet (Yao et al., arXiv 2007.12865).
+"""Self-supervision of the item tower: pulls two views of an item's features together (Yao et al., arXiv 2007.12865).
 
-Items are drawn uniformly from the catalogue, so the tail, which clicks hardly reach, is trained as often as the head.
+Items are drawn uniformly from the catalogue, so rare items, which have few clicks, are trained as often as popular ones.
 
 Shapes: m items, F fields of the item tower, R ranks, d vector length.
 """
@@ -23,16 +23,16 @@ from pipelines.contract.schema import MultiCategoricalFeature
 
 
 def require_views(towers: TwoTower) -> None:
-    """Raises ValueError where the item tower does not read every feature: views that hide the others would be equal."""
+    """Raise ValueError if the item tower does not read all features: views that hide unread features would be equal."""
     if len(towers.item_features) < len(towers.schema.item):
         raise ValueError(
-            f"loss.self_supervision hides features of items, and tower {towers.config.tower} does not read them: take another "
+            f"loss.self_supervision hides features of items, but tower {towers.config.tower} does not read them: take another "
             "model.tower, or set loss.self_supervision: null"
         )
 
 
 class SelfSupervision:
-    """Draws items and masks, the same on every rank, and scores each rank's share of them."""
+    """Draws items and masks, the same on every rank. Each rank computes the loss of its share of the items."""
 
     def __init__(
         self,
@@ -41,30 +41,30 @@ class SelfSupervision:
         seed: int,
         relations: Sequence[Sequence[float]] | None,
     ) -> None:
-        """`relations`: mutual information [F, F] of the schema's item features, in its order; mask correlated needs it.
+        """`relations`: mutual information [F, F] of the schema's item features, in their order. Needed by mask correlated.
 
-        Raises ValueError where it is missing or of another size, or where items have nothing but their id.
+        Raises ValueError if it is missing or has another size, or if the item side has no features besides the id.
         """
         self.config, self.catalogue, self.seed = config, catalogue, seed
         self.start_step(0)
         fields = len(catalogue.schema.item)
         if fields < 2:
-            raise ValueError("self_supervision compares views of an item's features; the item side has its id alone")
+            raise ValueError("self_supervision compares views of an item's features, but the item side has only its id")
         self.related_FF: Tensor | None = None
         if config.mask == "correlated":
             if relations is None or len(relations) != fields:
                 raise ValueError(
-                    f"self_supervision.mask correlated needs the mutual information of {fields} item features, it was "
-                    f"given {'none' if relations is None else len(relations)}"
+                    f"self_supervision.mask correlated needs the mutual information of {fields} item features, but got "
+                    f"{'none' if relations is None else len(relations)}"
                 )
             self.related_FF = related_fields(torch.tensor(relations))
 
     def start_step(self, step: int) -> None:
-        """What is drawn from here on is a function of the seed and the number of the step: a run can go on anywhere."""
+        """Set the step. Draws depend only on the seed and the step, so that a run can resume at any step."""
         self.rng = torch_generator(self.seed, "self-supervision", step)
 
     def loss(self, towers: TwoTower) -> Tensor:
-        """Scalar: this rank's part of -1/m sum_i log softmax_j(cos(z_i, z'_j) / tau); the parts of all ranks add up to it."""
+        """This rank's part of -1/m sum_i log softmax_j(cos(z_i, z'_j) / tau), a scalar. The loss is the sum over ranks."""
         count = self.config.items // world_size()
         present = self.catalogue.present
         items_m = present[torch.randint(len(present), (count * world_size(),), generator=self.rng)]
@@ -78,7 +78,7 @@ class SelfSupervision:
             views = [hide_fields(fields, defaults, mask_mF[mine]) for mask_mF in masks]
         one_md, other_md = (towers.item_tower(view) for view in views)
         logits_mm = one_md @ gather_vectors(other_md).T / self.config.temperature
-        # An item that was drawn twice is no negative of itself.
+        # If an item was drawn twice, it is not a negative of itself.
         same_mm = items_m[mine][:, None] == items_m[None, :]
         same_mm[torch.arange(count), torch.arange(count) + rank() * count] = False
         logits_mm = logits_mm.masked_fill(same_mm, MASKED)
@@ -86,7 +86,7 @@ class SelfSupervision:
         return torch.nn.functional.cross_entropy(logits_mm, places, reduction="sum") / len(items_m)
 
     def _masks(self, count: int) -> tuple[Tensor, Tensor] | None:
-        """[m, F] for either view: which fields of which row are hidden; None where values are dropped instead."""
+        """[m, F] for each view: which fields are hidden. None if values are dropped instead."""
         fields = len(self.catalogue.schema.item)
         if self.config.mask == "dropout":
             return None
@@ -100,7 +100,7 @@ class SelfSupervision:
         return hidden_mF, ~hidden_mF
 
     def _drop_values(self, batch: Batch) -> Batch:
-        """Half of the values of every multi-valued feature, row by row, taken out; at least one stays."""
+        """Drop half of the values of each multi-valued feature, per row. At least one value stays."""
         dropped = dict(batch)
         for feature in self.catalogue.schema.item:
             if isinstance(feature, MultiCategoricalFeature):
@@ -109,7 +109,7 @@ class SelfSupervision:
 
 
 def hide_fields(fields: Sequence[Tensor], defaults: Sequence[Tensor], hidden_mF: Tensor) -> list[Tensor]:
-    """[m, e] of each field, where it is hidden that of the default, [1, e]."""
+    """[m, e] of each field. Hidden entries are replaced by the default [1, e]."""
     return [
         torch.where(hidden_mF[:, [n]], default, field)
         for n, (field, default) in enumerate(zip(fields, defaults, strict=True))
@@ -119,15 +119,15 @@ def hide_fields(fields: Sequence[Tensor], defaults: Sequence[Tensor], hidden_mF:
 def drop_half(values_mV: Tensor) -> Tensor:
     """[m, V] with half of each row's values, rounded down, replaced by padding.
 
-    Drawn from torch's global generator, like dropout: ranks need not agree on it.
+    Draws from torch's global generator, like dropout: ranks may differ.
     """
-    there_mV = values_mV != PADDING
-    order_mV = torch.rand(values_mV.shape).masked_fill(~there_mV, 2.0).argsort(1).argsort(1)
-    return values_mV.masked_fill(order_mV < there_mV.sum(1, keepdim=True) // 2, PADDING)
+    present_mV = values_mV != PADDING
+    order_mV = torch.rand(values_mV.shape).masked_fill(~present_mV, 2.0).argsort(1).argsort(1)
+    return values_mV.masked_fill(order_mV < present_mV.sum(1, keepdim=True) // 2, PADDING)
 
 
 def random_mask(count: int, fields: int, rng: torch.Generator) -> Tensor:
-    """[m, F]: each field hidden with chance 1/2, but never all of a row: one field of it stays, drawn too."""
+    """[m, F]: hides each field with probability 1/2. If all fields of a row are hidden, one random field stays."""
     hidden_mF = torch.rand(count, fields, generator=rng) < 0.5
     stays_m = torch.randint(fields, (count,), generator=rng)
     hidden_mF[torch.arange(count), stays_m] &= ~hidden_mF.all(1)
@@ -135,14 +135,14 @@ def random_mask(count: int, fields: int, rng: torch.Generator) -> Tensor:
 
 
 def half_mask(count: int, fields: int, rng: torch.Generator) -> Tensor:
-    """[m, F]: half of the fields of each row, rounded down, every subset equally likely."""
+    """[m, F]: hides half of the fields of each row, rounded down. All subsets are equally likely."""
     return torch.rand(count, fields, generator=rng).argsort(1).argsort(1) < fields // 2
 
 
 def related_fields(relations_FF: Tensor) -> Tensor:
-    """[F, F] bool: for each seed field, itself and the fields that tell most of it, half of all in number."""
+    """[F, F] bool: for each seed field, itself and the fields with the highest mutual information, half of all fields."""
     fields = len(relations_FF)
     scores_FF = relations_FF.float().clone()
-    scores_FF.fill_diagonal_(math.inf)  # The seed is always in its own half.
+    scores_FF.fill_diagonal_(math.inf)  # The seed field is always in its half.
     order_FF = scores_FF.argsort(stable=True, dim=1, descending=True).argsort(dim=1)
     return order_FF < max(1, fields // 2)

@@ -19,8 +19,9 @@ from model.training.build import build_step
 from model.training.spec import TrainingSpec
 from model.training.step import StepOutput
 from model.training.trainer import train
+from pipelines.contract.negative_kinds import COARSE, FINE, POPULARITY, UNIFORM
 from tests.model import toy_night
-from tests.model.loss import test_losses
+from tests.model.loss import random_batch
 
 MONDAY, TUESDAY, WEDNESDAY = toy_night.DAYS
 GONE = toy_night.ITEMS + 1  # The item of the toy night without a current row.
@@ -63,60 +64,60 @@ def test_each_snapshot_sees_its_version(memory_mb: int | None) -> None:
 # -- loss -------------------------------------------------------------------------------------------------------------
 
 
-def make(seed: int) -> test_losses.Case:
+def make(seed: int) -> random_batch.Case:
     """A random batch with rows of three days. Half of the items have up to three versions."""
-    case, rng = test_losses.make(seed), np.random.default_rng(1000 + seed)
-    case["snapshots"] = rng.choice([MONDAY, TUESDAY, WEDNESDAY], test_losses.ROWS)
+    case, rng = random_batch.make(seed), np.random.default_rng(1000 + seed)
+    case["snapshots"] = rng.choice([MONDAY, TUESDAY, WEDNESDAY], random_batch.ROWS)
     pairs = [
-        (item, day) for item in range(2, test_losses.ITEMS, 2) for day in (TUESDAY, WEDNESDAY) if rng.random() < 0.7
+        (item, day) for item in range(2, random_batch.ITEMS, 2) for day in (TUESDAY, WEDNESDAY) if rng.random() < 0.7
     ]
     items, days = np.array(pairs).T
     case["versions"] = Versions.build(items, days)[0]
-    vectors = rng.normal(size=(test_losses.ITEMS + len(pairs), test_losses.DIM))
+    vectors = rng.normal(size=(random_batch.ITEMS + len(pairs), random_batch.DIM))
     case["row_vectors"] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     return case
 
 
-def row_of(case: test_losses.Case, item: int, day: int) -> int:
+def row_of(case: random_batch.Case, item: int, day: int) -> int:
     return int(case["versions"].rows(torch.tensor([item]), torch.tensor([day])))
 
 
-def candidates_of(case: test_losses.Case, once: bool) -> StepCandidates:
-    rows = replace(test_losses.rows_of(case), snapshots=torch.from_numpy(case["snapshots"]))
+def candidates_of(case: random_batch.Case, once: bool) -> StepCandidates:
+    rows = replace(random_batch.rows_of(case), snapshots=torch.from_numpy(case["snapshots"]))
     return collect_candidates(rows, rows, torch.from_numpy(case["history"]), case["versions"], positives_once=once)
 
 
-def losses_of(case: test_losses.Case, config: LossConfig, once: bool) -> torch.Tensor:
+def losses_of(case: random_batch.Case, config: LossConfig, once: bool) -> torch.Tensor:
     candidates = candidates_of(case, once)
     vectors = torch.from_numpy(case["row_vectors"])
-    expected_U = None if config.correction == "none" else test_losses.expected_of(case, candidates, once)
+    expected_U = None if config.correction == "none" else random_batch.expected_of(case, candidates, once)
     return row_losses(
         torch.from_numpy(case["user_vectors"]), vectors[candidates.rows_U], vectors[candidates.hard_BK],
         candidates, expected_U, config.temperature, config,
     ).losses_B  # fmt: skip
 
 
-def oracle(case: test_losses.Case, config: LossConfig, once: bool) -> np.ndarray:
+def oracle(case: random_batch.Case, config: LossConfig, once: bool) -> np.ndarray:
     """Loss per row, from a list of all entries (item, row of the catalogue, weight). Expected counts are per item."""
     items, days, kinds = case["items"], case["snapshots"], case["kinds"]
     entries = [
         (item, row_of(case, item, day), 1 / (items == item).sum() if once else 1.0) for item, day in zip(items, days)
     ]
-    easy = np.argwhere((kinds == test_losses.UNIFORM) | (kinds == test_losses.POPULARITY))
+    easy = np.argwhere((kinds == UNIFORM) | (kinds == POPULARITY))
     entries += [(case["negatives"][n, k], row_of(case, case["negatives"][n, k], days[n]), 1.0) for n, k in easy]
-    uniform, popularity = (kinds == test_losses.UNIFORM).sum(), (kinds == test_losses.POPULARITY).sum()
-    in_batch = case["chance"] if once else test_losses.ROWS * case["q"][0]
+    uniform, popularity = (kinds == UNIFORM).sum(), (kinds == POPULARITY).sum()
+    in_batch = case["chance"] if once else random_batch.ROWS * case["q"][0]
     expected = in_batch + uniform * case["q"][1] + popularity * case["q"][2]
     draws = sum(weight for _, _, weight in entries)
     result = []
-    for row in range(test_losses.ROWS):
+    for row in range(random_batch.ROWS):
         p, day = items[row], days[row]
         banned = {p, *case["history"][row]}
         if case["users"][row] > 1:
             banned |= set(items[case["users"] == case["users"][row]])
         score = case["row_vectors"] @ case["user_vectors"][row] / config.temperature
         positive = score[row_of(case, p, day)]
-        own = case["negatives"][row][(kinds[row] == test_losses.COARSE) | (kinds[row] == test_losses.FINE)]
+        own = case["negatives"][row][(kinds[row] == COARSE) | (kinds[row] == FINE)]
         hard = score[[row_of(case, item, day) for item in own if item not in banned]]
         shared = [(score[place], weight, expected[item]) for item, place, weight in entries if item not in banned]
         if not shared and not len(hard):
@@ -147,10 +148,10 @@ def oracle(case: test_losses.Case, config: LossConfig, once: bool) -> np.ndarray
 
 @pytest.mark.parametrize("once", [False, True])
 @pytest.mark.parametrize(
-    ("kind", "correction"), [*itertools.product(["listwise"], test_losses.CORRECTIONS), ("pointwise", "mns")]
+    ("kind", "correction"), [*itertools.product(["listwise"], random_batch.CORRECTIONS), ("pointwise", "mns")]
 )
 def test_losses_of_items_with_several_versions_equal_the_oracle(kind: Any, correction: Any, once: bool) -> None:
-    for seed in test_losses.SEEDS:
+    for seed in random_batch.SEEDS:
         case = make(seed)
         candidates = candidates_of(case, once)
         assert len(candidates.items_U) > len(candidates.items_U.unique()), (
@@ -203,7 +204,7 @@ def step_losses(spec: TrainingSpec, earlier: bool) -> StepOutput:
 
 
 @pytest.mark.parametrize("frequencies", ["exact", "streaming"])
-@pytest.mark.parametrize("correction", test_losses.CORRECTIONS)
+@pytest.mark.parametrize("correction", random_batch.CORRECTIONS)
 def test_earlier_versions_with_current_features_do_not_change_the_loss(
     tmp_path: Path, correction: str, frequencies: str
 ) -> None:

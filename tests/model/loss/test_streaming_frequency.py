@@ -1,4 +1,4 @@
-"""Streaming frequency estimation against a loop over items that follows the paper line by line, and what it promises."""
+"""Streaming frequency estimation: against a literal implementation of the paper, and its statistical properties."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def make(initial_gap: float = 20.0, rows: int = 8, **config: object) -> Frequenc
 
 
 def stream(seed: int, steps: int = 200) -> list[torch.Tensor]:
-    """Batches of 8 with repeats and padding; items are popular in the order of their index."""
+    """Batches of 8 with repeats and padding. Lower indices are more popular."""
     rng = np.random.default_rng(seed)
     share = np.arange(ITEMS, 0, -1) ** 2.0
     batches = rng.choice(np.arange(2, ITEMS + 2), (steps, 8), p=share / share.sum())
@@ -27,7 +27,7 @@ def stream(seed: int, steps: int = 200) -> list[torch.Tensor]:
 def by_the_paper(
     batches: list[torch.Tensor], slots_mM: np.ndarray, slots: int, alpha: float, initial_gap: float, warm_up: bool
 ) -> np.ndarray:
-    """[items]: Algorithm 3, one item after the other, in float64."""
+    """[items]: Algorithm 3 as a loop over items, in float64."""
     hashes = len(slots_mM)
     last, gap, hits = np.zeros((hashes, slots)), np.full((hashes, slots), initial_gap), np.zeros((hashes, slots))
     for step, batch in enumerate(batches, start=1):
@@ -45,7 +45,7 @@ def by_the_paper(
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("hashes", [1, 3])
 @pytest.mark.parametrize("warm_up", [False, True])
-def test_equals_the_paper_step_by_step(seed: int, hashes: int, warm_up: bool) -> None:
+def test_estimates_equal_the_algorithm_of_the_paper(seed: int, hashes: int, warm_up: bool) -> None:
     estimator, batches = make(hashes=hashes, alpha=0.05, warm_up=warm_up), stream(seed)
     slots_mM = estimator._slots(torch.arange(ITEMS + 2)).numpy()
     assert len(np.unique(slots_mM[0, 2:])) < ITEMS, "some items share a slot"
@@ -57,32 +57,37 @@ def test_equals_the_paper_step_by_step(seed: int, hashes: int, warm_up: bool) ->
         np.testing.assert_allclose(fresh.probabilities(torch.arange(2, ITEMS + 2)), expected, rtol=1e-4)
 
 
-def test_a_case_by_hand() -> None:
-    """Item 5 in steps 2 and 6: gaps 2 and 4. Half of each, from 10: 6, then 5. With a warm-up their mean: 3."""
+def test_gaps_by_hand() -> None:
+    """Item 5 is hit in steps 2 and 6: gaps 2 and 4. From 10 with alpha 0.5: 6, then 5. With warm-up, the means: 2, then 3."""
     for warm_up, gaps in ((False, (6.0, 5.0)), (True, (2.0, 3.0))):
-        estimator, found = make(10.0, alpha=0.5, hashes=1, slots=1000, warm_up=warm_up), []
+        estimator, estimates = make(10.0, alpha=0.5, hashes=1, slots=1000, warm_up=warm_up), []
         for step in range(1, 7):
             estimator.update(torch.tensor([5, 5, 0] if step in (2, 6) else [6]))
             if step in (2, 6):
-                found.append(1 / float(estimator.probabilities(torch.tensor([5]))))
-        assert found == pytest.approx(gaps)
-        assert float(estimator.probabilities(torch.tensor([9]))) == pytest.approx(0.1), "never seen: the initial gap"
+                estimates.append(1 / float(estimator.probabilities(torch.tensor([5]))))
+        assert estimates == pytest.approx(gaps)
+        assert float(estimator.probabilities(torch.tensor([9]))) == pytest.approx(0.1), (
+            "an item without hits has the initial gap"
+        )
 
 
-def test_a_chance_is_at_most_one_and_order_and_repeats_do_not_matter() -> None:
+def test_order_and_repeats_within_a_batch_do_not_matter() -> None:
     one, other = make(alpha=0.3), make(alpha=0.3)
     for batch in stream(0):
         one.update(batch)
         other.update(torch.cat([batch.flip(0), batch]))
     assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+def test_a_probability_is_at_most_one() -> None:
     always = make(alpha=0.9)
     for _ in range(50):
         always.update(torch.tensor([2]))
     assert 0.999 < float(always.probabilities(torch.tensor([2]))) <= 1.0
 
 
-def test_estimates_are_unbiased_and_follow_a_change() -> None:
-    """E[gap] = 1/p within 3 standard errors over 4000 items of one p, and again after p has changed."""
+def test_estimates_are_unbiased_and_follow_changes() -> None:
+    """The mean gap of 4000 items is 1/p within 3 standard errors, before and after a change of p."""
     items, alpha = 4000, 0.05
     rng = torch.Generator().manual_seed(0)
     estimator = make(50.0, slots=1_000_000, hashes=2, alpha=alpha)
@@ -90,13 +95,13 @@ def test_estimates_are_unbiased_and_follow_a_change() -> None:
         for _ in range(steps):
             estimator.update(2 + (torch.rand(items, generator=rng) < chance).nonzero().squeeze(1))
         gaps = 1 / estimator.probabilities(torch.arange(2, items + 2))
-        # Geometric gaps: variance (1 - p) / p^2; of their moving average alpha / (2 - alpha) of that.
+        # Geometric gaps have variance (1 - p) / p^2. Their moving average has alpha / (2 - alpha) times that.
         deviation = ((1 - chance) / chance**2 * alpha / (2 - alpha)) ** 0.5
         assert abs(float(gaps.mean()) - 1 / chance) < 3 * deviation / items**0.5 + 0.02 / chance
         assert float(gaps.std()) == pytest.approx(deviation, rel=0.15)
 
 
-def test_a_warm_up_forgets_the_initial_guess_at_once() -> None:
+def test_warm_up_removes_the_initial_guess() -> None:
     errors = {}
     for warm_up in (False, True):
         estimator = make(1000.0, slots=100_000, alpha=0.01, warm_up=warm_up)
@@ -104,38 +109,38 @@ def test_a_warm_up_forgets_the_initial_guess_at_once() -> None:
             estimator.update(torch.tensor([2, 3] if step % 5 == 0 else [3]))
         errors[warm_up] = (1 / estimator.probabilities(torch.tensor([2, 3])) - torch.tensor([5.0, 1.0])).abs()
     assert (errors[True] < 1e-4).all()
-    assert (errors[False] > 300).all(), "(1 - 0.01)^100 of the guess are left"
+    assert (errors[False] > 300).all(), "(1 - 0.01)^100 of the guess remains"
 
 
-def test_more_hash_functions_tell_items_of_one_slot_apart() -> None:
-    """Errors come from the items that a rare one shares its slot with; it seldom shares all of them."""
+def test_more_hash_functions_reduce_errors_of_shared_slots() -> None:
+    """A rare item has an error if it shares a slot with others. It rarely shares the slots of all hash functions."""
     exact = torch.zeros(ITEMS)
-    one, several = make(slots=40, hashes=1), make(slots=40, hashes=3)
+    one, three = make(slots=40, hashes=1), make(slots=40, hashes=3)
     batches = stream(1, 3000)
     for batch in batches:
         exact[batch[batch != 0].unique() - 2] += 1 / len(batches)
         one.update(batch)
-        several.update(batch)
+        three.update(batch)
     items = torch.arange(2, ITEMS + 2)
-    errors = [float((estimator.probabilities(items) - exact).abs().sum()) for estimator in (one, several)]
+    errors = [float((estimator.probabilities(items) - exact).abs().sum()) for estimator in (one, three)]
     assert errors[1] < 0.7 * errors[0]
 
 
-def test_dense_indices_fill_the_slots_like_random_ones() -> None:
-    """An item meets items / slots others in its slot; and a pair of items shares all its slots by chance only."""
+def test_dense_indices_fill_slots_like_random_indices() -> None:
+    """An item shares a slot with items / slots others on average. Pairs share all slots only by chance."""
     for items, slots in ((262_144, 262_144), (100_000, 131_072), (100_000, 1_000_000), (30_000, 10_007)):
         estimator = make(slots=slots, hashes=2)
-        found = estimator._slots(torch.arange(2, items + 2))
-        for row in found:
+        slots_mN = estimator._slots(torch.arange(2, items + 2))
+        for row in slots_mN:
             load = row.bincount(minlength=slots).double()
             assert float((load * load).sum() / items) == pytest.approx(1 + items / slots, rel=0.05)
-        pairs = (found[0] * slots + found[1]).unique(return_counts=True)[1]
+        pairs = (slots_mN[0] * slots + slots_mN[1]).unique(return_counts=True)[1]
         shared = float((pairs * (pairs - 1)).sum()) / items
         assert shared < 3 * items / slots**2 + 1e-3
 
 
-def test_a_batch_of_another_size_has_another_chance() -> None:
-    """Four times the rows of chance p: 1 - (1 - p)^4; none of them changes what is always or hardly there."""
+def test_probabilities_depend_on_the_batch_size() -> None:
+    """With four times the rows, probability p becomes 1 - (1 - p)^4, also for items that occur always or almost never."""
     estimator = make(slots=1000, alpha=0.5, initial_gap=1e7)
     for step in range(40):
         estimator.update(torch.tensor([2, 3] if step % 4 == 0 else [3]))
@@ -146,7 +151,7 @@ def test_a_batch_of_another_size_has_another_chance() -> None:
     np.testing.assert_allclose(estimator.probabilities(items, 2), 1 - (1 - usual) ** 0.25, rtol=1e-4)
 
 
-def test_another_batch_size_scales_what_is_known() -> None:
+def test_resume_with_another_batch_size_scales_the_gaps() -> None:
     before, after = make(rows=8, alpha=0.1), make(rows=16, alpha=0.1)
     for batch in stream(2):
         before.update(batch)
@@ -160,20 +165,21 @@ def test_another_batch_size_scales_what_is_known() -> None:
         make(slots=41).resume(before.state_dict(), 8)
 
 
-def test_a_new_item_waits_from_the_night_it_came() -> None:
-    known, told = make(slots=10_000, alpha=0.5), make(slots=10_000, alpha=0.5)
+def test_introduced_items_wait_from_the_current_step() -> None:
+    plain, introduced = make(slots=10_000, alpha=0.5), make(slots=10_000, alpha=0.5)
     for batch in stream(0):
-        known.update(batch)
-        told.update(batch)
+        plain.update(batch)
+        introduced.update(batch)
     new = torch.tensor([ITEMS + 5])
-    told.introduce(torch.cat([new, torch.tensor([2])]))
+    introduced.introduce(torch.cat([new, torch.tensor([2])]))
     assert torch.equal(
-        told.last_mH.gather(1, told._slots(torch.tensor([2]))), known.last_mH.gather(1, known._slots(torch.tensor([2])))
+        introduced.last_mH.gather(1, introduced._slots(torch.tensor([2]))),
+        plain.last_mH.gather(1, plain._slots(torch.tensor([2]))),
     )
     for _ in range(4):
-        known.update(torch.tensor([2]))
-        told.update(torch.tensor([2]))
-    known.update(new)
-    told.update(new)
-    assert 1 / float(told.probabilities(new)) == pytest.approx(5)
-    assert 1 / float(known.probabilities(new)) == pytest.approx(205)
+        plain.update(torch.tensor([2]))
+        introduced.update(torch.tensor([2]))
+    plain.update(new)
+    introduced.update(new)
+    assert 1 / float(introduced.probabilities(new)) == pytest.approx(5)
+    assert 1 / float(plain.probabilities(new)) == pytest.approx(205)
