@@ -129,7 +129,7 @@ class HalfInMemory(SharedSampleReader):
 
     @contextmanager
     def epoch(self, epoch: int, skip: int = 0) -> Iterator[Iterator[dict[str, Tensor]]]:
-        """As of SharedSamples."""
+        """See SharedSampleReader.epoch."""
         if epoch == 0:
             with super().epoch(0) as batches:
                 self.held = list(batches)

@@ -1,4 +1,4 @@
-"""A small night: users and items in blocks, each user's positives from the block of its index."""
+"""A small night. Users and items are in blocks: the positives of a user are items of the same block."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from pipelines.contract.schema import FeatureSchema
 
 USERS, ITEMS, HISTORY, NEGATIVES = 60, 40, 5, 4
 BLOCKS = 4
-DAYS = (20240304, 20240305, 20240306)  # Of the items snapshots that rows of `versioned` see.
+DAYS = (20240304, 20240305, 20240306)  # Items snapshots that the rows of `with_earlier_versions` see.
 
 SCHEMA: dict[str, Any] = {
     "version": 1,
@@ -60,15 +60,15 @@ def schema(**changes: Any) -> FeatureSchema:
     return FeatureSchema.model_validate({**SCHEMA, **changes})
 
 
-def grown_items(more: int) -> FeatureSchema:
-    """The schema of a night that has met so many new items."""
+def schema_with_new_items(more: int) -> FeatureSchema:
+    """The schema of a night with `more` new items."""
     size = ITEMS + 2 + more
     item = [{**SCHEMA["item"][0], "size": size}, *SCHEMA["item"][1:]]
     return schema(item=item, history={**SCHEMA["history"], "size": size})
 
 
 def item_rows() -> dict[str, np.ndarray]:
-    """All real items but the last one, which has left the catalogue."""
+    """Features of all items except the last one, which has left the catalogue."""
     rng = np.random.default_rng(5)
     index = np.arange(2, ITEMS + 1)
     return {
@@ -79,8 +79,8 @@ def item_rows() -> dict[str, np.ndarray]:
     }
 
 
-def earlier_rows() -> dict[str, np.ndarray]:
-    """Versions of item 3 before the second and the third day, of item 5 before the third, and of the one that has left."""
+def earlier_versions() -> dict[str, np.ndarray]:
+    """Versions of item 3 before DAYS[1] and DAYS[2], of item 5 before DAYS[2], and of the item that has left."""
     return {
         "item_index": np.array([ITEMS + 1, 3, 5, 3], np.int32),
         "valid_before": np.array([NEVER_REPLACED, DAYS[2], DAYS[2], DAYS[1]], np.int32),
@@ -91,7 +91,7 @@ def earlier_rows() -> dict[str, np.ndarray]:
 
 
 def sample_rows(rows: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Row i has row_key i. Users like the items of their block, with a tilt to the first ones of it."""
+    """Sample rows; row i has row_key i. Users prefer items of their block, and in it those with low indices."""
     rng = np.random.default_rng(seed)
     user = rng.integers(2, USERS + 2, rows)
     place = np.minimum(rng.geometric(0.15, (rows, HISTORY + 1)) - 1, ITEMS // BLOCKS - 1)
@@ -118,7 +118,7 @@ def sample_rows(rows: int, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def table(rows: dict[str, np.ndarray]) -> pa.Table:
-    """Lists as Spark writes them: list columns, not fixed-size ones."""
+    """An Arrow table with list columns as Spark writes them, not fixed-size lists."""
 
     def column(values: np.ndarray) -> pa.Array:
         if values.ndim == 1:
@@ -130,7 +130,7 @@ def table(rows: dict[str, np.ndarray]) -> pa.Table:
 
 
 def write_samples(folder: Path, counts: list[int], seed: int = 0) -> list[SampleFile]:
-    """One row group a file, the given rows in each."""
+    """Write one file per count, each with one row group of that many rows."""
     folder.mkdir(parents=True, exist_ok=True)
     whole = table(sample_rows(sum(counts), seed))
     files, start = [], 0
@@ -143,7 +143,7 @@ def write_samples(folder: Path, counts: list[int], seed: int = 0) -> list[Sample
 
 
 def write_items(folder: Path, samples: dict[str, np.ndarray]) -> tuple[list[str], list[str]]:
-    """URLs of item_features and item_stats."""
+    """Write item_features and item_stats. Returns the URLs of both."""
     folder.mkdir(parents=True, exist_ok=True)
     pq.write_table(table(item_rows()), folder / "item_features.parquet")
     counts = np.bincount(samples["item_index"], minlength=ITEMS + 2)[2:].astype(float)
@@ -165,7 +165,7 @@ def make_spec(
     training: dict[str, Any] | None = None,
     **changes: Any,
 ) -> TrainingSpec:
-    """A spec over files written under `folder`."""
+    """A training spec over files in `folder`. Arguments override its defaults."""
     item_features, item_stats = write_items(folder / "items", sample_rows(sum(counts)))
     defaults: dict[str, Any] = {
         "features": schema(),
@@ -185,8 +185,8 @@ def make_spec(
     return TrainingSpec(**{**defaults, **changes})
 
 
-def versioned(spec: TrainingSpec, earlier: dict[str, np.ndarray]) -> TrainingSpec:
-    """The same night with earlier versions of items, its rows being of DAYS in turn."""
+def with_earlier_versions(spec: TrainingSpec, earlier: dict[str, np.ndarray]) -> TrainingSpec:
+    """Add earlier versions of items to a night. Its rows see the snapshots of DAYS in turn."""
     for file in (*spec.train, *spec.valid):
         path = file.url.removeprefix("file://")
         samples = pq.read_table(path)

@@ -29,7 +29,7 @@ GONE = toy_night.ITEMS + 1  # The item of the toy night without a current row.
 
 @pytest.mark.parametrize("memory_mb", [None, 0])
 def test_each_snapshot_sees_its_version(memory_mb: int | None) -> None:
-    catalogue = Catalogue(toy_night.schema(), toy_night.item_rows(), memory_mb, toy_night.earlier_rows())
+    catalogue = Catalogue(toy_night.schema(), toy_night.item_rows(), memory_mb, toy_night.earlier_versions())
     current = {
         name: dict(zip(toy_night.item_rows()["item_index"].tolist(), values))
         for name, values in toy_night.item_rows().items()
@@ -211,7 +211,7 @@ def test_earlier_versions_with_current_features_do_not_change_the_loss(
     same = {name: np.repeat(values[::2], 2, axis=0) for name, values in toy_night.item_rows().items()}
     same["valid_before"] = np.resize(np.array([TUESDAY, WEDNESDAY], np.int32), len(same["item_index"]))
     loss = {"correction": correction, "frequencies": frequencies}
-    spec = toy_night.versioned(
+    spec = toy_night.with_earlier_versions(
         toy_night.make_spec(tmp_path, [60, 60], loss=loss, model={"history_features": ["category"]}), same
     )
     versioned, plain = step_losses(spec, True), step_losses(spec, False)
@@ -221,8 +221,8 @@ def test_earlier_versions_with_current_features_do_not_change_the_loss(
 
 def test_training_reads_the_version_of_each_row(tmp_path: Path) -> None:
     """Training runs and continues on the next night. The item tower gets the version of each row."""
-    spec = toy_night.versioned(
-        toy_night.make_spec(tmp_path, [60, 60], model={"history_features": ["category"]}), toy_night.earlier_rows()
+    spec = toy_night.with_earlier_versions(
+        toy_night.make_spec(tmp_path, [60, 60], model={"history_features": ["category"]}), toy_night.earlier_versions()
     )
     result = train(spec)
     assert np.isfinite(result.epochs[-1].valid_loss)

@@ -52,7 +52,7 @@ def test_two_ranks_have_the_loss_and_gradients_of_one_rank(tmp_path: Path) -> No
     ]
     only_ids = base.model.model_copy(update={"tower": "youtube_dnn", "embedding_dim": base.model.dim})
     specs.append(base.model_copy(update={"model": only_ids}))
-    specs.append(toy_night.versioned(base, toy_night.earlier_rows()))
+    specs.append(toy_night.with_earlier_versions(base, toy_night.earlier_versions()))
     pairs = zip(run_gradients(specs, tmp_path, 1), run_gradients(specs, tmp_path, 2), strict=True)
     distinct_losses = set()
     for spec, (one, two) in zip(specs, pairs, strict=True):

@@ -31,7 +31,7 @@ UNSEEN = toy_night.ITEMS
 
 def schema_of(more: int = 0) -> FeatureSchema:
     """A schema in which items read the default row until their first positive."""
-    described = toy_night.grown_items(more).model_dump()
+    described = toy_night.schema_with_new_items(more).model_dump()
     size = described["item"][0]["size"]
     described["item"][0]["rows"] = {"column": "item_row", "size": size, "hashed": False}
     return FeatureSchema.model_validate(described)

@@ -59,7 +59,7 @@ def test_estimated_frequencies_continue_from_night_to_night(tmp_path: Path) -> N
     assert int(second["frequency.step"]) == 8
     assert int(second["frequency.hits_mH"].sum()) == 2 * int(first["frequency.hits_mH"].sum())
 
-    grown = toy_night.grown_items(5)
+    grown = toy_night.schema_with_new_items(5)
     step = build_step(tomorrow.model_copy(update={"features": grown}))
     assert step.frequency is not None
     new = torch.arange(toy_night.ITEMS + 2, toy_night.ITEMS + 7)
@@ -125,7 +125,7 @@ def test_a_new_row_moves_like_a_row_without_history(tmp_path: Path, optimizer: s
     training = {"optimizer": optimizer, "embedding_rows_sparse": sparse_rows}
     spec = toy_night.make_spec(tmp_path, [50, 50], training=training)
     train(spec)
-    tomorrow = spec.model_copy(update={"features": toy_night.grown_items(2), "warm_start": spec.output})
+    tomorrow = spec.model_copy(update={"features": toy_night.schema_with_new_items(2), "warm_start": spec.output})
     moved = []
     for fresh in (False, True):
         step = build_step(tomorrow)
