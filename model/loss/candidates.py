@@ -24,7 +24,7 @@ from pipelines.contract.negative_kinds import COARSE, FINE, POPULARITY, UNIFORM
 
 @dataclass(frozen=True)
 class BatchRows:
-    """Rows of a batch as indices: users [G] (0: no user), items [G] (0: no row), negatives and their kinds [G, K].
+    """Rows of a batch as indices: users [G] (1: unknown), items [G] (0: padding row), negatives and their kinds [G, K].
 
     `snapshots` [G]: the items snapshot that each row sees (YYYYMMDD); None: current features.
     """

@@ -1,4 +1,4 @@
-"""Sharded tables train like replicated ones and write the same checkpoints. Tensor files follow the safetensors format."""
+"""Sharded tables train like replicated ones and write the same checkpoints."""
 
 import os
 import subprocess
@@ -9,10 +9,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from model.distributed import sharded_embedding
-from model.io.tensor_file import StreamedTensor, TensorFile, encode
 from model.training.build import build_step
 from model.training.checkpoint import load_checkpoint, read_description, read_state
 from model.training.launch import ROOT
@@ -159,27 +157,3 @@ def test_a_sharded_run_resumes_from_its_progress_checkpoint(
 def test_one_process_does_not_shard(tmp_path: Path) -> None:
     spec = toy_night.make_spec(tmp_path, [50], training={"embedding_rows_sharded": 1})
     assert not sharded_embedding.sharded_tables(build_step(spec))
-
-
-def test_tensor_files_follow_the_safetensors_format(tmp_path: Path) -> None:
-    tensors = {
-        "table": torch.randn(23, 3),
-        "scalar": torch.tensor(2.0),
-        "nothing": torch.zeros(0, 4),
-        "counts": torch.arange(5),
-    }
-    streamed = {**tensors, "table": StreamedTensor((23, 3), tensors["table"].split(7))}
-    written, reference = tmp_path / "written", tmp_path / "reference"
-    written.write_bytes(b"".join(bytes(piece) for piece in encode(streamed)))
-    save_file(tensors, reference)
-    for loaded in (load_file(written), load_file(reference)):
-        assert all(torch.equal(loaded[name], tensors[name]) for name in tensors)
-    for path in (written, reference):
-        with TensorFile(str(path)) as file:
-            assert all(torch.equal(file.read(name), tensors[name]) for name in tensors)
-            assert torch.equal(file.read("table", slice(7, 14)), tensors["table"][7:14])
-    with pytest.raises(ValueError, match=r"tensor halves has type torch.bfloat16; the types"):
-        next(encode({"halves": torch.ones(3, dtype=torch.bfloat16)}))
-    written.write_bytes(written.read_bytes()[:-5])
-    with TensorFile(str(written)) as file, pytest.raises(ValueError, match="ends in the middle of tensor counts"):
-        file.read("counts")
