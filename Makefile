@@ -50,9 +50,9 @@ test: $(STAMP)
 	$(PYTEST) -m 'not slow'
 	NIGHTJAR_JOINS=shuffled $(PYTEST) -m 'joins and not any_joins and not slow' tests/pipelines
 
-# Tests that start no JVM and no other processes.
+# Tests that start no JVM and no other process, and train no model for more than a second or two.
 test-fast: $(STAMP)
-	$(PYTEST) -m 'not slow and not jvm and not processes'
+	$(PYTEST) -m 'not slow and not jvm and not processes and not trains'
 
 # Clusters, servers, killed processes, full disks, convergence, a night of a million items.
 test-slow: $(STAMP)

@@ -18,7 +18,10 @@ from tests.joining import chosen_joins
 from tests.two_nights import run_nights, write_inputs
 
 # Most JVMs of the tests live for seconds and share two cores: the optimizing compiler would cost more than it saves.
-os.environ.setdefault("SPARK_SUBMIT_OPTS", "-XX:TieredStopAtLevel=1")
+os.environ.setdefault("SPARK_SUBMIT_OPTS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
+
+# Two workers share two cores. More threads in each would wait for each other. Tests of threads set their own number.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Times without a zone are UTC on every machine. Tests of time zones set TZ themselves.
 os.environ["TZ"] = "UTC"

@@ -67,6 +67,7 @@ def test_a_recall_ratio_has_an_interval_unless_the_baseline_may_be_zero() -> Non
     assert recall_ratio(now, base * 0, 300, seed=1) is None
 
 
+@pytest.mark.trains
 def test_a_trained_model_has_a_higher_recall_than_a_new_one(tmp_path: Path) -> None:
     spec = toy_night.make_spec(tmp_path, [400] * 3, training={"embedding_learning_rate": 2e-2}, epochs=4)
     train(spec)

@@ -112,7 +112,10 @@ def test_the_loss_equals_its_formula(mask: str, monkeypatch: pytest.MonkeyPatch)
         assert float(make(mask, temperature=0.3).loss(model).detach()) == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize(
+    "mask", [pytest.param(mask, marks=pytest.mark.slow) if mask != "random" else mask for mask in MASKS]
+)
+@pytest.mark.trains
 def test_training_pulls_views_of_an_item_together(tmp_path: Path, mask: str) -> None:
     """The self-supervised loss is lower than in a model trained without it. It is recorded separately from the main loss."""
     losses = {}

@@ -34,6 +34,7 @@ def test_example_age_is_bounded_and_frozen() -> None:
 
 
 @pytest.mark.parametrize("days", [1, 330])
+@pytest.mark.slow
 def test_example_age_does_not_reduce_recall(tmp_path: Path, days: int) -> None:
     """Trains on ages up to `days` and serves at age 0. An unscaled number of days would lose a third of the recall or more."""
     recalls = {}

@@ -61,6 +61,7 @@ def mean_rank(spec: TrainingSpec) -> float:
     return float((scores > scores[:, [place]]).sum(1).mean())
 
 
+@pytest.mark.trains
 def test_an_unseen_item_ranks_among_its_block(tmp_path: Path) -> None:
     """With its own table row it ranks behind all items of its block and others; with the default row it ranks among them."""
     ranks = {}
@@ -73,6 +74,7 @@ def test_an_unseen_item_ranks_among_its_block(tmp_path: Path) -> None:
     assert ranks[False] > ranks[True] + 2, ranks
 
 
+@pytest.mark.trains
 def test_the_table_row_of_an_unseen_item_equals_the_default_row(tmp_path: Path) -> None:
     spec = spec_of(tmp_path, default_row=True)
     train(spec)

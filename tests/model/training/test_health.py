@@ -28,6 +28,7 @@ def test_mean_cosine_and_effective_dimensions_of_hand_made_vectors() -> None:
     assert effective_dimensions(opposite[[0, 4, 1, 5]] * torch.tensor([2.0, 1, 1, 1])) == pytest.approx(25 / 17)
 
 
+@pytest.mark.trains
 def test_every_point_of_a_run_has_health_metrics(tmp_path: Path) -> None:
     spec = toy_night.make_spec(tmp_path, [400] * 2, epochs=2)
     result = train(spec)

@@ -77,8 +77,22 @@ def assert_same(one: TrainingResult, other: TrainingResult, folders: list[str]) 
         assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adagrad"])
-@pytest.mark.parametrize("after", [6, 8, 13, 20])
+@pytest.mark.parametrize(
+    ("after", "optimizer"),
+    [(8, "adamw"), (13, "adagrad")]
+    + [
+        pytest.param(after, optimizer, marks=pytest.mark.slow)
+        for after, optimizer in [
+            (6, "adamw"),
+            (6, "adagrad"),
+            (8, "adagrad"),
+            (13, "adamw"),
+            (20, "adamw"),
+            (20, "adagrad"),
+        ]
+    ],
+)
+@pytest.mark.trains
 def test_a_resumed_run_has_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str, after: int
 ) -> None:
@@ -96,11 +110,12 @@ def test_a_resumed_run_has_the_same_bits(
     "model",
     [
         {"tower": "dssm"},
-        {"tower": "senet", "history_pooling": "decay"},
-        {"tower": "parallel", "history_pooling": "attention"},
+        pytest.param({"tower": "senet", "history_pooling": "decay"}, marks=pytest.mark.slow),
+        pytest.param({"tower": "parallel", "history_pooling": "attention"}, marks=pytest.mark.slow),
     ],
     ids=["dssm", "senet", "parallel"],
 )
+@pytest.mark.trains
 def test_the_same_run_has_the_same_bits_on_two_threads(tmp_path: Path, model: dict[str, Any]) -> None:
     """Above 32,768 numbers torch may add the gradients of one item from two threads in any order."""
     spec = toy_night.make_spec(
@@ -136,6 +151,7 @@ def test_a_run_resumes_after_sigkill(tmp_path: Path) -> None:
     assert_same(whole, train(spec), [str(tmp_path / "whole"), spec.output])
 
 
+@pytest.mark.trains
 def test_checkpoints_that_are_damaged_or_of_another_run_are_ignored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -27,6 +27,7 @@ def test_factors_of_hand_made_schedules() -> None:
 
 
 @pytest.mark.parametrize("sparse_rows", [1, 10_000])
+@pytest.mark.trains
 def test_a_run_follows_its_schedule(tmp_path: Path, sparse_rows: int) -> None:
     """With dense tables and with sparse tables, which have a separate optimiser."""
     rates = {"schedule": "linear", "warm_up_steps": 2, "learning_rate": 0.01, "embedding_rows_sparse": sparse_rows}

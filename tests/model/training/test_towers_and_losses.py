@@ -31,13 +31,14 @@ def model_of(tower: str) -> dict[str, Any]:
 
 
 def pairs() -> list[Any]:
-    """All pairs of a tower and a loss. `make test` runs one pair per tower, with another loss each; the others are slow."""
-    quick = set(zip(TOWERS, LOSSES))
+    """All pairs of a tower and a loss. All but the two quickest ones are slow."""
+    quick = {("dssm", "listwise"), ("youtube_dnn", "logistic")}
     pairs = itertools.product(TOWERS, LOSSES)
     return [pytest.param(*pair, marks=[] if pair in quick else pytest.mark.slow) for pair in pairs]
 
 
 @pytest.mark.parametrize(("tower", "loss"), pairs())
+@pytest.mark.trains
 def test_recall_is_twice_that_of_popularity(tmp_path: Path, tower: str, loss: str) -> None:
     rates = {"learning_rate": 5e-3, "embedding_learning_rate": 2e-2}
     spec = toy_night.make_spec(
@@ -81,6 +82,7 @@ def test_training_scores_are_products_of_published_vectors(tmp_path: Path, tower
     np.testing.assert_allclose(logits.positive_B, published[np.arange(50), candidates.positive_B.numpy()], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_senet_gives_low_weights_to_uninformative_features(tmp_path: Path) -> None:
     """In the toy night only user id, history and item id depend on the blocks; all other features are random."""
     rates = {"learning_rate": 1e-2, "embedding_learning_rate": 2e-2}
@@ -97,6 +99,7 @@ def test_senet_gives_low_weights_to_uninformative_features(tmp_path: Path) -> No
     assert weights["item.category"] < weights["item.item_id"]
 
 
+@pytest.mark.trains
 def test_channel_weights_are_not_negative_and_sum_to_one(tmp_path: Path) -> None:
     spec = toy_night.make_spec(tmp_path, [200], model=model_of("parallel"), training={"learning_rate": 0.05}, epochs=3)
     reported = train(spec).epochs[-1].weights

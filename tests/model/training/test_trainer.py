@@ -30,6 +30,7 @@ def test_the_result_describes_the_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adagrad"])
+@pytest.mark.trains
 def test_the_same_seed_gives_the_same_parameters_bit_for_bit(tmp_path: Path, optimizer: str) -> None:
     spec = toy_night.make_spec(
         tmp_path, [60, 61, 62], training={"optimizer": optimizer}, model={"id_dropout": 0.2}, epochs=2
@@ -55,6 +56,7 @@ def test_a_learned_temperature_stays_within_its_limits_and_can_leave_them(tmp_pa
 
 
 @pytest.mark.parametrize(("kind", "correction"), [("listwise", "mns"), ("pointwise", "none"), ("hinge", "classic")])
+@pytest.mark.trains
 def test_bfloat16_reaches_about_the_same_loss(tmp_path: Path, kind: str, correction: str) -> None:
     losses = []
     for precision in ("float32", "bfloat16"):
@@ -69,6 +71,7 @@ def test_bfloat16_reaches_about_the_same_loss(tmp_path: Path, kind: str, correct
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
 
 
+@pytest.mark.trains
 def test_sparse_tables_are_trained(tmp_path: Path) -> None:
     for optimizer in ("adamw", "adagrad"):
         spec = toy_night.make_spec(
