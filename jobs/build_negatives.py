@@ -1,4 +1,4 @@
-"""Model-ready samples of a day: every positive with its negatives, globally shuffled into equal row groups."""
+"""Build the samples of a day: every positive with its negatives, shuffled globally and written in equal row groups."""
 
 import sys
 
@@ -11,7 +11,7 @@ from pipelines.samples.build import build_negatives
 
 
 def run(context: Context, tracker: Tracker) -> None:
-    """Write `samples`, and record them."""
+    """Write table `samples`, and log it to MLflow."""
     config = context.config
     manifest, done = build_negatives(
         open_night(context),
@@ -33,4 +33,4 @@ def run(context: Context, tracker: Tracker) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(parser("build_negatives", __doc__), alone(run)))
+    sys.exit(main(parser("build_negatives", __doc__), alone("build_negatives", run)))

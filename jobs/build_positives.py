@@ -1,4 +1,4 @@
-"""Positives, histories, item statistics and vocabularies of a day, from yesterday's state and today's log."""
+"""Build the positives, user histories, item statistics and vocabularies of a day from its log and last night's state."""
 
 import sys
 
@@ -13,9 +13,9 @@ from pipelines.positives.build import build_positives
 
 
 def run(context: Context, tracker: Tracker) -> None:
-    """Write the tables of the step, and record them."""
+    """Write the tables of the step, and log them to MLflow."""
     config = context.config
-    night = open_night(context, getattr(context.args, "bootstrap_days", None) or 0)
+    night = open_night(context, context.bootstrap_days)
     manifest, done = build_positives(
         night,
         sample_config(config),
@@ -33,7 +33,7 @@ def run(context: Context, tracker: Tracker) -> None:
         sizes = context.warehouse.require("vocabularies", context.ds, "").facts["sizes"]
         job.metrics({f"vocabulary.{name}": float(size) for name, size in sizes.items()})
         stats = context.warehouse.read("item_stats", context.ds)
-        # One number an item, of the items most clicked: a plot needs no more than these.
+        # The plot needs the most popular items only.
         top = stats.orderBy("window_count", ascending=False).select("window_count", "sampled_count").limit(100_000)
         counts = top.toPandas()
         job.figure(
@@ -47,6 +47,9 @@ def run(context: Context, tracker: Tracker) -> None:
 if __name__ == "__main__":
     flags = parser("build_positives", __doc__)
     flags.add_argument(
-        "--bootstrap-days", type=positive, metavar="N", help="first night: read N days of logs, no state"
+        "--bootstrap-days",
+        type=positive,
+        metavar="N",
+        help="run a first night: read N days of logs, no earlier state",
     )
-    sys.exit(main(flags, alone(run)))
+    sys.exit(main(flags, alone("build_positives", run)))

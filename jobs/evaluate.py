@@ -12,6 +12,7 @@ from jobs.common.plots import recall_by_third
 from jobs.common.runner import Context, log, main, parser
 from jobs.inference.embed import within_model, write_item_embeddings
 from jobs.inference.score import Exam, score_users
+from jobs.night.evaluations import headline_k
 from jobs.night.preconditions import require_truth
 from jobs.night.steps import alone, open_night
 from jobs.tracking.tracker import Tracker
@@ -75,24 +76,6 @@ def run(context: Context, tracker: Tracker) -> None:
     }
     tracker.night_metrics(headline)
     log.info("evaluate %s: %s", ds, ", ".join(f"{name} {value:.4f}" for name, value in headline.items()))
-
-
-def headline_k(ks: list[int]) -> int:
-    """The cut-off that tables and plots show: 50 where it is measured."""
-    return 50 if 50 in ks else max(ks)
-
-
-def recalls(context: Context, k: int, release_id: str | None = None) -> dict[str, float]:
-    """Recall@k of ds by model, where it was evaluated; with `release_id`, only if this is the release that was."""
-    warehouse, ds = context.warehouse, context.ds
-    made, embeddings = warehouse.manifest("evaluations", ds), warehouse.manifest("item_embeddings", ds)
-    if made is None or embeddings is None:
-        return {}
-    of_it = embeddings.facts["release_id"] == release_id and made.inputs["item_embeddings"] == embeddings.fingerprint
-    if release_id is not None and not of_it:
-        return {}
-    rows = warehouse.read("evaluations", ds).where(f"metric = 'recall' and slice = 'all' and k = {int(k)}")
-    return {row["model"]: row["value"] for row in rows.collect()}
 
 
 def summarise(scored: pd.DataFrame, samples: int, seed: int) -> list[dict[str, Any]]:
@@ -186,4 +169,4 @@ def _neighbours(context: Context) -> tuple[str, ...]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(parser("evaluate", __doc__), alone(run)))
+    sys.exit(main(parser("evaluate", __doc__), alone("evaluate", run)))

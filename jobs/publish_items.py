@@ -216,4 +216,4 @@ def _copy_files(context: Context, source: str, target: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(parser("publish_items", __doc__), alone(run)))
+    sys.exit(main(parser("publish_items", __doc__), alone("publish_items", run)))

@@ -7,7 +7,7 @@ import sys
 from contextlib import ExitStack
 
 from jobs.common.runner import Context, aligned, log, main, parser, positive
-from jobs.evaluate import headline_k, recalls
+from jobs.night.evaluations import headline_k, recalls
 from jobs.release.store import (
     FOLDER,
     Current,

@@ -3,10 +3,10 @@
 import argparse
 import sys
 
+from jobs.common.days import add_days, days_of
 from jobs.common.runner import Context, aligned, main, parser
-from jobs.evaluate import headline_k, recalls
 from jobs.inference.embed import release_id_of
-from jobs.nightly import add_days, days_of
+from jobs.night.evaluations import headline_k, recalls
 from jobs.release.store import folder_of
 from jobs.release.verdict import Verdict, refused_by, verdict_of
 from jobs.tracking.client import tracking_uri

@@ -1,4 +1,4 @@
-"""What every entry point does the same way: flags, config, Spark session, one clear message, exit code."""
+"""Runs an entry point: parses flags, loads the config, opens Spark, and turns errors into one message and an exit code."""
 
 import argparse
 import logging
@@ -26,7 +26,7 @@ log = logging.getLogger("nightjar")
 
 @dataclass(frozen=True)
 class Context:
-    """All that a job's `run` gets."""
+    """What a job's `run` gets. `bootstrap_days`: days of logs that a first night reads; 0 on other nights."""
 
     config: Config
     spark: SparkSession
@@ -34,40 +34,46 @@ class Context:
     args: argparse.Namespace
     ds: str = ""
     force: bool = False
+    bootstrap_days: int = 0
 
     def at(self, ds: str) -> "Context":
-        """The same job on another day."""
+        """The context of the same job on another day."""
         return replace(self, ds=parse_ds(ds).isoformat())
 
 
 def parser(name: str, description: str, *, with_ds: bool = True) -> argparse.ArgumentParser:
-    """The flags that all jobs share."""
+    """A parser with the flags that all jobs share."""
     flags = argparse.ArgumentParser(prog=f"jobs.{name}", description=description)
-    flags.add_argument("--config", required=True, metavar="FILE", help="YAML config")
+    flags.add_argument("--config", required=True, metavar="FILE", help="the YAML config file")
     if with_ds:
         flags.add_argument("--ds", required=True, metavar="YYYY-MM-DD", help="the day to work on")
     flags.add_argument(
-        "--set", action="append", default=[], metavar="a.b=c", dest="overrides", help="override a config value"
+        "--set",
+        action="append",
+        default=[],
+        metavar="a.b=c",
+        dest="overrides",
+        help="override one config value (repeatable)",
     )
-    flags.add_argument("--force", action="store_true", help="do it again even where the result is there")
+    flags.add_argument("--force", action="store_true", help="run again even if the result exists")
     return flags
 
 
 def positive(text: str) -> int:
-    """A flag's number, at least 1."""
+    """The type of a flag that takes a whole number of at least 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
 
 
 def aligned(table: Sequence[Sequence[str]]) -> str:
-    """Rows of cells as lines, each column as wide as its widest cell."""
+    """The rows of a table as lines of text, with aligned columns."""
     widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in table)
 
 
 def main(flags: argparse.ArgumentParser, run: Callable[[Context], None], argv: list[str] | None = None) -> int:
-    """Parse, open, run, and turn errors into one message and an exit code: 0, 1, 2 usage, 3 input, 4 gate."""
+    """Run a job. Returns its exit code: 0 done, 1 other error, 2 usage, 3 input, 4 gate."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
@@ -78,11 +84,11 @@ def main(flags: argparse.ArgumentParser, run: Callable[[Context], None], argv: l
         try:
             return _run(flags.prog, args, run, stopping)
         except BaseException as error:
-            if isinstance(error, KeyboardInterrupt):  # Spark's handler of Ctrl-C has taken the place of ours.
+            if isinstance(error, KeyboardInterrupt):  # Spark has replaced our handler of Ctrl-C by its own.
                 stopping.signal = signal.SIGINT
             if stopping.signal is None:
                 raise
-        # Whatever was raised while it was stopped.
+        # The job was told to stop. Report that, and not the error that stopping it raised.
         print(f"error: {stopping.message()}", file=sys.stderr, flush=True)
         return stopping.exit_code
 
@@ -95,7 +101,7 @@ def _run(name: str, args: argparse.Namespace, run: Callable[[Context], None], st
         spark = open_session(name, {key: _spark_value(value) for key, value in config.spark.items()})
         share_stores(spark)
         warehouse = Warehouse(spark, config.warehouse)
-        run(Context(config, spark, warehouse, args, ds, args.force))
+        run(Context(config, spark, warehouse, args, ds, args.force, getattr(args, "bootstrap_days", None) or 0))
     except Exception as problem:
         if stopping.signal is not None:
             raise
@@ -108,8 +114,8 @@ def _run(name: str, args: argparse.Namespace, run: Callable[[Context], None], st
         return code
     finally:
         if spark is not None:
-            # Tasks of what has failed may still run, and Spark tells of stopping under them with stacks that explain nothing.
-            with suppress(Py4JError, OSError):  # A JVM that is gone has stopped: what it was gone by is what is told.
+            # Tasks of a failed job may still run, and Spark would log stack traces while it stops them.
+            with suppress(Py4JError, OSError):  # If the JVM has died, report the original error.
                 spark.sparkContext.setLogLevel("OFF")
                 spark.stop()
     return 0

@@ -1,8 +1,7 @@
-"""What the jobs of a night share: the day with its window, the config that shapes tables, the record."""
+"""Runs the steps of a night, and opens what they share: the day with its window, and the config of sample tables."""
 
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from jobs.common.config import Config
 from jobs.common.runner import Context, log
@@ -18,12 +17,12 @@ Step = Callable[[Context, Tracker], None]
 
 
 def sample_config(config: Config) -> SampleConfig:
-    """The parts of the config that shape the sample tables."""
+    """The parts of the config that determine the sample tables."""
     return SampleConfig(config.features, config.positives, config.negatives, config.samples, config.checks)
 
 
 def open_night(context: Context, bootstrap_days: int | None = None) -> Night:
-    """The night of the context. How many days it began with is known from its positives, once they are written."""
+    """The night of the context. By default the number of bootstrap days comes from the manifest of positives."""
     config = context.config
     if bootstrap_days is None:
         manifest = context.warehouse.manifest("positives", context.ds)
@@ -34,20 +33,20 @@ def open_night(context: Context, bootstrap_days: int | None = None) -> Night:
 
 
 def require_model(context: Context, ds: str, remedy: str) -> Manifest:
-    """The manifest of a night's model, whose files are those that it was written with. InputError where they are not."""
+    """The manifest of a night's model. Raises InputError if its files are missing or were changed after they were written."""
     warehouse = context.warehouse
     manifest, folder = warehouse.require("models", ds, remedy), warehouse.path("models", ds)
     for name, digest in zip((PARAMETERS, STATE), manifest.facts["content"], strict=True):
         if not warehouse.exists(f"{folder}/{name}") or checksum(f"{folder}/{name}") != digest:
             raise InputError(
-                f"table models ds={ds}: {folder}/{name} is not what was written: it is damaged or gone. Put it back, or "
-                f"delete the folder {folder} and run the night of ds={ds} again: the model is trained anew"
+                f"table models ds={ds}: {folder}/{name} is not what was written: it is damaged or gone. Restore it, or "
+                f"delete the folder {folder} and run the night of ds={ds} again to train the model anew"
             )
     return manifest
 
 
 def run_steps(context: Context, steps: Sequence[tuple[str, Step]]) -> None:
-    """The steps of a night, or of an update within the day, under one run of the record."""
+    """Run the steps of a night, or of an update within the day, under one MLflow run."""
     tracker = Tracker(context.config, context.warehouse, context.ds)
     started = time.perf_counter()
     try:
@@ -59,15 +58,14 @@ def run_steps(context: Context, steps: Sequence[tuple[str, Step]]) -> None:
         tracker.close_night("FAILED")
         raise
     tracker.close_night("FINISHED")
-    log.info("night %s: %.1f s; the record is in %s", tracker.name, time.perf_counter() - started, tracker.uri)
+    log.info("night %s: %.1f s; its MLflow record is at %s", tracker.name, time.perf_counter() - started, tracker.uri)
 
 
-def alone(step: Step) -> Callable[[Context], None]:
-    """A step as a job of its own: it holds the day's lock, and adds itself to the record of its night."""
+def alone(name: str, step: Step) -> Callable[[Context], None]:
+    """A step as a separate job: it holds the lock of the day, and adds a child run to the MLflow run of its night."""
 
     def run(context: Context) -> None:
-        # Its module is called __main__ where the job is the program.
-        with locked(context.warehouse, context.ds, Path(step.__code__.co_filename).stem):
+        with locked(context.warehouse, context.ds, name):
             recorded(context)
 
     def recorded(context: Context) -> None:

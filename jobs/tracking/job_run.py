@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
@@ -54,7 +54,7 @@ class JobRun:
         """Set tags."""
         self._client.log_batch(self.run_id, tags=[RunTag(name, str(value)) for name, value in values.items()])
 
-    def inputs(self, root: str, tables: dict[str, str]) -> None:
+    def inputs(self, root: str, tables: Mapping[str, str]) -> None:
         """Log input tables as datasets. `tables`: name -> fingerprint."""
         datasets = []
         for name, fingerprint in tables.items():

@@ -10,11 +10,12 @@ from jobs.common.config import Config
 from jobs.common.config_checks import expected_schema
 from jobs.common.runner import Context
 from jobs.night.sample_schema import schema_of
-from jobs.train import _processes
+from jobs.night.training_inputs import TrainingInputs
 from pipelines.contract.errors import InputError, UsageError
-from pipelines.storage.manifest import Manifest
+from pipelines.storage.manifest import Manifest, Recipe
 
 DS = "2024-03-01"
+RECIPE = Recipe("", {}, "")
 FEATURES = {
     "user": [{"kind": "categorical", "name": "age"}],
     "item": [{"kind": "categorical", "name": "category"}, {"kind": "numeric", "name": "price"}],
@@ -45,18 +46,19 @@ def context_of(processes: int, update: object | None = None) -> Context:
 
 
 def test_more_processes_than_row_groups_are_refused_with_the_remedy() -> None:
-    assert _processes(context_of(2), samples([5, 5])) == 2
+    assert TrainingInputs({"samples": samples([5, 5])}, None, RECIPE).processes(context_of(2)) == 2
     message = (
         rf"training\.processes: 4 processes cannot share the 2 row groups of samples ds={DS} \(10 rows for training\): lower "
         r"training\.processes to 2, or raise samples\.trainers or lower samples\.row_group_rows"
     )
     with pytest.raises(UsageError, match=message) as refused:
-        _processes(context_of(4), samples([5, 5]))
+        TrainingInputs({"samples": samples([5, 5])}, None, RECIPE).processes(context_of(4))
     assert refused.value.exit_code == 2
 
 
 def test_an_update_uses_at_most_as_many_processes_as_it_has_row_groups() -> None:
-    assert _processes(context_of(4, update=object()), samples([5, 5])) == 2
+    update = context_of(4, update=object())
+    assert TrainingInputs({"samples": samples([5, 5])}, None, RECIPE).processes(update) == 2
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ from pyspark.sql import SparkSession
 
 from jobs.common.config import Config
 from jobs.common.runner import Context
+from jobs.night.training_inputs import _lineage
 from jobs.release.store import Current, comparable_release, find_release, require_same_lineage
 from jobs.releases import _warn_of_lineages
-from jobs.train import _lineage
 from pipelines.contract.errors import InputError
 from pipelines.storage.lineage import UNKNOWN
 from pipelines.storage.manifest import Manifest, Recipe

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.common.config import load_config
-from jobs.nightly import _flags, days_of
+from jobs.common.days import days_of
+from jobs.nightly import _flags
 from pipelines.config import Features, Inputs, Negatives, Positives, Samples
 from pipelines.night import Night, SampleConfig
 from pipelines.positives.build import build_positives
