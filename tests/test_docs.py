@@ -70,6 +70,15 @@ def test_paths_in_backticks_exist(path: Path) -> None:
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
+def test_names_of_code_in_the_recipes_of_contributing_exist() -> None:
+    sources = [*ROOT.glob("[pmjt]*/**/*.py"), ROOT / "setup.py"]
+    code = "\n".join(path.read_text(encoding="utf-8") for path in sources)
+    defined = set(re.findall(r"\w+", code))
+    named = set(re.findall(r"`(\w*[A-Z_]\w*)`", prose(ROOT / "CONTRIBUTING.md")))
+    assert named - defined == set()
+    assert len(named) > 10
+
+
 def test_a_broken_link_and_a_broken_anchor_are_reported(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("# A title\n[good](page.md#a-title) [bad](page.md#no) [gone](gone.md)\n```\n[code](x.md)\n```\n")
