@@ -20,8 +20,8 @@ from pipelines.storage.manifest import Manifest
 def write_positives_and_stats(step: PositivesStep, vocabularies: Vocabularies) -> Manifest:
     """Write both tables. Returns the manifest of `positives`."""
     ds, window_days = step.night.ds, step.config.positives.window_days
-    item_days = step.item_days.join(vocabularies.item_indices(), on="item_id", how="inner")
-    rolled = popularity.roll_counts(item_days, step.read_previous("item_stats"), ds, window_days)
+    indexed_days = step.item_days.join(vocabularies.item_indices(), on="item_id", how="inner")
+    rolled = popularity.roll_counts(indexed_days, step.read_previous("item_stats"), ds, window_days)
     live = item_versions.live_days(step.item_days, step.inputs.items, step.days.items)
     with persisted(rolled) as counts, persisted(live) as live_days:
         if step.night.yesterday:
@@ -29,7 +29,7 @@ def write_positives_and_stats(step: PositivesStep, vocabularies: Vocabularies) -
             window = counts.select("item_index", F.lit(ds).alias("ds"), "window_count")
             counts_of_days, rows = window.crossJoin(broadcast_few(total)), vocabularies.sizes["item_id"]
         else:
-            counts_of_days, rows = popularity.counts_of_days(item_days, window_days), step.item_days.count()
+            counts_of_days, rows = popularity.counts_of_days(indexed_days, window_days), step.item_days.count()
         chances = select.item_chances(vocabularies.item_indices(), counts_of_days, live_days, step.config.positives)
         chosen, heaviest = _choose(step, broadcast_small(chances, rows))
         facts = item_versions.facts_of(live_days, step.days.items)
