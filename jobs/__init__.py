@@ -1,6 +1,6 @@
-"""One file a `spark-submit` entry point: parse, open a session, call, exit code. Nobody imports this room.
+"""Entry points: one file per `spark-submit` job. No other package imports this one.
 
-A job that gets SIGTERM or Ctrl-C while it still imports its libraries says so; jobs/common/stopping.py takes over then.
+Here a job handles SIGTERM and Ctrl-C while it still imports its libraries; later jobs/common/stopping.py does.
 """
 
 import os

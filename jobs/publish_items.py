@@ -18,10 +18,10 @@ from pyspark.sql import functions as F
 from jobs.common.runner import Context, log, main, parser
 from jobs.inference.embed import write_item_embeddings
 from jobs.night.steps import alone, require_model
-from jobs.release.changes import write_changes
 from jobs.release.gates import GateError, judge
-from jobs.release.index import description, index_of_night, log_index
+from jobs.release.index_of_night import description, index_of_night, log_index
 from jobs.release.lost_current import refuse_lost_current
+from jobs.release.published_changes import write_changes
 from jobs.release.store import Current, current_release, folder_of, read_current, write_current
 from jobs.release.verdict import Verdict
 from jobs.tracking.tracker import Tracker

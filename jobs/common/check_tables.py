@@ -1,4 +1,4 @@
-"""What the checks of a night found, as MLflow wants it: numbers by name, and a table of every check with its limit."""
+"""The results of a night's checks for MLflow: metrics by name, and a table of every check with its limit."""
 
 import re
 from typing import Any
@@ -13,44 +13,49 @@ ALWAYS_ZERO = {
     "positives": ("null ids or weights", "rows lost or counted twice"),
     "samples": (
         "history at or after the event",
-        "negatives that are known, done or shown",
+        "negatives that the user knows, interacted with or was shown",
         "the positive among its negatives",
-        "a negative twice in a row",
+        "a negative twice in one row",
     ),
 }
 
 
 def metrics_of(manifest: Manifest) -> dict[str, float]:
-    """Every number that the manifest of positives or samples tells, by a name that MLflow takes."""
+    """All numbers in the manifest of positives or samples, under names that MLflow accepts."""
     facts = manifest.facts
-    found = {f"rows.{manifest.table}": float(manifest.rows)}
+    metrics = {f"rows.{manifest.table}": float(manifest.rows)}
     for group in NUMBERS:
-        found |= {f"{group}.{name}": float(v) for name, v in facts.get(group, {}).items() if not isinstance(v, str)}
+        metrics |= {f"{group}.{name}": float(v) for name, v in facts.get(group, {}).items() if not isinstance(v, str)}
     for name in ("rows_fell_back", "fallback_share"):
         if name in facts:
-            found[name] = float(facts[name])
-    for table, told in facts.get("input", {}).items():
-        found |= {f"input.{table}.rows": float(told["rows"]), f"input.{table}.bad": float(told["rows"] - told["good"])}
-        found |= {f"input.{table}.bad.{reason}": float(number) for reason, number in told["bad"].items()}
-        found |= {f"input.{table}.null_share.{name}": float(share) for name, share in told["null_share"].items()}
-    return {NOT_A_NAME.sub("_", name): value for name, value in found.items()}
+            metrics[name] = float(facts[name])
+    for table, counted in facts.get("input", {}).items():
+        metrics |= {
+            f"input.{table}.rows": float(counted["rows"]),
+            f"input.{table}.bad": float(counted["rows"] - counted["good"]),
+        }
+        metrics |= {f"input.{table}.bad.{reason}": float(number) for reason, number in counted["bad"].items()}
+        metrics |= {f"input.{table}.null_share.{name}": float(share) for name, share in counted["null_share"].items()}
+    return {NOT_A_NAME.sub("_", name): value for name, value in metrics.items()}
 
 
 def table_of(manifest: Manifest, checks: Checks) -> dict[str, list[Any]]:
-    """One row a check: what was looked at, what was found, what would have been refused.
+    """One row per check: what was checked, the value, and the limit.
 
-    A manifest exists only where every check passed, so the last column is never a verdict, only the limit.
+    A manifest exists only if every check passed, so the table needs no column for the result.
     """
     rows: list[tuple[str, str, float, str]] = []
     facts = manifest.facts
-    for table, told in facts.get("input", {}).items():
-        days = sorted(told["by_day"])
+    for table, counted in facts.get("input", {}).items():
+        days = sorted(counted["by_day"])
         limits = f"{checks.rows_low} to {checks.rows_high} x median"  # of the last seven days
-        rows.append((table, f"rows of {days[-1]}", told["by_day"][days[-1]], limits))
-        rows.append((table, "share of bad rows", 1 - told["good"] / max(1, told["rows"]), f"at most {checks.bad_rows}"))
-        rows += [(table, f"bad: {reason}", number, "in quarantine") for reason, number in told["bad"].items()]
+        rows.append((table, f"rows of {days[-1]}", counted["by_day"][days[-1]], limits))
+        rows.append(
+            (table, "share of bad rows", 1 - counted["good"] / max(1, counted["rows"]), f"at most {checks.bad_rows}")
+        )
+        rows += [(table, f"bad: {reason}", number, "in quarantine") for reason, number in counted["bad"].items()]
         risen = f"last night + {checks.null_rise}"
-        rows += [(table, f"not known: {name}", share, risen) for name, share in told["null_share"].items()]
+        rows += [(table, f"share of nulls: {name}", share, risen) for name, share in counted["null_share"].items()]
     counts = facts.get("counts", {})
     if counts.get("interactions"):
         share = counts["dropped_repeated"] / counts["interactions"]
@@ -58,11 +63,16 @@ def table_of(manifest: Manifest, checks: Checks) -> dict[str, list[Any]]:
     rows += [(manifest.table, what, 0, "0") for what in ALWAYS_ZERO.get(manifest.table, ())]
     for kind, quota in facts.get("quotas", {}).items():
         rows.append(
-            (manifest.table, f"{kind} negatives a row", facts["kinds"][kind] / max(1, manifest.rows), f"quota {quota}")
+            (
+                manifest.table,
+                f"{kind} negatives per row",
+                facts["kinds"][kind] / max(1, manifest.rows),
+                f"quota {quota}",
+            )
         )
     if "fallback_share" in facts:
         limit = f"at most {checks.fallback_share}"
-        rows.append((manifest.table, "hard places that easy negatives took", facts["fallback_share"], limit))
+        rows.append((manifest.table, "share of hard negatives replaced by easy ones", facts["fallback_share"], limit))
     for name, value in facts.get("skew", {}).items():
         if not isinstance(value, str):
             rows.append((manifest.table, name.replace("_", " "), value, "reported"))

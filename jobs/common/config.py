@@ -1,4 +1,4 @@
-"""The whole config tree: one YAML file, `--set a.b=c` on top, unknown keys refused with the nearest known name."""
+"""The config: one YAML file plus `--set a.b=c` overrides. Unknown keys are refused with the nearest known name."""
 
 import difflib
 from pathlib import Path
@@ -17,25 +17,27 @@ from pipelines.storage.manifest import digest
 
 
 class Evaluation(StrictModel):
-    """What a night's model is measured on."""
+    """The data that a night's model is evaluated on."""
 
     split: Literal["next_days", "last_positive"] = Field(
         "next_days",
         description="next_days: the positives of the days after ds, where they exist; last_positive: each user's last "
-        "positive, kept out of everything, for data where users come once",
+        "positive, held out of everything; for data in which users appear once",
     )
-    days: int = Field(1, ge=1, description="N of next_days")
+    days: int = Field(1, ge=1, description="number of days of next_days")
     new_items_only: bool = Field(
-        True, description="count only items that the user did not have yet, and take known ones out of the rankings"
+        True, description="count only items that are new to the user, and remove known items from the rankings"
     )
     ks: list[PositiveInt] = Field([10, 50, 100], min_length=1, description="cut-offs of recall, NDCG and hit rate")
-    max_users: int = Field(20_000, ge=1, description="users evaluated, chosen by hash: enough for a tight interval")
-    popularity_days: int = Field(7, ge=1, description="window of the popularity baseline")
-    new_item_days: int = Field(7, ge=1, description="an item counts as new for so many days after its publish_time")
-    item_cf_neighbours: int = Field(100, ge=1, description="neighbours an item keeps in the item-item baseline")
-    item_cf_items: int = Field(100, ge=2, description="latest known items a user brings to the item-item baseline")
+    max_users: int = Field(
+        20_000, ge=1, description="number of users evaluated, chosen by hash; enough for a narrow interval"
+    )
+    popularity_days: int = Field(7, ge=1, description="days that the popularity baseline counts")
+    new_item_days: int = Field(7, ge=1, description="days after its publish_time for which an item counts as new")
+    item_cf_neighbours: int = Field(100, ge=1, description="neighbours per item in the item-item baseline")
+    item_cf_items: int = Field(100, ge=2, description="latest known items per user in the item-item baseline")
     simulated_truth: bool = Field(False, description="compare with the best reachable ranking (simulated logs only)")
-    bootstrap_samples: int = Field(500, ge=0, description="resamples of the users behind each 95% interval")
+    bootstrap_samples: int = Field(500, ge=0, description="bootstrap resamples of the users for each 95% interval")
 
     @field_validator("ks")
     @classmethod
@@ -46,56 +48,60 @@ class Evaluation(StrictModel):
 
 
 class Gates(StrictModel):
-    """What a release must show before it becomes the current one. Refused: exit 4, and `current` stays."""
+    """Conditions that a release must meet to become the current one. If refused: exit 4, and `current` stays."""
 
     recall_loss: float = Field(
         0.05,
-        description="share of Recall@`recall_at` that may be lost against the release in use, on the same held-out "
-        "events; only a loss that is certain (paired bootstrap over users, 97.5%) counts",
+        description="largest share of Recall@`recall_at` that may be lost against the release in use, on the same held-out "
+        "events; only a certain loss counts (paired bootstrap over users, 97.5%)",
     )
     recall_at: int = Field(50, ge=1, description="K of the comparison")
     beats_popularity: float = Field(
         0.0,
-        description="share of recent popularity's Recall@`recall_at` (evaluation.popularity_days) that the model may lack for "
-        "certain on the held-out events; a tie passes; 1: never refused",
+        description="largest share of recent popularity's Recall@`recall_at` (evaluation.popularity_days) that the model may "
+        "certainly lack on the held-out events; a tie passes; 1: never refuses",
     )
     slow_loss: float = Field(
         0.1,
-        description="share that may be lost for certain against the best of the last `slow_nights` nights, in recall as a "
-        "multiple of popularity's on the same events: so many small losses cannot add up",
+        description="largest certain loss against the best of the last `slow_nights` nights, in the ratio of recall to "
+        "popularity's recall on the same events; catches small losses that add up",
     )
-    slow_nights: int = Field(14, ge=1, description="nights that `slow_loss` looks back")
+    slow_nights: int = Field(14, ge=1, description="number of earlier nights that `slow_loss` compares with")
     least_users: int = Field(
         100,
         ge=1,
-        description="users with held-out events below which releases are not compared: too few to tell; a note says so",
+        description="smallest number of users with held-out events for a comparison; with fewer, the gates pass with a note",
     )
     held_out: int = Field(
         5000,
         ge=1,
-        description="events to compare on, at most: positives of the last positives.valid_hours as they happened, those "
-        "included that down-sampling and the cap drop from training",
+        description="largest number of events to compare on: the positives of the last positives.valid_hours, including those "
+        "that down-sampling and the cap remove from training",
     )
-    bootstrap_samples: int = Field(1000, ge=100, description="resamples of the users")
+    bootstrap_samples: int = Field(1000, ge=100, description="bootstrap resamples of the users")
     day_recall: float = Field(
         0.6,
         ge=0,
-        description="Recall of the release in use on the events of ds before training, against its median of the last 7 "
-        "nights, at least: what nobody foresaw may be noise",
+        description="smallest recall of the release in use on the events of ds before training, relative to its median of the "
+        "last 7 nights; a lower value suggests that the day's data is wrong",
     )
-    coverage: float = Field(0.5, ge=0, description="items that anybody gets, against the release in use, at least")
-    rows: float = Field(0.5, ge=0, description="training rows against the median of the last 7 nights, at least")
+    coverage: float = Field(0.5, ge=0, description="smallest number of distinct items, relative to the release in use")
+    rows: float = Field(
+        0.5, ge=0, description="smallest number of training rows, relative to the median of the last 7 nights"
+    )
     unknown_users: float = Field(
-        0.5, ge=0, le=1, description="share of held-out events whose user has no index, at most"
+        0.5, ge=0, le=1, description="largest share of held-out events whose user has no index"
     )
-    effective_dimensions: float = Field(2.0, ge=0, description="of the item vectors (participation ratio), at least")
-    mean_cosine: float = Field(0.95, le=1, description="of two items, at most")
-    embedding_growth: float = Field(2.0, gt=0, description="length of item embeddings against last night's, at most")
-    vocabulary_growth: float = Field(1.5, ge=1, description="of any vocabulary against last night's, at most")
+    effective_dimensions: float = Field(2.0, ge=0, description="smallest participation ratio of the item vectors")
+    mean_cosine: float = Field(0.95, le=1, description="largest mean cosine of two items")
+    embedding_growth: float = Field(
+        2.0, gt=0, description="largest norm of the item embeddings, relative to last night's"
+    )
+    vocabulary_growth: float = Field(1.5, ge=1, description="largest size of a vocabulary, relative to last night's")
 
 
 class Tracking(StrictModel):
-    """Where MLflow keeps the record."""
+    """Where MLflow stores its record."""
 
     uri: str | None = Field(
         None,
@@ -114,10 +120,10 @@ class Tracking(StrictModel):
 
 
 class Config(StrictModel):
-    """Everything a job needs to know."""
+    """The whole config."""
 
-    warehouse: str = Field("warehouse", description="folder or URI under which every table lives")
-    seed: int = Field(17, description="with ds, decides every random choice")
+    warehouse: str = Field("warehouse", description="folder or URI that contains all tables")
+    seed: int = Field(17, description="determines every random choice, together with ds")
     inputs: Inputs = Inputs()
     features: Features = Features()
     positives: Positives = Positives()
@@ -147,13 +153,13 @@ class Config(StrictModel):
         return self
 
     def hash_of(self, *sections: str) -> str:
-        """Identity of the parts of the config that shape a step's output (with the seed)."""
+        """A digest of some sections and the seed: the parts of the config that determine a step's output."""
         dump = self.model_dump(mode="json")
         return digest({name: dump[name] for name in ("seed", *sections)})
 
 
 def load_config(path: str, overrides: list[str] | None = None) -> Config:
-    """Read a YAML file, lay `a.b=c` overrides over it, check everything. UsageError names file, key and remedy."""
+    """Read a YAML file, apply `a.b=c` overrides, and check everything. Raises UsageError with file, key and remedy."""
     try:
         text = Path(path).read_text()
     except OSError as error:
@@ -193,7 +199,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 
 def _explain(tree: dict[str, Any], error: Any) -> str:
     place = ".".join(str(part) for part in error["loc"])
-    if not place:  # Of several sections together: the message names its keys.
+    if not place:  # A check across sections. Its message names the keys.
         return str(error["msg"].removeprefix("Value error, "))
     if error["type"] != "extra_forbidden":
         return f"{place}: {error['msg'].removeprefix('Value error, ')} (got {error['input']!r:.80})"
@@ -204,7 +210,7 @@ def _explain(tree: dict[str, Any], error: Any) -> str:
 
 
 def _known_keys(parents: tuple[int | str, ...]) -> list[str]:
-    """The fields of the section at a path of an error; discriminated unions show up in the path as their tag."""
+    """The keys of the section at the path of an error. A discriminated union appears in the path as its tag."""
     model: Any = Config
     for part in parents:
         if isinstance(part, int):
@@ -217,7 +223,7 @@ def _known_keys(parents: tuple[int | str, ...]) -> list[str]:
 
 
 def _section_of(annotation: Any) -> Any:
-    """The pydantic model inside an annotation such as `History | None` or `list[Feature]` (a list: several)."""
+    """The pydantic model inside an annotation such as `History | None`; a list if there are more, as in `list[Feature]`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     inner = [_section_of(arg) for arg in getattr(annotation, "__args__", ())]

@@ -1,4 +1,4 @@
-"""What breaks in a night through no fault of its inputs or its config: one line for each, with its remedy."""
+"""Translates known technical errors (full disk, dead JVM, damaged file) into one message with a remedy."""
 
 import re
 import shutil
@@ -11,17 +11,17 @@ from py4j.protocol import Py4JNetworkError
 from pipelines.contract.errors import InputError, NightjarError
 from pipelines.files.broken_files import broken_file, what_is_wrong
 
-# How Spark, Arrow, Python and sqlite tell of a disk, a quota or a limit on files that is used up.
+# Words in the errors of Spark, Arrow, Python and sqlite for a full disk, quota or file limit.
 FULL = re.compile(r"No space left on device|Disk quota exceeded|File too large|database or disk is full")
 PARTITION = re.compile(r"(.*)/([a-z][a-z0-9_]*)/ds=(\d{4}-\d\d-\d\d)/")
 
 
 class DiskFullError(NightjarError):
-    """There is no room for what a job writes (exit 1)."""
+    """A disk is full (exit 1)."""
 
 
 def explained(error: BaseException, root: str) -> NightjarError | None:
-    """The error for the user, where the cause is known; None where it is not. `root`: of the warehouse, as a URI."""
+    """The error to show to the user if its cause is known, else None. `root`: URI of the warehouse."""
     if isinstance(error, NightjarError):
         return None
     text = "\n".join(str(part) for part in causes(error))
@@ -29,13 +29,13 @@ def explained(error: BaseException, root: str) -> NightjarError | None:
         places = [root.removeprefix("file://")] if root.startswith("file://") else []
         rooms = ", ".join(f"{shutil.disk_usage(p).free / 1e6:,.0f} MB in {p}" for p in (*places, tempfile.gettempdir()))
         return DiskFullError(
-            f"nothing more can be written ({full.group()}); free now: {rooms}. Tables and releases are as they were: make "
-            "room, then run the same command again"
+            f"nothing more can be written ({full.group()}); free now: {rooms}. Tables and releases are unchanged: free "
+            "some space, then run the same command again"
         )
     if isinstance(error, Py4JNetworkError):
         return NightjarError(
-            "Spark's JVM has ended while the job ran: it was stopped (spark-submit or the scheduler was), or killed, for "
-            "its memory perhaps. Tables and releases are whole: the same command goes on, finished steps are skipped"
+            "Spark's JVM ended while the job ran: it was stopped (with spark-submit or the scheduler) or killed, perhaps for "
+            "using too much memory. Tables and releases are whole. Run the same command again: it skips finished steps"
         )
     file = broken_file(text)
     if file is None:
@@ -46,14 +46,14 @@ def explained(error: BaseException, root: str) -> NightjarError | None:
         return InputError(what)
     if Path(f"{place.group().removeprefix('file://')}_manifest.json").exists():
         return InputError(
-            f"table {place[2]}: {what}. Put it back, or delete the folder {place.group().rstrip('/')} and run the night of "
-            f"ds={place[3]} again: it is written anew"
+            f"table {place[2]}: {what}. Restore it, or delete the folder {place.group().rstrip('/')} and run the night of "
+            f"ds={place[3]} again"
         )
     return InputError(f"table {place[2]}: {what}. Write this partition again")
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error, what it was raised from, what that was raised from."""
+    """The error and the chain of errors that it was raised from."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

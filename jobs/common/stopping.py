@@ -1,4 +1,4 @@
-"""A job that is told to stop (SIGTERM, Ctrl-C) ends within a minute, says so, and leaves what a killed one leaves."""
+"""Stops a job on SIGTERM or Ctrl-C: it ends within a minute, prints that it was stopped, and the next run resumes."""
 
 import os
 import signal
@@ -10,11 +10,11 @@ from types import FrameType
 
 import psutil
 
-GRACE = 40.0  # seconds for cleaning up; then the process ends as it is, which the next run copes with
+GRACE = 40.0  # seconds for cleaning up; then the process is ended, and the next run cleans up
 
 
 class Stopped(BaseException):
-    """The job was told to stop. No Exception, so that nothing takes it for an error of its own."""
+    """Raised when the job gets a signal. Not an Exception, so that no `except Exception` catches it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -22,7 +22,7 @@ class Stopped(BaseException):
 
 
 class Stopping:
-    """Whether the job was told to stop, and how it ends then."""
+    """The signal that stopped the job, if any."""
 
     signal: int | None = None
 
@@ -32,16 +32,19 @@ class Stopping:
         return 128 + (self.signal or 0)
 
     def message(self) -> str:
-        """What the job says at its end."""
+        """The message that the job prints at its end."""
         name = signal.Signals(self.signal or signal.SIGTERM).name
-        return f"stopped by {name}. Tables and releases are whole: the same command goes on, finished steps are skipped"
+        return (
+            f"stopped by {name}. Tables and releases are whole. Run the same command again: it skips finished steps and "
+            "continues"
+        )
 
 
 @contextmanager
 def stoppable() -> Iterator[Stopping]:
-    """Raise Stopped in the main thread on SIGTERM or Ctrl-C, once. A job that has not ended after GRACE is ended."""
+    """Raise Stopped in the main thread on SIGTERM or Ctrl-C, once. If the job has not ended after GRACE seconds, end it."""
     stopping = Stopping()
-    if threading.current_thread() is not threading.main_thread():  # Only there can signals be handled.
+    if threading.current_thread() is not threading.main_thread():  # Python handles signals only in the main thread.
         yield stopping
         return
 
@@ -53,7 +56,7 @@ def stoppable() -> Iterator[Stopping]:
     read, write = os.pipe()
     os.set_blocking(write, False)
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    # A long call into C keeps the handler waiting; the pipe is written to at once.
+    # The handler runs only after a long call into C returns. The pipe is written at once.
     waking = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     done = threading.Event()
     threading.Thread(target=_watch, args=(read, done, stopping), name="stopping", daemon=True).start()
@@ -69,7 +72,7 @@ def stoppable() -> Iterator[Stopping]:
 
 
 def _watch(read: int, done: threading.Event, stopping: Stopping) -> None:
-    """End the process GRACE after a signal; its children too, which would otherwise go on without it."""
+    """End the process and its children GRACE seconds after a signal."""
     while (number := int.from_bytes(os.read(read, 1), "big")) not in (signal.SIGTERM, signal.SIGINT):
         if done.is_set():
             os.close(read)

@@ -1,4 +1,4 @@
-"""Gates that ask a release for events that it was not trained on: beside the release in use, popularity and past nights."""
+"""Gates that measure a release on held-out events, against the release in use, popularity, and past nights."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -30,7 +30,7 @@ from pipelines.storage.manifest import digest
 
 @dataclass(frozen=True)
 class Comparison:
-    """The gates that were asked, why others were not, and what later nights compare themselves with."""
+    """The gates that were checked, notes on those that were not, and the figures that later nights compare with."""
 
     gates: list[Gate] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -38,19 +38,19 @@ class Comparison:
 
 
 def compare(context: Context, release: Release, before: Release | None) -> Comparison:
-    """Ask a release, and `before` (the one in use), for the events of the last `positives.valid_hours` of ds."""
+    """Measure a release, and `before` (the one in use), on the events of the last `positives.valid_hours` of ds."""
     config, seed = context.config.gates, context.config.seed
     hours = context.config.positives.valid_hours
     if not hours:
-        return _nothing(
-            context, "every event is trained on, so that none is left to compare on: set positives.valid_hours"
+        return _not_compared(
+            context, "training uses every event, so none is left for a comparison: set positives.valid_hours"
         )
     since = (datetime.fromisoformat(context.ds) + timedelta(days=1) - timedelta(seconds=int(hours * 3600))).isoformat(
         " "
     )
     events = events_of(context, since)
     if events is None:
-        return _nothing(context, f"no event after {since} (UTC) to compare on")
+        return _not_compared(context, f"no event after {since} (UTC) to compare on")
     unknown = float((events.columns["user_index"] == DEFAULT).mean())
     compared = Comparison(
         [
@@ -59,7 +59,7 @@ def compare(context: Context, release: Release, before: Release | None) -> Compa
                 unknown,
                 config.unknown_users,
                 False,
-                f"Share of {len(events.owners_B):,} held-out events whose user has no index: look at the users' ids in "
+                f"Share of the {len(events.owners_B):,} held-out events whose user has no index. Above: check the user ids in "
                 "interactions.",
             )
         ]
@@ -68,7 +68,7 @@ def compare(context: Context, release: Release, before: Release | None) -> Compa
         _note(
             context, compared,
             f"{events.users} users have events after {since} (UTC), fewer than gates.least_users = {config.least_users}: too "
-            "few to compare releases on; recall_loss, coverage, beats_popularity and slow_loss pass unasked",
+            "few to compare releases; recall_loss, coverage, beats_popularity and slow_loss pass unchecked",
         )  # fmt: skip
         return compared
     now = examined(release, events, config.recall_at)
@@ -80,10 +80,10 @@ def compare(context: Context, release: Release, before: Release | None) -> Compa
     return _slow(context, compared, now, popular)
 
 
-def _nothing(context: Context, why: str) -> Comparison:
+def _not_compared(context: Context, why: str) -> Comparison:
     compared = Comparison()
     _note(
-        context, compared, f"{why}; recall_loss, coverage, unknown_users, beats_popularity and slow_loss pass unasked"
+        context, compared, f"{why}; recall_loss, coverage, unknown_users, beats_popularity and slow_loss pass unchecked"
     )
     return compared
 
@@ -98,18 +98,18 @@ def _recall(now: RecallResult, then: RecallResult, before: Release, config: Gate
     share = surely / then.recall if then.recall else 0.0
     yield Gate(
         "recall_loss", share, config.recall_loss, False,
-        f"Share of Recall@{config.recall_at} lost against {before.release_id} for certain, on {len(now.by_user()):,} users' "
-        f"held-out events: {now.recall:.4f} now, {then.recall:.4f} before.",
+        f"Share of Recall@{config.recall_at} certainly lost against {before.release_id}, on held-out events of "
+        f"{len(now.by_user()):,} users: {now.recall:.4f} now, {then.recall:.4f} before.",
     )  # fmt: skip
     yield Gate(
         "coverage", now.coverage / then.coverage if then.coverage else 1.0, config.coverage, True,
-        f"Items that anybody gets among the {config.recall_at} best, {now.coverage:.2%} of all, against {then.coverage:.2%} "
-        "before: below, few items crowd out the others.",
+        f"{now.coverage:.2%} of the items are among the best {config.recall_at} of some user, {then.coverage:.2%} before. "
+        "Below: few items displace the others.",
     )  # fmt: skip
 
 
 def _popularity(context: Context, events: HeldOutEvents, since: str) -> RecallResult:
-    """Recent popularity, counted up to `since`, on the events."""
+    """The recall of recent popularity, counted up to `since`, on the events."""
     k = context.config.gates.recall_at
     most = k + max(map(len, events.excluded), default=0) if events.excluded is not None else k
     rows = popular_items(open_night(context), context.config.evaluation.popularity_days, most, since=since).collect()
@@ -122,28 +122,28 @@ def _beats_popularity(now: RecallResult, popular: RecallResult, config: Gates, s
     share = surely / popular.recall if popular.recall else 0.0
     return Gate(
         "beats_popularity", share, config.beats_popularity, False,
-        f"Share of popularity's Recall@{config.recall_at} that the model lacks for certain, on {len(now.by_user()):,} users' "
-        f"held-out events: {now.recall:.4f} the model, {popular.recall:.4f} recent popularity. Above, popularity is better: "
-        "look at the loss, the features and the days that the model was trained on.",
+        f"Share of popularity's Recall@{config.recall_at} that the model certainly lacks, on held-out events of "
+        f"{len(now.by_user()):,} users: model {now.recall:.4f}, recent popularity {popular.recall:.4f}. Above: popularity is "
+        "better; check the loss, the features and the training days.",
     )  # fmt: skip
 
 
 def _slow(context: Context, compared: Comparison, now: RecallResult, popular: RecallResult) -> Comparison:
-    """Whether losses that were too small to be certain have added up over the last nights.
+    """Gate slow_loss: whether small losses have added up over the last nights.
 
-    Recall itself differs from day to day with what users do, for every ranking alike; so nights are compared by recall as a
-    multiple of popularity's on the same events. Only what is certain counts: the upper end of tonight's interval against
-    the highest lower end of the nights before.
+    Recall of every ranking varies from day to day with what users do. Nights are therefore compared by the ratio of the
+    model's recall to popularity's recall on the same events. Only certain losses count: the upper end of tonight's interval
+    against the highest lower end of earlier nights.
     """
     config = context.config.gates
     ratio = recall_ratio(now.by_user(), popular.by_user(), config.bootstrap_samples, context.config.seed)
     if ratio is None:
-        _note(context, compared, "recent popularity recalls hardly any held-out event: slow_loss passes unasked")
+        _note(context, compared, "recent popularity recalls hardly any held-out event: slow_loss passes unchecked")
         return compared
     value, low, high = ratio
     measured = _measured(context)
     record = {"ratio": value, "low": low, "high": high, "measured": measured}
-    best = max(_records(context, measured), key=lambda known: known[1], default=None)
+    best = max(_records(context, measured), key=lambda record: record[1], default=None)
     if best is not None:
         compared.gates.append(
             Gate(
@@ -151,16 +151,16 @@ def _slow(context: Context, compared: Comparison, now: RecallResult, popular: Re
                 1 - high / best[1],
                 config.slow_loss,
                 False,
-                f"Share lost for certain against the best of the last {config.slow_nights} nights, {best[0]}, in "
-                f"Recall@{config.recall_at} as a multiple of popularity's: {value:.3g} now (at most {high:.3g}), at least "
-                f"{best[1]:.3g} then. Above, small losses have added up: go back to that night's release, or train anew.",
+                f"Share certainly lost against {best[0]}, the best of the last {config.slow_nights} nights. The ratio of "
+                f"Recall@{config.recall_at} to popularity's is {value:.3g} now (at most {high:.3g}) and was at least "
+                f"{best[1]:.3g}. Above: small losses have added up; go back to that night's release, or train anew.",
             )
         )
     return Comparison(compared.gates, compared.notes, record)
 
 
 def _records(context: Context, measured: str) -> Iterator[tuple[str, float]]:
-    """(night, lower end of its ratio) of the last nights of this lineage whose releases passed every gate."""
+    """(night, lower end of its ratio) for the last nights of this lineage whose releases passed all gates."""
     warehouse = context.warehouse
     lineage = warehouse.require("models", context.ds, "").lineage
     for ds in days_back(context.ds, context.config.gates.slow_nights + 1)[:-1]:
@@ -175,7 +175,7 @@ def _records(context: Context, measured: str) -> Iterator[tuple[str, float]]:
 
 
 def _measured(context: Context) -> str:
-    """What two records must share to be compared."""
-    config = context.config
-    told = config.evaluation
-    return digest([config.gates.recall_at, config.positives.valid_hours, told.new_items_only, told.popularity_days])
+    """A digest of the settings that two records must share to be comparable."""
+    config, evaluation = context.config, context.config.evaluation
+    settings = [config.gates.recall_at, config.positives.valid_hours]
+    return digest([*settings, evaluation.new_items_only, evaluation.popularity_days])

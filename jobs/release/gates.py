@@ -1,4 +1,4 @@
-"""Gates: what a release must show before readers are led to it."""
+"""Gates: conditions that a release must meet before it becomes the current one."""
 
 import json
 import statistics
@@ -17,24 +17,27 @@ from pipelines.storage.manifest import Manifest, digest
 
 
 class GateError(NightjarError):
-    """A release is not good enough to be published (exit 4)."""
+    """A gate refused the release (exit 4)."""
 
     exit_code = 4
 
 
 def judge(context: Context, release: Release) -> Verdict:
-    """Every gate of a release. The answers are kept beside it, until the tolerances or what it would replace change."""
+    """Check all gates of a release.
+
+    The verdict is stored with the release and reused until the tolerances change, or the release that it is compared with.
+    """
     current = current_release(context)
     before = comparable_release(context)
     asked = digest([context.config.gates.model_dump(mode="json"), before.release_id if before else None])
     uri = f"{release.uri}/{GATES}"
     if context.warehouse.exists(uri) and not context.force:
-        known = json.loads(context.warehouse.read_text(uri))
+        stored = json.loads(context.warehouse.read_text(uri))
         published = current is not None and current.release_id == release.release_id
-        if published or known["asked"] == asked:
-            return read_verdict(known)
+        if published or stored["asked"] == asked:
+            return read_verdict(stored)
     compared = Comparison()
-    if not context.warehouse.update:  # An update learns from all events that there are.
+    if not context.warehouse.update:  # An update trains on all events, so none is held out.
         compared = compare(context, release, before)
     against = before.release_id if before else None
     verdict = Verdict([*_gates(context, release), *compared.gates], against, compared.notes, compared.record)
@@ -45,7 +48,7 @@ def judge(context: Context, release: Release) -> Verdict:
 def _gates(context: Context, release: Release) -> Iterator[Gate]:
     config, warehouse, ds = context.config.gates, context.warehouse, context.ds
     samples, model = warehouse.require("samples", ds, ""), warehouse.require("models", ds, "")
-    # A night that begins from raw logs has nothing in common with the one before.
+    # A bootstrap is not comparable with the night before.
     last = None if samples.facts["bootstrap_days"] else warehouse.manifest("models", shift(ds, -1))
     if warehouse.update:
         yield from _before_update(context, model)
@@ -57,7 +60,7 @@ def _gates(context: Context, release: Release) -> Iterator[Gate]:
     index = release.manifest["index"]
     yield Gate(
         "index_recall", index["recall"], context.config.index.recall_target, True,
-        f"Of the exact answer, at the setting that {index['factory']} is published with.",
+        f"Recall against exact search, with the settings that {index['factory']} is published with.",
     )  # fmt: skip
 
 
@@ -68,12 +71,12 @@ def _rows(context: Context, samples: Manifest, config: Gates) -> Iterator[Gate]:
         usual = statistics.median(rows)
         yield Gate(
             "rows", samples.rows / usual, config.rows, True,
-            f"Training rows against {usual:,.0f}, the median of {len(rows)} nights: look at what build_positives counts.",
+            f"Training rows over {usual:,.0f}, the median of {len(rows)} nights. Below: check the counts of build_positives.",
         )  # fmt: skip
 
 
 def _day(context: Context, model: Manifest, config: Gates) -> Iterator[Gate]:
-    """Whether the day is like those before it, seen by a model that has not been trained on it."""
+    """Whether the day resembles earlier days, judged by the release in use, which was not trained on it."""
     nights = [context.warehouse.manifest("models", ds) for ds in days_back(context.ds, NIGHTS_BEFORE + 1)[:-1]]
     recalls = [night.facts["day_recall"] for night in nights if night and night.facts.get("day_recall")]
     recall = model.facts.get("day_recall")
@@ -81,20 +84,21 @@ def _day(context: Context, model: Manifest, config: Gates) -> Iterator[Gate]:
         usual = statistics.median(recalls)
         yield Gate(
             "day_recall", recall / usual, config.day_recall, True,
-            f"The release in use had Recall@{config.recall_at} {recall:.4f} on this day before training, and {usual:.4f} on "
-            f"the median of {len(recalls)} nights: below, look at what the day's interactions are.",
+            f"The release in use had Recall@{config.recall_at} {recall:.4f} on this day before training; the median of "
+            f"{len(recalls)} nights is {usual:.4f}. Below: check the interactions of the day.",
         )  # fmt: skip
 
 
 def _before_update(context: Context, model: Manifest) -> Iterator[Gate]:
-    """Whether the updates of the day so far have been worth it: on events that came after them."""
-    told = model.facts["within_day"]
-    if "loss" in told:
+    """Whether the updates of the day so far helped, measured on the events after them."""
+    measured = model.facts["within_day"]
+    if "loss" in measured:
         yield Gate(
-            "update_loss", told["loss"] / told["night"] if told["night"] else 0.0, context.config.gates.recall_loss, False,
-            f"Share of Recall@{context.config.gates.recall_at} that the update in use has lost for certain on events since, "
-            f"against the night's release: {told['recall']:.4f} now, {told['night']:.4f} without updates. Above, go back to "
-            "that release (jobs.releases rollback).",
+            "update_loss", measured["loss"] / measured["night"] if measured["night"] else 0.0,
+            context.config.gates.recall_loss, False,
+            f"Share of Recall@{context.config.gates.recall_at} that the update in use has certainly lost against the night's "
+            f"release, on later events: {measured['recall']:.4f} now, {measured['night']:.4f} without updates. Above: go "
+            "back to that release (jobs.releases rollback).",
         )  # fmt: skip
 
 
@@ -102,17 +106,17 @@ def _health(model: Manifest, last: Manifest | None, config: Gates) -> Iterator[G
     health = model.facts["health"]
     yield Gate(
         "effective_dimensions", health["effective_dimensions"], config.effective_dimensions, True,
-        "How many dimensions tell items apart: below, the vectors have collapsed; look at the loss, the temperature and "
-        "the learning rate.",
+        "Number of dimensions that distinguish items. Below: the vectors have collapsed; check the loss, the temperature "
+        "and the learning rate.",
     )  # fmt: skip
     yield Gate(
         "mean_cosine", health["mean_cosine"], config.mean_cosine, False,
-        "Cosine of two items on average: above, all items look alike.",
+        "Mean cosine of two items. Above: all items look alike.",
     )  # fmt: skip
-    if last and last.facts.get("health"):  # Earlier versions did not keep it.
+    if last and last.facts.get("health"):  # Earlier versions did not store it.
         yield Gate(
             "embedding_growth", health["embedding_norm"] / last.facts["health"]["embedding_norm"], config.embedding_growth,
-            False, "Length of the items' embeddings against last night's: above, training diverges.",
+            False, "Norm of the item embeddings relative to last night's. Above: training diverges.",
         )  # fmt: skip
 
 
@@ -125,7 +129,7 @@ def _vocabularies(model: Manifest, last: Manifest | None, config: Gates) -> Iter
         name = max(growth, key=lambda name: growth[name])
         yield Gate(
             "vocabulary_growth", growth[name], config.vocabulary_growth, False,
-            f"Of {name}, from {before[name]:,} to {now[name]:,}: look whether its values are what they were.",
+            f"Growth of vocabulary {name}, from {before[name]:,} to {now[name]:,}. Above: check its values.",
         )  # fmt: skip
 
 

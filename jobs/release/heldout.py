@@ -1,4 +1,4 @@
-"""Releases on events of a day: those held out of training for the gates, all of them before training for the record."""
+"""Measures releases on events of a day: on held-out events for the gates, on all events before training for MLflow."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 def events_of(context: Context, since: str | None = None) -> HeldOutEvents | None:
-    """Events of ds as they happened (from `since` on, UTC), as many as `gates.held_out` says; None if there are none.
+    """Events of ds (from `since` on, UTC), at most `gates.held_out` of them; None if there are none.
 
-    A ranking leaves out what the user had, and an event of such an item does not count, unless evaluation.new_items_only
-    is off.
+    With evaluation.new_items_only, rankings leave out items that the user already has, and events of such items do not
+    count.
     """
     config = context.config
     new_only = config.evaluation.new_items_only
@@ -40,13 +40,13 @@ def events_of(context: Context, since: str | None = None) -> HeldOutEvents | Non
 
 
 def _array(column: "pd.Series[Any]") -> np.ndarray:
-    """Numbers as [rows], lists of equal length as [rows, length]."""
+    """Numbers as an array [rows], lists of equal length as an array [rows, length]."""
     values = column.to_numpy()
     return np.stack([np.asarray(value) for value in values]) if values.dtype == object else values
 
 
 def examined(release: Release, events: HeldOutEvents, k: int) -> RecallResult:
-    """A release on events, as it is served. ReleaseError where it is damaged."""
+    """The recall of a release on events, with the index and towers that serve. Raises ReleaseError if it is damaged."""
     release.files(MODEL)
     model = load_checkpoint(f"{release.uri}/{MODEL}")
     catalogue = Catalogue.read(model.schema, release.files(ITEMS)) if model.history_features else None
@@ -56,10 +56,10 @@ def examined(release: Release, events: HeldOutEvents, k: int) -> RecallResult:
 
 
 def test_then_train(context: Context, tracker: Tracker) -> float | None:
-    """Record how the release in use does on the events of ds, before anything is trained on them. Returns its recall.
+    """Measure the release in use on the events of ds before any training on them, and log its recall. Returns it.
 
-    So every event is once a test (prequential evaluation: Dawid, 1984; Gama et al., 2013), and one chart shows the nights.
-    None where there is no release that could be asked (`comparable_release`).
+    So every event serves once as a test (prequential evaluation: Dawid, 1984; Gama et al., 2013), and one chart shows all
+    nights. Returns None if no release is comparable (`comparable_release`).
     """
     current = comparable_release(context)
     if current is None:
@@ -68,17 +68,17 @@ def test_then_train(context: Context, tracker: Tracker) -> float | None:
     if events is None:
         return None
     k = context.config.gates.recall_at
-    found = examined(current, events, k)
-    tracker.record(f"test_then_train.recall_at_{k}", found.recall)
-    log.info("train %s: release %s had Recall@%d %.4f on this day", context.ds, current.release_id, k, found.recall)
-    return found.recall
+    recall = examined(current, events, k).recall
+    tracker.record(f"test_then_train.recall_at_{k}", recall)
+    log.info("train %s: release %s had Recall@%d %.4f on this day", context.ds, current.release_id, k, recall)
+    return recall
 
 
 def test_update(context: Context, tracker: Tracker) -> dict[str, float]:
-    """Record how the release in use does on the events of an update within the day, before anything is trained on them.
+    """Measure the release in use on the events of an update within the day, before any training on them, and log it.
 
-    Returns `recall` of the release in use; where that is an update itself, also `night`, the recall of the night's release
-    that it goes on from, and `loss`, what it has certainly lost against that.
+    Returns `recall` of the release in use. If that is an update, also `night`, the recall of the night's release that it
+    continues from, and `loss`, the recall that it has certainly lost against that release.
     """
     current = current_release(context)
     events = events_of(context)
@@ -86,21 +86,21 @@ def test_update(context: Context, tracker: Tracker) -> dict[str, float]:
         return {}
     config = context.config.gates
     night, k = night_of(context, current), config.recall_at
-    found = examined(current, events, k)
-    told = {"recall": found.recall}
+    result = examined(current, events, k)
+    measured = {"recall": result.recall}
     if night.release_id != current.release_id:
         without = examined(night, events, k)
-        surely = recall_loss_bound(without.by_user(), found.by_user(), config.bootstrap_samples, context.config.seed)
-        told |= {"night": without.recall, "loss": surely}
-    tracker.record(f"within_day.recall_at_{k}", told["recall"])
-    tracker.record(f"within_day.night.recall_at_{k}", told.get("night", told["recall"]))
-    beside = f", that of the night {told['night']:.4f}" if "night" in told else ""
+        surely = recall_loss_bound(without.by_user(), result.by_user(), config.bootstrap_samples, context.config.seed)
+        measured |= {"night": without.recall, "loss": surely}
+    tracker.record(f"within_day.recall_at_{k}", measured["recall"])
+    tracker.record(f"within_day.night.recall_at_{k}", measured.get("night", measured["recall"]))
+    beside = f", that of the night {measured['night']:.4f}" if "night" in measured else ""
     log.info(
         "train %s: release %s had Recall@%d %.4f on these events%s",
         context.ds,
         current.release_id,
         k,
-        found.recall,
+        result.recall,
         beside,
     )
-    return told
+    return measured

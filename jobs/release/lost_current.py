@@ -1,4 +1,4 @@
-"""Releases without `current.json`: the file was lost, and no release may pass as the first one."""
+"""Refuses to publish if `current.json` was lost, so that a release does not pass as the first one."""
 
 from jobs.common.runner import Context
 from jobs.release.store import FOLDER, all_releases, current_uri
@@ -7,9 +7,9 @@ from pipelines.contract.errors import InputError
 
 
 def refuse_lost_current(context: Context, release_id: str) -> None:
-    """InputError if releases other than `release_id` have passed their gates and `current.json` names none of them.
+    """Raises InputError if other releases have passed their gates but `current.json` does not exist.
 
-    It would be compared with nothing otherwise, and pass gates that it should not pass.
+    Without this check the release would be compared with nothing, and would pass gates that it should not pass.
     """
     warehouse = context.warehouse
     if warehouse.exists(current_uri(warehouse)):
@@ -20,5 +20,5 @@ def refuse_lost_current(context: Context, release_id: str) -> None:
             raise InputError(
                 f"{warehouse.root}/{FOLDER}/current.json is missing, although releases were published: the newest that "
                 f"passed its gates is {release.release_id} of ds={release.manifest['ds']}. Name the one in use with "
-                f"`jobs.releases rollback {release.release_id}`, then the same command goes on"
+                f"`jobs.releases rollback {release.release_id}`, then run the same command again"
             )

@@ -1,4 +1,4 @@
-"""Releases: one folder, one id, checksums; `current.json` names the one in use and moves last."""
+"""Stores releases: one folder per release, with an id and checksums. `current.json` names the release in use."""
 
 import json
 import re
@@ -13,13 +13,16 @@ from pipelines.storage.update import Update
 from pipelines.storage.warehouse import Warehouse
 
 FOLDER = "releases"
-GATES = "gates.json"  # Beside the manifest of a release, and not among its files: it is said of the release.
+GATES = "gates.json"  # Next to the manifest of a release, and not one of its checked files.
 NAME = re.compile(r"\w[\w-]*")
 
 
 @dataclass(frozen=True)
 class Current:
-    """What `current.json` says: the release in use, and those that were in use and must not be again by themselves."""
+    """The content of `current.json`: the release in use, and releases that were rolled back.
+
+    A release that was rolled back becomes current again only by name or with --force.
+    """
 
     release_id: str = ""
     ds: str = ""
@@ -27,17 +30,17 @@ class Current:
 
 
 def folder_of(warehouse: Warehouse, release_id: str) -> str:
-    """Where a release lives."""
+    """The folder of a release."""
     return f"{warehouse.root}/{FOLDER}/{release_id}"
 
 
 def current_uri(warehouse: Warehouse) -> str:
-    """The file that names the release in use."""
+    """The URI of `current.json`."""
     return f"{warehouse.root}/{FOLDER}/current.json"
 
 
 def read_current(warehouse: Warehouse) -> Current:
-    """The release in use; an empty id before the first one."""
+    """Read `current.json`. The id is empty before the first release."""
     uri = current_uri(warehouse)
     if not warehouse.exists(uri):
         return Current()
@@ -46,34 +49,34 @@ def read_current(warehouse: Warehouse) -> Current:
     except (ValueError, TypeError):
         raise InputError(
             f"{uri} is damaged: it names no release. Delete it, then name the release in use with `jobs.releases rollback "
-            "RELEASE` (`jobs.releases list` says which there are)"
+            "RELEASE` (`jobs.releases list` shows the releases)"
         ) from None
 
 
 def write_current(warehouse: Warehouse, current: Current) -> None:
-    """Lead readers to a release, in one move."""
+    """Atomically update `current.json`."""
     warehouse.write_text(current_uri(warehouse), json.dumps(asdict(current)))
 
 
 def all_releases(warehouse: Warehouse) -> list[Release]:
-    """Every release, the newest day first."""
-    found = []
+    """All releases, newest day first."""
+    releases = []
     for status in warehouse.children(f"{warehouse.root}/{FOLDER}"):
         uri = folder_of(warehouse, status.getPath().getName())
         if warehouse.exists(f"{uri}/manifest.json"):
             manifest = json.loads(warehouse.read_text(f"{uri}/manifest.json"))
-            found.append(Release(manifest["release_id"], uri, manifest))
-    return sorted(found, key=_age, reverse=True)
+            releases.append(Release(manifest["release_id"], uri, manifest))
+    return sorted(releases, key=_age, reverse=True)
 
 
 def _age(release: Release) -> tuple[str, bool, int, str]:
-    """The night of a day comes after the updates within it."""
+    """Sort key. The release of a night comes after the updates of its day."""
     update = update_of(release)
     return release.manifest["ds"], update is None, update.number if update else 0, release.release_id
 
 
 def find_release(context: Context, release_id: str | None = None) -> Release:
-    """The named release, or the current one. InputError where there is none."""
+    """The named release, or the current one. Raises InputError if it does not exist."""
     warehouse = context.warehouse
     if release_id is None:
         release_id = read_current(warehouse).release_id
@@ -84,36 +87,35 @@ def find_release(context: Context, release_id: str | None = None) -> Release:
     uri = folder_of(warehouse, release_id)
     if not NAME.fullmatch(release_id) or not warehouse.exists(f"{uri}/manifest.json"):
         raise InputError(
-            f"release {release_id!r} is not in {warehouse.root}/{FOLDER}: `jobs.releases list` says which there are"
+            f"release {release_id!r} is not in {warehouse.root}/{FOLDER}: `jobs.releases list` shows the releases"
         )
     return Release(release_id, uri, json.loads(warehouse.read_text(f"{uri}/manifest.json")))
 
 
 def update_of(release: Release) -> Update | None:
-    """The update within the day that a release is of; None for the release of a night."""
-    told = release.manifest.get("update")
-    return Update(**told) if told else None
+    """The update within the day that a release belongs to; None for the release of a night."""
+    update = release.manifest.get("update")
+    return Update(**update) if update else None
 
 
 def night_of(context: Context, release: Release) -> Release:
-    """The release of a night that an update goes on from; the release itself where it is none."""
+    """The night's release that an update continues from; the release itself if it is not an update."""
     update = update_of(release)
     return find_release(context, update.night) if update else release
 
 
 def current_release(context: Context) -> Release | None:
-    """The release in use; None before the first one."""
+    """The release in use, or None before the first release."""
     return find_release(context) if context.warehouse.exists(current_uri(context.warehouse)) else None
 
 
 def comparable_release(context: Context) -> Release | None:
-    """The release in use, where it is of an earlier night and speaks of the same users and items; else None.
+    """The release that tonight's release is compared with: the one in use, if it is comparable.
 
-    Where it is an update within the day: the night's release that it goes on from, since nights know nothing of updates.
-    Where it is of this night, which is done again: the one that it took the place of. None where it is of a later one: a
-    back-fill takes nobody's place.
-    A night that begins from raw logs (--bootstrap-days) gives indices anew: a release of another lineage cannot be asked
-    for users and items by these.
+    - If it is an update within the day: the night's release that the update continues from.
+    - If it belongs to this night (which runs again): the release that it replaced.
+    - None if it belongs to a later night (tonight is a back-fill), or to another lineage. A bootstrap assigns new indices,
+      so users and items of one lineage cannot be looked up in a release of another.
     """
     in_use = current_release(context)
     current = night_of(context, in_use) if in_use else None
@@ -126,7 +128,7 @@ def comparable_release(context: Context) -> Release | None:
         return None
     of_release = lineage_of(current)
     if UNKNOWN in (of_release, samples.lineage):
-        return current if _goes_on(context.warehouse, "samples", current.manifest["ds"], context.ds) else None
+        return current if _is_unbroken(context.warehouse, "samples", current.manifest["ds"], context.ds) else None
     if of_release == samples.lineage:
         return current
     log.info(
@@ -137,14 +139,14 @@ def comparable_release(context: Context) -> Release | None:
 
 
 def lineage_of(release: Release) -> str:
-    """The lineage of a release; UNKNOWN where an earlier version wrote it."""
+    """The lineage of a release; UNKNOWN if an earlier version of Nightjar wrote it."""
     return str(release.manifest.get("lineage", UNKNOWN))
 
 
 def require_same_lineage(context: Context, release: Release) -> None:
-    """InputError where indices of the tables of ds mean other users and items than in a release.
+    """Raises InputError if indices in the tables of ds and in a release mean different users and items.
 
-    A release of an earlier version names no lineage. It passes where no bootstrap lies between its night and ds, and the
+    A release of an earlier version names no lineage. It passes if no bootstrap lies between its night and ds, and if the
     tables of its night are still those that it was made from.
     """
     warehouse, ds = context.warehouse, context.ds
@@ -152,7 +154,7 @@ def require_same_lineage(context: Context, release: Release) -> None:
     of_release, name = lineage_of(release), f"release {release.release_id}"
     remedy = (
         f"finish the night of ds={ds} (build_negatives, train, publish_items), so that a release of its lineage is in use; "
-        "or name such a release with --release (jobs.releases list); or take a --ds of the lineage of this release"
+        "or name such a release with --release (jobs.releases list); or use a --ds of the lineage of this release"
     )
     if UNKNOWN not in (of_release, tables.lineage):
         common_lineage({name: of_release, f"table user_histories ds={ds}": tables.lineage}, remedy)
@@ -161,15 +163,15 @@ def require_same_lineage(context: Context, release: Release) -> None:
     first, last = sorted((str(night.manifest["ds"]), ds))
     made_from = warehouse.manifest("item_features", night.manifest["ds"])
     unchanged = made_from is not None and made_from.fingerprint == night.manifest["inputs"]["item_features"]
-    if not unchanged or not _goes_on(warehouse, "positives", first, last):
+    if not unchanged or not _is_unbroken(warehouse, "positives", first, last):
         raise InputError(
             f"{name} was written by an earlier version and names no lineage, and the tables from ds={first} to ds={last} do "
-            f"not show that they go on from one bootstrap. Remedy: {remedy}"
+            f"not show that they continue from one bootstrap. Remedy: {remedy}"
         )
 
 
-def _goes_on(warehouse: Warehouse, table: str, since: str, until: str) -> bool:
-    """Whether every night after `since`, up to and with `until`, has this table and is no bootstrap."""
+def _is_unbroken(warehouse: Warehouse, table: str, since: str, until: str) -> bool:
+    """Whether every night after `since`, up to and including `until`, has this table and is not a bootstrap."""
     day = shift(since, 1)
     while day <= until:
         manifest = warehouse.manifest(table, day)
@@ -180,8 +182,8 @@ def _goes_on(warehouse: Warehouse, table: str, since: str, until: str) -> bool:
 
 
 def _replaced_by(context: Context, release: Release) -> Release | None:
-    """The release that one was compared with before it took its place, where it is still there."""
+    """The release that `release` was compared with and replaced; None if it does not exist any more."""
     uri = f"{release.uri}/{GATES}"
     against = json.loads(context.warehouse.read_text(uri))["against"] if context.warehouse.exists(uri) else None
-    there = against and context.warehouse.exists(f"{folder_of(context.warehouse, against)}/manifest.json")
-    return find_release(context, against) if there else None
+    exists = against and context.warehouse.exists(f"{folder_of(context.warehouse, against)}/manifest.json")
+    return find_release(context, against) if exists else None

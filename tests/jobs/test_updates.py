@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from mlflow.tracking import MlflowClient
 
-from jobs.release.changes import file_of
+from jobs.release.published_changes import file_of
 from model.io.tensor_file import TensorFile
 from model.io.urls import checksum
 from model.serving.retriever import Retriever

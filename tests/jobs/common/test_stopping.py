@@ -19,7 +19,7 @@ def test_a_lost_jvm_is_reported_in_one_line() -> None:
     error = explained(Py4JNetworkError("Answer from Java side is empty"), "file:///warehouse")
     assert error is not None
     assert error.exit_code == 1
-    assert "the same command goes on" in str(error)
+    assert "Run the same command again: it skips finished steps and continues" in str(error)
 
 
 @pytest.mark.processes

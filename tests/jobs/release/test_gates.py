@@ -119,7 +119,7 @@ def test_small_losses_that_add_up_over_the_nights_are_refused(
     first = _slow(context, Comparison(), examination(0.13, users=4000), popular)
     assert (first.gates, first.record) == ([], bad.record)  # no earlier night to compare with; the figure is recorded
     nothing = _slow(context, Comparison(), examination(0.13), examination(0.0))
-    assert nothing.notes == ["recent popularity recalls hardly any held-out event: slow_loss passes unasked"]
+    assert nothing.notes == ["recent popularity recalls hardly any held-out event: slow_loss passes unchecked"]
 
 
 def test_too_few_users_and_no_held_out_events_pass_with_a_note(nights: Warehouse) -> None:

@@ -1,4 +1,4 @@
-"""The index of a night: chosen by the recall that the night's users get, and told to the record."""
+"""Chooses the index of a night by the recall for the night's users, and logs the choice."""
 
 from dataclasses import asdict
 
@@ -20,7 +20,7 @@ from pipelines.queries import user_queries
 
 
 def index_of_night(context: Context, batches: Batches, dim: int) -> ChosenIndex:
-    """The index of the item vectors of ds. UsageError where the configured factory cannot be made of them."""
+    """Choose the index of the item vectors of ds. Raises UsageError if Faiss cannot build the configured factory for them."""
     config, items = context.config.index, context.warehouse.require("item_embeddings", context.ds, "").rows
     exact = search_parameter(config.factory or default_factory(items)) is None
     queries = np.zeros((0, dim), np.float32) if exact else _sweep_queries(context)
@@ -30,7 +30,7 @@ def index_of_night(context: Context, batches: Batches, dim: int) -> ChosenIndex:
         raise UsageError(str(error)) from None
     if chosen.factory != chosen.tried:
         log.warning(
-            "publish_items %s: %s surely reaches a recall of %.4f, below index.recall_target %s: the index will be exact",
+            "publish_items %s: %s certainly reaches a recall of only %.4f, below index.recall_target %s: the index is exact",
             context.ds,
             chosen.tried,
             max(point.at_least for point in chosen.sweep),
@@ -40,13 +40,13 @@ def index_of_night(context: Context, batches: Batches, dim: int) -> ChosenIndex:
 
 
 def description(chosen: ChosenIndex, config: IndexConfig) -> dict[str, str | int | float | None]:
-    """What the manifest of a release says of its index: nothing of the clock, so a night done again says the same."""
+    """The index in the manifest of a release. Without times, so that a night that runs again writes the same manifest."""
     names = ("factory", "parameter", "value", "recall", "tried")
     return {name: getattr(chosen, name) for name in names} | {"recall_at": config.recall_at}
 
 
 def log_index(job: JobRun, chosen: ChosenIndex, config: IndexConfig) -> None:
-    """Recall, and the curve of the sweep where there was one: as metrics by setting, as a table and as a plot."""
+    """Log the recall and, if settings were compared, the curve over the settings as metrics, table and plot."""
     seconds = {f"index.{name}": getattr(chosen, name) for name in ("build_seconds", "exact_seconds")}
     job.metrics({f"index.recall_at_{config.recall_at}": chosen.recall} | seconds)
     if not chosen.sweep:
@@ -59,9 +59,10 @@ def log_index(job: JobRun, chosen: ChosenIndex, config: IndexConfig) -> None:
 
 
 def _sweep_queries(context: Context) -> Floats:
-    """[n, d] vectors of n users with a history, chosen by hash, as they would ask after ds.
+    """[n, d] vectors of n users with a history after ds, chosen by hash.
 
-    Users, not items: they lie elsewhere than items do, and an index is easier to search from where its items are.
+    The queries are users and not items, because users lie elsewhere in the space, and an index is easier to search at the
+    position of one of its items.
     """
     warehouse, ds, config = context.warehouse, context.ds, context.config
     night, model = open_night(context), warehouse.require("models", ds, "")
@@ -70,5 +71,5 @@ def _sweep_queries(context: Context) -> Floats:
     rows = user_queries(night, config.features, users.limit(config.index.sweep_queries))
     rows = within_model(rows, FeatureSchema.model_validate(model.facts["schema"])).drop("known_items")
     files = tuple(warehouse.data_files(warehouse.path("item_features", ds)))
-    found = embed_queries(rows, warehouse.path("models", ds), model.fingerprint, files).sort("user_id").toPandas()
-    return np.stack(found["vector"].to_numpy()).astype(np.float32)
+    queries = embed_queries(rows, warehouse.path("models", ds), model.fingerprint, files).sort("user_id").toPandas()
+    return np.stack(queries["vector"].to_numpy()).astype(np.float32)

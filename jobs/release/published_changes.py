@@ -1,4 +1,4 @@
-"""What an update within the day has changed, for stores that are fed by changes: a small part of its release."""
+"""Writes what an update within the day has changed, for stores that apply changes instead of whole releases."""
 
 import tempfile
 from collections.abc import Iterator
@@ -22,10 +22,10 @@ FOLDER = "changes"
 
 
 def write_changes(context: Context, update: Update, staging: str) -> dict[str, Any]:
-    """Into a staged release, against the release that the update goes on from; how many there are.
+    """Write the changes against the release that the update continues from. Returns their counts.
 
-    changes/items: item_id, item_index, embedding of items that are new or have another vector; changes/gone: item_id,
-    item_index of those that can no longer be recalled; changes/tables/NAME.parquet: row, values of embedding tables.
+    changes/items: item_id, item_index, embedding of items that are new or whose vector changed. changes/gone: item_id,
+    item_index of items that are not recalled any more. changes/tables/NAME.parquet: row, values of embedding tables.
     """
     warehouse, ds = context.warehouse, context.ds
     before = find_release(context, update.base)
@@ -40,8 +40,8 @@ def write_changes(context: Context, update: Update, staging: str) -> dict[str, A
         before.files(MODEL)
         pieces = changed_rows(f"{before.uri}/{MODEL}", warehouse.path("models", ds))
         rows = {
-            table: _write_rows(Path(local, file_of(table)), found)
-            for table, found in groupby(pieces, attrgetter("table"))
+            table: _write_rows(Path(local, file_of(table)), changes)
+            for table, changes in groupby(pieces, attrgetter("table"))
         }
         warehouse.upload(Path(local), f"{staging}/{FOLDER}/tables")
     read = context.spark.read.parquet
@@ -55,7 +55,7 @@ def file_of(table: str) -> str:
 
 
 def _write_rows(file: Path, pieces: Iterator[ChangedRows]) -> int:
-    """One table's changed rows as Parquet; their number."""
+    """Write the changed rows of one table as Parquet. Returns their number."""
     rows, writer = 0, None
     try:
         for piece in pieces:
