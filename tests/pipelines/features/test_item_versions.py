@@ -124,6 +124,7 @@ def test_a_row_sees_the_clicks_of_the_day_before(bootstrap: Warehouse) -> None:
     assert len(gathered_clicks(bootstrap)) > 30
 
 
+@pytest.mark.slow
 def test_a_held_back_row_sees_the_clicks_of_the_day_before_its_own_day(spark: SparkSession, tmp_path: Path) -> None:
     warehouse = write_world(spark, tmp_path)
     config = replace(CONFIG, positives=CONFIG.positives.model_copy(update={"valid_hours": 22.5}))  # from 01:30 on

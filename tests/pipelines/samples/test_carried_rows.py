@@ -74,7 +74,10 @@ def first(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.mark.parametrize(
     ("lost_day", "exposed_days", "excluded"),
-    [(False, 1, {CLICKED, VIEWED, SHOWN}), (True, 2, {CLICKED, VIEWED, SHOWN, SHOWN_BEFORE})],
+    [
+        (False, 1, {CLICKED, VIEWED, SHOWN}),
+        pytest.param(True, 2, {CLICKED, VIEWED, SHOWN, SHOWN_BEFORE}, marks=pytest.mark.slow),
+    ],
 )
 def test_what_the_user_did_or_saw_on_the_day_of_a_carried_row_is_no_negative(
     first: Path, spark: SparkSession, tmp_path: Path, lost_day: bool, exposed_days: int, excluded: set[int]
