@@ -57,6 +57,7 @@ test-fast: $(STAMP)
 # Clusters, servers, killed processes, full disks, convergence, a night of a million items.
 test-slow: $(STAMP)
 	$(PYTEST) -m slow
+	NIGHTJAR_JOINS=shuffled $(PYTEST) -m 'joins and not any_joins and slow' tests/pipelines
 	NIGHTJAR_JOINS=shuffled $(PYTEST) tests/jobs/test_nightly.py::test_the_second_night_continues_the_first
 
 # Two nights that are killed 40 times: docs/faults.md.
