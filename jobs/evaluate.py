@@ -1,4 +1,4 @@
-"""Full-corpus recall, NDCG and hit rate of a night's model, beside recent popularity and item-item CF."""
+"""Evaluate a night's model: recall, NDCG and hit rate over all items, beside recent popularity and item-item CF."""
 
 import sys
 from typing import Any
@@ -29,12 +29,12 @@ SCHEMA = "model string, metric string, k int, slice string, value double, low do
 
 
 def run(context: Context, tracker: Tracker) -> None:
-    """Write `evaluations`, and record them; says so where there is nothing after ds to evaluate on."""
+    """Write table `evaluations`, and log it to MLflow. Without interactions after ds, only logs that there are none."""
     warehouse, config, ds = context.warehouse, context.config.evaluation, context.ds
     night = open_night(context)
     days = _later_days(night, config.days) if config.split == "next_days" else []
     if config.split == "next_days" and not days:
-        log.info("evaluate %s: no interactions after this day yet; run it again when they are there", ds)
+        log.info("evaluate %s: no interactions after this day yet; run it again when they arrive", ds)
         return
     require_truth(context, days[0] if days else ds)
     embeddings = write_item_embeddings(context)
@@ -57,7 +57,7 @@ def run(context: Context, tracker: Tracker) -> None:
         return
     users, shares = _examinees(context, night, days)
     if users.isEmpty():
-        log.info("evaluate %s: nobody has a target that could be recalled; nothing to measure", ds)
+        log.info("evaluate %s: no user has a target that could be recalled; nothing to measure", ds)
         return
     with tracker.job("evaluate") as job:
         scored = score_users(users, _exam(context, embeddings)).toPandas()
@@ -79,7 +79,7 @@ def run(context: Context, tracker: Tracker) -> None:
 
 
 def summarise(scored: pd.DataFrame, samples: int, seed: int) -> list[dict[str, Any]]:
-    """Per-user metrics -> the rows of `evaluations`: means over users with bootstrap intervals."""
+    """The rows of `evaluations` from per-user metrics: means over users with bootstrap intervals."""
     rows = []
     for (model, part, k), group in scored.sort_values("user_id").groupby(["model", "slice", "k"], sort=True):
         for metric in METRICS:
@@ -91,7 +91,7 @@ def summarise(scored: pd.DataFrame, samples: int, seed: int) -> list[dict[str, A
 
 
 def metric_names(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Names for MLflow: two_tower.recall_at_50, two_tower.recall_at_50.tail, and the ends of their intervals."""
+    """The rows as metrics for MLflow: two_tower.recall_at_50, two_tower.recall_at_50.tail, and interval ends (.low, .high)."""
     named = {}
     for row in rows:
         part = "" if row["slice"] == "all" else f".{row['slice']}"
@@ -107,11 +107,11 @@ def _later_days(night: Night, days: int) -> list[str]:
 
 
 def _examinees(context: Context, night: Night, days: list[str]) -> tuple[DataFrame, dict[str, float]]:
-    """Queries of the users to score, with targets and excluded items, and the shares of targets left out."""
+    """The queries of the users to score, with targets and excluded items; and the shares of targets that are left out."""
     config = context.config
-    found = queries.next_positives(night, config.positives, days) if days else queries.held_out(night)
+    positives = queries.next_positives(night, config.positives, days) if days else queries.held_out(night)
     new_only = config.evaluation.new_items_only
-    wanted, shares = queries.targets(found, night, new_items_only=new_only, max_users=config.evaluation.max_users)
+    wanted, shares = queries.targets(positives, night, new_items_only=new_only, max_users=config.evaluation.max_users)
     wanted = wanted.persist()
     users = queries.user_queries(night, config.features, wanted.select("user_id")).join(
         wanted, on="user_id", how="inner"
@@ -125,7 +125,7 @@ def _examinees(context: Context, night: Night, days: list[str]) -> tuple[DataFra
         truth = context.warehouse.read_input(context.warehouse.path("sim_truth_users"), [day])
         truth = truth.select(F.col("user_id").cast("string").alias("user_id"), F.col("taste").alias("true_taste"))
         users = users.join(truth, on="user_id", how="inner")
-    # A few users a task: scoring is all the work, and Spark cannot see that in the size of the rows.
+    # Few users per task: rows are small but scoring is expensive, which Spark cannot know.
     parallel = context.spark.sparkContext.defaultParallelism
     return users.repartition(parallel, "user_id"), shares
 
@@ -154,7 +154,7 @@ def _exam(context: Context, embeddings: Manifest) -> Exam:
 
 
 def _neighbours(context: Context) -> tuple[str, ...]:
-    """Files of the item-item baseline, made once for a day."""
+    """The files of the item-item baseline. Written once per day."""
     warehouse, ds, config = context.warehouse, context.ds, context.config.evaluation
     night = open_night(context)
     state = warehouse.require("user_histories", ds, "")

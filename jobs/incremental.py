@@ -1,7 +1,7 @@
-"""An update within the day: learn from the events since the last one, embedding tables of ids alone, publish what changed.
+"""Run an update within the day: train on the events since the last update, and publish what changed.
 
-The release in use must be of the night before ds, or an update of ds that goes on from it. The night of ds knows nothing of
-its updates: it begins from the models of the nights.
+An update trains only the embedding tables of ids. The release in use must be that of the night before ds, or an update of ds
+that continues from it. The night of ds ignores its updates: it starts from the model of the night before.
 """
 
 import sys
@@ -34,7 +34,7 @@ STEPS: tuple[tuple[str, Step], ...] = (
 
 
 def run(context: Context) -> None:
-    """One update. Where nothing has happened since the last one, nothing is done."""
+    """Run one update. Does nothing if there is no event since the last one."""
     require_trainers(context)
     with locked(context.warehouse, context.ds, "incremental"):
         update = next_update(context)
@@ -47,10 +47,10 @@ def run(context: Context) -> None:
 
 
 def next_update(context: Context) -> Update | None:
-    """From the end of the last update (or the beginning of ds) to --until, or to the newest positive. None: none is newer.
+    """The next update: from the end of the last one (or the start of ds) to --until (or the newest positive).
 
-    Raises InputError where the release in use is none that an update of ds can go on from, UsageError for an --until
-    outside ds.
+    Returns None if no positive is newer. Raises InputError if an update of ds cannot continue from the release in use, and
+    UsageError if --until is outside ds.
     """
     ds = context.ds
     in_use = current_release(context)
@@ -59,8 +59,9 @@ def next_update(context: Context) -> Update | None:
     if in_use is None or not (of_ds or (last is None and in_use.manifest["ds"] == night_before(context))):
         what = f"is {in_use.release_id}" if in_use else "does not exist"
         raise InputError(
-            f"an update of ds={ds} goes on from the release of the night before, and the one in use {what}: run jobs.nightly "
-            f"for ds={night_before(context)} and see that it is published. If the night of ds={ds} is done, it needs no update"
+            f"an update of ds={ds} continues from the release of the night before, and the release in use {what}: run "
+            f"jobs.nightly for ds={night_before(context)} and check that it is published. If the night of ds={ds} is done, it "
+            "needs no update"
         )
     night = night_of(context, in_use)
     if not _is_of(night, context.warehouse, night.manifest["ds"]):
@@ -68,7 +69,8 @@ def next_update(context: Context) -> Update | None:
             f"release {night.release_id} is not of the model of ds={night.manifest['ds']}, which was trained again since: "
             f"publish that one (jobs.publish_items --ds {night.manifest['ds']}), or go to its release (jobs.releases rollback)"
         )
-    # Who went back to an update that is not the last one begins at the night again: its tables are gone, or of another.
+    # After a rollback to an older update, restart from the nightly release: the tables of that update were deleted or
+    # replaced.
     before = last if last and _is_of(in_use, UpdateWarehouse(context.warehouse, ds, last), ds) else None
     since = before.until if before else _moment(datetime.fromisoformat(ds) - timedelta(microseconds=1))
     until = _until(context, since)
@@ -81,13 +83,13 @@ def next_update(context: Context) -> Update | None:
 
 
 def _is_of(release: Release, warehouse: Warehouse, ds: str) -> bool:
-    """Whether a release was made of the model that a warehouse has of ds."""
+    """Whether a release was made from the model of ds that the warehouse contains."""
     model = warehouse.manifest("models", ds)
     return model is not None and model.fingerprint == release.manifest["inputs"]["models"]
 
 
 def _until(context: Context, since: str) -> str | None:
-    """The end of the update; None where no positive lies after `since`."""
+    """The end of the update; None if there is no positive after `since`."""
     asked = context.args.until
     if asked is not None:
         try:
@@ -96,7 +98,8 @@ def _until(context: Context, since: str) -> str | None:
             moment = datetime.min
         if moment.tzinfo is not None or moment.date().isoformat() != context.ds:
             raise UsageError(
-                f"--until {asked!r} is no time of ds={context.ds}: write it in UTC as {context.ds}T12:00, without a time zone"
+                f"--until {asked!r} is not a time of ds={context.ds}: write it in UTC as {context.ds}T12:00, without "
+                "a time zone"
             )
         asked = _moment(moment)
     night = open_night(context, 0)
@@ -117,7 +120,7 @@ def _moment(moment: datetime) -> str:
 
 
 def _within(context: Context, update: Update) -> Context:
-    """The context of the steps: all events are learnt from, none is held out."""
+    """The context of the steps: they train on all events and hold none out."""
     config = context.config
     changes = {
         "positives": config.positives.model_copy(update={"valid_hours": 0.0}),
@@ -128,7 +131,7 @@ def _within(context: Context, update: Update) -> Context:
 
 
 def _complete(context: Context) -> None:
-    """What a run that was killed right after it had published has left undone."""
+    """Finish an update whose process was killed right after it had published."""
     in_use = current_release(context)
     update = update_of(in_use) if in_use else None
     if in_use is None or update is None:

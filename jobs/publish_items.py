@@ -1,6 +1,7 @@
-"""Publish a night: item vectors, Faiss index, towers and vocabularies as one release; past the gates, `current` moves.
+"""Publish a night: write item vectors, Faiss index, towers and vocabularies as one release, and make it the current one.
 
-An update within the day (jobs/incremental.py) is a release like any other, and holds what it changed beside the whole.
+The release becomes current if all gates pass. The release of an update within the day (jobs/incremental.py) also contains
+its changes.
 """
 
 import json
@@ -38,7 +39,7 @@ from pipelines.storage.lineage import one_lineage
 from pipelines.storage.locks import locked_briefly
 from pipelines.storage.manifest import code_version
 
-# What a release has of the tables of its night, table -> folder: readers need nothing else.
+# Tables that are copied into a release, and their folders. Readers need no other table.
 COPIED = {
     "item_embeddings": "embeddings",
     "item_features": ITEMS,
@@ -48,20 +49,20 @@ COPIED = {
 
 
 def run(context: Context, tracker: Tracker) -> None:
-    """Write the release of ds, register it and make it the current one; whatever of this is done is not done again."""
+    """Write the release of ds, register it, check the gates and make it current. Finished parts are skipped."""
     warehouse, ds = context.warehouse, context.ds
     embeddings = write_item_embeddings(context)
     release_id = str(embeddings.facts["release_id"])
     uri = folder_of(warehouse, release_id)
-    there = warehouse.exists(f"{uri}/manifest.json") and not context.force
-    if there:
+    exists = warehouse.exists(f"{uri}/manifest.json") and not context.force
+    if exists:
         manifest, chosen = json.loads(warehouse.read_text(f"{uri}/manifest.json")), None
     else:
         manifest, chosen = _write_release(context, release_id)
     refuse_lost_current(context, release_id)
     verdict = judge(context, Release(release_id, uri, manifest))
     version = tracker.version_of(release_id)
-    if not there or version is None:
+    if not exists or version is None:
         with tracker.job("publish_items") as job:
             job.inputs(warehouse.root, embeddings.inputs)
             job.params({name: manifest[name] for name in ("release_id", "index", "dim")})
@@ -78,40 +79,40 @@ def run(context: Context, tracker: Tracker) -> None:
     if refusal := verdict.refusal():
         tracker.make_challenger(version)
         tracker.night_tags({"gates": "refused"})
-        stays = read_current(warehouse).release_id or "as it is"
+        stays = read_current(warehouse).release_id or "unset"
         raise GateError(
             f"release {release_id} is not published; `current` stays {stays}. {refusal} "
-            "If it is what you want, raise the tolerance (--set gates.NAME=VALUE; of index_recall index.recall_target, of "
-            "update_loss gates.recall_loss) and publish again"
+            "To publish it anyway, change the limit (--set gates.NAME=VALUE; for index_recall index.recall_target, for "
+            "update_loss gates.recall_loss) and run publish_items again"
         )
     before = current_release(context)
     if _make_current(context, release_id):
         tracker.make_champion(version)
-        if before is None or before.release_id != release_id:  # It may have been refused before.
+        if before is None or before.release_id != release_id:  # An earlier run may have refused it.
             tracker.night_tags({"gates": "passed"})
-    done = "already done, " if there else ""
+    done = "already done, " if exists else ""
     log.info("publish_items %s: %srelease %s, %s items", ds, done, release_id, f"{manifest['items']:,}")
 
 
 def _request(context: Context, schema: dict[str, Any]) -> list[dict[str, Any]]:
-    """What a request says of a user: the fields that the model reads, and the history, which names what was seen too."""
+    """The fields of a request that the model reads, each with an example. The history also serves to exclude seen items."""
     facts = context.warehouse.require("vocabularies", context.ds, "").facts
     if "request" not in facts:
         raise InputError(
-            f"table vocabularies ds={context.ds} does not say how its values are encoded: an earlier version wrote it. Run "
-            "build_positives for this ds with --force, then publish_items again"
+            f"table vocabularies ds={context.ds} was written by an earlier version, which did not store how values are "
+            "encoded. Run build_positives for this ds with --force, then publish_items again"
         )
     columns = {feature["column"]: feature for feature in schema["user"]} | {"history": {}}
-    words = context.warehouse.read("vocabularies", context.ds).where(F.col("index") == FIRST).collect()
-    known = {row["feature"]: row["value"] for row in words}
+    values = context.warehouse.read("vocabularies", context.ds).where(F.col("index") == FIRST).collect()
+    first_values = {row["feature"]: row["value"] for row in values}
 
     def example(field: dict[str, Any]) -> Any:
         if field["kind"] == "numeric":
             return columns[field["column"]].get("mean", 1.0)
-        word = known.get(field["vocabulary"], "1")
+        value = first_values.get(field["vocabulary"], "1")
         if field["type"] == "boolean":
-            return word == "true"
-        return int(word) if field["type"] == "integer" else word
+            return value == "true"
+        return int(value) if field["type"] == "integer" else value
 
     return [field | {"example": example(field)} for field in facts["request"] if field["column"] in columns]
 
@@ -128,7 +129,7 @@ def _table(verdict: Verdict) -> dict[str, list[Any]]:
 
 
 def _write_release(context: Context, release_id: str) -> tuple[dict[str, Any], ChosenIndex]:
-    """The folder of a release, staged, described and moved into place. Returns its manifest, and how its index was found."""
+    """Write the folder of a release: stage it, describe it, move it into place. Returns its manifest and its index choice."""
     warehouse, ds = context.warehouse, context.ds
     schema = require_model(context, ds, "").facts["schema"]
     copied = {f"table {table} ds={ds}": warehouse.require(table, ds, "") for table in COPIED}
@@ -159,17 +160,16 @@ def _write_release(context: Context, release_id: str) -> tuple[dict[str, Any], C
             "code_version": code_version(),
         }
         manifest[DIGEST] = digest_of(manifest)
-        # The manifest is part of what is moved; `current` names the folder only once it is whole.
+        # The manifest is moved last, so a folder with a manifest is complete.
         warehouse.write_text(f"{staging}/manifest.json", json.dumps(manifest, indent=1, sort_keys=True))
         warehouse.replace_folder(staging, folder_of(warehouse, release_id), last="manifest.json")
     return manifest, chosen
 
 
 def _make_current(context: Context, release_id: str) -> bool:
-    """Point readers at the release, unless a later night is published already (a back-fill must not turn time back), or
-    somebody went back from this one.
+    """Make the release current, unless a later night is published (this is a back-fill) or it was rolled back.
 
-    Returns whether it is the current one now.
+    Returns whether it is current now.
     """
     warehouse = context.warehouse
     with locked_briefly(warehouse, "current", "publish_items"):
@@ -181,7 +181,7 @@ def _make_current(context: Context, release_id: str) -> bool:
             return False
         if release_id in now.rolled_back and not context.force:
             log.info(
-                "publish_items %s: current stays %s: %s was rolled back from; --force publishes it again",
+                "publish_items %s: current stays %s: %s was rolled back; --force publishes it again",
                 context.ds, now.release_id, release_id,
             )  # fmt: skip
             return False
@@ -195,7 +195,7 @@ def _files(context: Context) -> list[str]:
 
 
 def _vectors(context: Context) -> Iterator[tuple[Any, Any]]:
-    """Item vectors a batch at a time: the driver never holds the table, only the index that grows from it."""
+    """Item vectors in batches: the driver holds only the index and never the whole table."""
     for url in _files(context):
         filesystem, path = resolve(url)
         with filesystem.open_input_file(path) as file:
@@ -210,7 +210,7 @@ def _dim(context: Context) -> int:
 
 def _copy_files(context: Context, source: str, target: str) -> None:
     for uri in context.warehouse.data_files(source):
-        if uri.endswith(f"/{STATE}"):  # Of training; serving has no use for it.
+        if uri.endswith(f"/{STATE}"):  # the state of the optimiser, which serving does not need
             continue
         context.warehouse.copy(uri, f"{target}/{uri.rsplit('/', 1)[-1]}")
 

@@ -1,4 +1,4 @@
-"""Batch top-K from a release: user_id, item_id, rank (1 is best), score, for all users or those listed."""
+"""Write the top K items of many users from a release: user_id, item_id, rank (1 is best), score."""
 
 import argparse
 import sys
@@ -37,16 +37,16 @@ def run(context: Context) -> None:
     if args.exclude_seen:
         queries = with_held_out_items(queries, night)
     rows = within_model(queries, FeatureSchema.model_validate(release.manifest["schema"]))
-    # Checked here, once: the executors read what this process has seen to be whole.
+    # Check the files once on the driver; the executors read them without checks.
     check_release(release)
     (index,), files, _ = release.files(INDEX), tuple(release.files(ITEMS)), release.files(MODEL)
     model = f"{release.uri}/{MODEL}"
-    found = top_items(rows, model, index, release.release_id, files, args.k, args.exclude_seen)
+    top = top_items(rows, model, index, release.release_id, files, args.k, args.exclude_seen)
     embedded = context.spark.read.parquet(*files).select("item_index", "item_id")
     snapshot = night.inputs.snapshot_at("users", context.ds, strictly_before=False)
     id_type = night.inputs.id_type("users", snapshot) if snapshot else "string"
     out = (
-        found.join(broadcast_small(embedded, release.manifest["items"]), on="item_index", how="inner")
+        top.join(broadcast_small(embedded, release.manifest["items"]), on="item_index", how="inner")
         .select(F.col("user_id").cast(id_type).alias("user_id"), "item_id", "rank", "score")
         .sort("user_id", "rank")
     )
@@ -55,7 +55,7 @@ def run(context: Context) -> None:
 
 
 def _listed(context: Context, night: Night, path: str) -> DataFrame:
-    """user_id of the users in a file. Logs how many of them are known; InputError if none is."""
+    """The user ids in a file. Logs how many of them are known; raises InputError if none is."""
     listed = context.spark.createDataFrame([(user,) for user in _read_ids(context, path)], "user_id string")
     known = known_users(night)
     count, known_count = listed.count(), listed.join(known, on="user_id", how="left_semi").count()
@@ -65,23 +65,23 @@ def _listed(context: Context, night: Night, path: str) -> DataFrame:
         forms = [row["user_id"] for row in known.orderBy("user_id").limit(3).collect()]
         raise InputError(
             f"--users {path}: none of its {count:,} users is known on ds={context.ds}, for example {example!r}. Known ids "
-            f"look like {', '.join(map(repr, forms))}: write the values of column user_id of interactions, one a line"
+            f"look like {', '.join(map(repr, forms))}: write the values of column user_id of interactions, one per line"
         )
-    told = f", for example {example!r}; these get the lists of a new user" if example is not None else ""
+    note = f", for example {example!r}; unknown users get the items of a new user" if example is not None else ""
     log.info(
         "recommend %s: of %s users in %s, %s known, %s unknown%s",
-        context.ds, f"{count:,}", path, f"{known_count:,}", f"{count - known_count:,}", told,
+        context.ds, f"{count:,}", path, f"{known_count:,}", f"{count - known_count:,}", note,
     )  # fmt: skip
     return listed
 
 
 def _read_ids(context: Context, path: str) -> list[str]:
-    """One user id a line, each once; a byte-order mark and a first line that is the column's name are no ids.
+    """Read one user id per line, without repeats. A byte-order mark and a header line with the column's name are skipped.
 
-    UsageError if the file is missing, is not UTF-8 (UTF-16 with a byte-order mark is read too) or names nobody.
+    Raises UsageError if the file is missing, contains no id, or is not UTF-8 (or UTF-16 with a byte-order mark).
     """
     if not Path(path).is_file():
-        raise UsageError(f"--users {path}: the file does not exist; write one user id a line")
+        raise UsageError(f"--users {path}: the file does not exist; write one user id per line")
     data = Path(path).read_bytes()
     try:
         text = data.decode("utf-16" if data.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8-sig")
@@ -96,19 +96,19 @@ def _read_ids(context: Context, path: str) -> list[str]:
         ),
     }
     if lines and lines[0].strip('"').casefold() in {name.casefold() for name in names}:
-        log.info("recommend %s: the first line of %s is the name of the column, and no user", context.ds, path)
+        log.info("recommend %s: the first line of %s is the name of the column and is skipped", context.ds, path)
         lines = lines[1:]
     if not lines:
-        raise UsageError(f"--users {path}: the file names no user; write one user id a line")
+        raise UsageError(f"--users {path}: the file names no user; write one user id per line")
     return sorted(set(lines))
 
 
 def _flags() -> argparse.ArgumentParser:
     flags = parser("recommend", __doc__ or "")
-    flags.add_argument("--k", type=positive, default=100, help="items a user (default 100)")
-    flags.add_argument("--exclude-seen", action="store_true", help="leave out items that the user already had")
+    flags.add_argument("--k", type=positive, default=100, help="items per user (default 100)")
+    flags.add_argument("--exclude-seen", action="store_true", help="leave out items that the user already has")
     flags.add_argument("--output", required=True, metavar="DIR", help="folder for the Parquet files")
-    flags.add_argument("--users", metavar="FILE", help="user ids, one a line; default: all known users")
+    flags.add_argument("--users", metavar="FILE", help="file with one user id per line; default: all known users")
     flags.add_argument("--release", metavar="ID", help="release to use; default: the current one")
     return flags
 

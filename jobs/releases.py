@@ -1,4 +1,4 @@
-"""Releases: list them, show one, go back to an earlier one, take old ones away."""
+"""List releases, show one, roll back to an earlier one, or delete old ones."""
 
 import argparse
 import json
@@ -32,7 +32,7 @@ LEFTOVER = re.compile(r"(\d{4}-\d{2}-\d{2})(-update-\d+)?-[0-9a-f]{8}")
 
 
 def run(context: Context) -> None:
-    """What the first word says."""
+    """Run the action that the first argument names."""
     args = context.args
     if args.release and args.action in ("list", "prune"):
         raise UsageError(f"releases {args.action} takes no release id, got {args.release!r}")
@@ -42,7 +42,7 @@ def run(context: Context) -> None:
 
 
 def list_releases(context: Context) -> None:
-    """Print a table, the newest day first."""
+    """Print a table of releases, newest day first."""
     k, current = headline_k(context.config.evaluation.ks), read_current(context.warehouse)
     table = [["release", "ds", "items", "dim", "index", "state", "gates", f"recall@{k}"]]
     table += [_row(context, release, current, k) for release in all_releases(context.warehouse)]
@@ -50,10 +50,10 @@ def list_releases(context: Context) -> None:
 
 
 def show(context: Context) -> None:
-    """Print all that is known of a release (default: the current one), and whether its files are what was published."""
+    """Print the manifest of a release (default: the current one), its gates, and whether its files are unchanged."""
     release, current = find_release(context, context.args.release), read_current(context.warehouse)
-    told = {name: value for name, value in release.manifest.items() if name not in ("files", "schema")}
-    print(json.dumps({"uri": release.uri, "state": _state(context, release, current), **told}, indent=1))
+    facts = {name: value for name, value in release.manifest.items() if name not in ("files", "schema")}
+    print(json.dumps({"uri": release.uri, "state": _state(context, release, current), **facts}, indent=1))
     verdict = verdict_of(context, release.uri)
     for gate in verdict.gates if verdict else []:
         print(gate.line())
@@ -65,9 +65,10 @@ def show(context: Context) -> None:
 
 
 def rollback(context: Context) -> None:
-    """Lead readers to the named release, or to the newest of an earlier day that passed its gates; `champion` goes along.
+    """Make the named release current, or the newest one of an earlier day that passed its gates. `champion` moves with it.
 
-    What was left does not become the current one again by repeating its night, only by publish_items --force or by name.
+    A release that was rolled back does not become current again if its night runs again. Use publish_items --force, or
+    name it.
     """
     warehouse, before = context.warehouse, read_current(context.warehouse)
     target = _target(context, before)
@@ -75,13 +76,13 @@ def rollback(context: Context) -> None:
         for ds in sorted({before.ds, str(target.manifest["ds"])} - {""}):
             locks.enter_context(locked(warehouse, ds, "releases"))
         target.files(*SERVED)
-        # The record is asked first: where it does not answer, nothing has moved, and the same command does the same again.
+        # Ask MLflow first: if it does not answer, nothing has changed, and the command can be run again.
         tracker = Tracker(context.config, warehouse, target.manifest["ds"])
         version = tracker.version_of(target.release_id)
         with locked_briefly(warehouse, "current", "releases"):
             if read_current(warehouse) != before:
                 raise LockedError(
-                    f"`current` has moved from {before.release_id} meanwhile: look again (jobs.releases list)"
+                    f"`current` has changed from {before.release_id} meanwhile: look again (jobs.releases list)"
                 )
             if before.release_id != target.release_id:
                 left = [name for name in (*before.rolled_back, before.release_id) if name and name != target.release_id]
@@ -89,27 +90,27 @@ def rollback(context: Context) -> None:
         if version:
             tracker.make_champion(version)
         else:
-            log.warning("releases: %s is no model version; the alias champion stays where it is", target.release_id)
+            log.warning("releases: %s has no model version; the alias champion does not move", target.release_id)
     log.info("releases: current is %s, was %s", target.release_id, before.release_id or "nothing")
     _warn_of_lineages(context, before, target)
 
 
 def _warn_of_lineages(context: Context, before: Current, target: Release) -> None:
-    """A release is whole by itself, so any may be gone back to; the tables of the nights since are another matter."""
+    """Warn after a rollback to another lineage. It is allowed, but jobs that read tables will refuse the release."""
     in_use = [one for one in all_releases(context.warehouse) if one.release_id == before.release_id]
     lineages = [lineage_of(release) for release in (*in_use, target)]
     if UNKNOWN not in lineages and len(set(lineages)) > 1:
         log.warning(
-            "releases: %s goes back to the bootstrap of %s, %s to that of %s: the retriever and the server answer from it, "
+            "releases: %s goes back to the bootstrap of %s, %s to that of %s. The retriever and the server answer from it; "
             "jobs.recommend refuses it for nights of the other lineage, and the next release is not compared with it",
             target.release_id, described(lineages[-1]), before.release_id, described(lineages[0]),
         )  # fmt: skip
 
 
 def prune(context: Context) -> None:
-    """Take away all but the newest N nights and the current one. The manifest goes first: readers find all of it or none.
+    """Delete all releases except those of the newest N nights and the current one. Their manifests are deleted first.
 
-    Of updates within the day only the current one stays, with the night's release that it goes on from.
+    Of updates within the day only the current one stays, with the night's release that it continues from.
     """
     warehouse, releases = context.warehouse, all_releases(context.warehouse)
     nights = [release.release_id for release in releases if update_of(release) is None]
@@ -121,20 +122,20 @@ def prune(context: Context) -> None:
                 warehouse.delete(release.uri)
                 log.info("releases: pruned %s", release.release_id)
     for name in (status.getPath().getName() for status in warehouse.children(f"{warehouse.root}/{FOLDER}")):
-        if found := LEFTOVER.fullmatch(name):  # What a killed prune left.
-            with locked(warehouse, found[1], "releases"):
+        if match := LEFTOVER.fullmatch(name):  # left by a prune that was killed
+            with locked(warehouse, match[1], "releases"):
                 if not warehouse.exists(f"{folder_of(warehouse, name)}/manifest.json"):
                     warehouse.delete(folder_of(warehouse, name))
 
 
 def _target(context: Context, current: Current) -> Release:
-    """Where a rollback goes. InputError where there is nothing to go back to, UsageError for a release that was refused."""
+    """The target of a rollback. Raises InputError if there is none, and UsageError for a release that was refused."""
     if context.args.release:
         named = find_release(context, context.args.release)
         refused = refused_by(context, named.uri)
         if refused and not context.force:
             raise UsageError(
-                f"release {named.release_id} was refused by {', '.join(refused)}: --force goes to it anyway"
+                f"release {named.release_id} was refused by {', '.join(refused)}: use --force to roll back to it anyway"
             )
         return named
     for release in all_releases(context.warehouse):
@@ -143,15 +144,17 @@ def _target(context: Context, current: Current) -> Release:
         if earlier and verdict is not None and verdict.refusal() is None:
             return release
     raise InputError(
-        f"no release of a day before {current.ds or 'the first'} has passed its gates: `jobs.releases list` says which there "
-        "are; name one"
+        f"no release of a day before {current.ds or 'the first'} has passed its gates: `jobs.releases list` shows all "
+        "releases; name one"
     )
 
 
 def _row(context: Context, release: Release, current: Current, k: int) -> list[str]:
     manifest, verdict = release.manifest, verdict_of(context, release.uri)
     refused = [gate.name for gate in verdict.gates if not gate.passed] if verdict else []
-    gates = f"refused: {', '.join(refused)}" if refused else f"passed {len(verdict.gates)}" if verdict else "not asked"
+    gates = (
+        f"refused: {', '.join(refused)}" if refused else f"passed {len(verdict.gates)}" if verdict else "not checked"
+    )
     recall = recalls(context.at(manifest["ds"]), k, release.release_id).get("two_tower")
     index = manifest["index"]
     index = " ".join([index["factory"], *([f"{index['parameter']}={index['value']}"] if index["parameter"] else [])])
@@ -178,8 +181,8 @@ def _state(context: Context, release: Release, current: Current) -> str:
 def _flags() -> argparse.ArgumentParser:
     flags = parser("releases", __doc__ or "", with_ds=False)
     flags.add_argument("action", choices=["list", "show", "rollback", "prune"])
-    flags.add_argument("release", nargs="?", metavar="ID", help="of show and rollback: the release")
-    flags.add_argument("--keep", type=positive, metavar="N", help="of prune: newest releases to keep")
+    flags.add_argument("release", nargs="?", metavar="ID", help="the release (show, rollback)")
+    flags.add_argument("--keep", type=positive, metavar="N", help="number of newest releases to keep (prune)")
     return flags
 
 

@@ -1,4 +1,4 @@
-"""Tables of nights: samples by kind, loss, Recall of the model and of what it is measured against, release; and its gates."""
+"""Print tables of nights: samples by kind, loss, recall of the model and of the baselines, releases and their gates."""
 
 import argparse
 import sys
@@ -13,25 +13,25 @@ from jobs.tracking.client import tracking_uri
 from pipelines.lost_day import carried_from
 from pipelines.storage.lineage import described
 
-GATED_NIGHTS = 10  # The newest of those asked for: more columns than these fit no screen.
+GATED_NIGHTS = 10  # Only the newest nights: more columns do not fit on a screen.
 MODELS = {"two_tower": "model", "popularity": "popularity", "item_cf": "item-CF", "best_reachable": "best reachable"}
 
 
 def run(context: Context) -> None:
-    """Print the tables, and how to look closer."""
+    """Print the tables, and the command that opens the MLflow UI."""
     k = headline_k(context.config.evaluation.ks)
     header = ["night", "samples", "uniform", "popular", "coarse", "fine", "loss"]
     header += [f"{name}" for name in MODELS.values()] + ["release"]
     nights = [context.at(ds) for ds in days_of(context.args)]
     table = [header] + [_night(night, k) for night in nights]
-    print(f"\nRecall@{k} in the columns {', '.join(MODELS.values())}; negatives a kind over all rows\n")
+    print(f"\nRecall@{k} in the columns {', '.join(MODELS.values())}; negatives per kind over all rows\n")
     print(aligned(table))
     models = [night.warehouse.manifest("models", night.ds) for night in nights]
     if len(lineages := dict.fromkeys(model.lineage for model in models if model and model.lineage)) > 1:
         print(f"\nThese nights go back to {len(lineages)} bootstraps: {', '.join(map(described, lineages))}")
-    asked = {night.ds: verdict_of(night, folder) for night in nights[-GATED_NIGHTS:] if (folder := _release(night))}
-    if verdicts := {ds: verdict for ds, verdict in asked.items() if verdict}:
-        print("\nGates of each release (! refused, - not asked); `jobs.releases show ID` says what they mean\n")
+    stored = {night.ds: verdict_of(night, folder) for night in nights[-GATED_NIGHTS:] if (folder := _release(night))}
+    if verdicts := {ds: verdict for ds, verdict in stored.items() if verdict}:
+        print("\nGates of each release (! refused, - not checked); `jobs.releases show ID` explains them\n")
         print(aligned(_gates(verdicts)))
     uri = tracking_uri(context.config, context.warehouse.root)
     print(
@@ -59,7 +59,7 @@ def _night(context: Context, k: int) -> list[str]:
 
 
 def _release(context: Context) -> str | None:
-    """The folder of the release of a night; None where there is none."""
+    """The folder of the release of a night; None if it was not published."""
     warehouse = context.warehouse
     model, features = (warehouse.manifest(table, context.ds) for table in ("models", "item_features"))
     folder = folder_of(warehouse, release_id_of(model, features)) if model and features else None
@@ -67,13 +67,13 @@ def _release(context: Context) -> str | None:
 
 
 def _gates(verdicts: dict[str, Verdict]) -> list[list[str]]:
-    """A line a gate: its limit on the newest night, and its value on each."""
+    """One line per gate: its limit on the newest night, and its value on each night."""
     by_night = {ds: {gate.name: gate for gate in verdict.gates} for ds, verdict in verdicts.items()}
     newest = {name: gate for gates in by_night.values() for name, gate in gates.items()}
     table = [["gate", "must be", *by_night]]
     for name, last in newest.items():
         cells = [
-            f"{found.value:.4g}{'' if found.passed else ' !'}" if (found := gates.get(name)) else "-"
+            f"{gate.value:.4g}{'' if gate.passed else ' !'}" if (gate := gates.get(name)) else "-"
             for gates in by_night.values()
         ]
         table.append([name, f"{'>=' if last.at_least else '<='} {last.limit:.4g}", *cells])

@@ -1,4 +1,4 @@
-"""Vectors on Spark's executors: every item of a night once, users a batch at a time."""
+"""Computes vectors on Spark's executors: of all items once per night, of users in batches."""
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
@@ -28,20 +28,20 @@ VECTOR = "item_id {id_type}, item_index int, embedding array<float>, release_id 
 
 @lru_cache(maxsize=2)
 def cached_model(uri: str, fingerprint: str) -> TwoTower:
-    """A checkpoint, kept by the Python worker for its next batches. `fingerprint` tells a rewritten one apart."""
-    # One thread a worker: Spark runs as many workers as there are cores.
+    """A checkpoint, cached in the Python worker for later batches. `fingerprint` changes if the checkpoint is rewritten."""
+    # One thread per worker: Spark runs one worker per core.
     torch.set_num_threads(1)
     return load_checkpoint(uri)
 
 
 def release_id_of(model: Manifest, item_features: Manifest, update: Update | None = None) -> str:
-    """The id of the release that a model and a catalogue make: the same for the same night, however often it runs."""
+    """The id of the release of a model and its items. It is the same if the night runs again."""
     name = f"{model.ds}-{update.name}" if update else model.ds
     return f"{name}-{digest([model.fingerprint, item_features.fingerprint])[:8]}"
 
 
 def write_item_embeddings(context: Context) -> Manifest:
-    """The vectors of all live items, in `item_embeddings`; done once for evaluate and publish_items alike."""
+    """Write table `item_embeddings`, the vectors of all live items, unless it is done. evaluate and publish_items use it."""
     warehouse, ds = context.warehouse, context.ds
     model = warehouse.require("models", ds, f"run train for ds={ds} first")
     features = warehouse.require("item_features", ds, f"run build_positives for ds={ds} first")
@@ -91,30 +91,30 @@ def write_item_embeddings(context: Context) -> Manifest:
 
 
 def within_model(queries: DataFrame, schema: FeatureSchema) -> DataFrame:
-    """Queries as a model of an earlier night knows them: indices that came later are default."""
+    """Replace indices that a model does not know (they were added after it was trained) by DEFAULT."""
     features = [feature for feature in schema.user if not isinstance(feature, NumericFeature)]
     for feature in [*features, *([schema.history] if schema.history else [])]:
-        known = _known(feature.size)
-        several = isinstance(feature, MultiCategoricalFeature | HistoryFeature)
-        column = F.transform(feature.column, known) if several else known(F.col(feature.column))
+        replace = _default_from(feature.size)
+        is_list = isinstance(feature, MultiCategoricalFeature | HistoryFeature)
+        column = F.transform(feature.column, replace) if is_list else replace(F.col(feature.column))
         queries = queries.withColumn(feature.column, column)
     return queries
 
 
-def _known(size: int) -> Callable[[Column], Column]:
-    # Of one argument: Spark gives the place in the list to a second one.
+def _default_from(size: int) -> Callable[[Column], Column]:
+    # The function must take one argument: Spark would pass the position in the list as a second one.
     return lambda index: F.when(index < size, index).otherwise(DEFAULT)
 
 
 @lru_cache(maxsize=1)
 def cached_catalogue(uri: str, fingerprint: str, files: tuple[str, ...]) -> Catalogue | None:
-    """Item features, for models that pool them over the history; None for the others."""
+    """Item features for models that pool them over the history; None for other models."""
     model = cached_model(uri, fingerprint)
     return Catalogue.read(model.schema, list(files)) if model.history_features else None
 
 
 def user_vectors(batch: pa.RecordBatch, uri: str, fingerprint: str, files: tuple[str, ...]) -> np.ndarray:
-    """User vectors [n, d] of a batch of queries. `files`: item_features, read only where the model needs them."""
+    """User vectors [n, d] of a batch of queries. `files`: item_features, read only if the model needs them."""
     model = cached_model(uri, fingerprint)
     age = model.schema.example_age.column if model.schema.example_age else None
     columns = [name for name in model.schema.user_columns if name != age]
@@ -122,7 +122,7 @@ def user_vectors(batch: pa.RecordBatch, uri: str, fingerprint: str, files: tuple
 
 
 def embed_queries(queries: DataFrame, uri: str, fingerprint: str, files: tuple[str, ...]) -> DataFrame:
-    """Queries -> user_id, vector (array<float>), on the executors; the arguments are those of `user_vectors`."""
+    """user_id and vector (array<float>) of each query, computed on the executors. Arguments: see `user_vectors`."""
 
     def embed(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
@@ -134,6 +134,6 @@ def embed_queries(queries: DataFrame, uri: str, fingerprint: str, files: tuple[s
 
 
 def _lists(vectors: np.ndarray) -> pa.ListArray:
-    """[n, d] as a column of lists."""
+    """An array [n, d] as a column of n lists."""
     offsets = pa.array(np.arange(len(vectors) + 1) * vectors.shape[1], type=pa.int32())
     return pa.ListArray.from_arrays(offsets, pa.array(vectors.ravel()))

@@ -1,4 +1,4 @@
-"""Scoring users against the whole corpus on Spark's executors: the model, the baselines, and the best reachable.
+"""Scores users against all items on Spark's executors: the model, the baselines, and the true preferences.
 
 Shapes: B users of a batch, M live items (the corpus, in the order of item_embeddings), d vector length.
 """
@@ -18,12 +18,12 @@ from model.evaluation.ranking_metrics import METRICS, SLICES, THIRDS, popularity
 from model.io.urls import read_columns, resolve
 from pipelines.simulation.truth import true_utility
 
-CELLS = 16_000_000  # scores in memory at once: batches shrink as the corpus grows
+CELLS = 16_000_000  # scores in memory at once: with more items, batches have fewer users
 
 
 @dataclass(frozen=True)
 class Exam:
-    """Where everything is that an executor needs; small enough to travel with the task."""
+    """The files that an executor needs. Small, because Spark sends it with each task."""
 
     model_uri: str
     model_fingerprint: str
@@ -42,12 +42,12 @@ class Corpus:
     """The live items as arrays."""
 
     item_index: np.ndarray  # [M]
-    position: np.ndarray  # [V] item index -> position, -1 where not live
+    position: np.ndarray  # [V] item index -> position; -1 if the item is not live
     vectors: np.ndarray  # [M, d]
     recent: np.ndarray  # [M] clicks of the last days
     thirds: np.ndarray  # [M] head, mid, tail
-    new: np.ndarray  # [M] published (or where that is not known, first clicked) in the last days
-    unseen: np.ndarray  # [M] nobody has had it as a positive yet
+    new: np.ndarray  # [M] published in the last days (first clicked, if publish_time is null)
+    unseen: np.ndarray  # [M] never a positive so far
     similar: sp.csr_matrix  # [V, M] item-item similarities
     true_taste: np.ndarray | None  # [M, taste]
     attractiveness: np.ndarray | None  # [M]
@@ -55,10 +55,10 @@ class Corpus:
 
 @lru_cache(maxsize=1)
 def load_corpus(exam: Exam) -> Corpus:
-    """Read once by each Python worker."""
-    found = read_columns(exam.embeddings, ["item_index", "embedding"])
-    order = np.argsort(found["item_index"])
-    item_index, vectors = found["item_index"][order].astype(np.int64), found["embedding"][order]
+    """Read the items and the baselines. Each Python worker reads them once."""
+    embeddings = read_columns(exam.embeddings, ["item_index", "embedding"])
+    order = np.argsort(embeddings["item_index"])
+    item_index, vectors = embeddings["item_index"][order].astype(np.int64), embeddings["embedding"][order]
     size = int(item_index.max()) + 1
     stats = _read_lists(exam.item_stats, ["item_index", "day_ordinals", "day_counts", "window_count", "first_seen"])
     size = max(size, int(stats["item_index"].to_numpy().max()) + 1)
@@ -76,8 +76,8 @@ def load_corpus(exam: Exam) -> Corpus:
     born = np.full(size, np.iinfo(np.int64).min)
     _set_days(born, stats["item_index"], stats["first_seen"])
     seen = np.isin(item_index, stats["item_index"].filter(stats["first_seen"].is_valid()).to_numpy())
-    known = _read_lists(exam.item_features, ["item_index", "publish_time"])
-    _set_days(born, known["item_index"], known["publish_time"])
+    published = _read_lists(exam.item_features, ["item_index", "publish_time"])
+    _set_days(born, published["item_index"], published["publish_time"])
 
     near = _read_lists(exam.neighbours, ["item_index", "neighbours", "similarities"])
     rows = np.repeat(near["item_index"].to_numpy(), np.diff(near["neighbours"].offsets.to_numpy()))
@@ -133,7 +133,7 @@ def _examine(batch: pa.RecordBatch, exam: Exam, corpus: Corpus) -> Iterator[pa.R
             users = batch.column("user_id").filter(pa.array(has))
             for place, k in enumerate(exam.ks):
                 size = int(has.sum())
-                # Types said aloud: a batch may have no target of a slice, and nothing has no type.
+                # Explicit types: Arrow cannot infer the type of an empty column.
                 columns = [users, *(pa.array([text] * size, pa.string()) for text in (name, part))]
                 columns += [pa.array([k] * size, pa.int32())]
                 columns += [pa.array(metrics[metric][has, place]) for metric in METRICS]
@@ -141,7 +141,7 @@ def _examine(batch: pa.RecordBatch, exam: Exam, corpus: Corpus) -> Iterator[pa.R
 
 
 def _parts(batch: pa.RecordBatch, targets: tuple[np.ndarray, np.ndarray], corpus: Corpus) -> dict[str, np.ndarray]:
-    """Which targets belong to each of SLICES."""
+    """For each of SLICES, which targets belong to it."""
     rows, places = targets
     known = np.diff(batch.column("known_items").offsets.to_numpy())[rows] > 0
     thirds = corpus.thirds[places]
@@ -152,31 +152,31 @@ def _parts(batch: pa.RecordBatch, targets: tuple[np.ndarray, np.ndarray], corpus
 
 
 def _set_days(days: np.ndarray, index: pa.Array, moments: pa.Array) -> None:
-    """days[index] = days since 1970 of dates or times, where there is one."""
-    there = moments.is_valid().to_numpy(zero_copy_only=False)
-    ordinals = moments.filter(pa.array(there)).cast(pa.date32()).cast(pa.int32()).to_numpy()
-    days[index.to_numpy()[there]] = ordinals
+    """Set days[index] to the days since 1970 of dates or times. Nulls are skipped."""
+    valid = moments.is_valid().to_numpy(zero_copy_only=False)
+    ordinals = moments.filter(pa.array(valid)).cast(pa.date32()).cast(pa.int32()).to_numpy()
+    days[index.to_numpy()[valid]] = ordinals
 
 
 def _scorers(batch: pa.RecordBatch, exam: Exam, corpus: Corpus) -> Iterator[tuple[str, np.ndarray]]:
-    """(name, scores [B, M]) of each competitor, one in memory at a time."""
+    """(name, scores [B, M]) of each scorer, one in memory at a time."""
     vectors = user_vectors(batch, exam.model_uri, exam.model_fingerprint, exam.item_features)
     yield "two_tower", vectors @ corpus.vectors.T
     yield "popularity", np.broadcast_to(corpus.recent.astype(np.float32), (batch.num_rows, len(corpus.recent)))
     rows, items = _flat(batch.column("known_items"))
-    has = sp.csr_matrix(
+    history = sp.csr_matrix(
         (np.ones(len(rows), np.float32), (rows, items)), shape=(batch.num_rows, corpus.similar.shape[0])
     )
-    # Ties, and users that nothing is known of, are ranked by popularity: a millionth of it never overturns a neighbour.
+    # Popularity breaks ties, and ranks for users without history. Its weight of 1e-6 never outweighs a neighbour.
     by_popularity = corpus.recent / (1e6 * max(int(corpus.recent.max()), 1))
-    yield "item_cf", (has @ corpus.similar).toarray() + by_popularity.astype(np.float32)
+    yield "item_cf", (history @ corpus.similar).toarray() + by_popularity.astype(np.float32)
     if corpus.true_taste is not None and corpus.attractiveness is not None:
         taste = np.array(batch.column("true_taste").to_pylist(), np.float32)
         yield "best_reachable", true_utility(taste, corpus.true_taste, corpus.attractiveness)
 
 
 def _truth(exam: Exam, item_index: np.ndarray) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """True tastes of the live items, by their ids; (None, None) for real data."""
+    """True tastes and attractiveness of the live items; (None, None) for real data."""
     if not exam.truth:
         return None, None
     truth = _read_lists(exam.truth, ["item_id", "taste", "attractiveness"])
@@ -189,7 +189,7 @@ def _truth(exam: Exam, item_index: np.ndarray) -> tuple[np.ndarray | None, np.nd
 
 
 def _read_lists(urls: tuple[str, ...], columns: list[str]) -> dict[str, pa.Array]:
-    """Columns of Parquet files as Arrow arrays, lists of any length among them: with 64-bit offsets, so that they may join."""
+    """Columns of Parquet files as Arrow arrays. Lists and strings get 64-bit offsets, so that any number can be joined."""
     tables = []
     for url in urls:
         filesystem, path = resolve(url)

@@ -1,4 +1,7 @@
-"""Batch retrieval from a release on Spark's executors. Apart from the job, since workers cannot import a __main__."""
+"""Retrieves the top items of many users from a release, on Spark's executors.
+
+A separate module because Spark's workers cannot import the job's __main__.
+"""
 
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
@@ -15,7 +18,7 @@ from model.serving.faiss_index import load_index, search
 def top_items(
     rows: DataFrame, model: str, index: str, release_id: str, files: tuple[str, ...], k: int, exclude_seen: bool
 ) -> DataFrame:
-    """Queries -> user_id, item_index, rank, score, on the executors; each keeps model and index in memory."""
+    """user_id, item_index, rank and score of the top k items of each query. Each worker keeps model and index in memory."""
 
     def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:

@@ -1,4 +1,4 @@
-"""The night of a day without interactions: state and model stay as they are, under a new date; the release in use stays."""
+"""The night of a day without interactions: copies state and model to the new date. The release in use stays."""
 
 from jobs.common.runner import Context, log
 from jobs.night.steps import open_night, require_model
@@ -7,11 +7,11 @@ from pipelines.lost_day import CARRIED_FROM, CarriedState, carried_from, carry_s
 from pipelines.storage.dates import shift
 from pipelines.storage.manifest import MANIFEST, Manifest, Recipe
 
-OF_ONE_DAY = ("day_recall", "within_day")  # Facts of a model that say how a release did on the events of its day.
+OF_ONE_DAY = ("day_recall", "within_day")  # facts of a model about the events of its own day
 
 
 def carry_night(context: Context, tracker: Tracker) -> None:
-    """Write the tables that the next night needs, and record where they come from."""
+    """Write the tables that the next night needs, and log where they come from."""
     before = require_model(
         context, shift(context.ds, -1), "a day without data needs a night before it; run that one first"
     )
@@ -34,13 +34,13 @@ def carry_night(context: Context, tracker: Tracker) -> None:
 
 
 def night_before(context: Context) -> str:
-    """The last day with data before ds: the day before, or an earlier one where days without data lie between."""
+    """The last day with data before ds. It is earlier than the day before if days without data lie between."""
     yesterday = shift(context.ds, -1)
     return carried_from(context.warehouse.manifest("models", yesterday)) or yesterday
 
 
 def _carry_model(context: Context, before: Manifest, carried: CarriedState) -> bool:
-    """Copy the model of the night before; whether anything was done."""
+    """Copy the model of the night before. Returns whether anything was done."""
     warehouse, ds = context.warehouse, context.ds
     inputs = {f"models@{before.ds}": before.fingerprint}
     inputs |= {table: carried.manifests[table].fingerprint for table in ("item_features", "item_stats")}
@@ -51,7 +51,7 @@ def _carry_model(context: Context, before: Manifest, carried: CarriedState) -> b
     staging = warehouse.new_staging("models", ds)
     with warehouse.deleted_on_error(staging):
         warehouse.copy(warehouse.path("models", before.ds), staging)
-        # Killed before the new manifest is written, this folder must not look whole.
+        # Without a manifest the folder counts as incomplete if the job is killed here.
         warehouse.delete(f"{staging}/{MANIFEST}")
     facts = {name: fact for name, fact in before.facts.items() if name not in OF_ONE_DAY}
     warehouse.finish_folder(staging, "models", ds, recipe, facts | {CARRIED_FROM: carried.day})

@@ -1,4 +1,4 @@
-"""The mutual information of item features of a night: made once, stored as a table, shown as a heat map."""
+"""The mutual information of a night's item features, stored as a table and logged as a heat map."""
 
 import numpy as np
 
@@ -15,7 +15,7 @@ TABLE = "feature_information"
 def item_relations(context: Context, features: list[Feature], read: list[Feature], job: JobRun) -> list[list[float]]:
     """Mutual information [F, F] of the features that the model reads, in their order.
 
-    The table is of all `features` of the item side, whatever the model leaves out; written where it is not there yet.
+    The table covers all `features` of the item side, including those that the model leaves out. It is written once.
     """
     warehouse, ds = context.warehouse, context.ds
     source = warehouse.require("item_features", ds, f"run build_positives for ds={ds} first")
@@ -28,7 +28,7 @@ def item_relations(context: Context, features: list[Feature], read: list[Feature
     names = [feature.name for feature in features]
     place = {name: number for number, name in enumerate(names)}
     values = np.zeros((len(names), len(names)))
-    for row in warehouse.read(TABLE, ds).collect():  # A few dozen rows.
+    for row in warehouse.read(TABLE, ds).collect():  # a few dozen rows
         values[place[row["feature"]], place[row["other"]]] = row["mutual_information"]
     job.figure(heat_map(values, names, "mutual information of item features, nats"), "feature_information")
     used = [place[feature.name] for feature in read]

@@ -1,4 +1,4 @@
-"""What the last steps of a night need beside its tables: checked before the first step, which may take hours."""
+"""Checks before the first step, which may take hours, of what later steps need besides tables."""
 
 import re
 from collections.abc import Mapping
@@ -12,14 +12,14 @@ TRUTH = ("sim_truth_users", "sim_truth_items")
 
 
 def require_trainers(context: Context) -> None:
-    """UsageError if training cannot start its processes on this Spark."""
+    """Raises UsageError if training cannot start its processes on this Spark."""
     settings = dict(context.spark.sparkContext.getConf().getAll())
     if fault := trainers_fault(context.config.training, settings):
         raise UsageError(fault)
 
 
 def require_truth(context: Context, day: str | None = None) -> None:
-    """InputError if the config compares with the truth of simulated logs, and these logs have none (for `day`)."""
+    """Raises InputError if the config compares with the truth of simulated logs, and there is none (for `day`)."""
     if not context.config.evaluation.simulated_truth:
         return
     warehouse = context.warehouse
@@ -35,7 +35,7 @@ def require_truth(context: Context, day: str | None = None) -> None:
 
 
 def trainers_fault(training: TrainingConfig, settings: Mapping[str, str]) -> str | None:
-    """Why launcher spark cannot start the processes under these Spark settings; None where it can, or is not asked to."""
+    """Why launcher spark cannot start the processes under these Spark settings; None if it can or is not used."""
     master = settings.get("spark.master", "local")
     if training.launcher != "spark" or training.processes == 1 or is_local_master(master):
         return None
@@ -64,7 +64,7 @@ _SIZES = "spark.executor.instances x spark.executor.cores / spark.task.cpus, spa
 
 
 def slots_of(master: str, settings: Mapping[str, str]) -> int | None:
-    """Tasks that the executors run at a time, as far as settings decide; None where it depends on the cluster.
+    """Number of tasks that the executors run at once, if the settings determine it; None if it depends on the cluster.
 
     >>> slots_of("yarn", {"spark.executor.instances": "3", "spark.executor.cores": "4", "spark.task.cpus": "2"})
     6

@@ -148,7 +148,7 @@ def test_an_update_that_was_killed_after_publishing_is_completed_by_the_next_run
 
 def test_an_update_refuses_a_time_of_another_day_and_a_release_of_another_night(updated: Updated) -> None:
     nightly_run, releases, _ = updated
-    assert "--until '2024-03-06T01:00' is no time of ds=2024-03-05" in incremental(
+    assert "--until '2024-03-06T01:00' is not a time of ds=2024-03-05" in incremental(
         nightly_run, "--until", "2024-03-06T01:00", code=2
     )
     output = nightly_run.run("incremental", "--ds", "2024-03-06", code=3)
