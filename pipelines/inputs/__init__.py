@@ -1,1 +1,1 @@
-"""Tables that users own: their contracts, types and reports."""
+"""Input tables, which users own: contracts, types, row checks and reports."""

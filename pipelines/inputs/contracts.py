@@ -1,4 +1,4 @@
-"""What the tables that users own must be: columns, types, and the rows that no contract allows, each with its reason."""
+"""Contracts of the input tables: columns, types, and the conditions that make a row bad."""
 
 import re
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ DAY_MICROS = 86_400_000_000
 
 @dataclass(frozen=True)
 class Rule:
-    """What a column must be. `cast` is the type that the pipeline works with."""
+    """The rule for a column. `types`: allowed Spark types. `cast`: the type that the pipeline works with."""
 
     types: set[str]
     cast: str
@@ -29,14 +29,14 @@ class Rule:
     nullable: bool = True
 
     def allows(self, kind: str) -> bool:
-        """Whether a column of this Spark type can be it. Data bases export whole numbers as decimal(38,0)."""
+        """Whether the column may have this Spark type. Allows decimal(38,0), as which databases export whole numbers."""
         if kind.startswith("decimal"):
             return "double" in self.types or ("bigint" in self.types and kind.endswith(",0)"))
         return kind in self.types
 
 
-# A null in a column that is not nullable breaks the row; elsewhere it means "not known".
-# The ids are cast to strings here and nowhere else; item_features keeps the type that the user gave them.
+# A null makes a row bad if the column is not nullable. Otherwise it means "unknown".
+# Ids are cast to strings only here. item_features keeps the type of the input.
 CONTRACTS: Mapping[str, Mapping[str, Rule]] = {
     "interactions": {
         "user_id": Rule(IDS, "string", nullable=False),
@@ -60,101 +60,108 @@ CONTRACTS: Mapping[str, Mapping[str, Rule]] = {
         "publish_time": Rule(TIMES, "timestamp", required=False),
     },
 }
-KEYS = {"users": "user_id", "items": "item_id"}  # of snapshots: one row an id
+KEYS = {"users": "user_id", "items": "item_id"}  # key of each snapshot: one row per id
 
 
 @dataclass(frozen=True)
-class Theirs:
-    """Some days of an input table as the user wrote it: its rows, and what each of our columns is called there."""
+class RawTable:
+    """Some days of an input table with its original names and types. `renames`: standard column name -> name in the table."""
 
     table: str
     uri: str
     days: list[str]
-    raw: DataFrame  # the columns that are read, and ds
+    rows: DataFrame  # the columns that are read, and ds
     renames: Mapping[str, str]
-    columns: list[str]  # every column of the files, read or not
+    columns: list[str]  # all columns of the files, read or not
     numbers: tuple[str, ...] = ()  # columns of numeric features
-    weights: tuple[str, ...] = ()  # columns of weights of a feature's values (arrays)
+    weights: tuple[str, ...] = ()  # columns with the weights of multi-value features (arrays)
 
     @property
     def types(self) -> dict[str, str]:
-        """Their column -> Spark type."""
-        return dict(self.raw.dtypes)
+        """Column of the table -> Spark type."""
+        return dict(self.rows.dtypes)
+
+    @property
+    def key(self) -> str:
+        """The key column of a snapshot, under its name in the table."""
+        return self.renames.get(KEYS[self.table], KEYS[self.table])
 
     def column(self, name: str) -> Column:
-        """One of our columns with our type, null where an optional one is not there."""
+        """A column of the contract in its standard type; null if it is optional and the table lacks it."""
         cast = CONTRACTS[self.table][name].cast
-        theirs = self.renames.get(name, name)
-        return (quoted(theirs) if theirs in self.types else F.lit(None)).cast(cast)
+        original = self.renames.get(name, name)
+        return (quoted(original) if original in self.types else F.lit(None)).cast(cast)
 
     def require_columns(self) -> None:
-        """InputError where a column is missing or has a type that it cannot have."""
+        """Raise InputError if a column is missing or has a type that the contract does not allow."""
         for name, rule in CONTRACTS[self.table].items():
-            theirs = self.renames.get(name, name)
-            if theirs not in self.types:
-                # A name that the user gave is meant: that column must be there, optional or not.
+            original = self.renames.get(name, name)
+            if original not in self.types:
+                # A column that the config renames must exist, even if it is optional.
                 if rule.required or name in self.renames:
                     raise InputError(
-                        f"table {self.table} ({self.uri}): column {theirs!r} is missing; it has "
-                        f"{', '.join(sorted(self.columns))}. Add it, or name yours under inputs.{self.table}.columns"
+                        f"table {self.table} ({self.uri}): column {original!r} is missing; it has "
+                        f"{', '.join(sorted(self.columns))}. Add it, or set its name under inputs.{self.table}.columns"
                     )
-            elif not rule.allows(self.types[theirs]):
+            elif not rule.allows(self.types[original]):
                 raise InputError(
-                    f"table {self.table}, column {theirs!r}: its type is {self.types[theirs]}, wanted "
+                    f"table {self.table}, column {original!r}: its type is {self.types[original]}, wanted "
                     f"{' or '.join(sorted(rule.types))}. Cast it where the table is written"
                 )
 
-    def typed(self, rows: DataFrame, keep: list[str]) -> DataFrame:
-        """Some of the rows with our names and types, and the columns `keep` as they are."""
-        ours = {self.renames.get(name, name) for name in CONTRACTS[self.table]}
+    def typed(self, rows: DataFrame, unchanged: list[str]) -> DataFrame:
+        """Select the columns of the contract under their standard names and types, and the columns `unchanged`."""
+        originals = {self.renames.get(name, name) for name in CONTRACTS[self.table]}
         columns = [self.column(name).alias(name) for name in CONTRACTS[self.table]]
-        return rows.select(*columns, *[quoted(name) for name in keep if name not in ours])
+        return rows.select(*columns, *[quoted(name) for name in unchanged if name not in originals])
 
     def conditions(self) -> dict[str, Column]:
-        """Reason -> whether a row is bad for it, never null; on the raw columns, for a pass over all rows should cast none.
+        """Reason -> whether it makes a row bad (never null). A row with two reasons counts for the first in this order.
 
-        In order: a row that is bad for two reasons counts for the first.
+        The conditions use the original columns, so that the pass over all rows casts as little as possible.
         """
-        found: dict[str, Column] = {}
+        conditions: dict[str, Column] = {}
         types = self.types
-        present = {n: t for n in CONTRACTS[self.table] if (t := self.renames.get(n, n)) in types}
-        for name, theirs in present.items():
+        present = {n: column for n in CONTRACTS[self.table] if (column := self.renames.get(n, n)) in types}
+        for name, column in present.items():
             if not CONTRACTS[self.table][name].nullable:
-                found[f"{name} is null"] = quoted(theirs).isNull()
-        for name, theirs in present.items():
-            if name.endswith("_id") and types[theirs] == "string":
-                found[f"{name} is empty"] = quoted(theirs) == ""
+                conditions[f"{name} is null"] = quoted(column).isNull()
+        for name, column in present.items():
+            if name.endswith("_id") and types[column] == "string":
+                conditions[f"{name} is empty"] = quoted(column) == ""
         if "event_time" in present:
-            found["event_time is outside its ds (UTC)"] = ~self._inside_its_day()
+            conditions["event_time is outside its ds (UTC)"] = ~self._inside_its_day()
         if "reward" in present:
             # NaN sorts above every number, so it fails the upper bound.
             reward = F.coalesce(quoted(present["reward"]).cast("double"), F.lit(0.0))
-            found[f"reward is negative, not finite or above {LARGEST_WEIGHT:g}"] = ~reward.between(0.0, LARGEST_WEIGHT)
+            conditions[f"reward is negative, not finite or above {LARGEST_WEIGHT:g}"] = ~reward.between(
+                0.0, LARGEST_WEIGHT
+            )
         if "stage" in present:
-            found[f"stage is not one of {', '.join(STAGES)}"] = ~quoted(present["stage"]).isin(*STAGES)
+            conditions[f"stage is not one of {', '.join(STAGES)}"] = ~quoted(present["stage"]).isin(*STAGES)
         if "position" in present:
-            found["position is negative or above 2147483647"] = ~quoted(present["position"]).between(0, 2**31 - 1)
+            conditions["position is negative or above 2147483647"] = ~quoted(present["position"]).between(0, 2**31 - 1)
         if "publish_time" in present:
             year = F.year(self.column("publish_time"))
-            found["publish_time is before 1900 or after 9999"] = ~year.between(1900, 9999)
-        found |= self._beyond_float32()
-        return {reason: F.coalesce(condition, F.lit(False)) for reason, condition in found.items()}
+            conditions["publish_time is before 1900 or after 9999"] = ~year.between(1900, 9999)
+        conditions |= self._beyond_float32()
+        return {reason: F.coalesce(condition, F.lit(False)) for reason, condition in conditions.items()}
 
     def _beyond_float32(self) -> dict[str, Column]:
-        """Reason -> whether a feature's number is too large to compute with. NaN is a missing number, but no weight."""
-        found = {}
+        """Reason -> whether a number is too large for float32. NaN counts as a missing number, but is not a valid weight."""
+        conditions = {}
         for name in self.numbers:
             if re.match("float|double|decimal", self.types.get(name, "")):
                 number = quoted(name).cast("double")
-                found[f"{name} is infinite or beyond {LARGEST:g}"] = ~F.isnan(number) & (F.abs(number) > LARGEST)
+                conditions[f"{name} is infinite or beyond {LARGEST:g}"] = ~F.isnan(number) & (F.abs(number) > LARGEST)
         for name in self.weights:
             if re.match("array<(float|double|decimal|bigint)", self.types.get(name, "")):
                 wrong = F.exists(quoted(name), lambda weight: F.abs(weight.cast("double")) > LARGEST_WEIGHT)
-                found[f"{name} holds a weight that is not finite or beyond {LARGEST_WEIGHT:g}"] = wrong
-        return found
+                conditions[f"{name} holds a weight that is not finite or beyond {LARGEST_WEIGHT:g}"] = wrong
+        return conditions
 
     def _inside_its_day(self) -> Column:
-        """event_time within its ds, in microseconds: formatting a date would cost more than all other checks together."""
+        """Whether event_time is within its ds. Compares microseconds: formatting dates costs more than all other checks."""
         day = F.lit(self.days[0]) if len(self.days) == 1 else F.col("ds")
         start = F.unix_date(day.cast("date")).cast("long") * F.lit(DAY_MICROS)
         since = F.unix_micros(self.column("event_time")) - start
@@ -162,18 +169,18 @@ class Theirs:
 
 
 def quoted(name: str) -> Column:
-    """A column by its name, whatever characters the user put into it."""
+    """A column by name. Allows all characters in the name."""
     return F.col("`" + name.replace("`", "``") + "`")
 
 
 def first_reason(conditions: Mapping[str, Column]) -> Column:
-    """The first reason for which a row is bad; null for a good row."""
+    """The first reason why a row is bad; null for a good row."""
     cases = [(condition, F.lit(reason)) for reason, condition in conditions.items()]
     return reduce(lambda case, pair: case.when(*pair), cases[1:], F.when(*cases[0]))
 
 
 def exclusive(conditions: Mapping[str, Column]) -> tuple[dict[str, Column], Column]:
-    """(reason -> whether it is the first reason of a row, whether a row is good), to count all of them in one pass."""
+    """(reason -> whether it is the first reason of a row, whether a row is good), so that one pass can count all reasons."""
     firsts, good = {}, F.lit(True)
     for reason, condition in conditions.items():
         firsts[reason] = good & condition
@@ -181,8 +188,8 @@ def exclusive(conditions: Mapping[str, Column]) -> tuple[dict[str, Column], Colu
     return firsts, good
 
 
-def not_known(frame: DataFrame, name: str) -> Column:
-    """Whether a value says nothing: null, NaN, or a list of no elements."""
+def is_missing(frame: DataFrame, name: str) -> Column:
+    """Whether a value is missing: null, NaN or an empty list."""
     kind, value = dict(frame.dtypes)[name], quoted(name)
     if kind in ("float", "double"):
         return value.isNull() | F.isnan(value)

@@ -1,4 +1,4 @@
-"""Whether two tables write the ids of users or items alike: ids that are written differently match nothing, silently."""
+"""Checks that two tables write ids in the same format. Otherwise joins would match nothing, without an error."""
 
 from dataclasses import dataclass
 
@@ -9,29 +9,29 @@ from pipelines.config import Checks
 from pipelines.contract.errors import InputError
 from pipelines.hashing import unit
 
-ENOUGH = 100_000  # ids, about, that are compared
-FEWEST = 10  # ids of the smaller table below which a share says nothing
+SAMPLE_SIZE = 100_000  # about so many ids are compared
+MIN_IDS = 10  # with fewer ids in the smaller table, the share is not meaningful
 
 
 @dataclass(frozen=True)
-class Ids:
-    """A table and the rows that hold its ids."""
+class TableIds:
+    """The name of a table and rows with its ids."""
 
     table: str
     rows: DataFrame
 
 
-def refuse_other_ids(one: Ids, other: Ids, column: str, count: int, checks: Checks) -> float | None:
-    """The share of the ids of the table with fewer of them that the other one has too; None where these are too few.
+def refuse_mismatched_ids(one: TableIds, other: TableIds, column: str, count: int, checks: Checks) -> float | None:
+    """The share of ids of the table with fewer ids that the other table has too; None if it has fewer than MIN_IDS.
 
-    `column`: user_id or item_id, a string in both. `count`: about how many ids there are; of more than ENOUGH some are
-    compared, chosen by a hash of the id. Raises InputError if the share is below checks.matching_ids, with an id of each
-    table.
+    `column`: user_id or item_id, a string in both tables. `count`: the approximate number of ids. Of more than SAMPLE_SIZE
+    ids a sample is compared, chosen by a hash of the id. Raises InputError, with an example from each table, if the share is
+    below checks.matching_ids.
     """
-    part = min(1.0, ENOUGH / max(1, count))
+    part = min(1.0, SAMPLE_SIZE / max(1, count))
     ids = [
-        ids.rows.select(F.col(column).alias("id"), *[F.lit(n == place).alias(f"in_{n}") for n in (0, 1)])
-        for place, ids in enumerate((one, other))
+        table.rows.select(F.col(column).alias("id"), *[F.lit(n == position).alias(f"in_{n}") for n in (0, 1)])
+        for position, table in enumerate((one, other))
     ]
     both = ids[0].unionByName(ids[1]).where(unit("matching ids", 0, F.col("id")) < part)
     both = both.groupBy("id").agg(F.max("in_0").alias("in_0"), F.max("in_1").alias("in_1"))
@@ -44,7 +44,7 @@ def refuse_other_ids(one: Ids, other: Ids, column: str, count: int, checks: Chec
     ).first()
     assert row is not None
     fewer = min(row["one"], row["other"])
-    if fewer < FEWEST:
+    if fewer < MIN_IDS:
         return None
     share = float(row["common"] / fewer)
     if share < checks.matching_ids:
@@ -52,7 +52,7 @@ def refuse_other_ids(one: Ids, other: Ids, column: str, count: int, checks: Chec
         raise InputError(
             f"table {one.table}, column {column}: {row['common']} of its {row['one']} ids{compared} are among the "
             f"{row['other']} of {other.table}, for example {one.table} has {row['only_one']!r} and {other.table} has "
-            f"{row['only_other']!r}. Write them alike in both tables (leading zeros, decimals, capitals), or lower "
-            f"checks.matching_ids (= {checks.matching_ids:g}) if the tables are of different {column.removesuffix('_id')}s"
+            f"{row['only_other']!r}. Write them in one format (leading zeros, decimals, capitals) in both tables, or "
+            f"lower checks.matching_ids (= {checks.matching_ids:g}) if the tables have different {column.removesuffix('_id')}s"
         )
     return share

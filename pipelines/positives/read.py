@@ -14,7 +14,7 @@ from pipelines.contract.indices import FIRST
 from pipelines.features import item_versions
 from pipelines.features.item_versions import ItemSnapshots
 from pipelines.features.side import check_columns, hashed_sizes, min_counts, sides
-from pipelines.inputs.matching_ids import Ids, refuse_other_ids
+from pipelines.inputs.matching_ids import TableIds, refuse_mismatched_ids
 from pipelines.lost_day import carried_from
 from pipelines.night import Night, SampleConfig, log
 from pipelines.positives import select
@@ -116,8 +116,8 @@ def read_inputs(night: Night, config: SampleConfig, days: InputDays, keep_last_o
         _refuse_selected(night, config, counts)
         if users:
             user_ids = reduce(DataFrame.unionByName, [snapshot.select("user_id") for snapshot in users.values()])
-            ids = Ids("interactions", marked), Ids("users", user_ids)
-            refuse_other_ids(*ids, "user_id", counts["interactions"], config.checks)
+            ids = TableIds("interactions", marked), TableIds("users", user_ids)
+            refuse_mismatched_ids(*ids, "user_id", counts["interactions"], config.checks)
     except InputError:
         marked.unpersist()
         raise

