@@ -29,7 +29,11 @@ class Rule:
     nullable: bool = True
 
     def allows(self, kind: str) -> bool:
-        """Whether the column may have this Spark type. Allows decimal(38,0), as which databases export whole numbers."""
+        """Whether the column may have this Spark type.
+
+        Decimals count as double. Without fraction digits they also count as bigint, because databases export whole numbers
+        as decimal(38,0).
+        """
         if kind.startswith("decimal"):
             return "double" in self.types or ("bigint" in self.types and kind.endswith(",0)"))
         return kind in self.types

@@ -121,7 +121,7 @@ class Warehouse(FileSystem):
     def read(self, table: str, ds: str) -> DataFrame:
         """Read a complete partition with the schema that was written."""
         self.require(table, ds, f"run the job that writes {table} for this ds first")
-        # Partition folders inside (split=, group=) become columns.
+        # Spark turns partition folders inside (split=, group=) into columns: their names have no leading underscore.
         uri = self.path(table, ds)
         return self.spark.read.option("basePath", uri).parquet(uri)
 

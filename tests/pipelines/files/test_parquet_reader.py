@@ -162,7 +162,7 @@ def test_by_products_of_spark_are_not_reported(warehouse: Warehouse, caplog: pyt
 
 
 @pytest.mark.parametrize(
-    ("name", "column", "says"),
+    ("name", "column", "expected"),
     [
         ("b.parquet", pa.array(["x"]), ["'reward'", f"string in ds={LAST}/b.parquet and double in ds={DS}/a.parquet"]),
         ("b.parquet", pa.array([5], pa.time64("us")), ["'reward'", f"time in ds={LAST}/b.parquet", "Cast it"]),
@@ -171,7 +171,7 @@ def test_by_products_of_spark_are_not_reported(warehouse: Warehouse, caplog: pyt
     ],
 )
 def test_errors_name_the_column_or_file_that_cannot_be_read(
-    warehouse: Warehouse, name: str, column: pa.Array | None, says: list[str]
+    warehouse: Warehouse, name: str, column: pa.Array | None, expected: list[str]
 ) -> None:
     write(warehouse, f"ds={DS}/a.parquet", one(1, reward=pa.array([1.0])))
     write(warehouse, f"ds={LAST}/b.parquet", one(1) if column is None else one(1, reward=column))
@@ -179,7 +179,7 @@ def test_errors_name_the_column_or_file_that_cannot_be_read(
         write(warehouse, f"ds={LAST}/{name}", one(1))
     with pytest.raises(InputError) as caught:
         read(warehouse, LAST, DS)
-    assert [part for part in says if part not in str(caught.value)] == [], caught.value
+    assert [part for part in expected if part not in str(caught.value)] == [], caught.value
 
 
 def test_errors_name_encodings_and_columns_that_spark_cannot_read(warehouse: Warehouse) -> None:

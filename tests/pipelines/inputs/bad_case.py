@@ -12,8 +12,8 @@ from tests.pipelines.inputs.good_inputs import night
 class Case:
     """A bad input: its title on the page, parts of the expected message, the change of the inputs and the step to run."""
 
-    wrong: str
-    says: list[str]
+    title: str
+    expected: list[str]
     change: Callable[[Path], object] = lambda root: None
     run: Callable[[Warehouse], object] = night
     exit_code: int = 3

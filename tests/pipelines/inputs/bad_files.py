@@ -53,8 +53,8 @@ def _config(text: str, *overrides: str) -> Callable[[Warehouse], object]:
     return run
 
 
-def _set(wrong: str, says: list[str], text: str, *overrides: str) -> Case:
-    return Case(wrong, says, run=_config(text, *overrides), exit_code=2)
+def _set(title: str, expected: list[str], text: str, *overrides: str) -> Case:
+    return Case(title, expected, run=_config(text, *overrides), exit_code=2)
 
 
 def _flag(*argv: str) -> Callable[[Warehouse], object]:

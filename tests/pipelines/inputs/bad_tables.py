@@ -21,27 +21,27 @@ from tests.pipelines.inputs.good_inputs import (
 )
 
 
-def _rows(wrong: str, says: list[str], **changes: Any) -> Case:
+def _rows(title: str, expected: list[str], **changes: Any) -> Case:
     """Two bad rows among twelve interactions."""
     return Case(
-        wrong,
-        [f"2 of 12 rows where {says[0]}", *says[1:], "checks.bad_rows"],
+        title,
+        [f"2 of 12 rows where {expected[0]}", *expected[1:], "checks.bad_rows"],
         lambda root: put(root, "interactions", DS, first_two(interactions(), **changes)),
     )
 
 
-def _logs(wrong: str, says: list[str], **changes: Any) -> Case:
+def _logs(title: str, expected: list[str], **changes: Any) -> Case:
     """Two bad rows in the ranking logs of four days."""
     return Case(
-        wrong,
-        ["table ranking_logs", f"2 of 24 rows where {says[0]}", *says[1:]],
+        title,
+        ["table ranking_logs", f"2 of 24 rows where {expected[0]}", *expected[1:]],
         lambda root: put(root, "ranking_logs", LAST, first_two(ranking_logs(), **changes)),
         samples,
     )
 
 
-def _types(wrong: str, says: list[str], table: str, rows: list[Row], ds: str, **types: pa.DataType) -> Case:
-    return Case(wrong, [f"table {table}", *says], lambda root: put(root, table, ds, rows, types))
+def _types(title: str, expected: list[str], table: str, rows: list[Row], ds: str, **types: pa.DataType) -> Case:
+    return Case(title, [f"table {table}", *expected], lambda root: put(root, table, ds, rows, types))
 
 
 def _without(rows: list[Row], name: str, **other: Any) -> list[Row]:

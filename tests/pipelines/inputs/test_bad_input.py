@@ -78,7 +78,7 @@ def refuse(case: Case, warehouse: Warehouse) -> str:
     message = str(caught.value).replace(f"{root_of(warehouse)}/night.yaml", "night.yaml")
     message = message.replace(warehouse.root, "<warehouse>")
     assert caught.value.exit_code == case.exit_code, message
-    assert [part for part in case.says if part not in message] == [], message
+    assert [part for part in case.expected if part not in message] == [], message
     assert "\n" not in message
     assert written(warehouse) == before
     return message
@@ -87,19 +87,19 @@ def refuse(case: Case, warehouse: Warehouse) -> str:
 MESSAGES: dict[str, str] = {}  # title of a case -> its message, for the page
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.wrong.replace(" ", "_"))
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.title.replace(" ", "_"))
 def test_a_bad_input_is_refused(copied: Warehouse, case: Case) -> None:
-    MESSAGES[case.wrong] = refuse(case, copied)
+    MESSAGES[case.title] = refuse(case, copied)
 
 
 def test_the_page_of_bad_inputs_shows_the_messages(spark: SparkSession, product: Path, tmp_path: Path) -> None:
     lines = []
     for number, case in enumerate(CASES):
-        if case.wrong not in MESSAGES:  # if this test runs without the others
+        if case.title not in MESSAGES:  # if this test runs without the others
             folder = shutil.copytree(product, tmp_path / str(number) / "warehouse")
-            MESSAGES[case.wrong] = refuse(case, Warehouse(spark, str(folder)))
-        message = MESSAGES[case.wrong].replace("`", "'").replace("|", "\\|")
-        lines.append(f"| {case.wrong} | {case.exit_code} | `{message}` |\n")
+            MESSAGES[case.title] = refuse(case, Warehouse(spark, str(folder)))
+        message = MESSAGES[case.title].replace("`", "'").replace("|", "\\|")
+        lines.append(f"| {case.title} | {case.exit_code} | `{message}` |\n")
     page = HEAD.format(test="tests/pipelines/inputs/test_bad_input.py") + "".join(lines)
     if os.environ.get("NIGHTJAR_WRITE_DOCS"):
         PAGE.write_text(page)
@@ -133,9 +133,9 @@ def test_without_ranking_logs_the_night_continues_and_logs_it(
 
 def test_an_empty_output_is_refused_and_the_old_partition_stays(copied: Warehouse) -> None:
     before = written(copied)
-    nothing = copied.read("positives", LAST).where(F.lit(False))
+    empty = copied.read("positives", LAST).where(F.lit(False))
     with pytest.raises(InputError, match="would be empty"):
-        copied.write(nothing, "positives", LAST, Recipe("other", {}))
+        copied.write(empty, "positives", LAST, Recipe("other", {}))
     assert written(copied) == before
 
 
