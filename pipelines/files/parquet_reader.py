@@ -65,7 +65,11 @@ class InputReader:
             raise InputError(f"table {table}: {'. '.join(refused[:SHOWN])}{more}")
         if not footers:
             span = f"ds={days[0]}" if len(days) == 1 else f"of ds={days[0]} to ds={days[-1]}"
-            hidden = f" but {shortened(listed.hidden)}, whose names hide them from readers" if listed.hidden else ""
+            hidden = (
+                f" except {shortened(listed.hidden)}, which Spark ignores because of their names"
+                if listed.hidden
+                else ""
+            )
             raise InputError(f"table {table}: the partition {span} holds no Parquet file{hidden}. Check the feed")
         # Ignore the types of files without rows: empty data frames lose their types.
         with_rows = [footer for footer in footers if footer.rows] or footers

@@ -51,8 +51,7 @@ def common_lineage(lineages: Mapping[str, str], remedy: str) -> str:
             raise InputError(
                 f"{named[0][0]} comes from the bootstrap of {described(named[0][1])}, and {name} from the bootstrap of "
                 f"{described(lineage)}: the same index means a different user or item in each, so they cannot be used "
-                "together. "
-                f"Remedy: {remedy}"
+                f"together. Remedy: {remedy}"
             )
     return named[0][1] if named else UNKNOWN
 

@@ -229,7 +229,7 @@ def test_the_log_names_days_that_are_not_read(warehouse: Warehouse, caplog: pyte
     assert "must be named ds=YYYY-MM-DD: DS=2024-03-01, dt=20240302\n" in caplog.text
     assert "ds=2024-03-03/_part-0.parquet. Rename them" in caplog.text
     assert len(caplog.records) == 4  # one record each; the last is about the day without a file
-    with pytest.raises(InputError, match=r"holds no Parquet file but ds=2024-03-03/_part-0.parquet"):
+    with pytest.raises(InputError, match=r"holds no Parquet file except ds=2024-03-03/_part-0.parquet"):
         night.inputs.events("interactions", ["2024-03-03"])
 
 
