@@ -12,7 +12,7 @@ log = logging.getLogger("nightjar")
 
 
 def run(context: Context) -> None:
-    """Read --source, whichever layout it has, and write interactions, items and users."""
+    """Read --source in any of its layouts, and write interactions, items and users."""
     source = context.args.source.rstrip("/")
     folder = source if "://" in source else f"file://{Path(source).expanduser().absolute()}"
     warehouse = context.warehouse

@@ -1,4 +1,4 @@
-"""Write the input tables of a simulated product, and the truth behind them, under the warehouse."""
+"""Write the logs of a simulated product, and the truth behind them, as input tables of the warehouse."""
 
 import logging
 import sys
@@ -17,10 +17,10 @@ def run(context: Context) -> None:
     spark, sim, seed = context.spark, context.config.simulation, context.config.seed
     receipt = ImportReceipt(context.warehouse, "simulate_logs", [sim.model_dump(mode="json"), seed])
     if receipt.done() and not context.force:
-        log.info("the simulated logs are there already; --force makes them again")
+        log.info("the simulated logs exist already; --force simulates them again")
         return
     world = product.all_items(spark, sim, seed)
-    # Both event tables are unfolded from the same requests, which are simulated once and wait on disk.
+    # Both event tables are derived from the same requests, which are simulated once and persisted on disk.
     requests = product.simulated_requests(spark, sim, seed).persist(StorageLevel.DISK_ONLY)
     counts = receipt.write(
         {

@@ -81,10 +81,10 @@ def table_of(manifest: Manifest, checks: Checks) -> dict[str, list[Any]]:
 
 
 def rows_by_day(manifest: Manifest, before: list[Manifest]) -> dict[str, dict[str, int]]:
-    """Rows of each daily input on ds and the days before it that are known: table -> ds -> rows, oldest first."""
-    found: dict[str, dict[str, int]] = {}
+    """Rows of each daily input on ds and on earlier days: table -> ds -> rows, oldest first."""
+    by_table: dict[str, dict[str, int]] = {}
     for night in (*before, manifest):
-        for table, told in night.facts.get("input", {}).items():
+        for table, counted in night.facts.get("input", {}).items():
             if table in DAILY:
-                found.setdefault(table, {}).update(told["by_day"])
-    return {table: dict(sorted(days.items())[-NIGHTS_BEFORE - 1 :]) for table, days in found.items()}
+                by_table.setdefault(table, {}).update(counted["by_day"])
+    return {table: dict(sorted(days.items())[-NIGHTS_BEFORE - 1 :]) for table, days in by_table.items()}

@@ -1,10 +1,10 @@
-"""The pictures of a night, for MLflow."""
+"""The plots of a night, for MLflow."""
 
 from typing import Any
 
 import matplotlib
 
-matplotlib.use("Agg")  # jobs have no screen
+matplotlib.use("Agg")  # jobs run without a display
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 
 def loss_curve(points: list[dict[str, float]]) -> Figure:
-    """Loss by step, and that of self-supervision where there is one."""
+    """Loss by step, and the loss of self-supervision if there is one."""
     figure, axes = plt.subplots(figsize=(7, 4))
     for name in ("loss", "self_loss"):
         if any(point[name] for point in points):
@@ -23,7 +23,7 @@ def loss_curve(points: list[dict[str, float]]) -> Figure:
 
 
 def tower_weights(weights: dict[str, float]) -> Figure:
-    """What each field or channel (SIDE.NAME) weighs in its tower."""
+    """The weight of each field or channel (SIDE.NAME) in its tower."""
     figure, axes = plt.subplots(figsize=(7, 0.8 + 0.3 * len(weights)))
     axes.barh(list(weights)[::-1], list(weights.values())[::-1])
     axes.set(xlabel="mean weight", title="What the towers weigh")
@@ -31,7 +31,7 @@ def tower_weights(weights: dict[str, float]) -> Figure:
 
 
 def heat_map(values: np.ndarray, names: list[str], title: str) -> Figure:
-    """A square table with its numbers written in; colour by the largest of each row, as rows have scales of their own."""
+    """A heat map of a square table with its numbers. Colours are scaled per row."""
     size = 2.5 + 0.7 * len(names)
     figure, axes = plt.subplots(figsize=(size, size * 0.85))
     off_diagonal = np.where(np.eye(len(names), dtype=bool), 0, values)
@@ -53,10 +53,10 @@ def recall_by_third(rows: list[dict[str, Any]], k: int) -> Figure:
     figure, axes = plt.subplots(figsize=(8, 4))
     width = 0.8 / max(len(models), 1)
     for number, model in enumerate(models):
-        found = {r["slice"]: r for r in rows if r["model"] == model and r["metric"] == "recall" and r["k"] == k}
-        values = np.array([found[s]["value"] if s in found else np.nan for s in slices], float)
-        low = np.array([found[s]["low"] if s in found else np.nan for s in slices], float)
-        high = np.array([found[s]["high"] if s in found else np.nan for s in slices], float)
+        by_slice = {r["slice"]: r for r in rows if r["model"] == model and r["metric"] == "recall" and r["k"] == k}
+        values = np.array([by_slice[s]["value"] if s in by_slice else np.nan for s in slices], float)
+        low = np.array([by_slice[s]["low"] if s in by_slice else np.nan for s in slices], float)
+        high = np.array([by_slice[s]["high"] if s in by_slice else np.nan for s in slices], float)
         places = np.arange(len(slices)) + (number - (len(models) - 1) / 2) * width
         bars = np.nan_to_num(np.array([values - low, high - values]))
         axes.bar(places, values, width, label=model, yerr=np.maximum(bars, 0), capsize=2)
@@ -83,7 +83,7 @@ def popularity_before_after(before: np.ndarray, after: np.ndarray) -> Figure:
 
 
 def negatives_by_kind(kinds: dict[str, int], quotas: dict[str, int], rows: int) -> Figure:
-    """Negatives a row by kind, against the quota."""
+    """Negatives per row by kind, and the quota."""
     names = list(quotas)
     figure, axes = plt.subplots(figsize=(6, 4))
     places = np.arange(len(names))
@@ -96,7 +96,7 @@ def negatives_by_kind(kinds: dict[str, int], quotas: dict[str, int], rows: int) 
 
 
 def input_rows(by_day: dict[str, dict[str, int]], limits: tuple[float | None, float | None]) -> Figure:
-    """Rows of each input by day (table -> ds -> rows), with the range that the checks allow around the median before."""
+    """Rows of each input by day (table -> ds -> rows), with the range around the earlier median that the checks allow."""
     figure, axes = plt.subplots(len(by_day), 1, figsize=(8, 2.5 * len(by_day)), squeeze=False)
     for (table, days), panel in zip(by_day.items(), axes[:, 0]):
         names = sorted(days)
@@ -112,7 +112,7 @@ def input_rows(by_day: dict[str, dict[str, int]], limits: tuple[float | None, fl
 
 
 def null_shares(shares: dict[str, dict[str, float]]) -> Figure:
-    """Share of values that are not known, by input and column (table -> column -> share)."""
+    """Share of nulls by input and column (table -> column -> share)."""
     rows = [(f"{table}.{name}", share) for table, columns in shares.items() for name, share in sorted(columns.items())]
     figure, axes = plt.subplots(figsize=(8, 0.8 + 0.3 * len(rows)))
     axes.barh([name for name, _ in rows][::-1], [share for _, share in rows][::-1])
@@ -121,7 +121,7 @@ def null_shares(shares: dict[str, dict[str, float]]) -> Figure:
 
 
 def index_sweep(points: list[dict[str, float]], exact_seconds: float, factory: str) -> Figure:
-    """Recall of the exact answer against speed; each point is a setting (value, recall, seconds) with its value beside it."""
+    """Recall against exact search, and speed. Each point is a setting (value, recall, seconds), labelled with its value."""
     figure, axes = plt.subplots(figsize=(7, 4))
     faster, recall = [exact_seconds / point["seconds"] for point in points], [point["recall"] for point in points]
     axes.plot(faster, recall, marker="o")
@@ -133,5 +133,5 @@ def index_sweep(points: list[dict[str, float]], exact_seconds: float, factory: s
 
 def _done(figure: Figure) -> Figure:
     figure.tight_layout()
-    plt.close(figure)  # pyplot would keep every figure of the night
+    plt.close(figure)  # otherwise pyplot keeps every figure of the night in memory
     return figure
