@@ -8,14 +8,19 @@ from pyspark.sql import SparkSession
 
 from pipelines.joins import BROADCAST_ROWS
 
-# Every join sorts and merges, nothing is broadcast, and the number of partitions is fixed.
+# Every join sorts and merges, nothing is broadcast, the number of partitions is fixed, and Spark interprets expressions
+# instead of compiling them. Compiling takes a quarter of the time of a small night.
 SHUFFLED = {
     BROADCAST_ROWS: "0",
     "spark.sql.autoBroadcastJoinThreshold": "-1",
     "spark.sql.adaptive.enabled": "false",
     "spark.sql.adaptive.coalescePartitions.enabled": "false",
     "spark.sql.shuffle.partitions": "3",
+    "spark.sql.codegen.wholeStage": "false",
+    "spark.sql.codegen.factoryMode": "NO_CODEGEN",
 }
+# The second night of a JVM reuses the code that was compiled for the first one. By default Spark keeps 100 classes.
+COMPILED = {"spark.sql.codegen.cache.maxEntries": "3000"}
 
 
 def chosen_joins() -> dict[str, str]:
