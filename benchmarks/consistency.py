@@ -1,11 +1,11 @@
-"""Does sampled softmax learn what full softmax learns? A small catalogue whose softmax is known, under skewed samplers.
+"""Tests whether sampled softmax learns the same as full softmax, on a small catalogue with a known truth and skewed samplers.
 
     python -m benchmarks.consistency            # prints a table, last line JSON; draws docs/plots/consistency.png
 
-200 items, 16 kinds of users, p(item | kind) a known softmax. The model is a free table of logits, so it can hold the
-truth exactly. Positives are drawn from the truth; the candidates of a batch are its positives, a uniform pool and a pool
-drawn from Zipf's law over items in an order that has nothing to do with the truth. What is learned is measured as
-KL(truth || learned), and as the mean over kinds of log learned - log truth by how often an item was sampled.
+There are 200 items and 16 kinds of users; p(item | kind) is a known softmax. The model is a table of logits, so it can
+represent the truth exactly. Positives are drawn from the truth. The candidates of a batch are its positives, a uniform pool,
+and a pool that follows Zipf's law over a random order of the items. Two measures of the result: KL(truth || learned), and the
+mean over kinds of log learned - log truth, by how often an item was sampled.
 
 Shapes: R kinds of users, M items, B rows.
 """
@@ -39,37 +39,37 @@ FIRST = 2  # index of the first item: 0 is padding, 1 is default
 
 @dataclass(frozen=True)
 class Problem:
-    """The truth and the samplers."""
+    """The true distribution and the samplers."""
 
     log_truth_RM: Tensor
     q: SamplingProbabilities
 
     @classmethod
     def make(cls, seed: int) -> "Problem":
-        """A popularity that all kinds of users share, and tastes of their own."""
-        draw = np.random.default_rng(seed)
-        logits_RM = draw.normal(0, 0.7, ITEMS) + draw.normal(0, 0.7, (KINDS, ITEMS))
+        """The truth is a popularity shared by all kinds of users, plus a taste of each kind."""
+        rng = np.random.default_rng(seed)
+        logits_RM = rng.normal(0, 0.7, ITEMS) + rng.normal(0, 0.7, (KINDS, ITEMS))
         log_truth_RM = torch.from_numpy(logits_RM).float().log_softmax(1)
-        zipf_M = 1 / draw.permutation(np.arange(1, ITEMS + 1))
-        nothing = torch.zeros(FIRST)
+        zipf_M = 1 / rng.permutation(np.arange(1, ITEMS + 1))
+        reserved = torch.zeros(FIRST)
         return cls(
             log_truth_RM,
             SamplingProbabilities(
-                torch.cat([nothing, log_truth_RM.exp().mean(0)]),
-                torch.cat([nothing, torch.full((ITEMS,), 1 / ITEMS)]),
-                torch.cat([nothing, torch.from_numpy(zipf_M / zipf_M.sum()).float()]),
+                torch.cat([reserved, log_truth_RM.exp().mean(0)]),
+                torch.cat([reserved, torch.full((ITEMS,), 1 / ITEMS)]),
+                torch.cat([reserved, torch.from_numpy(zipf_M / zipf_M.sum()).float()]),
             ),
         )
 
     def expected(self) -> Tensor:
-        """[M] expected entries of each item in the candidates of a batch."""
+        """Expected number of entries [M] of each item in the candidates of a batch."""
         q = self.q
         return (BATCH * q.in_batch_M + UNIFORM_DRAWS * q.uniform_M + POPULARITY_DRAWS * q.popularity_M)[FIRST:]
 
 
 def learn(problem: Problem, name: str, steps: int, seed: int, frequencies: str = "exact") -> Tensor:
-    """[R, M] log probabilities that a loss teaches the table: by FULL, or by a sampled softmax with a correction."""
-    draw = torch.Generator().manual_seed(seed)
+    """Log probabilities [R, M] of the table after training. `name`: FULL, or the correction of a sampled softmax."""
+    rng = torch.Generator().manual_seed(seed)
     table_MR = nn.Parameter(torch.zeros(ITEMS + FIRST, KINDS))
     optimizer = torch.optim.Adam([table_MR], lr=0.05)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
@@ -79,13 +79,13 @@ def learn(problem: Problem, name: str, steps: int, seed: int, frequencies: str =
     )
     truth_RM = problem.log_truth_RM.exp()
     for _ in range(steps):
-        kinds_B = torch.randint(KINDS, (BATCH,), generator=draw)
-        items_B = FIRST + torch.multinomial(truth_RM[kinds_B], 1, generator=draw).squeeze(1)
+        kinds_B = torch.randint(KINDS, (BATCH,), generator=rng)
+        items_B = FIRST + torch.multinomial(truth_RM[kinds_B], 1, generator=rng).squeeze(1)
         users_BR = F.one_hot(kinds_B, KINDS).float()
         if name == FULL:
             loss = F.cross_entropy(users_BR @ table_MR[FIRST:].T, items_B - FIRST)
         else:
-            rows = _rows(problem, items_B, draw)
+            rows = _rows(problem, items_B, rng)
             candidates = collect_candidates(rows, rows, None, positives_once=frequency is not None)
             expected_U = None
             if config.correction != "none":
@@ -106,10 +106,10 @@ def learn(problem: Problem, name: str, steps: int, seed: int, frequencies: str =
     return table_MR.detach()[FIRST:].T.log_softmax(1)
 
 
-def _rows(problem: Problem, items_B: Tensor, draw: torch.Generator) -> BatchRows:
-    """A batch of users that nobody knows (no masks but of accidental hits), with the pools spread over its rows."""
-    uniform = torch.multinomial(problem.q.uniform_M, UNIFORM_DRAWS, replacement=True, generator=draw)
-    popularity = torch.multinomial(problem.q.popularity_M, POPULARITY_DRAWS, replacement=True, generator=draw)
+def _rows(problem: Problem, items_B: Tensor, rng: torch.Generator) -> BatchRows:
+    """A batch of unknown users, so that only accidental hits are masked. The pools are spread over its rows."""
+    uniform = torch.multinomial(problem.q.uniform_M, UNIFORM_DRAWS, replacement=True, generator=rng)
+    popularity = torch.multinomial(problem.q.popularity_M, POPULARITY_DRAWS, replacement=True, generator=rng)
     negatives = torch.cat([uniform, popularity]).reshape(BATCH, -1)
     kinds = torch.tensor([UNIFORM] * UNIFORM_DRAWS + [POPULARITY] * POPULARITY_DRAWS).reshape(BATCH, -1)
     return BatchRows(torch.full_like(items_B, DEFAULT), items_B, negatives, kinds)
@@ -122,26 +122,26 @@ def divergence(problem: Problem, learned_RM: Tensor) -> float:
 
 
 def tilt(problem: Problem, learned_RM: Tensor) -> float:
-    """Slope of log learned - log truth over log expected entries: -1 where sampling is taken for dislike, 0 where not."""
+    """Slope of log learned - log truth over log expected entries: 0 if sampling has no effect, -1 without any correction."""
     error_M = (learned_RM - problem.log_truth_RM).mean(0).numpy()
     return float(np.polyfit(problem.expected().log().numpy(), error_M, 1)[0])
 
 
 def plot(problem: Problem, learned: dict[str, Tensor], path: Path) -> None:
-    """Error of the learned log probability by how often an item is sampled, one panel a loss."""
+    """Plot the error of the learned log probability by how often an item is sampled, one panel per loss."""
     figure, axes = panels(len(learned), (3 * len(learned), 3.2))
     for panel, (name, log_RM) in zip(axes, learned.items(), strict=True):
         panel.axhline(0, color="grey", linewidth=0.8)
         panel.scatter(problem.expected(), (log_RM - problem.log_truth_RM).mean(0), s=8)
         panel.set(
-            title=f"{name}\nKL {divergence(problem, log_RM):.4f}", xscale="log", xlabel="expected entries a batch"
+            title=f"{name}\nKL {divergence(problem, log_RM):.4f}", xscale="log", xlabel="expected entries per batch"
         )
     axes[0].set_ylabel("log learned - log truth")
     save(figure, path)
 
 
 def main() -> None:
-    """Learn by every loss, print and draw."""
+    """Train with every loss, print the table and draw the plot."""
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--steps", type=int, default=6000)
     flags.add_argument("--seed", type=int, default=1)

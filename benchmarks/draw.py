@@ -1,8 +1,8 @@
-"""The draw alone, ours and the usual one, on the same rows: ten uniform negatives each, none that the user has.
+"""Compares our sampler with the usual one in Spark SQL: ten uniform negatives per row, none of them an item of the user.
 
-The usual one is what Spark offers without leaving SQL: a row a place, a random position, a join with the catalogue, an
-anti-join with what the user has, repeats dropped, and the rest collected again. It draws two more than wanted, or rows
-that lost a draw would be short. Uniform draws alone, since they are its easiest case: a position is a number.
+The usual sampler explodes each row into one row per slot with a random position. It joins the catalogue on the position,
+anti-joins the items of the user, drops repeats and collects the rest. It draws two more negatives than requested, because
+some draws are dropped. Only uniform draws are compared: they are its easiest case, since a position is a number.
 """
 
 from functools import partial
@@ -23,42 +23,44 @@ from pipelines.samples.user_context import SamplingSettings
 
 ROWS, ITEMS, WANTED = 1_000_000, 100_000, 10
 SPARE = 2
-ROWS_A_USER = 4
+ROWS_PER_USER = 4
 SEED = 17
 RUNS = {"ours": 3, "naive": 2}
 
 
 def measure_draw(spark: SparkSession, scale: float, runs: int | None = None) -> dict[str, Any]:
-    """Seconds of both draws from frames in memory to nowhere, and how many negatives each gave."""
+    """Seconds of both samplers, and the negatives that each drew. Inputs are in memory; the output is not written."""
     rows_wanted, items = max(1000, int(ROWS * scale)), max(1000, int(ITEMS * scale))
     rows = _rows(spark, rows_wanted, items).persist()
-    known = _known(spark, rows_wanted, items)
-    did = rows.groupBy("user_key").agg(F.collect_list(F.col("item_index").cast("long")).alias("items"))
+    known_items = _known_items(spark, rows_wanted, items)
+    own_items = rows.groupBy("user_key").agg(F.collect_list(F.col("item_index").cast("long")).alias("items"))
     excluded = (
-        context(known, EXCLUDED, F.col("known_items")).unionByName(context(did, EXCLUDED, F.col("items"))).persist()
+        context(known_items, EXCLUDED, F.col("known_items"))
+        .unionByName(context(own_items, EXCLUDED, F.col("items")))
+        .persist()
     )
     pairs = excluded.select("user_key", F.explode(F.col("values").cast("array<int>")).alias("item_index")).persist()
     catalogue = numbers(spark, items).select(F.col("id").alias("position"), _index(F.col("id")).alias("item_index"))
     catalogue = catalogue.persist()
     frames = (rows, excluded, pairs, catalogue)
-    say(f"draw: {rows.count():,} rows of users who have {pairs.count():,} items; {catalogue.count():,} to draw from")
+    say(f"draw: {rows.count():,} rows, {pairs.count():,} items of users, {catalogue.count():,} items in the catalogue")
     excluded.count()
 
-    found: dict[str, Any] = {"rows": rows_wanted}
+    figures: dict[str, Any] = {"rows": rows_wanted}
     draws = {"ours": _ours(rows, excluded, items), "naive": _naive(rows, pairs, catalogue, items)}
     for name, drawn in draws.items():
         counts: list[int] = []
         measured = partial(_run, drawn, counts)
         seconds = median_of(f"draw, {name}", measured, runs or RUNS[name])
-        found[name] = {"seconds": seconds, "negatives": counts[-1]}
+        figures[name] = {"seconds": seconds, "negatives": counts[-1]}
     for frame in frames:
         frame.unpersist()
-    say(f"draw: naive takes {found['naive']['seconds'] / found['ours']['seconds']:.2f} times as long")
-    return found
+    say(f"draw: naive takes {figures['naive']['seconds'] / figures['ours']['seconds']:.2f} times as long")
+    return figures
 
 
 def _rows(spark: SparkSession, count: int, items: int) -> DataFrame:
-    user = F.expr(f"id div {ROWS_A_USER}")
+    user = F.expr(f"id div {ROWS_PER_USER}")
     return numbers(spark, count).select(
         F.xxhash64(F.lit("user"), user).alias("user_key"),
         F.lit(None).cast("long").alias("request_key"),
@@ -70,12 +72,12 @@ def _rows(spark: SparkSession, count: int, items: int) -> DataFrame:
     )
 
 
-def _known(spark: SparkSession, rows: int, items: int) -> DataFrame:
-    """100 items a user, popular ones more often."""
+def _known_items(spark: SparkSession, rows: int, items: int) -> DataFrame:
+    """100 items per user, popular ones more often."""
     places = F.sequence(F.lit(0), F.lit(RANKED - 1))
-    known = F.transform(places, lambda place: _index(item_at(F.col("id"), place, items)))
-    users = numbers(spark, -(-rows // ROWS_A_USER))
-    return users.select(F.xxhash64(F.lit("user"), "id").alias("user_key"), known.alias("known_items"))
+    indices = F.transform(places, lambda place: _index(item_at(F.col("id"), place, items)))
+    users = numbers(spark, -(-rows // ROWS_PER_USER))
+    return users.select(F.xxhash64(F.lit("user"), "id").alias("user_key"), indices.alias("known_items"))
 
 
 def _index(item: F.Column) -> F.Column:
@@ -103,8 +105,8 @@ def _naive(rows: DataFrame, pairs: DataFrame, catalogue: DataFrame, items: int) 
 
 
 def _run(drawn: DataFrame, counts: list[int]) -> None:
-    """Draw everything and write it nowhere; the number of negatives, counted on the way, goes to `counts`."""
-    seen = Observation()
+    """Run the draw without writing its rows. Appends the number of negatives to `counts`."""
+    observation = Observation()
     negatives = F.size(F.filter("negatives", lambda item: item > 0))
-    drawn.observe(seen, F.sum(negatives).alias("negatives")).write.format("noop").mode("overwrite").save()
-    counts.append(int(seen.get["negatives"]))
+    drawn.observe(observation, F.sum(negatives).alias("negatives")).write.format("noop").mode("overwrite").save()
+    counts.append(int(observation.get["negatives"]))

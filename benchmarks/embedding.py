@@ -1,4 +1,4 @@
-"""Embedding the whole catalogue on Spark, held against a plain read and write of as many floats."""
+"""Compares embedding all items on Spark with a plain read and write of as many floats."""
 
 import argparse
 import shutil
@@ -25,8 +25,8 @@ DS = "2024-03-01"
 
 
 def measure_embedding(spark: SparkSession, folder: Path, items: int, runs: int) -> dict[str, float]:
-    """Seconds of the step and of the copy, medians of runs that take turns; the first of each, which also starts Spark's
-    Python workers, apart."""
+    """Median seconds of the step and of the copy; they run in turns. The first run of each, which also starts Spark's Python
+    workers, is reported separately."""
     shutil.rmtree(folder, ignore_errors=True)
     warehouse = _night(spark, folder, items)
     context = Context(cast(Any, None), spark, warehouse, argparse.Namespace(), DS)
@@ -37,20 +37,20 @@ def measure_embedding(spark: SparkSession, folder: Path, items: int, runs: int) 
         write_item_embeddings(context)
 
     for _ in range(1 + runs):
-        seconds["copy"].append(seconds_of("plain copy", lambda: copy([_as_many(warehouse)], folder / "_copy")))
+        seconds["copy"].append(seconds_of("plain copy", lambda: copy([_random_vectors(warehouse)], folder / "_copy")))
         seconds["step"].append(seconds_of("write_item_embeddings", step))
-    found = {name: statistics.median(values[1:]) for name, values in seconds.items()}
-    return found | {"first_step": seconds["step"][0], "first_copy": seconds["copy"][0]}
+    medians = {name: statistics.median(values[1:]) for name, values in seconds.items()}
+    return medians | {"first_step": seconds["step"][0], "first_copy": seconds["copy"][0]}
 
 
-def _as_many(warehouse: Warehouse) -> DataFrame:
-    """Item features with random vectors: as the embeddings, they cannot be packed."""
+def _random_vectors(warehouse: Warehouse) -> DataFrame:
+    """Items with random vectors: like embeddings, they do not compress."""
     vector = F.array(*(F.rand(place).cast("float") for place in range(night.DIM)))
     return warehouse.read("item_features", DS).select("item_id", "item_index", vector.alias("embedding"))
 
 
 def _night(spark: SparkSession, folder: Path, items: int) -> Warehouse:
-    """A warehouse with what the step reads: item features, and a model of random parameters."""
+    """A warehouse with the inputs of the step: item features, and a model with random parameters."""
     warehouse = Warehouse(spark, str(folder))
     rows = spark.range(items).select(
         F.concat(F.lit("i"), "id").alias("item_id"),
@@ -61,8 +61,8 @@ def _night(spark: SparkSession, folder: Path, items: int) -> Warehouse:
     schema = night.feature_schema(items)
     torch.manual_seed(night.SEED)
     staging = warehouse.new_staging("models", DS)
-    nothing: dict[str, Any] = {"steps": 0, "rows": 0, "metrics": [], "epochs": [], "masked": {}}
-    result = TrainingResult(parameters=0, rows_without_negatives=0, temperature=1.0, seconds=0.0, **nothing)
+    empty: dict[str, Any] = {"steps": 0, "rows": 0, "metrics": [], "epochs": [], "masked": {}}
+    result = TrainingResult(parameters=0, rows_without_negatives=0, temperature=1.0, seconds=0.0, **empty)
     save_checkpoint(staging, TwoTower(schema, night.MODEL), {}, result)
     recipe = Recipe("", {"item_features": features.fingerprint})
     content = [checksum(f"{staging}/{name}") for name in (PARAMETERS, STATE)]

@@ -1,13 +1,13 @@
-"""The simulation by which Yi et al. (RecSys 2019, section 6.1) judge their frequency estimation, with our estimator.
+"""Repeats the simulation of frequency estimation of Yi et al. (RecSys 2019, section 6.1) with our estimator.
 
     python -m benchmarks.frequency            # two tables, last line JSON; draws docs/plots/frequency.png
 
-1,000 items; 128 different ones a step, drawn in proportion to q ~ i^2 and, from step 10,000 on, to q ~ (999 - i)^2. The error
-of a step is sum |estimate - 128 q| / (2 x 128). Arrays begin at A = 0, B = 100. A plateau is the mean error of the last
-2,000 steps before the change (or before the end), over several draws of steps and ids.
+There are 1,000 items. Each step draws 128 distinct items in proportion to q ~ i^2, and after step 10,000 to q ~ (999 - i)^2.
+The error of a step is sum |estimate - 128 q| / (2 x 128). Arrays start at A = 0, B = 100. A plateau is the mean error of the
+last 2,000 steps before the change (or before the end), averaged over runs with different seeds.
 
-`paper` is read off the paper's figures 4 and 5 (the second for alpha 0.05, which the figure does not say and which fits
-best); `rerun` is an independent program's. `warm_up` is what Nightjar adds: the first gaps of a slot count in full.
+`paper` is read from figures 4 and 5 of the paper. Figure 5 does not give alpha; 0.05 fits best. `rerun` is from an independent
+implementation. `warm_up` is an addition of Nightjar: the first gaps of a slot get full weight.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from model.loss.streaming_frequency import FrequencyEstimator
 
 ITEMS, BATCH, STEPS, CHANGE = 1000, 128, 20_000, 10_000
 INITIAL_GAP = 100
-LOOK_EVERY, PLATEAU = 50, 2000  # steps
+MEASURE_EVERY, PLATEAU = 50, 2000  # steps
 ALPHAS = {
     0.01: {"paper": 0.10, "rerun": 0.113},
     0.05: {"paper": 0.12, "rerun": 0.140},
@@ -36,9 +36,9 @@ HASHES_ALPHA = 0.05
 
 
 def simulate(config: StreamingConfig, seed: int, steps: int = STEPS, change: int = CHANGE) -> np.ndarray:
-    """[steps / LOOK_EVERY] errors of an estimator over one run."""
-    draw = np.random.default_rng(seed)
-    ids = int(draw.integers(2, 2**30)) + torch.arange(ITEMS)  # Dense, as indices of a vocabulary are.
+    """Errors [steps / MEASURE_EVERY] of an estimator during one run."""
+    rng = np.random.default_rng(seed)
+    ids = int(rng.integers(2, 2**30)) + torch.arange(ITEMS)  # consecutive, like the indices of a vocabulary
     estimator = FrequencyEstimator(config, INITIAL_GAP, BATCH)
     weights = np.arange(ITEMS) ** 2.0
     with np.errstate(divide="ignore"):
@@ -47,18 +47,18 @@ def simulate(config: StreamingConfig, seed: int, steps: int = STEPS, change: int
         ]
     errors = []
     for step in range(1, steps + 1):
-        log_q, wanted = phases[step > change]
-        # The largest of log q + Gumbel noise are a draw without replacement in proportion to q.
-        batch = np.argpartition(-(log_q + draw.gumbel(size=ITEMS)), BATCH)[:BATCH]
+        log_q, expected = phases[step > change]
+        # Gumbel top-k: draws without replacement in proportion to q.
+        batch = np.argpartition(-(log_q + rng.gumbel(size=ITEMS)), BATCH)[:BATCH]
         estimator.update(ids[torch.from_numpy(batch)])
-        if step % LOOK_EVERY == 0:
-            errors.append(float((estimator.probabilities(ids) - wanted).abs().sum()) / (2 * BATCH))
+        if step % MEASURE_EVERY == 0:
+            errors.append(float((estimator.probabilities(ids) - expected).abs().sum()) / (2 * BATCH))
     return np.array(errors)
 
 
 def plateaus(errors: np.ndarray) -> tuple[float, float]:
-    """Mean error at the end of the first and of the second phase."""
-    width, middle = PLATEAU // LOOK_EVERY, CHANGE // LOOK_EVERY
+    """Mean error at the end of the first phase and of the second phase."""
+    width, middle = PLATEAU // MEASURE_EVERY, CHANGE // MEASURE_EVERY
     return float(errors[middle - width : middle].mean()), float(errors[-width:].mean())
 
 
@@ -75,7 +75,7 @@ def _plot(alphas: dict[str, np.ndarray], hashes: dict[str, np.ndarray], path: Pa
     for panel, curves, title in zip(axes, (alphas, hashes), titles, strict=True):
         for name, curve in curves.items():
             dashes = "--" if "warm" in name else "-"
-            panel.plot(np.arange(1, len(curve) + 1) * LOOK_EVERY, curve, dashes, label=name, linewidth=1)
+            panel.plot(np.arange(1, len(curve) + 1) * MEASURE_EVERY, curve, dashes, label=name, linewidth=1)
         panel.set(title=title, xlabel="step", ylim=(0, 0.6))
         panel.legend()
     axes[0].set_ylabel("error")
@@ -83,13 +83,13 @@ def _plot(alphas: dict[str, np.ndarray], hashes: dict[str, np.ndarray], path: Pa
 
 
 def main() -> None:
-    """Run, print both tables, draw both plots."""
+    """Run the simulations, print both tables, draw both plots."""
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--seeds", type=int, default=3)
     options = flags.parse_args()
-    torch.set_num_threads(1)  # Arrays of a hundred numbers.
+    torch.set_num_threads(1)  # the arrays are too small for more threads
     alphas, hashes, figures = {}, {}, {}
-    for alpha, known in ALPHAS.items():
+    for alpha, published in ALPHAS.items():
         config = {"alpha": alpha, "hashes": ALPHA_SLOTS[0], "slots": ALPHA_SLOTS[1]}
         for warm_up in (False, True):
             name = f"alpha {alpha}{', warm-up' if warm_up else ''}"
@@ -98,8 +98,8 @@ def main() -> None:
             figures[name] = {
                 "plateau": first,
                 "after": second,
-                "step_500": float(curve[500 // LOOK_EVERY - 1]),
-                **known,
+                "step_500": float(curve[500 // MEASURE_EVERY - 1]),
+                **published,
             }
     for (count, slots), paper in HASHES.items():
         name = f"(m, H) = ({count}, {slots})"

@@ -1,14 +1,14 @@
-"""Link prediction on a graph of articles: does logQ correction help, at which temperature, and how much?
+"""Measures the effect of logQ correction on link prediction between articles, at several temperatures.
 
     python -m benchmarks.links FOLDER            # FOLDER holds links.tsv and categories.tsv of Wikispeedia
                                                  # prints a table, last line JSON
 
-The counterpart of the Wikipedia experiment of Yi et al. (RecSys 2019, table 2): a source article is the user, an article
-that it links to the item. 10% of the links are held out, by a hash of the link and the seed; the rest trains DSSM towers
-over ids and categories with in-batch negatives, through the same files, reader, masks and loss as a night. Recall@K is over
-the whole corpus, without the articles that the source is known to link to, mean over sources with held-out links.
+Follows the Wikipedia experiment of Yi et al. (RecSys 2019, table 2): the source article of a link is the user, the target
+article is the item. A hash of link and seed holds out 10% of the links. The other links train DSSM towers over ids and
+categories with in-batch negatives, with the files, reader, masks and loss of a night. Recall@K ranks all articles except
+training targets of the source, and is the mean over sources with held-out links.
 
-`plain` is correction: none. All rows of a column have the same seeds, samples, order and budget.
+`plain` has no correction. All rows of a column have the same seeds, samples, order and number of epochs.
 
 Shapes: M articles.
 """
@@ -39,7 +39,7 @@ from model.training.spec import TrainingSpec
 from pipelines.contract.schema import FeatureSchema
 
 FIRST = 2  # index of the first article: 0 is padding, 1 is default
-CATEGORIES = 4  # of an article that are used; most have one or two
+CATEGORIES = 4  # most categories used per article; most articles have one or two
 HELD_OUT = 0.1
 KS = (10, 50, 100)
 TEMPERATURES = (0.05, 0.07, 0.14)
@@ -56,16 +56,16 @@ BATCH, EPOCHS = 1024, 8
 
 @dataclass(frozen=True)
 class Graph:
-    """Links as places of articles, and the categories of each article (0-padded indices)."""
+    """Links as positions of articles, and the categories of each article (0-padded indices)."""
 
     source: np.ndarray
     target: np.ndarray
     categories_MC: np.ndarray
-    held_out: np.ndarray  # bool, a link each
+    held_out: np.ndarray  # bool, one per link
 
     @classmethod
     def read(cls, folder: Path, seed: int) -> "Graph":
-        """Both files, names URL-encoded, lines with # are comments."""
+        """Read both files. Names are URL-encoded; lines with # are comments."""
         links = pd.read_csv(folder / "links.tsv", sep="\t", comment="#", names=["source", "target"]).drop_duplicates()
         names = np.unique(links.to_numpy().ravel())
         place = {name: number for number, name in enumerate(names)}
@@ -74,8 +74,8 @@ class Graph:
         index = {name: FIRST + number for number, name in enumerate(sorted(topics["category"].unique()))}
         categories_MC = np.zeros((len(names), CATEGORIES), np.int32)
         for article, group in topics.groupby("article"):
-            own = [index[name] for name in sorted(group["category"])[:CATEGORIES]]
-            categories_MC[place[article], : len(own)] = own
+            indices = [index[name] for name in sorted(group["category"])[:CATEGORIES]]
+            categories_MC[place[article], : len(indices)] = indices
         chance = [
             int.from_bytes(hashlib.blake2b(f"{seed}/{a}/{b}".encode(), digest_size=8).digest(), "big") / 2**64
             for a, b in links.itertuples(index=False)
@@ -89,12 +89,12 @@ class Graph:
 
     @property
     def articles(self) -> int:
-        """How many articles there are."""
+        """The number of articles."""
         return len(self.categories_MC)
 
 
 def schema_of(graph: Graph) -> FeatureSchema:
-    """An id and categories on both sides; the tables of categories are one, those of ids are not."""
+    """An id and categories on both sides. Both sides share the embedding table of categories, but not that of ids."""
     size, topics = graph.articles + FIRST, int(graph.categories_MC.max()) + 1
     sides = {
         side: [
@@ -110,17 +110,17 @@ def schema_of(graph: Graph) -> FeatureSchema:
 
 
 def write_tables(graph: Graph, folder: Path, seed: int) -> dict[str, Any]:
-    """Samples, item_features and item_stats as a night writes them; the fields of a TrainingSpec that name them."""
+    """Write samples, item_features and item_stats like a night. Returns the fields of a TrainingSpec with their files."""
     rows = np.random.default_rng(seed).permutation(np.flatnonzero(~graph.held_out))
     source, target = graph.source[rows], graph.target[rows]
-    nothing = np.zeros((len(rows), 1), np.int32)
+    no_negatives = np.zeros((len(rows), 1), np.int32)
     samples = _table(
         user_index=FIRST + source,
         user_categories=graph.categories_MC[source],
         item_index=FIRST + target,
         weight=np.ones(len(rows), np.float32),
-        negatives=nothing,
-        negative_kinds=nothing,
+        negatives=no_negatives,
+        negative_kinds=no_negatives,
     )
     files = []
     for number, part in enumerate(np.array_split(np.arange(len(rows)), FILES)):
@@ -130,8 +130,8 @@ def write_tables(graph: Graph, folder: Path, seed: int) -> dict[str, Any]:
     index = np.arange(FIRST, graph.articles + FIRST)
     pq.write_table(_table(item_index=index, item_categories=graph.categories_MC), folder / "item_features.parquet")
     counts = np.bincount(target, minlength=graph.articles)
-    none = np.zeros(graph.articles)
-    stats = _table(item_index=index, q_in_batch=counts / counts.sum(), q_uniform=none, q_popularity=none)
+    zeros = np.zeros(graph.articles)
+    stats = _table(item_index=index, q_in_batch=counts / counts.sum(), q_uniform=zeros, q_popularity=zeros)
     pq.write_table(stats, folder / "item_stats.parquet")
     return {
         "train": files,
@@ -141,25 +141,25 @@ def write_tables(graph: Graph, folder: Path, seed: int) -> dict[str, Any]:
 
 
 def _table(**columns: np.ndarray) -> pa.Table:
-    """Scalars, and lists where an array has two dimensions."""
+    """An Arrow table. Two-dimensional arrays become list columns."""
     return pa.table({name: values if values.ndim == 1 else list(values) for name, values in columns.items()})
 
 
 def recall(graph: Graph, checkpoint: str) -> list[float]:
-    """Recall@KS over the whole corpus."""
+    """Recall@KS of held-out links over all articles."""
     model = load_checkpoint(checkpoint)
     articles = np.arange(graph.articles)
     items_Md = embed_items(model, {"item_index": FIRST + articles, "item_categories": graph.categories_MC})
     users_Md = embed_users(model, {"user_index": FIRST + articles, "user_categories": graph.categories_MC})
-    known, held = ~graph.held_out, graph.held_out
-    excluded = (np.concatenate([graph.source[known], articles]), np.concatenate([graph.target[known], articles]))
+    training, held_out = ~graph.held_out, graph.held_out
+    excluded = (np.concatenate([graph.source[training], articles]), np.concatenate([graph.target[training], articles]))
     top = top_k(users_Md @ items_Md.T, max(KS), excluded)
-    found = ranking_metrics(top, (graph.source[held], graph.target[held]), graph.articles, KS)
-    return np.nanmean(found["recall"], axis=0).tolist()
+    metrics = ranking_metrics(top, (graph.source[held_out], graph.target[held_out]), graph.articles, KS)
+    return np.nanmean(metrics["recall"], axis=0).tolist()
 
 
 def run(folder: str, row: str, temperature: float, seed: int, epochs: int) -> list[float]:
-    """Train once, return Recall@KS."""
+    """Train one model. Returns its Recall@KS."""
     graph = Graph.read(Path(folder), seed)
     with tempfile.TemporaryDirectory(prefix="nightjar-links-") as work:
         spec = TrainingSpec(
@@ -182,7 +182,7 @@ def _run(case: tuple[str, str, float, int, int]) -> list[float]:
 
 
 def table_of(means: dict[str, dict[float, list[float]]]) -> str:
-    """Rows of losses, columns of temperatures, Recall@10 / 50 / 100 in each cell; a column's best Recall@100 is bold."""
+    """Markdown table of Recall@10 / 50 / 100 by loss and temperature. The best Recall@100 of a column is bold."""
     taus = [tau for tau in TEMPERATURES if tau in next(iter(means.values()))]
     lines = ["| Recall@10 / 50 / 100 |" + "".join(f" tau {tau} |" for tau in taus), "|---" * (len(taus) + 1) + "|"]
     best = {tau: max(row[tau][-1] for row in means.values()) for tau in taus}
@@ -194,7 +194,7 @@ def table_of(means: dict[str, dict[float, list[float]]]) -> str:
 
 
 def main() -> None:
-    """All rows and columns, two at a time."""
+    """Train all rows and columns, two trainings at a time."""
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("folder")
     flags.add_argument("--seeds", type=int, default=3)
@@ -205,14 +205,14 @@ def main() -> None:
     rows, taus = options.only or list(ROWS), options.tau or list(TEMPERATURES)
     cells = list(itertools.product(rows, taus))
     cases = [(options.folder, row, tau, seed, options.epochs) for row, tau in cells for seed in range(options.seeds)]
-    found: dict[tuple[str, float], list[list[float]]] = {cell: [] for cell in cells}
+    recalls: dict[tuple[str, float], list[list[float]]] = {cell: [] for cell in cells}
     with ProcessPoolExecutor(2) as pool:
         for case, figures in zip(cases, pool.map(_run, cases), strict=True):
             say(f"{case[1]}, tau {case[2]}, seed {case[3]}: " + " / ".join(f"{value:.4f}" for value in figures))
-            found[case[1], case[2]].append(figures)
-    means = {row: {tau: np.mean(found[row, tau], axis=0).tolist() for tau in taus} for row in rows}
+            recalls[case[1], case[2]].append(figures)
+    means = {row: {tau: np.mean(recalls[row, tau], axis=0).tolist() for tau in taus} for row in rows}
     print(table_of(means))
-    print(json.dumps({"recall": means, "runs": {f"{row}, {tau}": values for (row, tau), values in found.items()}}))
+    print(json.dumps({"recall": means, "runs": {f"{row}, {tau}": values for (row, tau), values in recalls.items()}}))
 
 
 if __name__ == "__main__":

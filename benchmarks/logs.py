@@ -1,13 +1,14 @@
-"""The logs of a product at any size: a day of interactions and ranking logs, snapshots of users and items.
+"""Synthetic logs of any size: a day of interactions and ranking logs, snapshots of users and items.
 
-Every value is a hash of the numbers of its day, request and place, in Spark SQL expressions alone: millions of rows a
-second, no row ever in Python, the same rows every time. It is about the shape of data, not about taste:
+Each value is a hash of its day, request and place, computed by Spark SQL expressions only. So the rows are the same in every
+run, and Spark makes millions of rows per second. The logs have a realistic shape, but users have no tastes:
 
-- a request ranks 100 different items: 20 exposed (10 of them clicked), 5 re-ranked, 25 dropped by fine and 50 by coarse
-  ranking;
-- items are numbered by popularity, the first in 1 of 100 clicks, then falling like rank^-3/4: 1% of 100,000 items take
-  about 30% of all clicks;
-- requests of users fall like rank^-1/3: most have one or two, 2 or 3 of 1,000 have so many that their clicks meet a cap of 50.
+- a request ranks 100 distinct items: 20 exposed (10 of them clicked), 5 re-ranked, 25 dropped by fine ranking and 50 by
+  coarse ranking;
+- items are numbered by popularity: the first item has 1% of the clicks, and the share falls like rank^-3/4, so that 1% of
+  100,000 items have about 30% of all clicks;
+- the number of requests per user falls like rank^-1/3: most users have one or two; for 2 or 3 of 1,000 users, the clicks
+  exceed a cap of 50.
 """
 
 from dataclasses import dataclass
@@ -20,15 +21,15 @@ RANKED, EXPOSED, RERANKED, FINE = (
     20,
     25,
     50,
-)  # places of a request: the first 20 are exposed, the next 5 re-ranked, …
-CLICKS = 10  # of a request
-ROWS_A_FILE = 3_000_000
-LAST_REQUEST = 86_000_000  # ms after midnight: its clicks, at most 200 s later, are still of its day
+)  # places per request; places 0-19 are exposed, 20-24 re-ranked, 25-49 fine-ranked
+CLICKS = 10  # per request
+ROWS_PER_FILE = 3_000_000
+LAST_REQUEST = 86_000_000  # ms after midnight: clicks come at most 200 s later, on the same day
 
 
 @dataclass(frozen=True)
 class Day:
-    """The size of a day: how many requests, of how many users there are, over how many items (at least 100)."""
+    """The size of a day: the number of requests, of users, and of items (at least 100)."""
 
     ds: str
     requests: int
@@ -37,7 +38,7 @@ class Day:
 
 
 def ranking_logs(spark: SparkSession, day: Day) -> DataFrame:
-    """The funnel of every request: request_id, user_id, item_id, event_time, stage, position; 100 rows a request."""
+    """100 rows per request: request_id, user_id, item_id, event_time, stage, position."""
     rows = numbers(spark, day.requests * RANKED)
     request, place = F.expr(f"id div {RANKED}"), F.expr(f"cast(id % {RANKED} as int)")
     rows = rows.select(request.alias("request"), place.alias("place"))
@@ -51,24 +52,24 @@ def ranking_logs(spark: SparkSession, day: Day) -> DataFrame:
         _request_id(day),
         _user_id(_user_of(day)),
         item_at(F.col("request"), place, day.items).alias("item_id"),
-        F.timestamp_millis(_asked_at(day)).alias("event_time"),
+        F.timestamp_millis(_requested_at(day)).alias("event_time"),
         stage.alias("stage"),
         (place - start + 1).cast("int").alias("position"),
     )
 
 
 def interactions(spark: SparkSession, day: Day) -> DataFrame:
-    """Ten clicks a request among what it exposed: user_id, item_id, event_time, action, request_id."""
+    """Ten clicks per request on exposed items: user_id, item_id, event_time, action, request_id."""
     rows = numbers(spark, day.requests * CLICKS)
     rows = rows.select(F.expr(f"id div {CLICKS}").alias("request"), F.expr(f"id % {CLICKS}").alias("click"))
-    # Multiplying by 7 permutes the 20 places, so ten numbers of clicks are ten different places.
+    # Multiplying by 7 permutes the 20 places, so ten clicks have ten distinct places.
     place = F.pmod(F.col("click") * 7 + F.xxhash64(F.lit("clicked"), F.lit(day.ds), "request"), F.lit(EXPOSED))
     rows = rows.select("request", place.cast("int").alias("place"))
     return _clicks(rows, day, _user_of(day))
 
 
 def first_clicks(spark: SparkSession, day: Day) -> DataFrame:
-    """One click of each of nine users in ten: the small log of a first night that gets to know them."""
+    """One click of each user except every tenth: the small log of a first night."""
     rows = numbers(spark, day.users).where("id % 10 > 0").select(F.col("id").alias("request"), F.lit(0).alias("place"))
     return _clicks(rows, day, F.col("request"))
 
@@ -100,12 +101,12 @@ def items(spark: SparkSession, day: Day) -> DataFrame:
 
 
 def item_at(request: Column, place: Column, catalogue: int) -> Column:
-    """The item at a place (0 to 99) of a request, as its number by popularity; never one item at two places.
+    """The item at a place (0 to 99) of a request, as its rank by popularity. Places of a request have distinct items.
 
-    The catalogue is cut into 100 ranges that widen like the fourth power, and every place of a request has a range of
-    its own: distinct by construction, without looking at the other places.
+    The catalogue is cut into 100 ranges whose bounds grow like the fourth power. Each place of a request draws from a
+    different range, so items are distinct without comparing places.
     """
-    # 37 and 100 share no factor: over the places, every range comes once.
+    # 37 and 100 are coprime, so each range is used once.
     cut = F.pmod(place * 37 + F.xxhash64(F.lit("ranges"), request), F.lit(RANKED))
     low, high = _range_start(cut, catalogue), _range_start(cut + 1, catalogue)
     return low + F.pmod(F.xxhash64(F.lit("item"), request, place), high - low)
@@ -117,18 +118,18 @@ def _range_start(cut: Column, catalogue: int) -> Column:
 
 
 def numbers(spark: SparkSession, count: int) -> DataFrame:
-    """`id` from 0 to count - 1, in as many tasks as there will be files."""
-    return spark.range(0, count, numPartitions=max(2, -(-count // ROWS_A_FILE)))
+    """Column `id` from 0 to count - 1. One partition per file that will be written."""
+    return spark.range(0, count, numPartitions=max(2, -(-count // ROWS_PER_FILE)))
 
 
 def _clicks(rows: DataFrame, day: Day, user: Column) -> DataFrame:
     request, place = F.col("request"), F.col("place")
-    # Five seconds a place, and never twice the same instant for long.
+    # Five seconds per place, plus a random delay.
     after = place * 5_000 + F.pmod(F.xxhash64(F.lit("after"), request, place), F.lit(100_000))
     return rows.select(
         _user_id(user),
         item_at(request, place, day.items).alias("item_id"),
-        F.timestamp_millis(_asked_at(day) + after).alias("event_time"),
+        F.timestamp_millis(_requested_at(day) + after).alias("event_time"),
         F.lit("click").alias("action"),
         _request_id(day),
     )
@@ -143,13 +144,13 @@ def _user_id(number: Column) -> Column:
 
 
 def _user_of(day: Day) -> Column:
-    """Whose request it is: the number of a user, small ones more often."""
+    """The number of the user of a request; small numbers are more frequent."""
     bits = F.shiftrightunsigned(F.xxhash64(F.lit("user"), F.lit(day.ds), F.col("request")), 11)
     chance = bits * F.lit(2.0**-53)
     return F.floor(F.lit(float(day.users)) * chance * F.sqrt(chance))
 
 
-def _asked_at(day: Day) -> Column:
-    """When the request came, in ms since 1970."""
+def _requested_at(day: Day) -> Column:
+    """The time of the request in ms since 1970-01-01."""
     midnight = F.unix_millis(F.to_timestamp(F.lit(day.ds)))
     return midnight + F.pmod(F.xxhash64(F.lit("when"), F.lit(day.ds), F.col("request")), F.lit(LAST_REQUEST))

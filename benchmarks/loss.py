@@ -1,14 +1,14 @@
-"""What masks, correction and frequency estimation cost: a whole training step with them over one with a bare softmax.
+"""The cost of masks, logQ correction and frequency estimation: a full training step relative to one with a bare softmax.
 
-    python -m benchmarks.loss            # last line JSON: full_over_bare, and by correction
+    python -m benchmarks.loss            # last line JSON: full_over_bare, and the ratio of each correction
 
-Both steps run the same towers on the same batches of 4096 rows (ids, a category, tags, a history of 50; a million items and
-a hundred thousand users with sparse gradients), backward pass and optimiser included. `bare` is in-batch sampled softmax as
-it is usually written: cross entropy of u v' / tau against the diagonal, no mask, no correction. `full` is the step of a
-night with the streaming estimator, correction and every mask. Steps alternate; each figure is a ratio of medians.
+Both steps run the same towers on the same batches of 4,096 rows (ids, a category, tags, a history of 50; 1M items and 100,000
+users with sparse gradients), with backward pass and optimiser. `bare` is the usual in-batch sampled softmax: cross entropy of
+u v' / tau against the diagonal, without masks or correction. `full` is the step of a night, with streaming frequencies,
+correction and all masks. The steps run in turns; each figure is a ratio of medians.
 
-Positives follow Zipf's law (`zipf`), or are 4096 different items (`distinct`), where embedding each candidate once saves
-nothing. `full_over_bare` is the worst of both and of all corrections.
+Positives follow Zipf's law (`zipf`), or are 4,096 distinct items (`distinct`), so that embedding each candidate only once
+saves nothing. `full_over_bare` is the largest ratio over both and over all corrections.
 """
 
 import argparse
@@ -57,17 +57,17 @@ SCHEMA = {
 
 
 def batches(count: int, seed: int, distinct: bool) -> list[Batch]:
-    """Batches whose items follow Zipf's law, in positives and histories alike; or whose positives are all different."""
-    draw = np.random.default_rng(seed)
-    found = []
+    """Batches whose positives and histories follow Zipf's law. `distinct`: all positives of a batch are different items."""
+    rng = np.random.default_rng(seed)
+    result = []
     for _ in range(count):
-        items = np.minimum(ITEMS - 3, (ITEMS ** draw.random((BATCH, 1 + HISTORY))).astype(np.int64)) + 2
+        items = np.minimum(ITEMS - 3, (ITEMS ** rng.random((BATCH, 1 + HISTORY))).astype(np.int64)) + 2
         if distinct:
-            items[:, 0] = draw.choice(np.arange(2, ITEMS), BATCH, replace=False)
-        found.append(
+            items[:, 0] = rng.choice(np.arange(2, ITEMS), BATCH, replace=False)
+        result.append(
             {
-                "user_index": torch.from_numpy(draw.integers(2, USERS, BATCH)),
-                "user_age": torch.from_numpy(draw.integers(2, 10, BATCH)),
+                "user_index": torch.from_numpy(rng.integers(2, USERS, BATCH)),
+                "user_age": torch.from_numpy(rng.integers(2, 10, BATCH)),
                 "item_index": torch.from_numpy(items[:, 0].copy()),
                 "history": torch.from_numpy(items[:, 1:].copy()),
                 "weight": torch.ones(BATCH),
@@ -75,21 +75,21 @@ def batches(count: int, seed: int, distinct: bool) -> list[Batch]:
                 "negative_kinds": torch.zeros(BATCH, 1, dtype=torch.int64),
             }
         )
-    return found
+    return result
 
 
 def make_step(loss: LossConfig) -> RetrievalStep:
-    """A model of its own, so that no step profits from what another has touched."""
+    """A step with a new model, so that steps do not share caches."""
     torch.manual_seed(0)
     schema = FeatureSchema.model_validate(SCHEMA)
-    draw = np.random.default_rng(1)
+    rng = np.random.default_rng(1)
     index = np.arange(2, ITEMS)
     catalogue = Catalogue(
         schema,
         {
             "item_index": index,
-            "item_category": draw.integers(2, 500, len(index)),
-            "item_tags": draw.integers(2, 5000, (len(index), TAGS)),
+            "item_category": rng.integers(2, 500, len(index)),
+            "item_tags": rng.integers(2, 5000, (len(index), TAGS)),
         },
     )
     towers = TwoTower(schema, ModelConfig(hidden=[128], dim=64), sparse_rows=50_000)
@@ -100,7 +100,7 @@ def make_step(loss: LossConfig) -> RetrievalStep:
 
 
 def bare_loss(step: RetrievalStep, batch: Batch) -> Tensor:
-    """In-batch softmax without anything."""
+    """In-batch softmax without masks and correction."""
     items_Bd = step.towers.item_vectors(step.catalogue.gather(batch["item_index"]))
     logits_BB = step.towers.user_vectors(batch) @ items_Bd.T / TAU
     return F.cross_entropy(logits_BB, torch.arange(BATCH))
@@ -112,7 +112,7 @@ def full_loss(step: RetrievalStep, batch: Batch) -> Tensor:
 
 
 def measure(losses: dict[str, LossConfig | None], steps: int, distinct: bool) -> dict[str, list[float]]:
-    """Seconds of each step by name; None is the bare one. Names take turns, batch by batch."""
+    """Seconds of each step, by name of the loss. None is the bare softmax. Losses run in turns, batch by batch."""
     models = {name: make_step(loss or LossConfig(correction="none", temperature=TAU)) for name, loss in losses.items()}
     optimizers = {
         name: build_optimizers(step, TrainingConfig(embedding_rows_sparse=50_000)) for name, step in models.items()
@@ -129,7 +129,7 @@ def measure(losses: dict[str, LossConfig | None], steps: int, distinct: bool) ->
             clip_gradients(step.parameters(), [], 10.0)
             for optimizer in optimizers[name]:
                 optimizer.step()
-            if number >= 2:  # The first ones fill caches.
+            if number >= 2:  # the first two steps warm up
                 seconds[name].append(time.perf_counter() - started)
     return seconds
 
@@ -150,7 +150,7 @@ def main() -> None:
         seconds = measure(losses, options.steps, distinct=positives == "distinct")
         medians = {name: statistics.median(values) for name, values in seconds.items()}
         for name, value in medians.items():
-            say(f"{positives:8} {name:15} {1000 * value:6.1f} ms a step, {value / medians['bare']:.2f} of bare")
+            say(f"{positives:8} {name:15} {1000 * value:6.1f} ms per step, {value / medians['bare']:.2f} of bare")
         ratios[positives] = {
             name: round(value / medians["bare"], 3) for name, value in medians.items() if name != "bare"
         }

@@ -1,7 +1,8 @@
-"""A night as trainers see it, made in numpy: samples in one-row-group files, item features, sampling chances.
+"""A synthetic night as training reads it, made in numpy: samples (one row group per file), item features, sampling
+probabilities.
 
-A row has three scalars and two lists (20 and 4 indices), as in the measurements that this repository's reader was
-designed by, and the kinds of its four negatives. Items follow Zipf's law in positives and histories; negatives are uniform.
+A row has three scalars, a history of 20 indices and four negatives with their kinds. Items follow Zipf's law in positives and
+histories; negatives are uniform.
 """
 
 import math
@@ -26,13 +27,13 @@ EMBEDDING, HIDDEN, DIM = 32, 128, 64
 GROUP_ROWS = 32_768  # the default of samples.row_group_rows
 SEED = 3
 
-EVERY_KIND = (UNIFORM, POPULARITY, COARSE, FINE)  # half of them shared by the batch, half the row's own
-OWN = (COARSE, COARSE, FINE, FINE)  # each row keeps its four to itself
-WITHOUT = (NONE,) * NEGATIVES
+ALL_KINDS = (UNIFORM, POPULARITY, COARSE, FINE)  # easy negatives are shared by the batch, hard ones belong to their row
+OWN = (COARSE, COARSE, FINE, FINE)  # all four negatives belong to their row
+WITHOUT = (NONE,) * NEGATIVES  # no negatives
 
 
 def feature_schema(items: int = ITEMS) -> FeatureSchema:
-    """A user is an id and a history, an item an id and a category."""
+    """A user has an id and a history, an item has an id and a category."""
     return FeatureSchema.model_validate(
         {
             "version": 1,
@@ -57,14 +58,14 @@ def feature_schema(items: int = ITEMS) -> FeatureSchema:
 MODEL = ModelConfig(dim=DIM, hidden=[HIDDEN], embedding_dim=EMBEDDING, small_embedding_dim=EMBEDDING)
 
 
-def sample_rows(rows: int, seed: int, kinds: Sequence[int] = EVERY_KIND) -> dict[str, np.ndarray]:
-    """Columns of `samples`, with negatives of these kinds."""
-    draw = np.random.default_rng(seed)
-    items = FIRST + (ITEMS ** draw.random((rows, 1 + HISTORY), np.float32)).astype(np.int32).clip(max=ITEMS) - 1
+def sample_rows(rows: int, seed: int, kinds: Sequence[int] = ALL_KINDS) -> dict[str, np.ndarray]:
+    """Columns of `samples` with negatives of the given kinds."""
+    rng = np.random.default_rng(seed)
+    items = FIRST + (ITEMS ** rng.random((rows, 1 + HISTORY), np.float32)).astype(np.int32).clip(max=ITEMS) - 1
     kinds_K = np.array(kinds, np.int32)
-    negatives = draw.integers(FIRST, ITEMS + FIRST, (rows, NEGATIVES), np.int32) * (kinds_K != NONE)
+    negatives = rng.integers(FIRST, ITEMS + FIRST, (rows, NEGATIVES), np.int32) * (kinds_K != NONE)
     return {
-        "user_index": draw.integers(FIRST, USERS + FIRST, rows, np.int32),
+        "user_index": rng.integers(FIRST, USERS + FIRST, rows, np.int32),
         "item_index": items[:, 0].copy(),
         "weight": np.ones(rows, np.float32),
         "history": items[:, 1:].copy(),
@@ -74,17 +75,17 @@ def sample_rows(rows: int, seed: int, kinds: Sequence[int] = EVERY_KIND) -> dict
 
 
 def categories(items: int = ITEMS) -> np.ndarray:
-    """The category of every item, in order of their indices."""
+    """The category of each item, in the order of item indices."""
     return np.random.default_rng(SEED).integers(FIRST, CATEGORIES + FIRST, items, np.int32)
 
 
-def chances() -> np.ndarray:
-    """How likely a positive is each item, in order of their indices."""
+def sampling_probabilities() -> np.ndarray:
+    """The probability that a positive is each item, in the order of item indices."""
     return np.log1p(1 / np.arange(1, ITEMS + 1)) / np.log(ITEMS + 1)
 
 
 def table(rows: dict[str, np.ndarray]) -> pa.Table:
-    """Arrow's table with list columns, as Spark writes them."""
+    """An Arrow table. Two-dimensional arrays become list columns, as Spark writes them."""
     return pa.table({name: _column(values) for name, values in rows.items()})
 
 
@@ -95,8 +96,8 @@ def _column(values: np.ndarray) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values.ravel()))
 
 
-def write_samples(folder: Path, rows: int, kinds: Sequence[int] = EVERY_KIND) -> list[SampleFile]:
-    """Files of one row group each, all of one size but the last; at least two."""
+def write_samples(folder: Path, rows: int, kinds: Sequence[int] = ALL_KINDS) -> list[SampleFile]:
+    """Write files of one row group each, of equal size except the last. Writes at least two."""
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     size = min(GROUP_ROWS, math.ceil(rows / 2))
@@ -109,18 +110,18 @@ def write_samples(folder: Path, rows: int, kinds: Sequence[int] = EVERY_KIND) ->
 
 
 def write_items(folder: Path) -> tuple[list[str], list[str]]:
-    """URLs of item_features and item_stats."""
+    """Write item_features and item_stats. Returns their URLs."""
     folder.mkdir(parents=True, exist_ok=True)
     index = np.arange(FIRST, ITEMS + FIRST, dtype=np.int32)
-    chance = chances()
-    stats = {"q_in_batch": chance, "q_uniform": np.full(ITEMS, 1 / ITEMS), "q_popularity": chance}
+    probabilities = sampling_probabilities()
+    stats = {"q_in_batch": probabilities, "q_uniform": np.full(ITEMS, 1 / ITEMS), "q_popularity": probabilities}
     pq.write_table(table({"item_index": index, "item_category": categories()}), folder / "item_features.parquet")
     pq.write_table(table({"item_index": index, **stats}), folder / "item_stats.parquet")
     return [f"file://{folder}/item_features.parquet"], [f"file://{folder}/item_stats.parquet"]
 
 
 def make_spec(folder: Path, train: list[SampleFile], epochs: int, **training: Any) -> TrainingSpec:
-    """Training on these files; everything that is not said is as configured by default."""
+    """A training on these files. Settings that are not given have their defaults."""
     item_features, item_stats = write_items(folder / "items")
     return TrainingSpec(
         features=feature_schema(),

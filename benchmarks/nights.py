@@ -1,31 +1,29 @@
-"""Thirty nights of a product whose users change: what nightly training is worth, what it costs, and what the gates stop.
+"""Runs thirty nights of a product whose users change: the gain and cost of nightly training, and the faults that gates stop.
 
     python -m benchmarks.nights [--nights 30] [--folder DIR]     # about half an hour on 2 cores; last line JSON
 
-Simulated logs with drifting tastes and new items every day (benchmarks/nights.yaml). Recall@50 over all items on the day
-after, of items that the user did not have yet:
+The logs are simulated, with drifting tastes and new items every day (benchmarks/nights.yaml). Recall@50 is over all items that
+are new to the user, on the clicks of the next day.
 
-    nightly         jobs.nightly, night after night: last night's model goes on with a day
-    frozen          the first night's model, never trained again; its vocabularies and histories go on, and items are embedded
-                    anew every night
-    scratch         every fifth night a new model, trained on the samples of the last seven nights, six epochs as the first
-    unscaled        as nightly, with the first night's learning rates (training.warm_start_scale 1)
-    updates         within every second day, jobs.incremental at 6:00, 12:00, 18:00 and the end of the day
+    nightly         jobs.nightly every night: the model of last night trains on one more day
+    frozen          the model of the first night, never trained again; vocabularies, histories and embeddings are updated
+    scratch         a new model every fifth night, trained for six epochs on the samples of the last seven nights
+    unscaled        like nightly, with the learning rates of the first night (training.warm_start_scale 1)
+    updates         every second day, jobs.incremental at 6:00, 12:00, 18:00 and the end of the day
 
-    nightly_over_frozen, nightly_over_scratch,  ratios of mean recalls over every fifth night, for frozen and unscaled those
-    nightly_over_unscaled                       of the second half
-    cost_over_scratch                           seconds of a night's training over those of one from scratch, medians
-    updated_over_night                          Recall@50 of the updates over that of last night's release, on the
-                                                events of those days that came after an update and before the next
-    updated_gain                                the mean over days of what the updates of a day gain on those events, and
-                                                its standard error
-    update_cost                                 seconds of an update over those of a night of the second half, medians
-    refused                                     nights of those thirty that the gates refused; none should be
-    poisoned, broken                            what refuses a day with half of its clicks at random, and one that lacks 90%
-                                                of its rows
-    unchecked                                   what refuses the latter with checks.rows_low off
+    nightly_over_frozen, nightly_over_scratch,  ratios of mean recalls over every fifth night; for frozen and unscaled only the
+    nightly_over_unscaled                       second half
+    cost_over_scratch                           seconds of a nightly training / seconds of one from scratch, medians
+    updated_over_night                          Recall@50 of the updates / Recall@50 of last night's release, on the events of
+                                                those days between an update and the next one
+    updated_gain                                mean over days of the recall gained on these events, and its standard error
+    update_cost                                 seconds of an update / seconds of a night of the second half, medians
+    refused                                     nights that the gates refused; expected: none
+    poisoned, broken                            the error for a day with half of its clicks on random items, and for a day
+                                                without 90% of its rows
+    unchecked                                   the error for the second day with checks.rows_low off
 
-With --folder the warehouses stay, and the same command goes on where it was stopped. Writes docs/plots/nights.png.
+With --folder the warehouses are kept, and the same command resumes a stopped run. Writes docs/plots/nights.png.
 """
 
 import argparse
@@ -62,109 +60,120 @@ from pipelines.storage.warehouse import Warehouse
 
 CONFIG = Path(__file__).with_name("nights.yaml")
 INPUTS = ("interactions", "ranking_logs", "users", "items")
-MADE = ("vocabularies", "user_histories", "item_stats", "item_features", "item_versions", "positives", "samples")
+NIGHT_TABLES = (
+    "vocabularies",
+    "user_histories",
+    "item_stats",
+    "item_features",
+    "item_versions",
+    "positives",
+    "samples",
+)
 BOOTSTRAP, EVERY = 7, 5
 HOURS = ("T06:00", "T12:00", "T18:00", "T23:59:59.999999")
-FREEZE = 1e-30  # A learning rate too small to change a number.
+FREEZE = 1e-30  # a learning rate too small to change a parameter
 
 
-def open_house(spark: SparkSession, folder: Path, *overrides: str) -> Context:
-    """A warehouse of its own in a folder."""
+def open_context(spark: SparkSession, folder: Path, *overrides: str) -> Context:
+    """A job context with a separate warehouse in a folder."""
     config = load_config(str(CONFIG), [f"warehouse={folder}", *overrides])
     return Context(config, spark, Warehouse(spark, config.warehouse), argparse.Namespace(bootstrap_days=None))
 
 
-def night(house: Context, ds: str, bootstrap: int | None = None) -> float:
-    """A whole night as jobs.nightly runs it; its seconds. GateError where it is refused."""
-    house.args.bootstrap_days = bootstrap
+def night(context: Context, ds: str, bootstrap: int | None = None) -> float:
+    """Run a night like jobs.nightly. Returns its seconds. Raises GateError if a gate refuses it."""
+    context.args.bootstrap_days = bootstrap
     started = time.perf_counter()
-    nightly.run_night(house.at(ds))
+    nightly.run_night(context.at(ds))
     return time.perf_counter() - started
 
 
-def recall(house: Context, ds: str, model: str = "two_tower") -> float:
-    """Recall@50 that `evaluate` has found."""
-    rows = house.warehouse.read("evaluations", ds).where(f"metric = 'recall' and slice = 'all' and model = '{model}'")
+def recall(context: Context, ds: str, model: str = "two_tower") -> float:
+    """Recall@50 that `evaluate` wrote for a night."""
+    rows = context.warehouse.read("evaluations", ds).where(f"metric = 'recall' and slice = 'all' and model = '{model}'")
     return float(rows.where("k = 50").collect()[0]["value"])
 
 
-def nightly_chain(house: Context, nights: list[str]) -> tuple[dict[str, float], list[str]]:
-    """Every night in turn. Seconds by night, and the nights that were refused; of those that have been, from a file."""
-    file = Path(house.config.warehouse, "chain.json")
+def nightly_chain(context: Context, nights: list[str]) -> tuple[dict[str, float], list[str]]:
+    """Run all nights in order. Returns seconds by night, and refused nights. Skips nights that chain.json lists as done."""
+    file = Path(context.config.warehouse, "chain.json")
     chain = json.loads(file.read_text()) if file.exists() else {"seconds": {}, "refused": []}
     for number, ds in enumerate(nights):
         if ds in chain["seconds"]:
             continue
         started = time.perf_counter()
         try:
-            night(house, ds, None if number else BOOTSTRAP)
+            night(context, ds, None if number else BOOTSTRAP)
         except GateError as error:
             say(f"{ds}: refused: {error}")
             chain["refused"].append(ds)
         seconds = chain["seconds"][ds] = time.perf_counter() - started
-        say(f"nightly {ds}: {recall(house, ds):.4f} (popular {recall(house, ds, 'popularity'):.4f}), {seconds:.1f} s")
+        say(
+            f"nightly {ds}: {recall(context, ds):.4f} (popular {recall(context, ds, 'popularity'):.4f}), {seconds:.1f} s"
+        )
         file.write_text(json.dumps(chain))
     return chain["seconds"], chain["refused"]
 
 
 def updates(
-    spark: SparkSession, house: Context, folder: Path, ds: str
+    spark: SparkSession, context: Context, folder: Path, ds: str
 ) -> tuple[list[tuple[float, float]], list[float]]:
-    """The updates of a day as they would have been before its night.
+    """Run the updates of a day, in a copy of the warehouse, as if its night had not run.
 
-    After each but the last: recall of the updates so far and of the release of last night, on the events before the next.
-    And the seconds of each update.
+    Returns a pair for each update except the last: recall of the updates so far and recall of last night's release, on the
+    events until the next update. Also returns the seconds of each update.
     """
     shutil.rmtree(folder, ignore_errors=True)
-    link(Path(house.config.warehouse), folder)
-    other = open_house(spark, folder)
+    link(Path(context.config.warehouse), folder)
+    copy = open_context(spark, folder)
     yesterday = shift(ds, -1)
-    release = other.warehouse.require("item_embeddings", yesterday, "").facts["release_id"]
-    write_current(other.warehouse, Current(release, yesterday))
+    release = copy.warehouse.require("item_embeddings", yesterday, "").facts["release_id"]
+    write_current(copy.warehouse, Current(release, yesterday))
     recalls, seconds = [], []
     for number, hour in enumerate(HOURS, 1):
-        other.args.until = f"{ds}{hour}"
+        copy.args.until = f"{ds}{hour}"
         started = time.perf_counter()
-        incremental.run(other.at(ds))
+        incremental.run(copy.at(ds))
         seconds.append(time.perf_counter() - started)
-        models = f"{folder_of(other.warehouse, ds, number)}/models/ds={ds}/{MANIFEST}"
-        told = json.loads(other.warehouse.read_text(models))["facts"]["within_day"]
-        if "night" in told:
-            recalls.append((told["recall"], told["night"]))
-            say(f"{ds} until {hour}: {told['recall']:.4f}, of last night {told['night']:.4f}, {seconds[-1]:.1f} s")
+        models = f"{folder_of(copy.warehouse, ds, number)}/models/ds={ds}/{MANIFEST}"
+        within_day = json.loads(copy.warehouse.read_text(models))["facts"]["within_day"]
+        if "night" in within_day:
+            updated, last_night = within_day["recall"], within_day["night"]
+            recalls.append((updated, last_night))
+            say(f"{ds} until {hour}: {updated:.4f}, last night's release {last_night:.4f}, {seconds[-1]:.1f} s")
     return recalls, seconds
 
 
 def retrained(
-    spark: SparkSession, house: Context, folder: Path, nights: list[str], scale: float
+    spark: SparkSession, context: Context, folder: Path, nights: list[str], scale: float
 ) -> tuple[dict[str, float], list[float]]:
-    """The first night's model, trained on by the same samples with other learning rates: recalls, seconds of trainings."""
-    other = _trainer(spark, house, folder, nights, f"training.warm_start_scale={scale}")
-    link(Path(house.config.warehouse, "models", f"ds={nights[0]}"), folder / "models" / f"ds={nights[0]}")
+    """Train the first night's model on later nights with other learning rates. Returns recalls and seconds of trainings."""
+    copy = _trainer(spark, context, folder, nights, f"training.warm_start_scale={scale}")
+    link(Path(context.config.warehouse, "models", f"ds={nights[0]}"), folder / "models" / f"ds={nights[0]}")
     recalls, seconds = {}, []
     for number, ds in enumerate(nights):
-        tracker = Tracker(other.config, other.warehouse, ds)
+        tracker = Tracker(copy.config, copy.warehouse, ds)
         if number:
             started = time.perf_counter()
-            train.run(other.at(ds), tracker)
+            train.run(copy.at(ds), tracker)
             seconds.append(time.perf_counter() - started)
         if number % EVERY == 0:
-            recalls[ds] = _evaluated(other, ds)
+            recalls[ds] = _evaluated(copy, ds)
         tracker.close_night("FINISHED")
     return recalls, seconds
 
 
 def from_scratch(
-    spark: SparkSession, house: Context, folder: Path, nights: list[str], chosen: list[str]
+    spark: SparkSession, context: Context, folder: Path, nights: list[str], chosen: list[str]
 ) -> tuple[dict[str, float], list[float]]:
-    """New models of some nights, trained on the samples of a window: recalls, seconds of trainings."""
-    other = _trainer(spark, house, folder, nights)
-    config, warehouse = other.config, other.warehouse
+    """Train new models for the chosen nights, each on the samples of a window. Returns recalls and seconds of trainings."""
+    copy = _trainer(spark, context, folder, nights)
+    config, warehouse = copy.config, copy.warehouse
     recalls, seconds = {}, []
     for ds in chosen:
-        made = {table: warehouse.require(table, ds, "") for table in ("samples", "item_features", "item_stats")}
+        manifests = {table: warehouse.require(table, ds, "") for table in ("samples", "item_features", "item_stats")}
         files = {table: warehouse.data_files(warehouse.path(table, ds)) for table in ("item_features", "item_stats")}
-        schema = house.warehouse.require("models", ds, "").facts["schema"]
+        schema = context.warehouse.require("models", ds, "").facts["schema"]
         window = [day for day in nights if shift(ds, -BOOTSTRAP) < day <= ds]
         train_files = [
             {"url": f"{warehouse.path('samples', day)}/{group['path']}", "rows": group["rows"]}
@@ -178,7 +187,7 @@ def from_scratch(
                 "features": schema,
                 "train": train_files,
                 "valid": [],
-                "negatives": made["samples"].facts["negatives"],
+                "negatives": manifests["samples"].facts["negatives"],
                 "model": config.model,
                 "loss": config.loss,
                 "training": config.training,
@@ -191,77 +200,77 @@ def from_scratch(
         launch(spec)
         seconds.append(time.perf_counter() - started)
         content = [checksum(f"{staging}/{name}") for name in (PARAMETERS, STATE)]
-        inputs = {table: manifest.fingerprint for table, manifest in made.items()}
+        inputs = {table: manifest.fingerprint for table, manifest in manifests.items()}
         warehouse.finish_folder(
             staging, "models", ds, Recipe("scratch", inputs), {"content": content, "schema": schema}
         )
-        recalls[ds] = _evaluated(other, ds)
+        recalls[ds] = _evaluated(copy, ds)
     return recalls, seconds
 
 
-def _trainer(spark: SparkSession, house: Context, folder: Path, nights: list[str], *overrides: str) -> Context:
-    """A warehouse with all that these nights train on."""
-    inputs = [f"inputs.{table}.path={house.config.warehouse}/{table}" for table in INPUTS]
+def _trainer(spark: SparkSession, context: Context, folder: Path, nights: list[str], *overrides: str) -> Context:
+    """A context whose warehouse has the tables that these nights train on."""
+    inputs = [f"inputs.{table}.path={context.config.warehouse}/{table}" for table in INPUTS]
     for ds in nights:
-        for table in MADE:
-            link(Path(house.config.warehouse, table, f"ds={ds}"), folder / table / f"ds={ds}")
-    return open_house(spark, folder, *inputs, *overrides)
+        for table in NIGHT_TABLES:
+            link(Path(context.config.warehouse, table, f"ds={ds}"), folder / table / f"ds={ds}")
+    return open_context(spark, folder, *inputs, *overrides)
 
 
-def _evaluated(house: Context, ds: str) -> float:
-    evaluate.run(house.at(ds), Tracker(house.config, house.warehouse, ds, join_finished=True))
-    found = recall(house, ds)
-    say(f"{Path(house.config.warehouse).name} {ds}: {found:.4f}")
-    return found
+def _evaluated(context: Context, ds: str) -> float:
+    evaluate.run(context.at(ds), Tracker(context.config, context.warehouse, ds, join_finished=True))
+    value = recall(context, ds)
+    say(f"{Path(context.config.warehouse).name} {ds}: {value:.4f}")
+    return value
 
 
-def spoiled(
-    spark: SparkSession, house: Context, folder: Path, ds: str, table: str, rows: DataFrame, *overrides: str
+def refusal_of(
+    spark: SparkSession, context: Context, folder: Path, ds: str, table: str, rows: DataFrame, *overrides: str
 ) -> str:
-    """What refuses the night of a day whose rows of a table are these; "" where nothing does."""
+    """The error of a night in which `rows` replace the table of a day; "" if the night succeeds."""
     shutil.rmtree(folder, ignore_errors=True)
-    link(Path(house.config.warehouse), folder)
-    other = open_house(spark, folder, *overrides)
-    other.warehouse.write_input(rows, table)
+    link(Path(context.config.warehouse), folder)
+    copy = open_context(spark, folder, *overrides)
+    copy.warehouse.write_input(rows, table)
     before = (folder / "releases" / "current.json").read_text()
     try:
-        night(other, ds)
+        night(copy, ds)
     except NightjarError as error:
         if (folder / "releases" / "current.json").read_text() != before:
-            raise RuntimeError(f"{folder.name}: the night was refused, and current moved") from None
+            raise RuntimeError(f"{folder.name}: the night was refused, but current.json changed") from None
         say(f"{folder.name} {ds}: {error}")
         return f"{type(error).__name__}: {error}"
     return ""
 
 
 def link(source: Path, target: Path) -> None:
-    """The same files in another folder, but for the record, which is written in place."""
+    """Hard-link all files into another folder. Copies the MLflow database, because it is changed in place."""
 
-    def take(one: str, other: str) -> None:
-        (shutil.copy2 if "mlflow.db" in one else os.link)(one, other)
+    def link_or_copy(file: str, new: str) -> None:
+        (shutil.copy2 if "mlflow.db" in file else os.link)(file, new)
 
     if not target.exists():
-        shutil.copytree(source, target, copy_function=take)
+        shutil.copytree(source, target, copy_function=link_or_copy)
 
 
-def _interactions(house: Context, ds: str) -> DataFrame:
-    return house.warehouse.read_input(house.warehouse.path("interactions"), [ds])
+def _interactions(context: Context, ds: str) -> DataFrame:
+    return context.warehouse.read_input(context.warehouse.path("interactions"), [ds])
 
 
-def poison(house: Context, config: Config, ds: str) -> DataFrame:
-    """The interactions of a day, half of them on an item at random."""
+def poison(context: Context, config: Config, ds: str) -> DataFrame:
+    """The interactions of a day, half of them moved to random items."""
     item = F.floor(1 + config.simulation.items * F.rand(2)).cast("bigint")
-    rows = _interactions(house, ds)
+    rows = _interactions(context, ds)
     return rows.withColumn("item_id", F.when(F.rand(1) < 0.5, item).otherwise(F.col("item_id")))
 
 
 def draw(recalls: dict[str, dict[str, float]], nights: list[str]) -> None:
-    """The curves over the nights."""
+    """Plot recall by night, one curve per model."""
     figure, (axes,) = panels(1, (8.0, 4.0))
-    for name, found in recalls.items():
-        places = [place for place, ds in enumerate(nights, 1) if ds in found]
-        style = "o" if name == "scratch" else "-" if len(found) == len(nights) else "o-"
-        axes.plot(places, [found[nights[place - 1]] for place in places], style, label=name)
+    for name, by_night in recalls.items():
+        numbers = [number for number, ds in enumerate(nights, 1) if ds in by_night]
+        style = "o" if name == "scratch" else "-" if len(by_night) == len(nights) else "o-"
+        axes.plot(numbers, [by_night[nights[number - 1]] for number in numbers], style, label=name)
     axes.set_xlabel("night")
     axes.set_ylabel("Recall@50 on the next day")
     axes.set_ylim(bottom=0)
@@ -270,10 +279,10 @@ def draw(recalls: dict[str, dict[str, float]], nights: list[str]) -> None:
 
 
 def main() -> None:
-    """Run, draw, print."""
+    """Start Spark, measure, print."""
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    flags.add_argument("--nights", type=int, default=30, help=f"more than {EVERY}")
-    flags.add_argument("--folder", type=Path, help="where the warehouses stay; default: nowhere")
+    flags.add_argument("--nights", type=int, default=30, help=f"number of nights, more than {EVERY}")
+    flags.add_argument("--folder", type=Path, help="keep the warehouses in this folder")
     options = flags.parse_args()
     with tempfile.TemporaryDirectory(prefix="nightjar-bench-") as temporary:
         folder = (options.folder or Path(temporary)).absolute()
@@ -287,47 +296,53 @@ def main() -> None:
 
 
 def measure(spark: SparkSession, folder: Path, count: int) -> dict[str, Any]:
-    """All of it."""
-    house = open_house(spark, folder / "nightly", f"simulation.days={BOOTSTRAP + count + 1}")
-    simulate_logs.run(house)
-    start = house.config.simulation.start
+    """Run all nights, draw the plot, return the figures."""
+    context = open_context(spark, folder / "nightly", f"simulation.days={BOOTSTRAP + count + 1}")
+    simulate_logs.run(context)
+    start = context.config.simulation.start
     nights = days_back(shift(start, BOOTSTRAP + count - 2), count)
-    seconds, refused = nightly_chain(house, nights)
-    recalls = {"nightly": {ds: recall(house, ds) for ds in nights}}
-    recalls["popularity"] = {ds: recall(house, ds, "popularity") for ds in nights}
-    recalls["frozen"], _ = retrained(spark, house, folder / "frozen", nights, FREEZE)
-    recalls["scratch"], scratch = from_scratch(spark, house, folder / "scratch", nights, nights[EVERY::EVERY])
-    recalls["unscaled"], continued = retrained(spark, house, folder / "unscaled", nights, 1.0)
+    seconds, refused = nightly_chain(context, nights)
+    recalls = {"nightly": {ds: recall(context, ds) for ds in nights}}
+    recalls["popularity"] = {ds: recall(context, ds, "popularity") for ds in nights}
+    recalls["frozen"], _ = retrained(spark, context, folder / "frozen", nights, FREEZE)
+    recalls["scratch"], scratch = from_scratch(spark, context, folder / "scratch", nights, nights[EVERY::EVERY])
+    recalls["unscaled"], continued = retrained(spark, context, folder / "unscaled", nights, 1.0)
     draw(recalls, nights)
     tomorrow = shift(nights[-1], 1)
-    few = _interactions(house, tomorrow).where(F.rand(3) < 0.1)
-    both = list(recalls["scratch"])
-    late = both[len(both) // 2 :]
+    few = _interactions(context, tomorrow).where(F.rand(3) < 0.1)
+    every_fifth = list(recalls["scratch"])
+    late = every_fifth[len(every_fifth) // 2 :]
     late_nights = [seconds[ds] for ds in nights if ds >= late[0]]
-    within = {ds: updates(spark, house, folder / f"updates-{ds}", ds) for ds in nights[1::2]}
+    within = {ds: updates(spark, context, folder / f"updates-{ds}", ds) for ds in nights[1::2]}
     pairs = [pair for recalls_of, _ in within.values() for pair in recalls_of]
-    gains = [statistics.mean(now - then for now, then in recalls_of) for recalls_of, _ in within.values()]
+    gains = [statistics.mean(new - old for new, old in recalls_of) for recalls_of, _ in within.values()]
 
     def mean(name: str, days: list[str]) -> float:
         return statistics.mean(recalls[name][ds] for ds in days)
 
     return {
         "nightly_over_frozen": mean("nightly", late) / mean("frozen", late),
-        "nightly_over_scratch": mean("nightly", both) / mean("scratch", both),
+        "nightly_over_scratch": mean("nightly", every_fifth) / mean("scratch", every_fifth),
         "nightly_over_unscaled": mean("nightly", late) / mean("unscaled", late),
         "cost_over_scratch": statistics.median(continued) / statistics.median(scratch),
-        "updated_over_night": statistics.mean(now for now, _ in pairs) / statistics.mean(then for _, then in pairs),
+        "updated_over_night": statistics.mean(new for new, _ in pairs) / statistics.mean(old for _, old in pairs),
         "updated_gain": [statistics.mean(gains), statistics.stdev(gains) / math.sqrt(len(gains))],
-        "update_cost": statistics.median(one for _, spent in within.values() for one in spent)
+        "update_cost": statistics.median(cost for _, costs in within.values() for cost in costs)
         / statistics.median(late_nights),
         "refused": refused,
-        "poisoned": spoiled(
-            spark, house, folder / "poisoned", tomorrow, "interactions", poison(house, house.config, tomorrow)
+        "poisoned": refusal_of(
+            spark, context, folder / "poisoned", tomorrow, "interactions", poison(context, context.config, tomorrow)
         ),
-        "broken": spoiled(spark, house, folder / "broken", tomorrow, "interactions", few),
-        "unchecked": spoiled(spark, house, folder / "unchecked", tomorrow, "interactions", few, "checks.rows_low=null"),
-        "within": {ds: [[round(value, 4) for value in pair] for pair in found] for ds, (found, _) in within.items()},
-        "recalls": {name: {ds: round(value, 4) for ds, value in found.items()} for name, found in recalls.items()},
+        "broken": refusal_of(spark, context, folder / "broken", tomorrow, "interactions", few),
+        "unchecked": refusal_of(
+            spark, context, folder / "unchecked", tomorrow, "interactions", few, "checks.rows_low=null"
+        ),
+        "within": {
+            ds: [[round(value, 4) for value in pair] for pair in pairs_of] for ds, (pairs_of, _) in within.items()
+        },
+        "recalls": {
+            name: {ds: round(value, 4) for ds, value in by_night.items()} for name, by_night in recalls.items()
+        },
     }
 
 

@@ -1,9 +1,9 @@
-"""torch-rechub in a virtual environment of its own: `PEER/bin/python benchmarks/peer.py ROWS.npz MODEL BATCH WORKERS`.
+"""Times torch-rechub in a separate virtual environment: `PEER/bin/python benchmarks/peer.py ROWS.npz MODEL BATCH WORKERS`.
 
-Trains one of its models through its own documented classes (MatchDataGenerator, MatchTrainer, both at their defaults) for
-two epochs and prints the seconds of the second one. Run by benchmarks/training.py; imports nothing of this project.
+Trains one of its models for two epochs with its documented classes (MatchDataGenerator and MatchTrainer, both with defaults)
+and prints the seconds of the second epoch. benchmarks/training.py runs this file; it imports nothing from this project.
 
-    dssm    DSSM, point-wise (mode 0): a row is a user with one item, label 1 or 0
+    dssm    DSSM, point-wise (mode 0): a row is a user and an item, with label 1 or 0
     sbc     YoutubeSBC, list-wise (mode 2): in-batch negatives, corrected by the items' sampling probabilities
 """
 
@@ -19,7 +19,7 @@ from torch_rechub.utils.data import MatchDataGenerator
 
 
 def main(path: str, kind: str, batch: int, workers: int) -> float:
-    """Seconds of an epoch."""
+    """Seconds of the second epoch."""
     with np.load(path) as file:
         rows = {name: file[name] for name in file.files}
     sizes = dict(zip(("users", "items", "categories", "embedding", "hidden", "dim"), rows.pop("sizes").tolist()))

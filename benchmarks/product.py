@@ -1,4 +1,4 @@
-"""A product in a folder, as the steps see it: its logs day by day, a night's config, and users who have been there long."""
+"""A synthetic product in a folder: logs day by day, the config of a night, and users with a long history."""
 
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -48,30 +48,30 @@ CONFIG = SampleConfig(
         ],
         history=History(length=50),
     ),
-    # So mild that it is computed for every row and drops none: the ratios are to be over all of them.
+    # A threshold that is computed for every row but drops none, so that ratios count all rows.
     positives=Positives(downsample=Downsample(threshold=5e-3), valid_hours=0.0),
     negatives=Negatives(uniform=3, popularity=3, coarse=2, fine=2),
     samples=Samples(),
 )
 RECIPE = digest({part.name: getattr(CONFIG, part.name).model_dump(mode="json") for part in fields(CONFIG)})
-KNOWN = 100  # items that a user of long standing has
+KNOWN = 100  # known items of a user with a long history
 
 
 class Product:
-    """Input tables and written tables under one folder. What is there already is not made again."""
+    """Input tables and written tables in one folder. Existing input tables are not written again."""
 
     def __init__(self, spark: SparkSession, folder: Path) -> None:
         self.spark, self.folder = spark, folder
         self.warehouse = Warehouse(spark, str(folder))
 
     def write_logs(self, day: Day) -> None:
-        """Interactions, ranking logs and snapshots of a day."""
+        """Write interactions, ranking logs and snapshots of a day."""
         self._write("interactions", day.ds, lambda: logs.interactions(self.spark, day))
         self._write("ranking_logs", day.ds, lambda: logs.ranking_logs(self.spark, day))
         self.write_snapshots(day.ds, day)
 
     def write_snapshots(self, ds: str, day: Day) -> None:
-        """Snapshots of the users and items of a day, under a ds of choice."""
+        """Write snapshots of the users and items of a day, as those of `ds`."""
         self._write("users", ds, lambda: logs.users(self.spark, day))
         self._write("items", ds, lambda: logs.items(self.spark, day))
 
@@ -79,34 +79,35 @@ class Product:
         write_once(rows, self.folder / table / f"ds={ds}")
 
     def night(self, ds: str, bootstrap_days: int = 0) -> Night:
-        """A night of this product."""
+        """Open a night of this product."""
         return Night.open(self.warehouse, Inputs(), ds, SEED, bootstrap_days, CONFIG.checks, CONFIG.features)
 
     def positives(self, ds: str, *, bootstrap_days: int = 0, force: bool = True) -> Manifest:
-        """The step build_positives of a night."""
+        """Run build_positives of a night."""
         night = self.night(ds, bootstrap_days)
         return build_positives(night, CONFIG, RECIPE, force=force)[0]
 
     def negatives(self, ds: str, *, bootstrap_days: int = 0, force: bool = True) -> Manifest:
-        """The step build_negatives of a night."""
+        """Run build_negatives of a night."""
         night = self.night(ds, bootstrap_days)
         return build_negatives(night, CONFIG, RECIPE, force=force)[0]
 
-    def grow_old(self, day: Day) -> None:
-        """What the night after `day` needs of it: a small first night that meets nine of ten users, then a past for each.
+    def write_old_users(self, day: Day) -> None:
+        """Write the state of a first night whose users have a long history: 100 known items and a full history each.
 
-        The past is 100 known items and a full history, as after months: to make those months would take hours.
+        The night sees one click of nine users in ten; then with_past adds the history. Simulating months of logs would
+        take hours.
         """
         manifest = self.warehouse.manifest("user_histories", day.ds)
         if manifest and "past" in manifest.facts:
             return
-        say(f"{day.ds}: a first night with one click a user, then a past of {KNOWN} items for each")
+        say(f"{day.ds}: a first night with one click per user, then {KNOWN} known items for each user")
         self.write_snapshots(shift(day.ds, -1), day)
         self.write_snapshots(day.ds, day)
         self._write("interactions", day.ds, lambda: logs.first_clicks(self.spark, day))
         self.positives(day.ds, bootstrap_days=1)
         manifest = self.warehouse.require("user_histories", day.ds, "")
-        # Written to the side first: a table cannot be read and replaced at once.
+        # Written to another folder first, because Spark cannot read and overwrite a table at once.
         aside = self.folder / "_past"
         shutil.rmtree(aside, ignore_errors=True)
         with_past(self.warehouse, day).write.parquet(str(aside))
@@ -116,22 +117,22 @@ class Product:
         shutil.rmtree(aside)
 
     def tables_before(self, ds: str) -> list[DataFrame]:
-        """What build_positives reads for a night: its interactions, the snapshots, the state of the night before."""
+        """The tables that build_positives reads: interactions, snapshots, and the state of the night before."""
         before = shift(ds, -1)
         days = {"interactions": ds, "items": ds, "users": before}
         days |= dict.fromkeys(("vocabularies", "user_histories", "item_stats"), before)
         return [self.table(table, day) for table, day in days.items()]
 
     def table(self, table: str, ds: str) -> DataFrame:
-        """The rows of any partition, as a plain reader gets them."""
+        """Read a partition as plain Parquet, without its manifest."""
         return self.spark.read.parquet(str(self.folder / table / f"ds={ds}"))
 
 
 def with_past(warehouse: Warehouse, day: Day) -> DataFrame:
-    """user_histories of a day whose users look back on 100 items, popular ones more often, none twice.
+    """user_histories of a day, with 100 more known items per user, without repeats, popular ones more often.
 
-    Items are drawn in numpy by hash of the user, one from each of 100 ranges of the catalogue in order of popularity, and
-    put in front of what the night itself saw.
+    Items are drawn by a hash of the user, one from each of 100 ranges of the catalogue in the order of popularity. They
+    come before the items of the night.
     """
     state = warehouse.read("user_histories", day.ds)
     stats = warehouse.read("item_stats", day.ds).select("item_id", "item_index").toPandas()
@@ -152,17 +153,17 @@ def with_past(warehouse: Warehouse, day: Day) -> DataFrame:
             yield pa.RecordBatch.from_arrays([*batch.columns, past], names=[*batch.schema.names, "past"])
 
     schema = T.StructType([*state.schema.fields, T.StructField("past", T.ArrayType(T.IntegerType()))])
-    own, length = F.col("known_items"), CONFIG.features.history.length if CONFIG.features.history else 0
+    known_items, length = F.col("known_items"), CONFIG.features.history.length if CONFIG.features.history else 0
     hours_ago = F.sequence(F.lit(length), F.lit(1), F.lit(-1))
     times = F.transform(
         hours_ago, lambda hours: F.timestamp_seconds(F.unix_timestamp(F.lit(f"{day.ds} 00:00:00")) - hours * 3600)
     )
-    aged = state.mapInArrow(run, schema).withColumn("past", F.array_except("past", own))
+    aged = state.mapInArrow(run, schema).withColumn("past", F.array_except("past", known_items))
     return (
         aged.withColumn(
             "history_items", F.slice(F.concat(F.slice("past", -length, length), "history_items"), -length, length)
         )
         .withColumn("history_times", F.slice(F.concat(times, "history_times"), -length, length))
-        .withColumn("known_items", F.concat("past", own))
+        .withColumn("known_items", F.concat("past", known_items))
         .drop("past")
     )

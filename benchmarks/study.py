@@ -1,13 +1,12 @@
-"""Compare settings of model, loss and training on one night's samples: same rows, same budget, several seeds.
+"""Compares settings of model, loss and training on the samples of one night: same rows and epochs, several seeds.
 
     python -m benchmarks.study --config conf/demo.yaml --ds 2024-03-07 --seeds 3 \\
         --variant "listwise" --variant "hinge: loss.kind=hinge loss.temperature=0.1"
 
-Needs a warehouse in which the night was built (jobs.nightly). Each variant is trained and evaluated by the jobs of a night,
-under seeds 1 to N, into a record of its own (experiment nightjar-study); models and evaluations of that ds are those of the
-last variant afterwards, so use a warehouse kept for it. Prints a table of Recall@K (default 50): the mean over seeds and,
-behind ±, half of its 95% interval (Student's t); below it, of towers that weigh fields or channels, the mean weights; the last
-line is JSON.
+Needs a warehouse in which jobs.nightly has run the night. The jobs of a night train and evaluate each variant with seeds 1 to
+N, and log to the MLflow experiment nightjar-study. Afterwards, models and evaluations of that ds are those of the last
+variant, so use a separate warehouse. Prints a table of Recall@K (default 50): the mean over seeds ± half of its 95% interval
+(Student's t); then the mean weights of towers that weigh fields or channels. The last line is JSON.
 """
 
 import argparse
@@ -30,13 +29,13 @@ from pipelines.session import open_session
 from pipelines.storage.warehouse import Warehouse
 
 BASELINES = {"popularity": "recent popularity", "item_cf": "item-item CF", "best_reachable": "best reachable"}
-Figures = dict[str, list[float]]  # slice (or side.field) -> one value a seed
+Figures = dict[str, list[float]]  # slice (or side.field) -> one value per seed
 Variant = tuple[str, list[str]]  # name, overrides of the config
 
 
 @dataclass
-class Found:
-    """What a study found, by variant."""
+class StudyResult:
+    """Figures of a study, by variant."""
 
     recall: dict[str, Figures] = field(default_factory=dict)
     weights: dict[str, Figures] = field(default_factory=dict)
@@ -44,7 +43,7 @@ class Found:
 
 
 def variant(text: str) -> Variant:
-    """`NAME` or `NAME: a.b=c d.e=f` -> the name and its overrides."""
+    """Parse `NAME` or `NAME: a.b=c d.e=f` into the name and its overrides."""
     name, _, overrides = text.partition(":")
     return name.strip(), overrides.split()
 
@@ -52,33 +51,33 @@ def variant(text: str) -> Variant:
 def measure(
     spark: SparkSession, config: Config, ds: str, k: int
 ) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
-    """Train and evaluate once: model -> slice -> Recall@k, and what the towers weigh in the end."""
+    """Train and evaluate once. Returns model -> slice -> Recall@k, and the final weights of fields or channels."""
     context = Context(config, spark, Warehouse(spark, config.warehouse), argparse.Namespace(), ds, force=False)
     tracker = Tracker(config, context.warehouse, ds)
     for job in (train.run, evaluate.run):
         job(context, tracker)
     tracker.close_night("FINISHED")
     rows = context.warehouse.read("evaluations", ds).where(f"metric = 'recall' and k = {k}").collect()
-    found: dict[str, dict[str, float]] = {}
+    recall: dict[str, dict[str, float]] = {}
     for row in rows:
-        found.setdefault(row["model"], {})[row["slice"]] = row["value"]
+        recall.setdefault(row["model"], {})[row["slice"]] = row["value"]
     trained = read_description(context.warehouse.path("models", ds))["result"]
-    return found, trained["epochs"][-1]["weights"]
+    return recall, trained["epochs"][-1]["weights"]
 
 
-def study(config: str, shared: Sequence[str], ds: str, variants: Sequence[Variant], seeds: int, k: int) -> Found:
-    """Every variant under seeds 1 to `seeds`. `shared`: overrides of all of them."""
+def study(config: str, shared: Sequence[str], ds: str, variants: Sequence[Variant], seeds: int, k: int) -> StudyResult:
+    """Run every variant with seeds 1 to `seeds`. `shared`: overrides of all variants."""
     shared = ["tracking.experiment=nightjar-study", *shared]
     base = load_config(config, shared)
     spark = open_session("nightjar-study", {name: str(value) for name, value in base.spark.items()})
-    result = Found()
+    result = StudyResult()
     for name, overrides in variants:
         for seed in range(1, seeds + 1):
-            found, weights = measure(spark, load_config(config, [*shared, *overrides, f"seed={seed}"]), ds, k)
-            _collect(result.recall.setdefault(name, {}), found.pop("two_tower"))
+            recall, weights = measure(spark, load_config(config, [*shared, *overrides, f"seed={seed}"]), ds, k)
+            _collect(result.recall.setdefault(name, {}), recall.pop("two_tower"))
             if weights:
                 _collect(result.weights.setdefault(name, {}), weights)
-            result.baselines = {BASELINES[model]: {p: [v] for p, v in row.items()} for model, row in found.items()}
+            result.baselines = {BASELINES[model]: {p: [v] for p, v in row.items()} for model, row in recall.items()}
             latest = ", ".join(f"{part} {values[-1]:.4f}" for part, values in result.recall[name].items())
             say(f"{name}, seed {seed}: {latest}")
     spark.stop()
@@ -91,7 +90,7 @@ def _collect(figures: Figures, values: dict[str, float]) -> None:
 
 
 def mean_and_half(values: list[float]) -> tuple[float, float]:
-    """The mean over seeds and half its 95% interval; NaN of one seed."""
+    """The mean over seeds and half of its 95% interval (NaN for one seed)."""
     if len(values) < 2:
         return float(np.mean(values)), float("nan")
     half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
@@ -99,7 +98,7 @@ def mean_and_half(values: list[float]) -> tuple[float, float]:
 
 
 def differences(figures: dict[str, Figures], pairs: Sequence[tuple[str, str]]) -> dict[str, Figures]:
-    """NAME less OTHER, seed by seed: seeds share initial values and order, so much of what they change cancels."""
+    """NAME minus OTHER for each seed. Both have the same initial values and order of rows, so most noise cancels."""
     return {
         f"{name}, less {other}": {
             part: [a - b for a, b in zip(values, figures[other][part], strict=True)]
@@ -111,9 +110,9 @@ def differences(figures: dict[str, Figures], pairs: Sequence[tuple[str, str]]) -
 
 
 def table_of(figures: dict[str, Figures], k: int) -> str:
-    """Markdown: a line a variant, a column a slice."""
-    found = {part for row in figures.values() for part in row}
-    slices = [part for part in SLICES if part in found]
+    """Markdown table: one line per variant, one column per slice."""
+    measured = {part for row in figures.values() for part in row}
+    slices = [part for part in SLICES if part in measured]
     lines = ["| Recall@" + str(k) + " | " + " | ".join(slices) + " |", "|---" * (len(slices) + 1) + "|"]
     for name, row in figures.items():
         cells = []
@@ -124,28 +123,29 @@ def table_of(figures: dict[str, Figures], k: int) -> str:
     return "\n".join(lines)
 
 
-def report(found: Found, k: int, pairs: Sequence[tuple[str, str]] = ()) -> None:
-    """The tables, and everything once more as the last line. `pairs`: variants of which to print the differences too."""
-    print(table_of(found.recall | found.baselines, k))
-    if compared := differences(found.recall, pairs):
+def report(result: StudyResult, k: int, pairs: Sequence[tuple[str, str]] = ()) -> None:
+    """Print the tables, and the result as JSON on the last line. `pairs`: variants whose differences to print."""
+    print(table_of(result.recall | result.baselines, k))
+    if compared := differences(result.recall, pairs):
         print(f"\n{table_of(compared, k)}")
-    for name, weights in found.weights.items():
-        told = ", ".join(f"{part} {np.mean(values):.3f}" for part, values in sorted(weights.items()))
-        print(f"\nmean weights of {name}: {told}")
-    print(json.dumps(asdict(found)))
+    for name, weights in result.weights.items():
+        means = ", ".join(f"{part} {np.mean(values):.3f}" for part, values in sorted(weights.items()))
+        print(f"\nmean weights of {name}: {means}")
+    print(json.dumps(asdict(result)))
 
 
 def main() -> None:
-    """Every variant under every seed."""
+    """Run every variant with every seed."""
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--config", required=True)
     flags.add_argument("--ds", required=True)
-    flags.add_argument("--set", action="append", default=[], dest="overrides", help="for all variants: a.b=c")
+    flags.add_argument("--set", action="append", default=[], dest="overrides", help="a.b=c, for all variants")
     flags.add_argument("--variant", action="append", required=True, type=variant, help="'NAME: a.b=c d.e=f'")
     flags.add_argument("--seeds", type=int, default=3)
     flags.add_argument("--k", type=int, default=50)
-    given = flags.parse_args()
-    report(study(given.config, given.overrides, given.ds, given.variant, given.seeds, given.k), given.k)
+    options = flags.parse_args()
+    result = study(options.config, options.overrides, options.ds, options.variant, options.seeds, options.k)
+    report(result, options.k)
 
 
 if __name__ == "__main__":

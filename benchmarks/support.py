@@ -1,4 +1,4 @@
-"""What benchmarks share: seconds of a call, the plain copy that they are held against, and a watch on memory."""
+"""Shared by the benchmarks: timing, the plain copy that steps are compared with, plots, and a memory monitor."""
 
 import shutil
 import statistics
@@ -15,25 +15,25 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pyspark.sql import DataFrame, SparkSession
 
-matplotlib.use("Agg")  # benchmarks have no screen
+matplotlib.use("Agg")  # write files, open no window
 
 import matplotlib.pyplot as plt
 
 GB = 1024**3
 WORKER_GB = 1
-LOOK_EVERY = 0.2  # seconds between two looks at memory
+SAMPLE_EVERY = 0.2  # seconds between two measurements of memory
 STARTED = time.monotonic()
 
 PLOTS = Path(__file__).resolve().parent.parent / "docs" / "plots"
 
 
 def say(text: str) -> None:
-    """A progress line with the seconds since the start."""
+    """Print a progress line with the seconds since the start."""
     print(f"[{time.monotonic() - STARTED:7.1f} s] {text}", flush=True)
 
 
 def seconds_of(what: str, call: Callable[[], object]) -> float:
-    """Wall-clock seconds of a call, said as a progress line."""
+    """Wall-clock seconds of a call. Also prints them."""
     start = time.perf_counter()
     call()
     seconds = time.perf_counter() - start
@@ -42,35 +42,35 @@ def seconds_of(what: str, call: Callable[[], object]) -> float:
 
 
 def median_of(what: str, call: Callable[[], object], runs: int) -> float:
-    """The median of several runs, in seconds."""
+    """The median of the seconds of `runs` calls."""
     return statistics.median(seconds_of(f"{what}, run {run + 1} of {runs}", call) for run in range(runs))
 
 
 def copy(frames: list[DataFrame], folder: Path) -> None:
-    """Read and write tables as they are: the least that a step over them can cost. The copy goes at once."""
+    """Read and write tables unchanged: a lower bound for the cost of a step over them. Deletes the copy at once."""
     for number, frame in enumerate(frames):
         frame.write.parquet(str(folder / str(number)))
     shutil.rmtree(folder)
 
 
 def write_once(frame: Callable[[], DataFrame], target: Path) -> None:
-    """Write a table unless it is there already; what a killed run left half-written is begun again."""
+    """Write a table unless it exists. A table that a killed run wrote in part is written again."""
     if target.exists():
         return
-    half = target.with_name(f"_half-{target.name}")
-    shutil.rmtree(half, ignore_errors=True)
-    frame().write.parquet(str(half))
-    half.rename(target)
+    staging = target.with_name(f"_half-{target.name}")
+    shutil.rmtree(staging, ignore_errors=True)
+    frame().write.parquet(str(staging))
+    staging.rename(target)
 
 
 def panels(count: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
-    """A figure of so many panels side by side, with one scale of y."""
+    """A figure with `count` panels side by side and a shared y axis."""
     figure, axes = plt.subplots(1, count, figsize=size, sharey=True, squeeze=False)
     return figure, list(axes[0])
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a picture for the docs."""
+    """Write a figure to a file, and close it."""
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
@@ -78,11 +78,11 @@ def save(figure: Figure, path: Path) -> None:
 
 
 class MemoryWatch:
-    """The peak of the resident memory of Spark's JVM and every Python worker, and the limit that they were given.
+    """Measures the peak resident memory of Spark's JVM and its Python workers, and compares it with their limit.
 
-    `limit`: the heap (spark.driver.memory), a tenth of it for what a JVM keeps beside its heap (Spark's own overhead
-    factor), and WORKER_GB for the Python worker of each core. Pages that workers share are counted for each of them, so
-    the peak is no under-statement. The Python driver is left out: it is the benchmark itself.
+    `limit` is the sum of the heap (spark.driver.memory), 10% of it for memory outside the heap (Spark's overhead factor),
+    and WORKER_GB per core for its Python worker. Pages that workers share are counted for each worker, so the peak is an
+    upper bound. The Python driver is not counted, because it is the benchmark.
     """
 
     def __init__(self, spark: SparkSession) -> None:
@@ -107,11 +107,11 @@ class MemoryWatch:
 
     @property
     def share(self) -> float:
-        """The highest peak over the limit."""
+        """The highest peak, as a share of the limit."""
         return max(self.peaks.values()) / self.limit
 
     def _watch(self) -> None:
-        while not self._done.wait(LOOK_EVERY):
+        while not self._done.wait(SAMPLE_EVERY):
             total = _resident(self._jvm) + sum(map(_resident_worker, self._jvm.children(recursive=True)))
             self.peaks[self.part] = max(self.peaks.get(self.part, 0), total)
 
@@ -121,9 +121,9 @@ def _resident(process: psutil.Process) -> int:
 
 
 def _resident_worker(process: psutil.Process) -> int:
-    """Bytes; 0 for a worker that has just gone.
+    """Bytes of a Python worker; 0 if the process has ended.
 
-    Also 0 for what is no Python: Hadoop starts small programs, and for a moment each of them shows the JVM's own pages.
+    Also 0 for other programs: Hadoop forks small ones, and right after the fork they report the pages of the JVM.
     """
     try:
         return _resident(process) if "python" in process.name() else 0

@@ -1,9 +1,9 @@
-"""What towers, features and self-supervision are worth, on a simulated product with many new items: `make bench-towers`.
+"""Compares towers, features and self-supervision on a simulated product with many new items: `make bench-towers`.
 
-The product of conf/demo.yaml, but two fifths of its items are published while it runs, and users and items have two more
-features that tell nothing. One night of six days is built, every variant trained on it under three seeds and evaluated on the
-clicks of the next day. `--warehouse DIR` keeps the tables, and takes those that are there; `--seeds N`; `--only TEXT`:
-variants whose names have it. Prints what benchmarks.study prints; about 40 minutes on 2 cores.
+The product is that of conf/demo.yaml, but 40% of its items are published during the simulation, and users and items have two
+noise features. Every variant trains on one night of six days with three seeds, and is evaluated on the clicks of the next
+day. `--warehouse DIR` keeps the tables and reuses existing ones; `--seeds N`; `--only TEXT` runs only variants whose names
+contain TEXT. Prints the tables of benchmarks.study. Takes about 40 minutes on 2 cores.
 """
 
 import argparse
@@ -23,22 +23,22 @@ CONFIG, DS, DAYS, K = "conf/demo.yaml", "2024-03-07", 6, 50
 NOISE = ("noise_1", "noise_2")
 
 
-def world() -> list[str]:
-    """Overrides of the demo's config."""
+def product_overrides() -> list[str]:
+    """Overrides of the demo config that define the product."""
     noise = [{"kind": "categorical", "name": name} for name in NOISE]
     features = load_config(CONFIG).features
     return [
         "simulation.new_item_share=0.4",
         f"simulation.noise_features={len(NOISE)}",
         *(
-            f"features.{side}={json.dumps([*(feature.model_dump() for feature in given), *noise])}"
-            for side, given in (("user", features.user), ("item", features.item))
+            f"features.{side}={json.dumps([*(feature.model_dump() for feature in configured), *noise])}"
+            for side, configured in (("user", features.user), ("item", features.item))
         ),
     ]
 
 
 def supervised(mask: str, weight: float, temperature: float) -> list[str]:
-    """Overrides for self-supervision."""
+    """Overrides that switch on self-supervision."""
     name = "loss.self_supervision"
     return [f"{name}.mask={mask}", f"{name}.weight={weight}", f"{name}.temperature={temperature}"]
 
@@ -49,13 +49,13 @@ NO_DROPOUT = "model.id_dropout=0.0"
 SENET = [
     "model.tower=senet",
     "training.learning_rate=0.01",
-]  # its weights begin at 1 and have 300 steps to move
+]  # its weights start at 1 and have only 300 steps to change
 VARIANTS: list[Variant] = [
     ("dssm", []),
     ("senet", SENET),
     ("parallel", ["model.tower=parallel", "model.dim=33"]),
     ("youtube_dnn", ["model.tower=youtube_dnn", "model.embedding_dim=32"]),
-    ("dssm, ids alone on the item side", NO_CONTENT),
+    ("dssm, only ids on the item side", NO_CONTENT),
     ("dssm, without the user's id", [NO_USER_ID]),
     ("senet, without the user's id", [NO_USER_ID, *SENET]),
     ("dssm, history by decay", ["model.history_pooling=decay"]),
@@ -66,7 +66,7 @@ VARIANTS: list[Variant] = [
     ("dssm, no id dropout, self-supervision dropout", [NO_DROPOUT, *supervised("dropout", 0.3, 0.2)]),
     ("dssm, no id dropout, self-supervision correlated", [NO_DROPOUT, *supervised("correlated", 0.1, 0.2)]),
 ]
-# Whose differences are printed, seed by seed.
+# Pairs of variants whose differences are printed.
 PAIRS = [
     *((name, "dssm") for name, _ in VARIANTS if name != "dssm" and "no id dropout, " not in name),
     *((name, "dssm, no id dropout") for name, _ in VARIANTS if "no id dropout, " in name),
@@ -74,7 +74,7 @@ PAIRS = [
 
 
 def build(overrides: list[str]) -> None:
-    """Logs and the sample tables of the night; what is there is not made again."""
+    """Write the logs and sample tables of the night, unless they exist."""
     config = load_config(CONFIG, overrides)
     spark = open_session("bench-towers", {name: str(value) for name, value in config.spark.items()})
     arguments = argparse.Namespace(bootstrap_days=DAYS)
@@ -88,17 +88,17 @@ def build(overrides: list[str]) -> None:
 
 
 def main() -> None:
-    """Build the night, study the variants."""
+    """Build the night and run the study."""
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--warehouse")
     flags.add_argument("--seeds", type=int, default=3)
     flags.add_argument("--only", default="")
-    given = flags.parse_args()
+    options = flags.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        overrides = [f"warehouse={given.warehouse or Path(folder) / 'warehouse'}", *world()]
+        overrides = [f"warehouse={options.warehouse or Path(folder) / 'warehouse'}", *product_overrides()]
         build(overrides)
-        chosen = [variant for variant in VARIANTS if given.only in variant[0]]
-        report(study(CONFIG, overrides, DS, chosen, given.seeds, K), K, PAIRS)
+        chosen = [variant for variant in VARIANTS if options.only in variant[0]]
+        report(study(CONFIG, overrides, DS, chosen, options.seeds, K), K, PAIRS)
 
 
 if __name__ == "__main__":

@@ -119,21 +119,21 @@ def test_the_index_benchmark_measures_the_chosen_index_with_other_users() -> Non
     assert cells["factory"] == "IVF32,Flat"
     assert cells["setting"].startswith("nprobe ")
     assert 0.9 < cells["recall_at_100"] < 1
-    one, two = (index.World(100, seed=1).users(10, number) for number in range(2))
+    one, two = (index.SyntheticVectors(100, seed=1).users(10, number) for number in range(2))
     np.testing.assert_allclose(np.linalg.norm(one, axis=1), 1.0, rtol=1e-5)
     assert not (one == two).any()
 
 
 def test_every_variant_of_the_towers_study_is_a_valid_config() -> None:
     for _, overrides in towers.VARIANTS:
-        config = load_config(str(ROOT / towers.CONFIG), [*towers.world(), *overrides])
+        config = load_config(str(ROOT / towers.CONFIG), [*towers.product_overrides(), *overrides])
         names = {feature.name for side in (config.features.user, config.features.item) for feature in side}
         assert {*towers.NOISE, "category", "interests"} < names
         assert set(config.model.leave_out) < names | {"user_id"}
 
 
 def test_a_table_of_a_study_has_means_intervals_and_baselines() -> None:
-    found = study.Found(
+    found = study.StudyResult(
         recall={"one": {"tail": [0.1, 0.2, 0.3], "all": [0.5, 0.5, 0.5]}},
         baselines={"recent popularity": {"all": [0.4]}},
     )

@@ -41,10 +41,10 @@ def check_samples(
     Raises InputError if a row fails a check, or if the fallback share exceeds its limit.
     """
     leaked = staged.where(F.col("history_until") >= F.col("event_time"))
-    counted = _summed(staged.select("negative_kinds"), KIND_COUNTS, _kinds, settings)
+    counted = _sum_counts(staged.select("negative_kinds"), KIND_COUNTS, _count_kinds, settings)
     first = staged.where(F.col("group") < CHECKED_GROUPS)
     columns = ["row_key", "item_index", "negatives", "negative_kinds", "negative_log_q"]
-    broken = _summed(first.select(*columns), list(BROKEN), _broken, settings) | {LEAKED: leaked.count()}
+    broken = _sum_counts(first.select(*columns), list(BROKEN), _count_broken, settings) | {LEAKED: leaked.count()}
     for name, (column, problem) in BROKEN.items():
         if broken[name]:
             example = broken["example"] if name != LEAKED else f"row_key {leaked.agg(F.min('row_key')).first()[0]}"
@@ -68,28 +68,28 @@ def look_up(staged: DataFrame, contexts: ContextTables) -> dict[str, int]:
     # Rows are in the order of a hash, so the first group of each split is a random sample.
     columns = ["user_id", "event_time", "item_index", "history", "negatives"]
     first = staged.where("group = '00000'").select("row_key", *columns)
-    looked_at = first.orderBy("row_key").limit(CHECKED_ROWS).persist()
+    sample = first.orderBy("row_key").limit(CHECKED_ROWS).persist()
     try:
-        users = looked_at.select(key_of("user_id").alias("user_key")).distinct()
+        users = sample.select(key_of("user_id").alias("user_key")).distinct()
         example = F.to_json(F.struct("user_id", "item_index", "event_time", "item")).alias("example")
-        items = looked_at.select(*columns[:3], F.explode("negatives").alias("item")).where("item != 0")
+        items = sample.select(*columns[:3], F.explode("negatives").alias("item")).where("item != 0")
         excluded = contexts.excluded_items(users).withColumn("excluded", F.lit(True))
         pairs = items.join(excluded, on=["user_id", "item"], how="left")
         pairs = pairs.select(F.col("excluded").alias("wrong"), example)
         negatives = _count_pairs("negatives", pairs, "are items that the user has, did or was shown")
 
-        items = looked_at.select(*columns[:3], F.explode("history").alias("item")).where("item != 0")
+        items = sample.select(*columns[:3], F.explode("history").alias("item")).where("item != 0")
         positives = contexts.first_positives(users).withColumn("is_positive", F.lit(True))
         pairs = items.join(positives, on=["user_id", "item"], how="left")
         if contexts.settings.leave_one_out:
             wrong = F.col("is_positive").isNull() | (F.col("item") == F.col("item_index"))
-            problem = "are its own or no positive of its user (leakage)"
+            problem = "are the row's own item, or not a positive of its user (leakage)"
         else:
             wrong = F.col("is_positive").isNull() | (F.col("at") >= F.col("event_time"))
-            problem = "are no earlier positive of its user (leakage)"
+            problem = "are not an earlier positive of the row's user (leakage)"
         history = _count_pairs("history", pairs.select(wrong.alias("wrong"), example), problem)
     finally:
-        looked_at.unpersist()
+        sample.unpersist()
     return {"checked_negatives": negatives, "checked_history_items": history}
 
 
@@ -112,7 +112,7 @@ def _refuse(column: str, count: int, problem: str, example: str) -> None:
     )
 
 
-def _summed(
+def _sum_counts(
     rows: DataFrame,
     names: list[str],
     count: Callable[[pa.RecordBatch, SamplingSettings], tuple[dict[str, int], str | None]],
@@ -137,7 +137,7 @@ def _summed(
     return {name: row[name] or 0 for name in names} | {"example": row["example"]}
 
 
-def _kinds(rows: pa.RecordBatch, settings: SamplingSettings) -> tuple[dict[str, int], None]:
+def _count_kinds(rows: pa.RecordBatch, settings: SamplingSettings) -> tuple[dict[str, int], None]:
     """Counts of negatives by kind, of rows, and of rows with fewer hard negatives than hard slots."""
     kinds = rows.column("negative_kinds")
     values = kinds.flatten().to_numpy()
@@ -149,7 +149,7 @@ def _kinds(rows: pa.RecordBatch, settings: SamplingSettings) -> tuple[dict[str, 
     return counts | {"rows": rows.num_rows, "fell_back": int(fell_back.sum())}, None
 
 
-def _broken(rows: pa.RecordBatch, settings: SamplingSettings) -> tuple[dict[str, int], str | None]:
+def _count_broken(rows: pa.RecordBatch, settings: SamplingSettings) -> tuple[dict[str, int], str | None]:
     """How often rows fail each check that needs no other table, and an example."""
     total = settings.config.total
     parts = [rows.column(name) for name in ("negatives", "negative_kinds", "negative_log_q")]

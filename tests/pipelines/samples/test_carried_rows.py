@@ -1,4 +1,4 @@
-"""Rows that the night before held back get no negative that their user did or was shown on the day of the rows."""
+"""Carried rows get no negatives that their user interacted with or was shown on the day of the rows."""
 
 import shutil
 from dataclasses import replace
@@ -43,7 +43,7 @@ RANKINGS = [
 CONFIG = SampleConfig(
     Features.model_validate({"history": {"length": 2}}),
     Positives(valid_hours=2.0, downsample=None, per_user_cap=None),
-    # So many draws that a row gets every item that its user may get.
+    # With this many draws, a row gets every item that is not excluded for its user.
     Negatives(uniform=ITEMS, popularity=0, coarse=0, fine=0, attempts=500),
     Samples(row_group_rows=4, trainers=1),
 )
@@ -51,7 +51,7 @@ CONFIG = SampleConfig(
 
 @pytest.fixture(scope="module")
 def first(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The logs of all days, and the night of FIRST."""
+    """A warehouse with the logs of all days and the positives of FIRST."""
     folder = tmp_path_factory.mktemp("carried") / "warehouse"
     warehouse = Warehouse(spark, str(folder))
 
@@ -79,7 +79,7 @@ def first(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path
         pytest.param(True, 2, {CLICKED, VIEWED, SHOWN, SHOWN_BEFORE}, marks=pytest.mark.slow),
     ],
 )
-def test_what_the_user_did_or_saw_on_the_day_of_a_carried_row_is_no_negative(
+def test_items_of_the_day_of_a_carried_row_are_excluded_for_its_user(
     first: Path, spark: SparkSession, tmp_path: Path, lost_day: bool, exposed_days: int, excluded: set[int]
 ) -> None:
     shutil.copytree(first, tmp_path / "warehouse")

@@ -62,7 +62,7 @@ def replaced(name: str, place: int, value: str) -> str:
     return f"transform({name}, (x, n) -> if(n = {place}, {value}, x))"
 
 
-# Fault -> the column, its value in one row as SQL, and words of the message.
+# Fault -> the column, its value in one row as SQL, and a part of the message.
 BROKEN = {
     "its own positive": ("negatives", replaced("negatives", 2, "item_index"), "are the row's own positive"),
     "repeated": ("negatives", replaced("negatives", 2, "negatives[0]"), "occur twice in their row"),
@@ -83,8 +83,8 @@ BROKEN = {
         replaced("negatives", 2, "known_item"),
         "are items that the user has, did or was shown",
     ),
-    "own item in the history": ("history", replaced("history", 0, "item_index"), "are no earlier positive"),
-    "item of another user": ("history", replaced("history", 0, "999"), "are no earlier positive of its user"),
+    "own item in the history": ("history", replaced("history", 0, "item_index"), "are not an earlier positive"),
+    "item of another user": ("history", replaced("history", 0, "999"), "are not an earlier positive of the row's user"),
 }
 
 
@@ -116,5 +116,5 @@ def test_leave_one_out_histories_may_hold_later_items_but_not_the_own_item(
     staged = samples.join(pool, on="user_id").withColumn("history_until", F.lit(None).cast("timestamp"))
     ahead = staged.withColumn("history", F.array_except("all", F.array("item_index")))
     assert check_samples(ahead, contexts, settings, CONFIG)["checked_history_items"] > 0
-    with pytest.raises(InputError, match="are its own or no positive of its user"):
+    with pytest.raises(InputError, match="are the row's own item, or not a positive of its user"):
         check_samples(staged.withColumn("history", F.col("all")), contexts, settings, CONFIG)

@@ -24,6 +24,8 @@ from pipelines.samples.funnel import (
     requests_of,
 )
 
+pytestmark = pytest.mark.joins
+
 ITEMS = 200
 MONDAY, TUESDAY = 19786, 19787  # 2024-03-04 and the day after, in days since 1970
 

@@ -1,4 +1,4 @@
-"""Clicks after midnight belong to the request that they name, which the ranking log of the day before has."""
+"""Clicks after midnight use the request that they name, which is in the ranking logs of the day before."""
 
 import shutil
 from pathlib import Path
@@ -18,13 +18,13 @@ pytestmark = pytest.mark.joins
 RANKED = "ds string, request_id string, user_id string, item_id int, event_time timestamp, stage string, position int"
 
 
-def of_the_day_before(user: str) -> bool:
+def has_early_request(user: str) -> bool:
     return user[1:].isdigit() and int(user[1:]) % 4 == 2
 
 
 @pytest.fixture(scope="module")
 def moved(nights: Warehouse, tmp_path_factory: pytest.TempPathFactory) -> Warehouse:
-    """The second night, with the requests of every fourth user logged ten minutes before midnight."""
+    """The second night. The requests of every fourth user are logged ten minutes before midnight."""
     folder = tmp_path_factory.mktemp("midnight") / "warehouse"
     shutil.copytree(Path(nights.root.removeprefix("file://")), folder)
     warehouse = Warehouse(nights.spark, str(folder))
@@ -38,7 +38,7 @@ def moved(nights: Warehouse, tmp_path_factory: pytest.TempPathFactory) -> Wareho
     return warehouse
 
 
-def test_clicks_after_midnight_have_the_negatives_and_exposures_of_their_request(moved: Warehouse) -> None:
+def test_clicks_after_midnight_get_the_hard_negatives_and_exclusions_of_their_request(moved: Warehouse) -> None:
     item = {r["item_index"]: int(r["item_id"]) for r in moved.read("item_stats", SECOND).collect()}
     stages: dict[tuple[str, int], str] = {(r[2], r[3]): r[5] for r in logs()[1] if r[0] == SECOND}
     rows = moved.read("samples", SECOND).where(f"event_time >= '{SECOND}'").collect()
@@ -49,14 +49,14 @@ def test_clicks_after_midnight_have_the_negatives_and_exposures_of_their_request
             assert stage != "exposed"
             if kind in counts:
                 assert stage in ({COARSE: ("coarse",), FINE: ("fine", "rerank")}[kind])
-                counts[kind] += of_the_day_before(row["user_id"])
-    mine = sum(of_the_day_before(row["user_id"]) for row in rows)
-    assert mine > 5
-    assert counts == {COARSE: 2 * mine, FINE: mine}
+                counts[kind] += has_early_request(row["user_id"])
+    early_rows = sum(has_early_request(row["user_id"]) for row in rows)
+    assert early_rows > 5
+    assert counts == {COARSE: 2 * early_rows, FINE: early_rows}
 
 
-def test_only_the_requests_that_positives_name_are_read_of_the_day_before(moved: Warehouse) -> None:
+def test_rows_read_from_the_day_before_do_not_count_as_rows_of_the_night(moved: Warehouse) -> None:
     facts = moved.require("samples", SECOND, "").facts
-    moved_rows = sum(of_the_day_before(row[2]) for row in logs()[1] if row[0] == SECOND)
+    moved_rows = sum(has_early_request(row[2]) for row in logs()[1] if row[0] == SECOND)
     rows = sum(row[0] == SECOND for row in logs()[1])
     assert facts["input"]["ranking_logs"]["by_day"] == {SECOND: rows - moved_rows}

@@ -1,4 +1,4 @@
-"""Row groups: equal within one row, enough for the trainers, in an order that nobody could guess."""
+"""Row groups: equal sizes, a multiple of the number of trainers, rows in random order or in the order of time."""
 
 import numpy as np
 import pytest
@@ -14,13 +14,13 @@ pytestmark = pytest.mark.joins
     ("rows", "row_group_rows", "trainers", "groups"),
     [(1, 10, 4, 1), (3, 10, 4, 3), (100, 10, 4, 12), (100, 10, 1, 10), (101, 10, 1, 11), (7, 1000, 2, 2)],
 )
-def test_groups_are_a_multiple_of_the_trainers_where_rows_allow(
+def test_the_number_of_groups_is_a_multiple_of_the_trainers_if_there_are_enough_rows(
     rows: int, row_group_rows: int, trainers: int, groups: int
 ) -> None:
     assert groups_for(rows, row_group_rows, trainers) == groups
 
 
-def test_groups_are_equal_within_one_row_and_shuffled(spark: SparkSession) -> None:
+def test_group_sizes_differ_by_at_most_one_row_and_rows_are_shuffled(spark: SparkSession) -> None:
     rows = spark.range(2003).select(
         F.col("id").alias("row_key"), F.when(F.col("id") < 2000, "train").otherwise("valid").alias("split")
     )
@@ -28,14 +28,14 @@ def test_groups_are_equal_within_one_row_and_shuffled(spark: SparkSession) -> No
     assert layout.groups == {"train": 21, "valid": 3}
     placed = layout.gather(layout.place(rows.repartition(3)).drop("split")).toPandas()
     assert len(placed) == 2003
-    for split, sizes in placed.groupby("split"):
-        counted = sizes.groupby("group").size()
-        assert list(counted.index) == [f"{n:05d}" for n in range(layout.groups[split])]
-        assert counted.max() - counted.min() <= (1 if split == "train" else 0)
+    for split, rows_of_split in placed.groupby("split"):
+        sizes = rows_of_split.groupby("group").size()
+        assert list(sizes.index) == [f"{n:05d}" for n in range(layout.groups[split])]
+        assert sizes.max() - sizes.min() <= (1 if split == "train" else 0)
     train = placed[placed["split"] == "train"].sort_values("group", kind="stable")
     assert placed.groupby("cell")["group"].nunique().max() == 1
     assert placed.groupby("cell")["split"].nunique().max() == 1
-    # Neighbours in the log are not neighbours in the table.
+    # The order in the table is independent of the order in the log.
     assert abs(np.corrcoef(train["row_key"], np.arange(len(train)))[0, 1]) < 0.1
     layout = layout_of(rows, by_hash(18), row_group_rows=100, trainers=3)
     other = layout.gather(layout.place(rows).drop("split")).toPandas()
@@ -43,7 +43,7 @@ def test_groups_are_equal_within_one_row_and_shuffled(spark: SparkSession) -> No
     assert (moved["group_x"] != moved["group_y"]).mean() > 0.8
 
 
-def test_rows_without_a_split_have_no_place(spark: SparkSession) -> None:
+def test_rows_without_a_split_have_no_cell(spark: SparkSession) -> None:
     rows = spark.range(30).select(
         F.col("id").alias("row_key"), F.when(F.col("id") < 20, "train").when(F.col("id") < 24, "valid").alias("split")
     )
@@ -53,8 +53,8 @@ def test_rows_without_a_split_have_no_place(spark: SparkSession) -> None:
     assert placed["cell"].nunique() == 4 + 1
 
 
-def test_in_the_order_of_time_groups_follow_each_other(spark: SparkSession) -> None:
-    """Of a day in microseconds, half of it in one second: groups stay equal, and rows in their order within them."""
+def test_by_time_groups_are_equal_and_in_the_order_of_time(spark: SparkSession) -> None:
+    """Half of the rows of a day are within a few milliseconds."""
     at = F.when(F.col("id") % 2 == 0, F.col("id")).otherwise(F.col("id") * 40_000_000)
     rows = spark.range(2000).select(
         F.xxhash64("id").alias("row_key"),
@@ -64,10 +64,10 @@ def test_in_the_order_of_time_groups_follow_each_other(spark: SparkSession) -> N
     place = by_time("2024-03-04T23:59:59.999999", "2024-03-05T23:59:59.999999")
     layout = layout_of(rows, place, row_group_rows=100, trainers=1)
     placed = layout.gather(layout.place(rows.repartition(3)).drop("split"))
-    found = placed.withColumn("at", F.unix_micros("event_time")).toPandas()
-    sizes = found.groupby("group").size()
+    rows_in_groups = placed.withColumn("at", F.unix_micros("event_time")).toPandas()
+    sizes = rows_in_groups.groupby("group").size()
     assert len(sizes) == 20
     assert sizes.max() - sizes.min() <= 1
-    in_order = found.sort_values("group", kind="stable")["at"].to_numpy()
+    in_order = rows_in_groups.sort_values("group", kind="stable")["at"].to_numpy()
     assert (np.diff(in_order) >= 0).all()
     assert in_order[0] >= 1_709_596_800_000_000

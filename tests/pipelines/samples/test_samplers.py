@@ -1,4 +1,4 @@
-"""Both samplers follow the target distribution, by chi-square on fixed hashes, and write the same kind of rows."""
+"""Both samplers follow the target distribution (chi-square test on fixed hashes) and return correct log q."""
 
 import numpy as np
 import pytest
@@ -18,16 +18,16 @@ ROWS, ITEMS = 20_000, 60
 
 @pytest.fixture(scope="module")
 def stats(spark: SparkSession) -> DataFrame:
-    """Sixty items: three have left, every seventh was never clicked, item 2 has half of all the mass."""
+    """Sixty items: three are not live, every seventh has no clicks, item 2 has half of all the mass."""
     popularity = [0.0 if n % 7 == 0 or (n < 5 and n > 2) else 1.0 / n for n in range(2, ITEMS + 2)]
     popularity[0] = sum(popularity[1:])
     total = sum(popularity)
     live = [n not in (10, 20, 30) for n in range(2, ITEMS + 2)]
-    alive = sum(p for p, here in zip(popularity, live) if here)
-    assert total > alive
+    live_total = sum(p for p, is_live in zip(popularity, live) if is_live)
+    assert total > live_total
     rows = [
-        (index, here, 1.0 / sum(live) if here else 0.0, p / alive if here else 0.0)
-        for index, (p, here) in enumerate(zip(popularity, live), 2)
+        (index, is_live, 1.0 / sum(live) if is_live else 0.0, p / live_total if is_live else 0.0)
+        for index, (p, is_live) in enumerate(zip(popularity, live), 2)
     ]
     schema = "item_index int, live boolean, q_uniform double, q_popularity double"
     return spark.createDataFrame(rows, schema).persist()
@@ -55,7 +55,7 @@ def test_the_broadcast_sampler_follows_the_target(stats: DataFrame, kind: int) -
 
 
 def test_the_shuffled_sampler_follows_the_same_target(stats: DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(samplers, "ITEMS_PER_BUCKET", 7)  # many buckets, and item 2 reaches over half of them
+    monkeypatch.setattr(samplers, "ITEMS_PER_BUCKET", 7)  # many buckets; the interval of item 2 spans half of them
     monkeypatch.setattr(samplers, "BLOCK", 16)
     rows = stats.sparkSession.range(ROWS // 10).select(F.xxhash64("id").alias("key"), F.lit(0).alias("cell"))
     drawn = samplers.with_written_draws(rows, stats, {UNIFORM: 2, POPULARITY: 2}, 17).toPandas()
@@ -65,13 +65,13 @@ def test_the_shuffled_sampler_follows_the_same_target(stats: DataFrame, monkeypa
         items, log_q = np.stack(drawn[f"drawn_{kind}"]), np.stack(drawn[f"drawn_log_q_{kind}"])
         assert items.shape == (ROWS // 10, 2 + samplers.SPARE)
         check(items.ravel(), log_q.ravel(), target(stats, kind))
-        # The draws of a row do not depend on each other: the first says nothing of the second.
+        # The draws of a row are independent of each other.
         q = target(stats, kind)
         same = (items[:, 0] == items[:, 1]).mean()
         assert same == pytest.approx((q**2).sum(), abs=4 * np.sqrt((q**2).sum() / len(items)))
 
 
-def test_shuffled_draws_are_the_same_whatever_the_partitioning(stats: DataFrame) -> None:
+def test_shuffled_draws_depend_on_the_seed_but_not_on_partitions(stats: DataFrame) -> None:
     rows = stats.sparkSession.range(300).select(F.xxhash64("id").alias("key"), F.lit(0).alias("cell"))
     one = samplers.with_written_draws(rows.coalesce(1), stats, {POPULARITY: 1}, 17)
     many = samplers.with_written_draws(rows.repartition(5), stats.repartition(3), {POPULARITY: 1}, 17)
@@ -80,19 +80,23 @@ def test_shuffled_draws_are_the_same_whatever_the_partitioning(stats: DataFrame)
     assert sorted(map(repr, one.collect())) != sorted(map(repr, other.collect()))
 
 
-def test_rows_without_a_place_draw_nothing(stats: DataFrame) -> None:
+def test_rows_without_a_cell_get_no_draws(stats: DataFrame) -> None:
     cell = F.when(F.col("id") < 2, 0).alias("cell")
     rows = stats.sparkSession.range(3).select(F.col("id").alias("key"), cell)
     drawn = samplers.with_written_draws(rows, stats, {UNIFORM: 1}, 17).collect()
     assert {row["key"]: row[f"drawn_{UNIFORM}"] is None for row in drawn} == {0: False, 1: False, 2: True}
 
 
-def test_without_any_click_popularity_is_uniform_and_without_items_there_is_an_error(stats: DataFrame) -> None:
+def test_without_clicks_popularity_is_uniform(stats: DataFrame) -> None:
     unclicked = stats.withColumn("q_popularity", F.lit(0.0))
     rows = stats.sparkSession.range(3).select(F.col("id").alias("key"), F.lit(0).alias("cell"))
     drawn = samplers.with_written_draws(rows, unclicked, {POPULARITY: 1}, 17).toPandas()
     np.testing.assert_allclose(np.exp(np.stack(drawn[f"drawn_log_q_{POPULARITY}"])), 1 / 57, rtol=1e-5)
     assert samplers.alias_tables(unclicked)[POPULARITY].log_q == pytest.approx(np.log(1 / 57))
+
+
+def test_a_catalogue_without_live_items_is_refused(stats: DataFrame) -> None:
+    rows = stats.sparkSession.range(3).select(F.col("id").alias("key"), F.lit(0).alias("cell"))
     for sample in (
         lambda: samplers.alias_tables(stats.where("not live")),
         lambda: samplers.with_written_draws(rows, stats.where("not live"), {UNIFORM: 1}, 17),
