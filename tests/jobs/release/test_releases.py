@@ -81,9 +81,9 @@ def test_a_rollback_stays_until_a_forced_publish_or_a_rollback_by_name(
         releases.run(context)
 
     night = replace(context.at(SECOND), args=argparse.Namespace())
-    alone(publish_items.run)(night)
+    alone("publish_items", publish_items.run)(night)
     assert (current(context)["release_id"], champion(context)) == (first, first)
-    alone(publish_items.run)(replace(night, force=True))
+    alone("publish_items", publish_items.run)(replace(night, force=True))
     assert current(context) == {"release_id": second, "ds": SECOND, "rolled_back": []}
     assert champion(context) == second
     releases.run(context_of("rollback", first))
