@@ -1,4 +1,4 @@
-# Every target builds its virtual environment by itself where it is missing.
+# Every target creates its virtual environment if it does not exist.
 #   make setup | demo | demo-grocery | test | test-fast | test-slow | test-crash | lint | bench (or one: bench-samples | bench-loss | bench-frequency |
 #   bench-consistency | bench-towers | bench-index | bench-training | bench-nights | bench-links LINKS=folder of Wikispeedia)      SPARK=4 runs the same on pyspark 4.0
 PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3.10 python3))

@@ -1,8 +1,8 @@
 """Nightjar: nightly two-tower retrieval on Spark, Petastorm and PyTorch.
 
-The windows below are wide where clusters differ and tight where a library breaks; `constraints.txt` holds the exact
-set that the suite runs on. Petastorm calls pyarrow's old dataset API, gone in pyarrow 15, which in turn keeps numpy
-below 2, pandas below 3 and pyspark below 4.1. Petastorm 0.13.1 asks for setuptools < 70, torch 2.13 for >= 77.
+The version ranges are wide where clusters differ, and narrow where a library breaks. `constraints.txt` pins the exact
+versions that the tests run on. Petastorm calls pyarrow's old dataset API, which pyarrow 15 removed; pyarrow 14 in turn
+requires numpy below 2, pandas below 3 and pyspark below 4.1. Petastorm 0.13.1 requires setuptools < 70, torch 2.13 >= 77.
 """
 
 from setuptools import find_packages, setup

@@ -4,7 +4,7 @@ import sys
 
 from jobs.common.plots import negatives_by_kind
 from jobs.common.runner import Context, log, main, parser
-from jobs.night.steps import alone, open_night, sample_config
+from jobs.night.steps import as_job, open_night, sample_config
 from jobs.tracking.job_run import log_partition
 from jobs.tracking.tracker import Tracker
 from pipelines.samples.build import build_negatives
@@ -33,4 +33,4 @@ def run(context: Context, tracker: Tracker) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(parser("build_negatives", __doc__), alone("build_negatives", run)))
+    sys.exit(main(parser("build_negatives", __doc__), as_job("build_negatives", run)))

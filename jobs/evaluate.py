@@ -14,7 +14,7 @@ from jobs.inference.embed import within_model, write_item_embeddings
 from jobs.inference.score import Exam, score_users
 from jobs.night.evaluations import headline_k
 from jobs.night.preconditions import require_truth
-from jobs.night.steps import alone, open_night
+from jobs.night.steps import as_job, open_night
 from jobs.tracking.tracker import Tracker
 from model.evaluation.ranking_metrics import METRICS, bootstrap_interval
 from pipelines import queries
@@ -169,4 +169,4 @@ def _neighbours(context: Context) -> tuple[str, ...]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(parser("evaluate", __doc__), alone("evaluate", run)))
+    sys.exit(main(parser("evaluate", __doc__), as_job("evaluate", run)))

@@ -21,8 +21,8 @@ def run(context: Context) -> None:
         return
     tables, seen = recflow_tables(context.spark, source, files)
     log.info(
-        "%s rows by the furthest stage they tell: %s, none %s (left out of the ranking logs); %s answered without realshow, "
-        "taken as shown",
+        "%s rows by their last stage: %s; without any stage: %s (left out of the ranking logs); %s rows have an answer but no "
+        "realshow and count as shown",
         f"{seen.rows:,}",
         ", ".join(f"{stage} {rows:,}" for stage, rows in seen.stages.items()),
         f"{seen.without_stage:,}",

@@ -50,7 +50,9 @@ def run_night(context: Context) -> None:
 def _carry(context: Context, days: list[str]) -> None:
     """Run the night of one day without data. Raises UsageError for several days or with --bootstrap-days."""
     if len(days) > 1 or context.bootstrap_days:
-        raise UsageError("--no-data is for one day with a night before it: give it --ds alone, once for each lost day")
+        raise UsageError(
+            "--no-data is for one day with a night before it: use it with --ds only, once for each lost day"
+        )
     lost = context.at(days[0])
     with locked(lost.warehouse, lost.ds, "nightly"):
         run_steps(lost, (("carry_forward", carry_night),))

@@ -18,7 +18,7 @@ from pyspark.sql import functions as F
 
 from jobs.common.runner import Context, log, main, parser
 from jobs.inference.embed import write_item_embeddings
-from jobs.night.steps import alone, require_model
+from jobs.night.steps import as_job, require_model
 from jobs.release.gates import GateError, judge
 from jobs.release.index_of_night import description, index_of_night, log_index
 from jobs.release.lost_current import refuse_lost_current
@@ -216,4 +216,4 @@ def _copy_files(context: Context, source: str, target: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(parser("publish_items", __doc__), alone("publish_items", run)))
+    sys.exit(main(parser("publish_items", __doc__), as_job("publish_items", run)))

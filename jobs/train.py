@@ -12,7 +12,7 @@ from jobs.common.runner import Context, log, main, parser
 from jobs.common.stopping import Stopped
 from jobs.night.mutual_information import item_relations
 from jobs.night.preconditions import require_trainers
-from jobs.night.steps import alone, require_model
+from jobs.night.steps import as_job, require_model
 from jobs.night.training_inputs import TrainingInputs
 from jobs.release.heldout import test_then_train, test_update
 from jobs.tracking.job_run import JobRun
@@ -107,7 +107,7 @@ def _spec(
 
 
 def _train(context: Context, spec: TrainingSpec) -> TrainingResult:
-    """Run the training. If the job is told to stop, log from which step the next run resumes."""
+    """Run the training. If the job is stopped, log from which step the next run resumes."""
     with context.warehouse.deleted_on_error(spec.output):
         try:
             return launch(spec)
@@ -166,4 +166,4 @@ def _epoch_metrics(epoch: EpochMetrics) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(parser("train", __doc__), alone("train", run)))
+    sys.exit(main(parser("train", __doc__), as_job("train", run)))

@@ -1,1 +1,1 @@
-"""What every entry point uses: config, runner, exit codes, MLflow."""
+"""What every entry point uses: config, runner, exit codes, known faults, plots."""

@@ -27,9 +27,11 @@ def explained(error: BaseException, root: str) -> NightjarError | None:
     text = "\n".join(str(part) for part in causes(error))
     if full := FULL.search(text):
         places = [root.removeprefix("file://")] if root.startswith("file://") else []
-        rooms = ", ".join(f"{shutil.disk_usage(p).free / 1e6:,.0f} MB in {p}" for p in (*places, tempfile.gettempdir()))
+        free_space = ", ".join(
+            f"{shutil.disk_usage(p).free / 1e6:,.0f} MB in {p}" for p in (*places, tempfile.gettempdir())
+        )
         return DiskFullError(
-            f"nothing more can be written ({full.group()}); free now: {rooms}. Tables and releases are unchanged: free "
+            f"nothing more can be written ({full.group()}); free now: {free_space}. Tables and releases are unchanged: free "
             "some space, then run the same command again"
         )
     if isinstance(error, Py4JNetworkError):

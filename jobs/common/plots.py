@@ -26,7 +26,7 @@ def tower_weights(weights: dict[str, float]) -> Figure:
     """The weight of each field or channel (SIDE.NAME) in its tower."""
     figure, axes = plt.subplots(figsize=(7, 0.8 + 0.3 * len(weights)))
     axes.barh(list(weights)[::-1], list(weights.values())[::-1])
-    axes.set(xlabel="mean weight", title="What the towers weigh")
+    axes.set(xlabel="mean weight", title="weights of the towers")
     return _done(figure)
 
 
@@ -90,7 +90,7 @@ def negatives_by_kind(kinds: dict[str, int], quotas: dict[str, int], rows: int) 
     axes.bar(places - 0.2, [kinds.get(name, 0) / max(rows, 1) for name in names], 0.4, label="drawn")
     axes.bar(places + 0.2, [quotas[name] for name in names], 0.4, label="quota")
     axes.set_xticks(places, names)
-    axes.set(ylabel="negatives a row", title="Negatives by kind")
+    axes.set(ylabel="negatives per row", title="Negatives by kind")
     axes.legend()
     return _done(figure)
 
@@ -116,7 +116,7 @@ def null_shares(shares: dict[str, dict[str, float]]) -> Figure:
     rows = [(f"{table}.{name}", share) for table, columns in shares.items() for name, share in sorted(columns.items())]
     figure, axes = plt.subplots(figsize=(8, 0.8 + 0.3 * len(rows)))
     axes.barh([name for name, _ in rows][::-1], [share for _, share in rows][::-1])
-    axes.set(xlim=(0, 1), xlabel="share of values that are not known", title="Nulls")
+    axes.set(xlim=(0, 1), xlabel="share of nulls", title="Nulls")
     return _done(figure)
 
 

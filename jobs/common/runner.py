@@ -84,11 +84,11 @@ def main(flags: argparse.ArgumentParser, run: Callable[[Context], None], argv: l
         try:
             return _run(flags.prog, args, run, stopping)
         except BaseException as error:
-            if isinstance(error, KeyboardInterrupt):  # Spark has replaced our handler of Ctrl-C by its own.
+            if isinstance(error, KeyboardInterrupt):  # Spark has replaced our handler of Ctrl-C.
                 stopping.signal = signal.SIGINT
             if stopping.signal is None:
                 raise
-        # The job was told to stop. Report that, and not the error that stopping it raised.
+        # The job was stopped. Report that, and not the error that stopping it raised.
         print(f"error: {stopping.message()}", file=sys.stderr, flush=True)
         return stopping.exit_code
 

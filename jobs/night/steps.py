@@ -61,7 +61,7 @@ def run_steps(context: Context, steps: Sequence[tuple[str, Step]]) -> None:
     log.info("night %s: %.1f s; its MLflow record is at %s", tracker.name, time.perf_counter() - started, tracker.uri)
 
 
-def alone(name: str, step: Step) -> Callable[[Context], None]:
+def as_job(name: str, step: Step) -> Callable[[Context], None]:
     """A step as a separate job: it holds the lock of the day, and adds a child run to the MLflow run of its night."""
 
     def run(context: Context) -> None:

@@ -33,10 +33,10 @@ def events_of(context: Context, since: str | None = None) -> HeldOutEvents | Non
     ).toPandas()
     if frame.empty:
         return None
-    had = [np.asarray(items, np.int64) for items in frame["had"]] if new_only else None
+    excluded = [np.asarray(items, np.int64) for items in frame["had"]] if new_only else None
     owners = np.unique(frame["user_id"].to_numpy(str), return_inverse=True)[1]
     columns = {name: _array(frame[name]) for name in frame.columns if name not in ("user_id", "had")}
-    return HeldOutEvents(columns, owners, had)
+    return HeldOutEvents(columns, owners, excluded)
 
 
 def _array(column: "pd.Series[Any]") -> np.ndarray:

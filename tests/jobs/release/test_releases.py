@@ -14,7 +14,7 @@ from pyspark.sql import SparkSession
 from jobs import publish_items, recommend, releases
 from jobs.common.config import load_config
 from jobs.common.runner import Context
-from jobs.night.steps import alone
+from jobs.night.steps import as_job
 from jobs.release.store import all_releases, find_release
 from model.serving.release import ReleaseError
 from pipelines.contract.errors import InputError, UsageError
@@ -81,9 +81,9 @@ def test_a_rollback_stays_until_a_forced_publish_or_a_rollback_by_name(
         releases.run(context)
 
     night = replace(context.at(SECOND), args=argparse.Namespace())
-    alone("publish_items", publish_items.run)(night)
+    as_job("publish_items", publish_items.run)(night)
     assert (current(context)["release_id"], champion(context)) == (first, first)
-    alone("publish_items", publish_items.run)(replace(night, force=True))
+    as_job("publish_items", publish_items.run)(replace(night, force=True))
     assert current(context) == {"release_id": second, "ds": SECOND, "rolled_back": []}
     assert champion(context) == second
     releases.run(context_of("rollback", first))
