@@ -37,7 +37,8 @@ def explained(error: BaseException, root: str) -> NightjarError | None:
     if isinstance(error, Py4JNetworkError):
         return NightjarError(
             "Spark's JVM ended while the job ran: it was stopped (with spark-submit or the scheduler) or killed, perhaps for "
-            "using too much memory. Tables and releases are whole. Run the same command again: it skips finished steps"
+            "using too much memory. Tables and releases are whole. Run the same command again: it skips finished steps "
+            "and continues"
         )
     file = broken_file(text)
     if file is None:
