@@ -71,7 +71,7 @@ def _rows(context: Context, samples: Manifest, config: Gates) -> Iterator[Gate]:
         usual = statistics.median(rows)
         yield Gate(
             "rows", samples.rows / usual, config.rows, True,
-            f"Training rows over {usual:,.0f}, the median of {len(rows)} nights. Below: check the counts of build_positives.",
+            f"Training rows against {usual:,.0f}, the median of {len(rows)} nights. Below: check build_positives.",
         )  # fmt: skip
 
 

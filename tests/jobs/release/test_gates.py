@@ -55,7 +55,7 @@ def test_a_day_on_which_the_current_release_has_unusually_low_recall_is_refused(
     assert good.value == pytest.approx(0.2 / 0.305)
     assert good.passed
     assert not bad.passed
-    assert "0.1500 on this day before training, and 0.3050 on the median of 6 nights" in bad.line()
+    assert "0.1500 on this day before training; the median of 6 nights is 0.3050" in bad.line()
     assert list(_day(context, manifest(DS, day_recall=None), context.config.gates)) == []
 
 
@@ -112,7 +112,7 @@ def test_small_losses_that_add_up_over_the_nights_are_refused(
     monkeypatch.setattr(comparison, "_records", lambda *_: iter(past))
     good, bad = (_slow(context, Comparison(), examination(recall, users=4000), popular) for recall in (0.18, 0.13))
     assert [[gate.passed for gate in result.gates] for result in (good, bad)] == [[True], [False]]
-    assert "the best of the last 14 nights, 2024-03-05" in bad.gates[0].line()
+    assert "against 2024-03-05, the best of the last 14 nights" in bad.gates[0].line()
     assert good.record is not None
     assert good.record["low"] < good.record["ratio"] < good.record["high"]
     monkeypatch.setattr(comparison, "_records", lambda *_: iter([]))

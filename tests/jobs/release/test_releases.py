@@ -100,7 +100,7 @@ def test_a_rollback_to_a_refused_or_damaged_release_is_refused(context_of: Conte
     context.warehouse.write_text(f"{first.uri}/gates.json", json.dumps(verdict))
     with pytest.raises(InputError, match="has passed its gates"):
         releases.run(context)
-    with pytest.raises(UsageError, match=f"{first.release_id} was refused by effective_dimensions: --force goes"):
+    with pytest.raises(UsageError, match=f"{first.release_id} was refused by effective_dimensions: use --force"):
         releases.run(context_of("rollback", first.release_id))
     Path(first.uri.removeprefix("file://"), "index.faiss").unlink()
     with pytest.raises(ReleaseError, match=rf"release {first.release_id}, file index.faiss: is missing. .* rollback"):
