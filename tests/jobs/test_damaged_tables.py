@@ -7,6 +7,8 @@ import pytest
 from tests.jobs.faults import damaged, fails, first_half, largest_file, succeeds
 from tests.jobs.nightly_run import FIRST, SECOND, NightlyRun
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def sampled(first_night_copy: NightlyRun) -> NightlyRun:

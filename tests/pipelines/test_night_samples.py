@@ -121,6 +121,7 @@ def test_without_ranking_logs_easy_negatives_replace_hard_ones(nights: Warehouse
     assert kinds["popularity"] == 5 * manifest.rows
 
 
+@pytest.mark.slow
 def test_hashed_ids_and_leave_one_out_histories(nights: Warehouse, tmp_path: Path) -> None:
     other = Warehouse(nights.spark, str(tmp_path / "hashed"))
     write_inputs(other)
