@@ -11,7 +11,7 @@ from pyspark.sql import functions as F
 from jobs.common.plots import recall_by_third
 from jobs.common.runner import Context, log, main, parser
 from jobs.inference.embed import within_model, write_item_embeddings
-from jobs.inference.score import Exam, score_users
+from jobs.inference.score import ScoringInputs, score_users
 from jobs.night.evaluations import headline_k
 from jobs.night.preconditions import require_truth
 from jobs.night.steps import as_job, open_night
@@ -55,12 +55,12 @@ def run(context: Context, tracker: Tracker) -> None:
     if existing and existing.made_by(recipe) and not context.force:
         log.info("evaluate %s: already done", ds)
         return
-    users, shares = _examinees(context, night, days)
+    users, shares = _scored_users(context, night, days)
     if users.isEmpty():
         log.info("evaluate %s: no user has a target that could be recalled; nothing to measure", ds)
         return
     with tracker.job("evaluate") as job:
-        scored = score_users(users, _exam(context, embeddings)).toPandas()
+        scored = score_users(users, _scoring_inputs(context, embeddings)).toPandas()
         rows = summarise(scored, config.bootstrap_samples, context.config.seed)
         frame = context.spark.createDataFrame(pd.DataFrame(rows), SCHEMA)
         facts = {"split": config.split, "days": days, "new_items_only": config.new_items_only, **shares}
@@ -106,7 +106,7 @@ def _later_days(night: Night, days: int) -> list[str]:
     return night.inputs.present("interactions", [shift(night.ds, ahead) for ahead in range(1, days + 1)])
 
 
-def _examinees(context: Context, night: Night, days: list[str]) -> tuple[DataFrame, dict[str, float]]:
+def _scored_users(context: Context, night: Night, days: list[str]) -> tuple[DataFrame, dict[str, float]]:
     """The queries of the users to score, with targets and excluded items; and the shares of targets that are left out."""
     config = context.config
     positives = queries.next_positives(night, config.positives, days) if days else queries.held_out(night)
@@ -130,7 +130,7 @@ def _examinees(context: Context, night: Night, days: list[str]) -> tuple[DataFra
     return users.repartition(parallel, "user_id"), shares
 
 
-def _exam(context: Context, embeddings: Manifest) -> Exam:
+def _scoring_inputs(context: Context, embeddings: Manifest) -> ScoringInputs:
     warehouse, ds, config = context.warehouse, context.ds, context.config.evaluation
 
     def files(table: str) -> tuple[str, ...]:
@@ -139,7 +139,7 @@ def _exam(context: Context, embeddings: Manifest) -> Exam:
     truth: tuple[str, ...] = ()
     if config.simulated_truth:
         truth = tuple(warehouse.data_files(warehouse.path("sim_truth_items")))
-    return Exam(
+    return ScoringInputs(
         model_uri=warehouse.path("models", ds),
         model_fingerprint=embeddings.fingerprint,
         embeddings=files("item_embeddings"),

@@ -22,7 +22,7 @@ CELLS = 16_000_000  # scores in memory at once: with more items, batches have fe
 
 
 @dataclass(frozen=True)
-class Exam:
+class ScoringInputs:
     """The files that an executor needs. Small, because Spark sends it with each task."""
 
     model_uri: str
@@ -54,13 +54,13 @@ class Corpus:
 
 
 @lru_cache(maxsize=1)
-def load_corpus(exam: Exam) -> Corpus:
+def load_corpus(inputs: ScoringInputs) -> Corpus:
     """Read the items and the baselines. Each Python worker reads them once."""
-    embeddings = read_columns(exam.embeddings, ["item_index", "embedding"])
+    embeddings = read_columns(inputs.embeddings, ["item_index", "embedding"])
     order = np.argsort(embeddings["item_index"])
     item_index, vectors = embeddings["item_index"][order].astype(np.int64), embeddings["embedding"][order]
     size = int(item_index.max()) + 1
-    stats = _read_lists(exam.item_stats, ["item_index", "day_ordinals", "day_counts", "window_count", "first_seen"])
+    stats = _read_lists(inputs.item_stats, ["item_index", "day_ordinals", "day_counts", "window_count", "first_seen"])
     size = max(size, int(stats["item_index"].to_numpy().max()) + 1)
     position = np.full(size, -1, np.int64)
     position[item_index] = np.arange(len(item_index))
@@ -70,29 +70,29 @@ def load_corpus(exam: Exam) -> Corpus:
     counts[index] = stats["window_count"].to_numpy()
     owner = np.repeat(index, np.diff(stats["day_ordinals"].offsets.to_numpy()))
     days, by_day = stats["day_ordinals"].flatten().to_numpy(), stats["day_counts"].flatten().to_numpy()
-    late = days >= exam.first_popular_day
+    late = days >= inputs.first_popular_day
     np.add.at(recent, owner[late], by_day[late])
 
     born = np.full(size, np.iinfo(np.int64).min)
     _set_days(born, stats["item_index"], stats["first_seen"])
     seen = np.isin(item_index, stats["item_index"].filter(stats["first_seen"].is_valid()).to_numpy())
-    published = _read_lists(exam.item_features, ["item_index", "publish_time"])
+    published = _read_lists(inputs.item_features, ["item_index", "publish_time"])
     _set_days(born, published["item_index"], published["publish_time"])
 
-    near = _read_lists(exam.neighbours, ["item_index", "neighbours", "similarities"])
+    near = _read_lists(inputs.neighbours, ["item_index", "neighbours", "similarities"])
     rows = np.repeat(near["item_index"].to_numpy(), np.diff(near["neighbours"].offsets.to_numpy()))
     columns = position[near["neighbours"].flatten().to_numpy()]
     alive = columns >= 0
     weights = near["similarities"].flatten().to_numpy()
     similar = sp.csr_matrix((weights[alive], (rows[alive], columns[alive])), shape=(size, len(item_index)))
-    taste, attractiveness = _truth(exam, item_index)
+    taste, attractiveness = _truth(inputs, item_index)
     return Corpus(
         item_index,
         position,
         vectors,
         recent[item_index],
         popularity_thirds(counts[item_index]),
-        born[item_index] >= exam.first_new_day,
+        born[item_index] >= inputs.first_new_day,
         ~seen,
         similar,
         taste,
@@ -100,7 +100,7 @@ def load_corpus(exam: Exam) -> Corpus:
     )
 
 
-def score_users(users: DataFrame, exam: Exam) -> DataFrame:
+def score_users(users: DataFrame, inputs: ScoringInputs) -> DataFrame:
     """Per-user metrics of every scorer: user_id, model, slice, k, recall, ndcg, hit_rate.
 
     `users`: query columns, known_items, targets (array<int>), excluded (array<int>) and, for simulated data, true_taste.
@@ -110,28 +110,28 @@ def score_users(users: DataFrame, exam: Exam) -> DataFrame:
     def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         corpus = None
         for batch in batches:
-            corpus = corpus or load_corpus(exam)
+            corpus = corpus or load_corpus(inputs)
             step = max(1, CELLS // len(corpus.item_index))
             for start in range(0, batch.num_rows, step):
-                yield from _examine(batch.slice(start, step), exam, corpus)
+                yield from _score_batch(batch.slice(start, step), inputs, corpus)
 
     return users.mapInArrow(run, schema)
 
 
-def _examine(batch: pa.RecordBatch, exam: Exam, corpus: Corpus) -> Iterator[pa.RecordBatch]:
+def _score_batch(batch: pa.RecordBatch, inputs: ScoringInputs, corpus: Corpus) -> Iterator[pa.RecordBatch]:
     rows, items = _flat(batch.column("targets"))
     targets = (rows, corpus.position[items])
     rows, items = _flat(batch.column("excluded"))
     places = corpus.position[items]
     excluded = (rows[places >= 0], places[places >= 0])
     parts = _parts(batch, targets, corpus)
-    for name, scores in _scorers(batch, exam, corpus):
-        top = top_k(scores, max(exam.ks), excluded)
+    for name, scores in _scorers(batch, inputs, corpus):
+        top = top_k(scores, max(inputs.ks), excluded)
         for part, chosen in parts.items():
-            metrics = ranking_metrics(top, (targets[0][chosen], targets[1][chosen]), len(corpus.item_index), exam.ks)
+            metrics = ranking_metrics(top, (targets[0][chosen], targets[1][chosen]), len(corpus.item_index), inputs.ks)
             has = ~np.isnan(metrics["recall"][:, 0])
             users = batch.column("user_id").filter(pa.array(has))
-            for place, k in enumerate(exam.ks):
+            for place, k in enumerate(inputs.ks):
                 size = int(has.sum())
                 # Explicit types: Arrow cannot infer the type of an empty column.
                 columns = [users, *(pa.array([text] * size, pa.string()) for text in (name, part))]
@@ -158,9 +158,9 @@ def _set_days(days: np.ndarray, index: pa.Array, moments: pa.Array) -> None:
     days[index.to_numpy()[valid]] = ordinals
 
 
-def _scorers(batch: pa.RecordBatch, exam: Exam, corpus: Corpus) -> Iterator[tuple[str, np.ndarray]]:
+def _scorers(batch: pa.RecordBatch, inputs: ScoringInputs, corpus: Corpus) -> Iterator[tuple[str, np.ndarray]]:
     """(name, scores [B, M]) of each scorer, one in memory at a time."""
-    vectors = user_vectors(batch, exam.model_uri, exam.model_fingerprint, exam.item_features)
+    vectors = user_vectors(batch, inputs.model_uri, inputs.model_fingerprint, inputs.item_features)
     yield "two_tower", vectors @ corpus.vectors.T
     yield "popularity", np.broadcast_to(corpus.recent.astype(np.float32), (batch.num_rows, len(corpus.recent)))
     rows, items = _flat(batch.column("known_items"))
@@ -175,12 +175,12 @@ def _scorers(batch: pa.RecordBatch, exam: Exam, corpus: Corpus) -> Iterator[tupl
         yield "best_reachable", true_utility(taste, corpus.true_taste, corpus.attractiveness)
 
 
-def _truth(exam: Exam, item_index: np.ndarray) -> tuple[np.ndarray | None, np.ndarray | None]:
+def _truth(inputs: ScoringInputs, item_index: np.ndarray) -> tuple[np.ndarray | None, np.ndarray | None]:
     """True tastes and attractiveness of the live items; (None, None) for real data."""
-    if not exam.truth:
+    if not inputs.truth:
         return None, None
-    truth = _read_lists(exam.truth, ["item_id", "taste", "attractiveness"])
-    ids = _read_lists(exam.embeddings, ["item_index", "item_id"])
+    truth = _read_lists(inputs.truth, ["item_id", "taste", "attractiveness"])
+    ids = _read_lists(inputs.embeddings, ["item_index", "item_id"])
     id_of = dict(zip(ids["item_index"].to_pylist(), map(str, ids["item_id"].to_pylist())))
     row_of = {str(item): row for row, item in enumerate(truth["item_id"].to_pylist())}
     rows = np.array([row_of[id_of[index]] for index in item_index.tolist()])

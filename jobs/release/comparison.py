@@ -94,8 +94,8 @@ def _note(context: Context, compared: Comparison, note: str) -> None:
 
 
 def _recall(now: RecallResult, then: RecallResult, before: Release, config: Gates, seed: int) -> Iterator[Gate]:
-    surely = recall_loss_bound(then.by_user(), now.by_user(), config.bootstrap_samples, seed)
-    share = surely / then.recall if then.recall else 0.0
+    certain_loss = recall_loss_bound(then.by_user(), now.by_user(), config.bootstrap_samples, seed)
+    share = certain_loss / then.recall if then.recall else 0.0
     yield Gate(
         "recall_loss", share, config.recall_loss, False,
         f"Share of Recall@{config.recall_at} certainly lost against {before.release_id}, on held-out events of "
@@ -118,8 +118,8 @@ def _popularity(context: Context, events: HeldOutEvents, since: str) -> RecallRe
 
 
 def _beats_popularity(now: RecallResult, popular: RecallResult, config: Gates, seed: int) -> Gate:
-    surely = recall_loss_bound(popular.by_user(), now.by_user(), config.bootstrap_samples, seed)
-    share = surely / popular.recall if popular.recall else 0.0
+    certain_loss = recall_loss_bound(popular.by_user(), now.by_user(), config.bootstrap_samples, seed)
+    share = certain_loss / popular.recall if popular.recall else 0.0
     return Gate(
         "beats_popularity", share, config.beats_popularity, False,
         f"Share of popularity's Recall@{config.recall_at} that the model certainly lacks, on held-out events of "

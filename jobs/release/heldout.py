@@ -90,8 +90,10 @@ def test_update(context: Context, tracker: Tracker) -> dict[str, float]:
     measured = {"recall": result.recall}
     if night.release_id != current.release_id:
         without = examined(night, events, k)
-        surely = recall_loss_bound(without.by_user(), result.by_user(), config.bootstrap_samples, context.config.seed)
-        measured |= {"night": without.recall, "loss": surely}
+        certain_loss = recall_loss_bound(
+            without.by_user(), result.by_user(), config.bootstrap_samples, context.config.seed
+        )
+        measured |= {"night": without.recall, "loss": certain_loss}
     tracker.record(f"within_day.recall_at_{k}", measured["recall"])
     tracker.record(f"within_day.night.recall_at_{k}", measured.get("night", measured["recall"]))
     beside = f", that of the night {measured['night']:.4f}" if "night" in measured else ""

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyspark.sql import SparkSession
 
-from jobs.inference.score import Exam, score_users
+from jobs.inference.score import ScoringInputs, score_users
 from model.evaluation.ranking_metrics import SLICES
 from model.serving.embed import embed_items
 from model.training.checkpoint import load_checkpoint
@@ -20,7 +20,7 @@ HEAD, MID, TAIL = 2, 3, 4  # items with 100, 60 and 1 clicks; all others have 1
 UNSEEN = 39  # an item without clicks
 
 
-def exam(folder: Path) -> Exam:
+def inputs(folder: Path) -> ScoringInputs:
     """A toy model and its catalogue, in which item 40 is new."""
     spec = toy_night.make_spec(folder, [100])
     train(spec)
@@ -45,7 +45,7 @@ def exam(folder: Path) -> Exam:
     for name, table in tables.items():
         pq.write_table(table, folder / f"{name}.parquet")
     urls = {name: (f"file://{folder}/{name}.parquet",) for name in tables}
-    return Exam(
+    return ScoringInputs(
         model_uri=spec.output, model_fingerprint=str(folder), embeddings=urls["embeddings"], item_stats=urls["stats"],
         item_features=urls["features"], neighbours=urls["near"], truth=(), first_popular_day=TODAY - 7,
         first_new_day=TODAY - 7, ks=(1, 10),
@@ -64,7 +64,7 @@ def test_a_batch_may_have_no_targets_of_a_slice(spark: SparkSession, tmp_path: P
     before = spark.conf.get("spark.sql.execution.arrow.maxRecordsPerBatch")
     spark.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", "1")
     try:
-        scored = score_users(frame, exam(tmp_path)).toPandas()
+        scored = score_users(frame, inputs(tmp_path)).toPandas()
     finally:
         spark.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", before)
     recall = scored[scored["model"] == "popularity"].set_index(["user_id", "slice", "k"])["recall"].to_dict()
