@@ -24,7 +24,7 @@ from pyspark.sql import SparkSession
 
 from pipelines.session import find_java_home
 from pipelines.storage.warehouse import Warehouse
-from tests.two_nights import FIRST, run_nights, write_inputs
+from tests.two_nights import CONFIG, FIRST, run_nights, write_inputs
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLES = ("vocabularies", "user_histories", "item_stats", "item_features", "item_versions", "positives", "samples")
@@ -34,10 +34,12 @@ TABLES_JOB = "tests/jobs/sample_tables.py"
 pytestmark = pytest.mark.slow
 MODEL = """
 warehouse: {warehouse}
+features: {features}
 model: {{dim: 8, hidden: [], embedding_dim: 8, small_embedding_dim: 4, id_dropout: 0.0}}
 loss: {{temperature: 0.2}}
 training: {{batch_size: 400, bootstrap_epochs: 6, optimizer: adagrad, threads: 1}}  # one step per epoch
 """
+FEATURES = json.dumps(CONFIG.features.model_dump(mode="json", exclude_unset=True))  # those of the samples
 
 
 def environment() -> dict[str, str]:
@@ -182,7 +184,7 @@ def trained(night: LocalNight, folder: Path, master: str, **training: object) ->
     """Run jobs/train.py on a copy of the tables. Returns the manifest of the model, and the output."""
     root = folder / "warehouse"
     shutil.copytree(night.inputs, root)
-    (folder / "night.yaml").write_text(MODEL.format(warehouse=root))
+    (folder / "night.yaml").write_text(MODEL.format(warehouse=root, features=FEATURES))
     flags = ["--config", str(folder / "night.yaml"), "--ds", FIRST]
     flags += [part for name, value in training.items() for part in ("--set", f"training.{name}={value}")]
     with submitted(master, "jobs/train.py", *flags, partitions=2) as job:
