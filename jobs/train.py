@@ -25,6 +25,7 @@ from model.training.launch import launch
 from model.training.resume import saved_steps
 from model.training.spec import EpochMetrics, TrainingResult, TrainingSpec
 from pipelines.contract.schema import FeatureSchema
+from pipelines.storage.dates import shift
 
 
 def run(context: Context, tracker: Tracker) -> None:
@@ -37,7 +38,7 @@ def run(context: Context, tracker: Tracker) -> None:
         return
     require_trainers(context)
     if inputs.before:
-        require_model(context, inputs.before.ds, "")
+        require_model(context, shift(ds, -1), "")
     offered, schema = inputs.schemas(context.config)
     training = _training(context, inputs)
     # Measure the release in use on the events of the day before the new model has learned from them.
@@ -99,7 +100,8 @@ def _spec(
         seed=config.seed,
         epochs=1 if update else config.training.epochs if before else config.training.bootstrap_epochs,
         incremental=update is not None,
-        warm_start=warehouse.path("models", before.ds) if before else None,
+        # An update finds the model of the update before it under the date of yesterday.
+        warm_start=warehouse.path("models", shift(ds, -1)) if before else None,
         output=staging,
         resume=warehouse.progress_folder("models", ds, inputs.recipe.inputs),
         progress=sys.stderr.isatty() and (training.processes == 1 or config.training.launcher == "torchrun"),
