@@ -152,7 +152,7 @@ def test_an_update_refuses_a_time_of_another_day_and_a_release_of_another_night(
         nightly_run, "--until", "2024-03-06T01:00", code=2
     )
     output = nightly_run.run("incremental", "--ds", "2024-03-06", code=3)
-    assert f"the one in use is {releases[-1]}: run jobs.nightly for ds={SECOND}" in output
+    assert f"the release in use is {releases[-1]}: run jobs.nightly for ds={SECOND}" in output
 
 
 def test_an_update_refuses_a_model_that_was_trained_again_since_the_release(
