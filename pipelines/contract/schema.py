@@ -106,7 +106,10 @@ class AgeFeature(StrictModel):
 
 
 class HistoryFeature(StrictModel):
-    """The user's last `length` positives, 0-padded on the left."""
+    """The user's last `length` positives, 0-padded on the left.
+
+    `ages_column`: the column with the seconds from each history item to the request, 0 for padding; None: not written.
+    """
 
     kind: Literal["history"]
     name: str
@@ -114,6 +117,7 @@ class HistoryFeature(StrictModel):
     vocabulary: str
     size: PositiveInt
     length: PositiveInt
+    ages_column: str | None = None
 
 
 Feature = Annotated[
@@ -125,11 +129,15 @@ ExampleAge = Annotated[AgeFeature | NumericFeature, Field(discriminator="kind")]
 
 
 class FeatureSchema(StrictModel):
-    """Features of users and items. `history` and `example_age` are None if they are switched off."""
+    """Features of users, items and requests. `history` and `example_age` are None if they are switched off.
+
+    `context`: features of the request, which only the user tower reads.
+    """
 
     version: Literal[1]
     user: list[Feature]
     item: list[Feature]
+    context: list[Feature] = Field([])
     history: HistoryFeature | None = None
     example_age: ExampleAge | None = None
 
@@ -155,7 +163,8 @@ class FeatureSchema(StrictModel):
         Raises ValueError for an unknown name, and for the item id, which is the key of all tables.
         """
         extras = [extra for extra in (self.history, self.example_age) if extra]
-        removable = {feature.name for feature in (*self.user, *self.item, *extras)} - {self.item_id.name}
+        features = (*self.user, *self.item, *self.context, *extras)
+        removable = {feature.name for feature in features} - {self.item_id.name}
         if unknown := sorted(set(names) - removable):
             raise ValueError(
                 f"model.leave_out: no feature {', '.join(unknown)} can be left out, only {', '.join(sorted(removable))}"
@@ -164,6 +173,7 @@ class FeatureSchema(StrictModel):
             version=self.version,
             user=[feature for feature in self.user if feature.name not in names],
             item=[feature for feature in self.item if feature.name not in names],
+            context=[feature for feature in self.context if feature.name not in names],
             history=None if self.history and self.history.name in names else self.history,
             example_age=None if self.example_age and self.example_age.name in names else self.example_age,
         )
@@ -175,8 +185,8 @@ class FeatureSchema(StrictModel):
 
     @property
     def user_columns(self) -> list[str]:
-        """Columns of `samples` that the user tower reads: features, history and example age."""
-        columns = columns_of(self.user)
+        """Columns of `samples` that the user tower reads: features of user and request, history and example age."""
+        columns = columns_of([*self.user, *self.context])
         columns += [self.history.column] if self.history else []
         return columns + ([self.example_age.column] if self.example_age else [])
 
