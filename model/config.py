@@ -121,6 +121,23 @@ class LossConfig(StrictModel):
         description="For pointwise, hinge and logistic: weight of a row's hard negatives in the mean over its negatives. The "
         "shared negatives have the rest, or 1 if the row has no hard negatives. listwise counts each hard negative once.",
     )
+    top_k: PositiveInt | None = Field(
+        None,
+        description="For listwise: weight each positive by how far its score is above the user's K-th best score, estimated "
+        "from the candidates (SL@K, KDD 2025). K is the number of items that matter, e.g. 50; null: equal weights.",
+    )
+    top_k_temperature: PositiveFloat = Field(
+        1.0,
+        description="For top_k: divides the distance from the K-th best cosine in the weight's sigmoid. A smaller value cuts "
+        "off more sharply. The authors' code starts from 1.",
+    )
+    gbce_calibration: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="For pointwise: t of gBCE (gSASRec, RecSys 2023), which weakens the positive's part so that scores are "
+        "not overconfident. 0: plain binary cross entropy; 1: calibrated probabilities; the authors' code uses 0.75.",
+    )
     self_supervision: SelfSupervisionConfig | None = Field(
         None, description="A second loss on item features, which helps items with few clicks; null: off."
     )

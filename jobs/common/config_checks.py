@@ -39,7 +39,7 @@ class Sections(Protocol):
 
 def contradictions(config: Sections) -> list[str]:
     """One message per contradiction: the keys and a remedy. Empty if the config can be used."""
-    faults = [*_training(config)]
+    faults = [*_training(config), *_loss(config.loss)]
     if config.index.factory and (fault := factory_fault(config.index.factory, config.model.dim)):
         faults.append(f"index.factory: {fault}")
     return faults + list(_model(config))
@@ -62,6 +62,25 @@ def _training(config: Sections) -> Iterator[str]:
         yield (
             f"loss.self_supervision.items: {supervision.items} items cannot be shared by training.processes = "
             f"{training.processes}: every process needs at least one item in each step"
+        )
+
+
+def _loss(loss: LossConfig) -> Iterator[str]:
+    """Options of one kind of loss that another kind would ignore."""
+    if loss.top_k and loss.kind != "listwise":
+        yield (
+            f"loss.top_k: weights the positives of the listwise loss, and loss.kind is {loss.kind}: set loss.kind: listwise, "
+            "or loss.top_k: null"
+        )
+    elif loss.top_k and loss.correction == "none":
+        yield (
+            "loss.top_k: needs the expected counts of the candidates to estimate the K-th best score of the catalogue, and "
+            "loss.correction is none: set loss.correction: classic, or loss.top_k: null"
+        )
+    if loss.gbce_calibration and loss.kind != "pointwise":
+        yield (
+            f"loss.gbce_calibration: changes the pointwise loss, and loss.kind is {loss.kind}: set loss.kind: pointwise, or "
+            "loss.gbce_calibration: 0"
         )
 
 

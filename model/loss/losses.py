@@ -59,15 +59,38 @@ def listwise_revisited(logits: Logits, draws: OtherDraws) -> Tensor:
     return torch.where(others_B <= MASKED / 2, 0.0, weight_B * (others_B - logits.positive_B))
 
 
-def pointwise(logits: Logits, weights_U: Tensor, negatives: float, hard_share: float) -> Tensor:
-    """[B]: binary cross entropy, -log sigmoid(s_p) - negatives * mean log(1 - sigmoid(s_d)).
+def pointwise(
+    logits: Logits, weights_U: Tensor, negatives: float, hard_share: float, positive_power: float = 1.0
+) -> Tensor:
+    """[B]: binary cross entropy, -log sigmoid(s_p)^beta - negatives * mean log(1 - sigmoid(s_d)).
 
     Uses the mean over all negatives instead of drawing `negatives` of them: same expectation, less noise.
+    `positive_power`: beta of gBCE, see `gbce_power`; 1: plain binary cross entropy.
     """
     mean_B = _mean_over_negatives(
         F.softplus(logits.shared_BU), F.softplus(logits.hard_BK), logits, weights_U, hard_share
     )
-    return torch.where(has_negatives(logits), F.softplus(-logits.positive_B) + negatives * mean_B, 0.0)
+    positive_B = positive_power * F.softplus(-logits.positive_B)
+    return torch.where(has_negatives(logits), positive_B + negatives * mean_B, 0.0)
+
+
+def gbce_power(negatives: float, items: int, calibration: float) -> float:
+    """beta of gBCE: alpha (t (1 - 1/alpha) + 1/alpha) = 1 - t (1 - alpha) (Petrov and Macdonald, RecSys 2023: gSASRec).
+
+    In the paper alpha = k / (items - 1) is the chance that an item other than the positive is one of the row's k uniform
+    negatives. Here no negatives are drawn: the row's negatives have the total weight `negatives`, over all candidates. If
+    candidates weigh count / expected count, each of the other items - 1 items has the same expected weight, so
+    alpha = negatives / (items - 1), whatever the number of candidates and however they are drawn. (The weight of a row's
+    hard negatives is part of that total. They get more than alpha, the other items less. Without correction alpha is only
+    the mean: frequent candidates get more.)
+
+    Why this calibrates: let item d be the positive of a user with probability P. Its logit then minimises
+    -beta P log sigmoid(s) - alpha (1 - P) log(1 - sigmoid(s)), so sigmoid(s) = beta P / (beta P + alpha (1 - P)). With
+    beta = 1 this is close to 1 for every P much larger than alpha: the overconfidence of the paper. With beta = alpha it is P.
+
+    calibration: t in [0, 1]. 0: beta = 1, plain binary cross entropy; 1: beta = alpha.
+    """
+    return 1 - calibration * (1 - negatives / max(1, items - 1))
 
 
 def pairwise_hinge(logits: Logits, weights_U: Tensor, margin: float, hard_share: float) -> Tensor:

@@ -14,6 +14,7 @@ from model.loss import losses
 from model.loss.candidates import StepCandidates
 from model.loss.logq import Offsets, logit_offsets, other_draws
 from model.loss.losses import MASKED, Logits
+from model.loss.top_k import top_k_weights
 from pipelines.contract.indices import PADDING
 
 # Number of logits in memory at once: about what fits into the cache of a core.
@@ -35,6 +36,14 @@ class BatchLoss(NamedTuple):
     contrasted_B: Tensor
 
 
+class Objective(NamedTuple):
+    """The settings of a loss, and the numbers that SL@K and gBCE read: the temperature and the size of the catalogue."""
+
+    config: LossConfig
+    temperature: float
+    items: int
+
+
 class Vectors(NamedTuple):
     """The vectors that are multiplied to logits: users divided by the temperature [B, d], positives [B, d], shared candidates
     [U, d], hard negatives [B, K, d].
@@ -54,16 +63,18 @@ def row_losses(
     expected_U: Tensor | None,
     temperature: Tensor | float,
     config: LossConfig,
+    items: int = 0,
 ) -> RowLosses:
     """Loss of each row, before rewards.
 
     users_Bd, items_Ud, hard_BKd: vectors of the users, the shared candidates and the hard negatives.
     expected_U: expected count of each candidate; None: no correction.
+    items: number of items in the catalogue. Only gBCE reads it.
     Computes in float32 even under autocast: at temperature 0.01 logits reach 100, where bfloat16 has steps of 0.5.
     """
     with torch.autocast(users_Bd.device.type, enabled=False):
         vectors = vectors_of(users_Bd, items_Ud, hard_BKd, candidates, temperature)
-        return _row_losses(vectors, candidates, expected_U, config)
+        return _row_losses(vectors, candidates, expected_U, _objective(config, temperature, items))
 
 
 def batch_loss(
@@ -75,6 +86,7 @@ def batch_loss(
     expected_U: Tensor | None,
     temperature: Tensor | float,
     config: LossConfig,
+    items: int = 0,
 ) -> BatchLoss:
     """`weighted_mean` of `row_losses`, in blocks of rows. Runs forward and backward while the logits are in cache.
 
@@ -83,7 +95,14 @@ def batch_loss(
     """
     with torch.autocast(users_Bd.device.type, enabled=False):
         vectors = vectors_of(users_Bd, items_Ud, hard_BKd, candidates, temperature)
-        return BatchLoss(*_InBlocks.apply(*vectors, weights_B, candidates, expected_U, config, torch.is_grad_enabled()))
+        objective = _objective(config, temperature, items)
+        return BatchLoss(
+            *_InBlocks.apply(*vectors, weights_B, candidates, expected_U, objective, torch.is_grad_enabled())
+        )
+
+
+def _objective(config: LossConfig, temperature: Tensor | float, items: int) -> Objective:
+    return Objective(config, float(torch.as_tensor(temperature).detach()) if config.top_k else 1.0, items)
 
 
 class _InBlocks(torch.autograd.Function):
@@ -99,7 +118,7 @@ class _InBlocks(torch.autograd.Function):
         weights_B: Tensor,
         candidates: StepCandidates,
         expected_U: Tensor | None,
-        config: LossConfig,
+        objective: Objective,
         backward: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         of_rows = (users_Bd, positives_Bd, hard_BKd)
@@ -111,7 +130,7 @@ class _InBlocks(torch.autograd.Function):
         for block, of_block in candidates.in_blocks(max(1, BLOCK // len(candidates.items_U))):
             users, positives, hard = (vectors[block].detach().requires_grad_(backward) for vectors in of_rows)
             with torch.set_grad_enabled(backward):
-                block_losses = _row_losses(Vectors(users, positives, items_Ud, hard), of_block, expected_U, config)
+                block_losses = _row_losses(Vectors(users, positives, items_Ud, hard), of_block, expected_U, objective)
                 loss = losses.weighted_mean(block_losses.losses_B, weights_B[block], candidates.rows)
             if backward:
                 loss.backward()
@@ -148,24 +167,44 @@ def vectors_of(
 
 
 def _row_losses(
-    vectors: Vectors, candidates: StepCandidates, expected_U: Tensor | None, config: LossConfig
+    vectors: Vectors, candidates: StepCandidates, expected_U: Tensor | None, objective: Objective
 ) -> RowLosses:
-    if config.kind == "listwise":
-        logits = logits_of(vectors, candidates, logit_offsets(config.correction, candidates, expected_U))
-        contrasted_B = losses.has_negatives(logits)
-        if config.correction == "revisited" and expected_U is not None:
-            return RowLosses(losses.listwise_revisited(logits, other_draws(candidates, expected_U)), contrasted_B)
-        return RowLosses(losses.listwise(logits), contrasted_B)
-    logits = logits_of(vectors, candidates, None)
+    config = objective.config
     weights_U = candidates.counts_U if expected_U is None else candidates.counts_U / expected_U
     weights_U = weights_U.to(vectors.users_Bd.dtype)
+    if config.kind == "listwise":
+        return _listwise(vectors, candidates, expected_U, weights_U, objective)
+    logits = logits_of(vectors, candidates, None)
     if config.kind == "pointwise":
-        losses_B = losses.pointwise(logits, weights_U, config.negatives_per_positive, config.hard_share)
+        power = losses.gbce_power(config.negatives_per_positive, objective.items, config.gbce_calibration)
+        losses_B = losses.pointwise(logits, weights_U, config.negatives_per_positive, config.hard_share, power)
     elif config.kind == "hinge":
         losses_B = losses.pairwise_hinge(logits, weights_U, config.margin, config.hard_share)
     else:
         losses_B = losses.pairwise_logistic(logits, weights_U, config.hard_share)
     return RowLosses(losses_B, losses.has_negatives(logits))
+
+
+def _listwise(
+    vectors: Vectors, candidates: StepCandidates, expected_U: Tensor | None, weights_U: Tensor, objective: Objective
+) -> RowLosses:
+    """Sampled softmax with its correction and, if `top_k` is set, the weights of SL@K."""
+    config = objective.config
+    offsets = logit_offsets(config.correction, candidates, expected_U)
+    logits = logits_of(vectors, candidates, offsets)
+    contrasted_B = losses.has_negatives(logits)
+    weight_B = None
+    if config.top_k:  # Before the losses, which overwrite the logits.
+        positive_B = (logits.positive_B - offsets.positive_B).detach()
+        shared_BU = logits.shared_BU.detach() - offsets.shared_U.to(positive_B.dtype)
+        weight_B = top_k_weights(
+            positive_B, shared_BU, weights_U, config.top_k, objective.temperature, config.top_k_temperature
+        )
+    if config.correction == "revisited" and expected_U is not None:
+        losses_B = losses.listwise_revisited(logits, other_draws(candidates, expected_U))
+    else:
+        losses_B = losses.listwise(logits)
+    return RowLosses(losses_B if weight_B is None else weight_B * losses_B, contrasted_B)
 
 
 def logits_of(vectors: Vectors, candidates: StepCandidates, offsets: Offsets | None) -> Logits:

@@ -89,7 +89,15 @@ class RetrievalStep(nn.Module):
         items_Ud, hard_BKd = self._item_vectors(candidates)
         users_Bd = self.towers.user_vectors(self._with_history_features(batch))
         loss, losses_B, has_negatives_B = batch_loss(
-            users_Bd, items_Ud, hard_BKd, batch["weight"], candidates, expected_U, self.temperature, self.config
+            users_Bd,
+            items_Ud,
+            hard_BKd,
+            batch["weight"],
+            candidates,
+            expected_U,
+            self.temperature,
+            self.config,
+            len(self.catalogue.present),
         )
         total, self_loss = self._add_self_loss(loss)
         hits = 0 if self.training else int((positive_ranks(users_Bd, items_Ud, candidates) < HITS_AT).sum())

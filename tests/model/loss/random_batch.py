@@ -56,5 +56,5 @@ def losses_of(case: Case, config: LossConfig, dtype: torch.dtype = torch.float64
     expected_U = None if config.correction == "none" else expected_of(case, candidates, once)
     return row_losses(
         torch.from_numpy(case["user_vectors"]).to(dtype), items_Md[candidates.items_U], items_Md[candidates.hard_BK],
-        candidates, expected_U, config.temperature, config,
+        candidates, expected_U, config.temperature, config, ITEMS,
     ).losses_B  # fmt: skip

@@ -16,6 +16,7 @@ from model.loss.losses import MASKED, Logits
 from pipelines.contract.negative_kinds import COARSE, FINE, POPULARITY, UNIFORM
 from tests.model.loss.random_batch import (
     CORRECTIONS,
+    ITEMS,
     KINDS,
     ROWS,
     SEEDS,
@@ -46,7 +47,8 @@ def oracle(case: Case, config: LossConfig, once: bool = False) -> np.ndarray:
         if not shared and not hard:
             result.append(0.0)
         elif config.kind == "listwise":
-            result.append(softmax_loss(config.correction, score, positive, shared, hard, entered, expected))
+            loss = softmax_loss(config.correction, score, positive, shared, hard, entered, expected)
+            result.append(top_k_weight(config, score, positive, shared, expected) * loss)
         else:
             result.append(mean_loss(config, score, positive, shared, hard, expected))
     return np.array(result)
@@ -67,6 +69,17 @@ def softmax_loss(
     return -np.log(numerator / denominator)
 
 
+def top_k_weight(config: LossConfig, score: np.ndarray, p: int, shared: list[int], expected: np.ndarray) -> float:
+    if config.top_k is None:
+        return 1.0
+    items = 0.0  # Estimated number of items of the catalogue with at least the score of d.
+    for d in sorted(shared, key=lambda item: -score[item]):
+        items += 1 / expected[d]
+        if items >= config.top_k:
+            return 1 / (1 + np.exp(-(score[p] - score[d]) * config.temperature / config.top_k_temperature))
+    return 1.0
+
+
 def mean_loss(
     config: LossConfig, score: np.ndarray, p: int, shared: list[int], hard: list[int], expected: np.ndarray
 ) -> float:
@@ -85,7 +98,9 @@ def mean_loss(
         parts.append((config.hard_share, np.mean([penalty(d) for d in hard])))
     mean = sum(share * value for share, value in parts) / sum(share for share, _ in parts)
     if config.kind == "pointwise":
-        return -np.log(1 / (1 + np.exp(-score[p]))) + config.negatives_per_positive * mean
+        alpha, t = config.negatives_per_positive / (ITEMS - 1), config.gbce_calibration
+        beta = alpha * (t * (1 - 1 / alpha) + 1 / alpha)
+        return -np.log((1 / (1 + np.exp(-score[p]))) ** beta) + config.negatives_per_positive * mean
     return mean
 
 
@@ -99,6 +114,61 @@ def test_losses_equal_the_oracle(kind: Any, correction: Any, once: bool) -> None
         assert len(set(expected.round(6))) > ROWS / 2
         np.testing.assert_allclose(losses_of(case, config, once=once), expected, rtol=1e-6)
         np.testing.assert_allclose(losses_of(case, config, torch.float32, once), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("once", [False, True])
+@pytest.mark.parametrize("correction", CORRECTIONS[1:])
+def test_top_k_losses_equal_the_oracle(correction: Any, once: bool) -> None:
+    """SL@K with a K that some rows do not reach, and with one that all rows reach."""
+    for seed, k in itertools.product(SEEDS, (2, 9)):
+        case = make(seed)
+        config = LossConfig(correction=correction, temperature=0.2, top_k=k, top_k_temperature=0.1)
+        expected = oracle(case, config, once)
+        plain = losses_of(case, config.model_copy(update={"top_k": None}), once=once).numpy()
+        assert (expected < plain - 1e-9).sum() > (1 if k == 9 else ROWS / 2)
+        np.testing.assert_allclose(losses_of(case, config, once=once), expected, rtol=1e-6)
+        np.testing.assert_allclose(losses_of(case, config, torch.float32, once), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("correction", ["none", "classic"])
+@pytest.mark.parametrize("calibration", [0.0, 0.75, 1.0])
+def test_gbce_losses_equal_the_oracle(correction: Any, calibration: float) -> None:
+    for seed in SEEDS:
+        case = make(seed)
+        config = LossConfig(kind="pointwise", correction=correction, temperature=0.2, gbce_calibration=calibration)
+        np.testing.assert_allclose(losses_of(case, config), oracle(case, config), rtol=1e-6)
+
+
+@pytest.mark.parametrize("calibration", [0.0, 1.0])
+def test_gbce_learns_the_probability_that_an_item_is_the_positive(calibration: float) -> None:
+    """100 items with skewed probabilities, three negatives. t = 1: sigmoid(s) = P; t = 0: P / (P + alpha (1 - P))."""
+    positive_M = torch.arange(1, 101, dtype=torch.float64) ** -1.0
+    positive_M /= positive_M.sum()
+    power = losses.gbce_power(3.0, 100, calibration)
+    logits_M = torch.zeros(100, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([logits_M], max_iter=200, tolerance_grad=1e-10, line_search_fn="strong_wolfe")
+    itself = torch.eye(100, dtype=torch.bool)
+
+    def expected_loss() -> torch.Tensor:
+        """Mean over all items as the positive: row i has positive i, and all other items as candidates."""
+        optimizer.zero_grad()
+        shared_BU = torch.where(itself, MASKED, logits_M.expand(100, 100))
+        rows = Logits(logits_M, shared_BU, torch.full((100, 1), MASKED, dtype=torch.float64))
+        losses_B = losses.pointwise(rows, torch.ones(100, dtype=torch.float64), 3.0, 0.5, power)
+        loss = (positive_M * losses_B).sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(expected_loss)
+    alpha = 3 / 99 if calibration == 0 else 1.0
+    expected_M = positive_M / (positive_M + alpha * (1 - positive_M))
+    torch.testing.assert_close(logits_M.detach().sigmoid(), expected_M, rtol=1e-3, atol=1e-5)
+
+
+def test_gbce_power_by_hand() -> None:
+    """alpha = 3 / 30 = 0.1; t = 0.75: 0.1 (0.75 (1 - 10) + 10) = 0.325."""
+    assert losses.gbce_power(3.0, 31, 0.75) == pytest.approx(0.325)
+    assert losses.gbce_power(3.0, 31, 0.0) == 1.0
 
 
 def two_rows() -> tuple[StepCandidates, SamplingProbabilities]:

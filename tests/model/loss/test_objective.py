@@ -29,11 +29,15 @@ from tests.model.loss.random_batch import (
 
 @pytest.mark.parametrize(("kind", "correction"), [*itertools.product(KINDS, ("none", "mns")), ("listwise", "classic")])
 def test_gradients_match_finite_differences(kind: Any, correction: Any) -> None:
-    """Numerical check for users, items, hard negatives and temperature. Not for revisited, which stops a gradient."""
+    """Numerical check for users, items, hard negatives and temperature. Not for revisited, which stops a gradient.
+
+    pointwise is checked with a factor on the positive's part (gBCE).
+    """
     case = make(1)
     candidates = candidates_of(case)
     expected_U = None if correction == "none" else expected_of(case, candidates)
-    config = LossConfig(kind=kind, correction=correction, margin=0.3)
+    calibration = 0.75 if kind == "pointwise" else 0.0
+    config = LossConfig(kind=kind, correction=correction, margin=0.3, gbce_calibration=calibration)
     items_Md = torch.from_numpy(case["item_vectors"])
     inputs = [
         torch.from_numpy(case["user_vectors"]),
@@ -45,22 +49,28 @@ def test_gradients_match_finite_differences(kind: Any, correction: Any) -> None:
     def row_losses_of(
         users: torch.Tensor, items: torch.Tensor, hard: torch.Tensor, temperature: torch.Tensor
     ) -> torch.Tensor:
-        return row_losses(users, items, hard, candidates, expected_U, temperature, config).losses_B
+        return row_losses(users, items, hard, candidates, expected_U, temperature, config, 40).losses_B
 
     assert torch.autograd.gradcheck(row_losses_of, [tensor.requires_grad_() for tensor in inputs])
 
 
-@pytest.mark.parametrize(("kind", "correction"), itertools.product(KINDS, CORRECTIONS))
+@pytest.mark.parametrize(
+    ("kind", "correction", "top_k"),
+    [
+        *((kind, correction, None) for kind, correction in itertools.product(KINDS, CORRECTIONS)),
+        *(("listwise", correction, 3) for correction in CORRECTIONS[1:]),
+    ],
+)
 @pytest.mark.parametrize("block", [1, 60, 10**6])
 def test_losses_and_gradients_do_not_depend_on_the_block_size(
-    kind: Any, correction: Any, block: int, monkeypatch: pytest.MonkeyPatch
+    kind: Any, correction: Any, top_k: int | None, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Loss, row losses and gradients with one row per block, a few rows per block, and all rows in one block."""
     monkeypatch.setattr(objective, "BLOCK", block)
     case = make(3)
     candidates = candidates_of(case)
     expected_U = None if correction == "none" else expected_of(case, candidates)
-    config = LossConfig(kind=kind, correction=correction, margin=0.3)
+    config = LossConfig(kind=kind, correction=correction, margin=0.3, top_k=top_k, top_k_temperature=0.2)
     weights_B, items_Md = torch.from_numpy(case["weights"]), torch.from_numpy(case["item_vectors"])
 
     def inputs() -> list[torch.Tensor]:
