@@ -102,13 +102,16 @@ def _request(context: Context, schema: dict[str, Any]) -> list[dict[str, Any]]:
             f"table vocabularies ds={context.ds} was written by an earlier version, which did not store how values are "
             "encoded. Run build_positives for this ds with --force, then publish_items again"
         )
-    columns = {feature["column"]: feature for feature in schema["user"]} | {"history": {}}
+    features = [*schema["user"], *schema.get("context", [])]
+    columns = {feature["column"]: feature for feature in features} | {"history": {}}
     values = context.warehouse.read("vocabularies", context.ds).where(F.col("index") == FIRST).collect()
     first_values = {row["feature"]: row["value"] for row in values}
 
     def example(field: dict[str, Any]) -> Any:
         if field["kind"] == "numeric":
             return columns[field["column"]].get("mean", 1.0)
+        if field["kind"] == "vector":
+            return [round(field["length"] ** -0.5, 6)] * field["length"]
         value = first_values.get(field["vocabulary"], "1")
         if field["type"] == "boolean":
             return value == "true"

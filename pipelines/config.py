@@ -84,8 +84,26 @@ class NumericFeatureConfig(StrictModel):
         return self
 
 
+class VectorFeatureConfig(StrictModel):
+    """A vector that others have computed, e.g. of a text or an image. It is not trained, only its projection is."""
+
+    kind: Literal["vector"]
+    name: str = Field(pattern=r"[a-z][a-z0-9_]*$")
+    length: int = Field(ge=1, le=8192, description="number of elements; a vector of another length is a bad row")
+    width: int | None = Field(
+        None, ge=1, description="length of its projection, which the tower reads; null: model.small_embedding_dim"
+    )
+    dropout: float = Field(
+        0.3,
+        ge=0,
+        lt=1,
+        description="share of the projection that training sets to 0, so that the tower does not rely on the vector alone",
+    )
+
+
 FeatureConfig = Annotated[
-    CategoricalFeatureConfig | MultiCategoricalFeatureConfig | NumericFeatureConfig, Field(discriminator="kind")
+    CategoricalFeatureConfig | MultiCategoricalFeatureConfig | NumericFeatureConfig | VectorFeatureConfig,
+    Field(discriminator="kind"),
 ]
 
 

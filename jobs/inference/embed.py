@@ -13,12 +13,13 @@ from pyspark.sql import types as T
 from jobs.common.runner import Context
 from jobs.night.steps import require_model
 from model.data.catalogue import Catalogue
+from model.network.embeddings import has_table
 from model.network.two_tower import TwoTower
 from model.serving.embed import batch_columns, embed_items, embed_users
 from model.training.checkpoint import load_checkpoint
 from pipelines.contract.errors import InputError
 from pipelines.contract.indices import DEFAULT
-from pipelines.contract.schema import FeatureSchema, HistoryFeature, MultiCategoricalFeature, NumericFeature
+from pipelines.contract.schema import FeatureSchema, HistoryFeature, MultiCategoricalFeature
 from pipelines.storage.lineage import one_lineage
 from pipelines.storage.manifest import Manifest, Recipe, digest
 from pipelines.storage.update import Update
@@ -92,7 +93,7 @@ def write_item_embeddings(context: Context) -> Manifest:
 
 def within_model(queries: DataFrame, schema: FeatureSchema) -> DataFrame:
     """Replace indices that a model does not know (they were added after it was trained) by DEFAULT."""
-    features = [feature for feature in schema.user if not isinstance(feature, NumericFeature)]
+    features = [feature for feature in schema.of_user_tower if has_table(feature)]
     for feature in [*features, *([schema.history] if schema.history else [])]:
         replace = _default_from(feature.size)
         is_list = isinstance(feature, MultiCategoricalFeature | HistoryFeature)

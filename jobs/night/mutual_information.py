@@ -13,7 +13,7 @@ TABLE = "feature_information"
 
 
 def item_relations(context: Context, features: list[Feature], read: list[Feature], job: JobRun) -> list[list[float]]:
-    """Mutual information [F, F] of the features that the model reads, in their order.
+    """Mutual information [F, F] of the features that the model reads, in their order. 0 for vectors, which have none.
 
     The table covers all `features` of the item side, including those that the model leaves out. It is written once.
     """

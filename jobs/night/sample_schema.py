@@ -36,7 +36,7 @@ def schema_of(samples: Manifest, config: Config) -> FeatureSchema:
 
 def _differences(samples: FeatureSchema, config: FeatureSchema) -> Iterator[str]:
     """Features that one of the two lacks, or that are of another kind."""
-    for side in ("user", "item"):
+    for side in ("user", "item", "context"):
         before = {feature.name: feature.kind for feature in getattr(samples, side)}
         now = {feature.name: feature.kind for feature in getattr(config, side)}
         for name in sorted(before.keys() | now.keys()):
@@ -46,6 +46,10 @@ def _differences(samples: FeatureSchema, config: FeatureSchema) -> Iterator[str]
                 yield f"{side} feature {name} is in the samples and not in the config"
             elif before[name] != now[name]:
                 yield f"{side} feature {name} is {before[name]} in the samples and {now[name]} in the config"
+        lengths = {feature.name: feature.length for feature in getattr(config, side) if feature.kind == "vector"}
+        for feature in getattr(samples, side):
+            if feature.kind == "vector" and (length := lengths.get(feature.name, feature.length)) != feature.length:
+                yield f"{side} feature {feature.name} has length {feature.length} in the samples and {length} in the config"
     for name in ("history", "example_age"):
         made, wanted = (getattr(schema, name) is not None for schema in (samples, config))
         if made != wanted:

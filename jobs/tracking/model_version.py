@@ -13,7 +13,14 @@ from mlflow.types.schema import Array
 import model
 import pipelines
 from model.serving.request_encoder import example_request
-from pipelines.contract.request_fields import HistoryField, MultiValueField, NumberField, RequestField, RequestFields
+from pipelines.contract.request_fields import (
+    HistoryField,
+    MultiValueField,
+    NumberField,
+    RequestField,
+    RequestFields,
+    VectorField,
+)
 
 # The packages that serving needs. A model version lists them as its requirements.
 SERVING = ["faiss-cpu", "mlflow", "numpy", "pandas", "petastorm", "psutil", "pyarrow", "pydantic", "safetensors"]
@@ -50,7 +57,7 @@ def _columns(fields: list[RequestField]) -> list[ColSpec]:
     columns = []
     for field in fields:
         kind = _type_of(field)
-        is_list = isinstance(field, MultiValueField | HistoryField)
+        is_list = isinstance(field, MultiValueField | HistoryField | VectorField)
         columns.append(ColSpec(Array(kind) if is_list else kind, field.name, required=False))
         if isinstance(field, MultiValueField) and field.weights:
             columns.append(ColSpec(Array(DataType.double), field.weights, required=False))
@@ -71,4 +78,4 @@ def _type_of(field: RequestField) -> DataType:
     """The MLflow type of one value of a request field."""
     if field.type in ("integer", "boolean"):
         return DataType.long if field.type == "integer" else DataType.boolean
-    return DataType.double if isinstance(field, NumberField) else DataType.string
+    return DataType.double if isinstance(field, NumberField | VectorField) else DataType.string

@@ -15,20 +15,34 @@ import torch
 from torch import Tensor
 
 from model.data.batching import to_tensor
-from model.data.item_columns import ItemColumn, MappedFiles, MultiValueColumn, SingleValueColumn, bytes_of
+from model.data.item_columns import (
+    ItemColumn,
+    MappedFiles,
+    MultiValueColumn,
+    SingleValueColumn,
+    VectorColumn,
+    bytes_of,
+)
 from model.data.item_versions import VALID_BEFORE, StackedColumns, Versions
 from model.io.arrow import ColumnError
 from model.io.urls import read_columns
 from model.network.embeddings import Batch, history_column, lookup_column, rows_of
 from pipelines.contract.indices import DEFAULT, PADDING
-from pipelines.contract.schema import Feature, FeatureSchema, IdFeature, MultiCategoricalFeature, NumericFeature
+from pipelines.contract.schema import (
+    Feature,
+    FeatureSchema,
+    IdFeature,
+    MultiCategoricalFeature,
+    NumericFeature,
+    VectorFeature,
+)
 
 
 class Catalogue:
     """Features of all items. `rows` gives the row of an item index.
 
     An index without features (an item that has left the catalogue, or the default index) has default features: index 1, or
-    the mean.
+    the mean, or a vector of zeros.
     """
 
     def __init__(
@@ -166,9 +180,11 @@ def _columns(feature: Feature, rows: Mapping[str, np.ndarray], size: int, places
     else:
         column, default = feature.column, feature.mean if isinstance(feature, NumericFeature) else float(DEFAULT)
     values = rows[column]
-    shape = (feature.length,) if isinstance(feature, MultiCategoricalFeature) else ()
+    shape = (feature.length,) if isinstance(feature, MultiCategoricalFeature | VectorFeature) else ()
     if values.shape[1:] != shape:
         raise ColumnError(f"column {column!r} has shape {values.shape}, the schema says {shape} per row")
+    if isinstance(feature, VectorFeature):
+        return {column: VectorColumn.fill(size, places, values)}
     if not isinstance(feature, NumericFeature):
         _check_indices(values, rows_of(feature), column)
     if not isinstance(feature, MultiCategoricalFeature):

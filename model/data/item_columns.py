@@ -2,7 +2,8 @@
 
 Values are stored in 32 bits. Columns with several values store values and offsets, and no padding.
 
-Shapes: M indices, T values of all indices, V maximum number of values, S any shape of requested indices.
+Shapes: M indices, T values of all indices, V maximum number of values, N numbers of a vector, S any shape of requested
+indices.
 """
 
 import tempfile
@@ -62,7 +63,27 @@ class MultiValueColumn:
         return _widened(values_SV).masked_fill(places_SV >= self.first_M[indices_S + 1][..., None], 0)
 
 
-ItemColumn = SingleValueColumn | MultiValueColumn
+@dataclass(frozen=True)
+class VectorColumn:
+    """A vector per index."""
+
+    values_MN: Tensor  # float32
+
+    @classmethod
+    def fill(cls, size: int, places: Tensor, values: np.ndarray) -> "VectorColumn":
+        """A column with `values` [n, N] at the indices `places` and zeros at other indices."""
+        filled = np.zeros(
+            (size, values.shape[1]), np.float32
+        )  # The system provides pages of zeros when they are written.
+        filled[places.numpy()] = values
+        return cls(torch.from_numpy(filled))
+
+    def gather(self, indices_S: Tensor) -> Tensor:
+        """[*S, N] float32."""
+        return self.values_MN[indices_S]
+
+
+ItemColumn = SingleValueColumn | MultiValueColumn | VectorColumn
 
 
 def bytes_of(columns: dict[str, ItemColumn]) -> int:
@@ -82,6 +103,9 @@ class MappedFiles:
         """The same column, mapped from files. The operating system keeps only pages in memory that are in use."""
         if isinstance(column, SingleValueColumn):
             return SingleValueColumn(self._mapped(f"{name}.values", column.values_M))
+        if isinstance(column, VectorColumn):
+            values_MN = column.values_MN
+            return VectorColumn(self._mapped(f"{name}.values", values_MN).view(values_MN.shape))
         values_T, first_M = (
             self._mapped(f"{name}.values", column.values_T),
             self._mapped(f"{name}.first", column.first_M),

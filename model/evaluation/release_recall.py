@@ -13,11 +13,12 @@ import numpy.typing as npt
 from model.data.catalogue import Catalogue
 from model.evaluation.ranking_metrics import bootstrap_interval
 from model.io.arrow import ColumnError
+from model.network.embeddings import has_table
 from model.network.two_tower import TwoTower
 from model.serving.embed import embed_users
 from model.serving.faiss_index import search
 from pipelines.contract.indices import DEFAULT
-from pipelines.contract.schema import FeatureSchema, NumericFeature
+from pipelines.contract.schema import FeatureSchema
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -100,11 +101,10 @@ def user_columns_of(schema: FeatureSchema, events: Arrays) -> dict[str, np.ndarr
             "config back, or train a new model from the past days with --bootstrap-days"
         )
     columns = {name: events[name] for name in names}
-    features = [*schema.user, *([schema.history] if schema.history else [])]
-    for feature in features:
-        if not isinstance(feature, NumericFeature):
-            values = columns[feature.column]
-            columns[feature.column] = np.where(values < feature.size, values, DEFAULT).astype(values.dtype)
+    indices = [feature for feature in schema.of_user_tower if has_table(feature)]
+    for feature in [*indices, *([schema.history] if schema.history else [])]:
+        values = columns[feature.column]
+        columns[feature.column] = np.where(values < feature.size, values, DEFAULT).astype(values.dtype)
     return columns
 
 

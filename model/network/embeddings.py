@@ -5,6 +5,7 @@ Shapes: B rows, L history length, V values of a multi-valued feature, e embeddin
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +21,10 @@ from pipelines.contract.schema import (
     Feature,
     FeatureSchema,
     IdFeature,
+    IndexedFeature,
     MultiCategoricalFeature,
     NumericFeature,
+    VectorFeature,
 )
 
 Batch = dict[str, Tensor]
@@ -50,8 +53,15 @@ def rows_of(feature: Feature) -> int:
     return feature.table_size if isinstance(feature, IdFeature) else feature.size  # type: ignore[union-attr]
 
 
-FARTHEST = 1e6  # Clipping of standardised numbers, in standard deviations from the mean.
+FARTHEST = (
+    1e6  # Clipping of standardised numbers, in standard deviations from the mean, and of the numbers of a vector.
+)
 HISTORY = "history"  # Name of the table of history items, if it is separate from the item table.
+
+
+def has_table(feature: Feature) -> TypeGuard[IndexedFeature]:
+    """Whether a feature is an index of an embedding table. Numbers and vectors are not."""
+    return not isinstance(feature, NumericFeature | VectorFeature)
 
 
 def table_name(feature: Feature) -> str:
@@ -79,7 +89,7 @@ class EmbeddingTables(nn.ModuleDict):
         super().__init__()
         self._sparse_rows, self._sharded_rows = sparse_rows, sharded_rows if world_size() > 1 else None
         for feature in features:
-            if not isinstance(feature, NumericFeature):
+            if has_table(feature):
                 dim = config.embedding_dim if isinstance(feature, IdFeature) else config.small_embedding_dim
                 self._add(table_name(feature), rows_of(feature), dim, feature.name)
         if schema.history and not config.share_history:
@@ -151,6 +161,18 @@ def mean_of_values(table: nn.Module, values_BV: Tensor, weights_BV: Tensor | Non
     return torch.einsum("bv,bve->be", shares_BV, table(values_BV))
 
 
+class Projection(nn.Module):
+    """Projects a vector [B, length] to [B, width] by a linear layer, with dropout in training. Does not change the input."""
+
+    def __init__(self, feature: VectorFeature, config: ModelConfig) -> None:
+        super().__init__()
+        self.linear = nn.Linear(feature.length, embedded_length([feature], config))
+        self.dropout = nn.Dropout(feature.dropout)
+
+    def forward(self, vectors_BN: Tensor) -> Tensor:  # noqa: D102
+        return self.dropout(self.linear(vectors_BN.clamp(-FARTHEST, FARTHEST)))
+
+
 class HistoryPooling(nn.Module):
     """Pools the items of a history [B, L], newest last, to one vector [B, e]. Zero if the history is empty.
 
@@ -192,7 +214,9 @@ class HistoryPooling(nn.Module):
 def embedded_length(features: Sequence[Feature], config: ModelConfig) -> int:
     """Length of the concatenated vectors of the given features."""
     lengths = {"numeric": 1, "id": config.embedding_dim}
-    return sum(lengths.get(feature.kind, config.small_embedding_dim) for feature in features)
+    return sum(
+        getattr(feature, "width", None) or lengths.get(feature.kind, config.small_embedding_dim) for feature in features
+    )
 
 
 def drop_ids(indices_B: Tensor, chance: float) -> Tensor:

@@ -16,10 +16,12 @@ from model.network.embeddings import (
     Batch,
     EmbeddingTables,
     HistoryPooling,
+    Projection,
     column_of,
     drop_ids,
     embed_feature,
     embedded_length,
+    has_table,
     history_column,
     mean_of_values,
     scaled_age,
@@ -32,7 +34,7 @@ from pipelines.contract.schema import (
     FeatureSchema,
     IdFeature,
     MultiCategoricalFeature,
-    NumericFeature,
+    VectorFeature,
 )
 
 
@@ -53,13 +55,17 @@ class TwoTower(nn.Module):
         self.user_tower, self.item_tower = build_towers(self.user_fields(), self.item_fields(), config)
         read = fields_read(self.item_tower, self.item_fields())
         self.item_features = [feature for feature in schema.item if feature.name in read]
-        embedded = [*schema.user, *self.item_features, *self.history_features]
+        embedded = [*schema.of_user_tower, *self.item_features, *self.history_features]
         self.tables = EmbeddingTables(embedded, schema, config, sparse_rows, sharded_rows)
         self.pooling = HistoryPooling(schema.history.length, config) if schema.history else None
+        self.projections = nn.ModuleDict(
+            {feature.column: Projection(feature, config) for feature in embedded if isinstance(feature, VectorFeature)}
+        )
 
     def user_fields(self) -> list[Field]:
-        """Fields of the user tower: user features, the pooled history, features pooled over the history, example age."""
-        fields = [self._field(feature) for feature in self.schema.user]
+        """Fields of the user tower: features of user and request, the pooled history, features pooled over the history,
+        example age."""
+        fields = [self._field(feature) for feature in self.schema.of_user_tower]
         if self.schema.history:
             fields.append(Field(self.schema.history.name, "history", self.config.embedding_dim))
             fields += [
@@ -79,7 +85,7 @@ class TwoTower(nn.Module):
         `history_features` also need columns `history_COLUMN` of [B, L] or [B, L, V], which a Catalogue gathers.
         Raises KeyError with the missing column.
         """
-        inputs = [self._embed(feature, batch) for feature in self.schema.user]
+        inputs = [self._embed(feature, batch) for feature in self.schema.of_user_tower]
         if self.schema.history and self.pooling:
             ids = self.schema.item_id
             column = history_column(ids.table_column) if ids.hashed else self.schema.history.column
@@ -126,12 +132,16 @@ class TwoTower(nn.Module):
         part.tables = copy(self.tables)
         names = self._tables_of(side)
         part.tables._modules = {name: table for name, table in self.tables._modules.items() if name in names}
+        part.projections = copy(self.projections)
+        features = self.schema.of_user_tower if side == "user" else self.item_features
+        columns = {feature.column for feature in features}
+        part.projections._modules = {name: one for name, one in self.projections._modules.items() if name in columns}
         return part
 
     def _tables_of(self, side: str) -> set[str]:
         """Names of the embedding tables that a side reads."""
-        features = [*self.schema.user, *self._pooled_features()] if side == "user" else self.item_features
-        names = {table_name(feature) for feature in features if not isinstance(feature, NumericFeature)}
+        features = [*self.schema.of_user_tower, *self._pooled_features()] if side == "user" else self.item_features
+        names = {table_name(feature) for feature in features if has_table(feature)}
         if side == "user" and self.schema.history:
             names.add(self._history_table())
         return names
@@ -153,6 +163,8 @@ class TwoTower(nn.Module):
         if self.training and self.config.id_dropout and isinstance(feature, IdFeature):
             column = feature.table_column
             batch = {**batch, column: drop_ids(column_of(batch, column), self.config.id_dropout)}
+        if isinstance(feature, VectorFeature):
+            return self.projections[feature.column](column_of(batch, feature.column))
         return embed_feature(self.tables, feature, batch)
 
 

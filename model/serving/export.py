@@ -15,7 +15,14 @@ from torch import Tensor, nn
 
 from model.network.embeddings import Batch, column_of, history_column, lookup_column
 from model.network.two_tower import TwoTower
-from pipelines.contract.schema import Feature, HistoryFeature, MultiCategoricalFeature, NumericFeature, columns_of
+from pipelines.contract.schema import (
+    Feature,
+    HistoryFeature,
+    MultiCategoricalFeature,
+    NumericFeature,
+    VectorFeature,
+    columns_of,
+)
 
 SIGNATURE = "signature.json"
 SIDES = ("user", "item")
@@ -89,7 +96,7 @@ def _user_columns(model: TwoTower) -> dict[str, Feature | HistoryFeature]:
     """Column -> feature, for every column that the user tower reads in serving."""
     schema = model.schema
     columns: dict[str, Feature | HistoryFeature] = {
-        column: feature for feature in schema.user for column in columns_of([feature])
+        column: feature for feature in schema.of_user_tower for column in columns_of([feature])
     }
     if schema.history:
         if not schema.item_id.hashed:
@@ -115,9 +122,11 @@ def _signature(columns: Mapping[str, Feature | HistoryFeature], model: TwoTower)
         shape: list[Any] = ["rows"]
         if history and (feature is history or name.startswith(history_column(""))):
             shape.append(history.length)
-        if isinstance(feature, MultiCategoricalFeature):
+        if isinstance(feature, MultiCategoricalFeature | VectorFeature):
             shape.append(feature.length)
-        is_float = isinstance(feature, NumericFeature) or name == getattr(feature, "weights_column", None)
+        is_float = isinstance(feature, NumericFeature | VectorFeature) or name == getattr(
+            feature, "weights_column", None
+        )
         size = getattr(feature, "table_size", getattr(feature, "size", None))
         inputs[name] = {"dtype": "float32" if is_float else "int64", "shape": shape}
         if not is_float:

@@ -22,6 +22,7 @@ from pipelines.contract.request_fields import (
     NumberField,
     RequestField,
     SingleValueField,
+    VectorField,
     VocabularyField,
 )
 from pipelines.contract.schema import FeatureSchema, NumericFeature
@@ -55,13 +56,15 @@ class RequestEncoder:
     ) -> None:
         """`fields`: `request` of the manifest. `vocabularies`: those of all fields without buckets."""
         self.fields, self._vocabularies = fields, vocabularies
-        self._means = {feature.column: feature.mean for feature in schema.user if isinstance(feature, NumericFeature)}
+        numbers = [feature for feature in schema.of_user_tower if isinstance(feature, NumericFeature)]
+        self._means = {feature.column: feature.mean for feature in numbers}
         weighted = [field for field in fields if isinstance(field, MultiValueField) and field.weights]
         self.names = [*(field.name for field in fields), *(str(field.weights) for field in weighted)]
         self._numbers = {
             field.column for field in fields if isinstance(field, NumberField) and field.boundaries is None
         }
         self._numbers |= {_weights_column(field) for field in weighted}
+        self._numbers |= {field.column for field in fields if isinstance(field, VectorField)}
 
     def encode(self, requests: Sequence[Request]) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
         """Columns [n] or [n, length] as in `samples`, and the known items in the history of each request, as item indices.
@@ -98,6 +101,8 @@ class RequestEncoder:
         value = request.get(field.name)
         if isinstance(field, NumberField):
             return {field.column: self._number(field, value)}
+        if isinstance(field, VectorField):
+            return {field.column: _vector(field, value)}
         if isinstance(field, SingleValueField):
             return {field.column: self._index(field, value, field.name)}
         values = [] if value is None else _list(value, field.name, EXPECTED.get(field.type, EXPECTED["text"]))
@@ -166,6 +171,22 @@ def _finite(value: Any, boolean: bool, name: str) -> float | None:
             f"{name!r} is infinite or beyond {LARGEST:g}, expected a number that float32 can compute with"
         )
     return None if math.isnan(value) else float(value)
+
+
+def _vector(field: VectorField, value: Any) -> list[float]:
+    """The numbers of a vector; zeros if it is missing."""
+    if value is None:
+        return [0.0] * field.length
+    elements = _list(value, field.name, "a number")
+    if len(elements) != field.length:
+        raise RequestError(f"{field.name!r} holds {len(elements)} numbers, expected {field.length}")
+    numbers = []
+    for position, element in enumerate(elements):
+        number = _finite(element, False, field.name)
+        if number is None:
+            raise RequestError(f"{field.name!r} holds NaN at place {position}, expected finite numbers")
+        numbers.append(number)
+    return numbers
 
 
 def _weights(value: Any, count: int, name: str) -> list[float]:

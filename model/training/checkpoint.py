@@ -14,7 +14,7 @@ from model.io.tensor_file import StreamedTensor, TensorFile, drain, encode
 from model.io.urls import read_bytes, write_folder
 from model.network.two_tower import TwoTower
 from model.training.spec import TrainingResult
-from pipelines.contract.schema import Feature, FeatureSchema
+from pipelines.contract.schema import Feature, FeatureSchema, VectorFeature
 
 PARAMETERS, STATE, DESCRIPTION = "model.safetensors", "training.safetensors", "model.json"
 # Prefixes of tensor names in training.safetensors and in intermediate checkpoints.
@@ -110,14 +110,17 @@ def _read(directory: str, name: str) -> bytes:
 
 def _differences(description: dict[str, Any], model: TwoTower) -> list[str]:
     """Describe each difference that prevents the model from using the parameters of a checkpoint."""
-    old_config, new_config = description["model"], model.config.model_dump(mode="json")
+    # Settings that the checkpoint's version did not have get their defaults.
+    old_config = ModelConfig.model_validate(description["model"]).model_dump(mode="json")
+    new_config = model.config.model_dump(mode="json")
     differences = [
         f"{name} was {old_config.get(name)}, is {value}"
         for name, value in new_config.items()
         if name != "id_dropout" and old_config.get(name) != value
     ]
     old, new = FeatureSchema.model_validate(description["schema"]), model.schema
-    for side, before, now in (("user", old.user, new.user), ("item", old.item, new.item)):
+    for side in ("user", "item", "context"):
+        before, now = getattr(old, side), getattr(new, side)
         differences += _feature_differences(side, before, now)
     for name in ("history", "example_age"):
         if (getattr(old, name) is None) != (getattr(new, name) is None):
@@ -144,6 +147,10 @@ def _feature_differences(side: str, before: list[Feature], now: list[Feature]) -
             differences.append(f"{side} feature {name} was {old[name].kind}, is {new[name].kind}")
         elif (was := getattr(old[name], "size", 0)) > (size := getattr(new[name], "size", 0)):
             differences.append(f"{side} feature {name} had {was} indices, has {size}: vocabularies only grow")
+        elif isinstance(one := old[name], VectorFeature) and isinstance(other := new[name], VectorFeature):
+            if (one.length, one.width) != (other.length, other.width):
+                was, now_is = (f"length {v.length}, width {v.width or 'default'}" for v in (one, other))
+                differences.append(f"{side} feature {name} had {was}, has {now_is}")
         elif new[name].kind == "bucket" and was != size:
             differences.append(f"{side} feature {name} had {was} buckets, has {size}")
         elif getattr(old[name], "vocabulary", None) != getattr(new[name], "vocabulary", None):

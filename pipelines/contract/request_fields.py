@@ -51,5 +51,18 @@ class NumberField(StrictModel):
     example: Any = None
 
 
-RequestField = Annotated[SingleValueField | MultiValueField | HistoryField | NumberField, Field(discriminator="kind")]
+class VectorField(StrictModel):
+    """A vector of `length` numbers."""
+
+    kind: Literal["vector"]
+    name: str
+    column: str
+    type: Literal["float", "double"]
+    length: PositiveInt
+    example: Any = None
+
+
+RequestField = Annotated[
+    SingleValueField | MultiValueField | HistoryField | NumberField | VectorField, Field(discriminator="kind")
+]
 RequestFields = TypeAdapter(list[RequestField])

@@ -92,6 +92,21 @@ class BucketFeature(StrictModel):
     size: PositiveInt
 
 
+class VectorFeature(StrictModel):
+    """A vector of `length` numbers that others have computed (an embedding of a text or an image), all 0 if it is missing.
+
+    The model projects it to `width` numbers, or to `small_embedding_dim` if `width` is None. `dropout`: the probability that
+    training sets a number of the projection to 0.
+    """
+
+    kind: Literal["vector"]
+    name: str
+    column: str
+    length: PositiveInt
+    width: PositiveInt | None = None
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+
 class AgeFeature(StrictModel):
     """Example age: days from the event to the end of the night, scaled to log(1 + age) / log(1 + `days`).
 
@@ -120,8 +135,9 @@ class HistoryFeature(StrictModel):
     ages_column: str | None = None
 
 
+IndexedFeature = IdFeature | CategoricalFeature | MultiCategoricalFeature | BucketFeature
 Feature = Annotated[
-    IdFeature | CategoricalFeature | MultiCategoricalFeature | NumericFeature | BucketFeature,
+    IndexedFeature | NumericFeature | VectorFeature,
     Field(discriminator="kind"),
 ]
 # NumericFeature: models of earlier versions read the unscaled days.
@@ -158,13 +174,12 @@ class FeatureSchema(StrictModel):
         return self
 
     def without(self, names: Sequence[str]) -> "FeatureSchema":
-        """The schema without the named features of users and items. `history` and `example_age` can be named too.
+        """The schema without the named features of users, items and requests. `history` and `example_age` can be named too.
 
         Raises ValueError for an unknown name, and for the item id, which is the key of all tables.
         """
         extras = [extra for extra in (self.history, self.example_age) if extra]
-        features = (*self.user, *self.item, *self.context, *extras)
-        removable = {feature.name for feature in features} - {self.item_id.name}
+        removable = {feature.name for feature in (*self.of_user_tower, *self.item, *extras)} - {self.item_id.name}
         if unknown := sorted(set(names) - removable):
             raise ValueError(
                 f"model.leave_out: no feature {', '.join(unknown)} can be left out, only {', '.join(sorted(removable))}"
@@ -184,9 +199,14 @@ class FeatureSchema(StrictModel):
         return next(feature for feature in self.item if isinstance(feature, IdFeature))
 
     @property
+    def of_user_tower(self) -> list[Feature]:
+        """The features of the user and of the request."""
+        return [*self.user, *self.context]
+
+    @property
     def user_columns(self) -> list[str]:
         """Columns of `samples` that the user tower reads: features of user and request, history and example age."""
-        columns = columns_of([*self.user, *self.context])
+        columns = columns_of(self.of_user_tower)
         columns += [self.history.column] if self.history else []
         return columns + ([self.example_age.column] if self.example_age else [])
 

@@ -12,6 +12,8 @@ from pipelines.config import (
     FeatureConfig,
     MultiCategoricalFeatureConfig,
     NumericFeatureConfig,
+    VectorFeatureConfig,
+    VocabularyFeatureConfig,
 )
 from pipelines.contract.indices import DEFAULT, PADDING
 from pipelines.contract.limits import LARGEST
@@ -29,7 +31,7 @@ def values_of(side: Side, snapshot: DataFrame, *, versions: bool = False) -> Dat
     parts = []
     for feature in side.features:
         label, once = F.lit(side.label(feature)).alias("feature"), F.lit(1).cast("long").alias("count")
-        if isinstance(feature, NumericFeatureConfig) or feature.buckets is not None:
+        if not isinstance(feature, VocabularyFeatureConfig) or feature.buckets is not None:
             continue
         value = F.col(feature.name)
         value = value.cast("string") if isinstance(feature, CategoricalFeatureConfig) else value.cast("array<string>")
@@ -100,6 +102,9 @@ def encode(
             indices = lookup(vocabulary, label, "_value", column, (sizes or {}).get(label))
             frame = frame.join(indices, on=F.col(feature.name).cast("string") == F.col("_value"), how="left")
             frame = frame.drop("_value").withColumn(column, F.coalesce(column, F.lit(DEFAULT)))
+        elif isinstance(feature, VectorFeatureConfig):
+            vector = F.col(feature.name).cast("array<float>")
+            frame = frame.withColumn(column, F.coalesce(vector, zeros(feature.length)))
         elif feature.boundaries is not None:
             frame = frame.withColumn(column, _bucket(F.col(feature.name), feature.boundaries))
         else:
@@ -176,6 +181,11 @@ def pad_left(values: Column, length: int) -> Column:
     return F.slice(filled, -length, length).cast("array<int>")
 
 
+def zeros(length: int) -> Column:
+    """A vector of zeros, which stands for a missing vector."""
+    return F.array_repeat(F.lit(0.0).cast("float"), length)
+
+
 def without_snapshot(side: Side, statistics: Statistics) -> dict[str, Column]:
     """The value of each encoded column for an id that is in no snapshot."""
     blank: dict[str, Column] = {}
@@ -185,6 +195,8 @@ def without_snapshot(side: Side, statistics: Statistics) -> dict[str, Column]:
             blank[column] = pad(F.array(), feature.max_values, "int")
             if feature.weights:
                 blank[f"{column}_weights"] = pad(F.array(), feature.max_values, "float")
+        elif isinstance(feature, VectorFeatureConfig):
+            blank[column] = zeros(feature.length)
         elif isinstance(feature, NumericFeatureConfig) and feature.boundaries is None:
             blank[column] = F.lit(statistics[f"{side.name}.{feature.name}"]["mean"]).cast("float")
         else:

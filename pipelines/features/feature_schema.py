@@ -5,7 +5,13 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from pipelines.config import FeatureConfig, Features, MultiCategoricalFeatureConfig, NumericFeatureConfig
+from pipelines.config import (
+    FeatureConfig,
+    Features,
+    MultiCategoricalFeatureConfig,
+    NumericFeatureConfig,
+    VectorFeatureConfig,
+)
 from pipelines.contract.indices import FIRST
 from pipelines.contract.schema import (
     BucketFeature,
@@ -18,6 +24,7 @@ from pipelines.contract.schema import (
     ItemRows,
     MultiCategoricalFeature,
     NumericFeature,
+    VectorFeature,
 )
 from pipelines.features.encode import Statistics
 from pipelines.features.side import Side, sides
@@ -95,6 +102,15 @@ def _feature(side: Side, feature: FeatureConfig, sizes: Mapping[str, int], stati
             # Padding, default, and one bucket more than there are boundaries.
             return BucketFeature(kind="bucket", name=name, column=column, size=len(feature.boundaries) + 3)
         return NumericFeature(kind="numeric", name=name, column=column, **statistics[label])
+    if isinstance(feature, VectorFeatureConfig):
+        return VectorFeature(
+            kind="vector",
+            name=name,
+            column=column,
+            length=feature.length,
+            width=feature.width,
+            dropout=feature.dropout,
+        )
     if isinstance(feature, MultiCategoricalFeatureConfig):
         return MultiCategoricalFeature(
             kind="multi_categorical",

@@ -12,7 +12,7 @@ from typing import Any
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
-from pipelines.config import CategoricalFeatureConfig, MultiCategoricalFeatureConfig
+from pipelines.config import CategoricalFeatureConfig, MultiCategoricalFeatureConfig, VectorFeatureConfig
 from pipelines.features.side import Side
 from pipelines.inputs.tables import InputTables
 from pipelines.joins import broadcast_few
@@ -130,6 +130,8 @@ def _columns(side: Side) -> list[Column]:
             types[feature.name] = "array<string>"
             if feature.weights:
                 types[feature.weights] = "array<float>"
+        elif isinstance(feature, VectorFeatureConfig):
+            types[feature.name] = "array<float>"
         else:
             types[feature.name] = "string" if isinstance(feature, CategoricalFeatureConfig) else "double"
     return [F.col(name).cast(types[name]).alias(name) for name in side_columns(side)]

@@ -22,12 +22,12 @@ def mutual_information(items: DataFrame, features: Sequence[dict[str, Any]], see
     MI(U, V) = sum p(u, v) log(p(u, v) / (p(u) p(v))), with p the share of items. An item with several values of a feature
     counts for each of them with equal parts; "no value" counts as a value. The MI of a feature with itself is its entropy.
     The id determines all other features: MI(id, V) = H(V) - H(V | item). With few items and many values the estimate is
-    too high, so use it only to compare pairs.
+    too high, so use it only to compare pairs. Vectors have no rows: an estimate from their numbers would say little.
 
     `items`: item_features. `features`: the item side of the feature schema, as JSON.
     """
     chosen = items.orderBy(hashed("information", seed, F.col("item_index")), "item_index").limit(MOST_ITEMS)
-    content = [feature for feature in features if feature["kind"] != "id"]
+    content = [feature for feature in features if feature["kind"] not in ("id", "vector")]
     identity = next(feature["name"] for feature in features if feature["kind"] == "id")
     parts = [_entropy_of_id(chosen, identity)]
     if content:

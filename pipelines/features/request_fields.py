@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines.config import Features, MultiCategoricalFeatureConfig, NumericFeatureConfig
+from pipelines.config import Features, MultiCategoricalFeatureConfig, NumericFeatureConfig, VectorFeatureConfig
 from pipelines.features.side import sides
 
 
@@ -24,6 +24,9 @@ def request_fields(features: Features, types: Mapping[str, str], item_type: str)
             fields.append(base | {"type": "double" if kind == "text" else kind, "boundaries": feature.boundaries})
             continue
         base |= {"type": _request_type(types[feature.name])}
+        if isinstance(feature, VectorFeatureConfig):
+            fields.append(base | {"length": feature.length})
+            continue
         base |= {"vocabulary": side.label(feature), "buckets": feature.buckets}
         if isinstance(feature, MultiCategoricalFeatureConfig):
             base |= {"length": feature.max_values, "weights": feature.weights}

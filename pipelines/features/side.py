@@ -5,9 +5,17 @@ from dataclasses import dataclass
 
 from pyspark.sql import DataFrame
 
-from pipelines.config import FeatureConfig, Features, MultiCategoricalFeatureConfig, NumericFeatureConfig
+from pipelines.config import (
+    FeatureConfig,
+    Features,
+    MultiCategoricalFeatureConfig,
+    NumericFeatureConfig,
+    VectorFeatureConfig,
+    VocabularyFeatureConfig,
+)
 from pipelines.contract.errors import InputError
 from pipelines.contract.indices import FIRST
+from pipelines.inputs.contracts import VECTORS
 
 NUMBER = re.compile(r"(tinyint|smallint|int|bigint|float|double|boolean|decimal.*)$")
 
@@ -66,7 +74,14 @@ def check_columns(side: Side, snapshot: DataFrame) -> None:
                     f"Add it, or take it out of features.{side.name}"
                 )
             is_array = types[name].startswith("array")
-            if is_array != isinstance(feature, MultiCategoricalFeatureConfig):
+            if isinstance(feature, VectorFeatureConfig):
+                if types[name] not in VECTORS:
+                    raise InputError(
+                        f"table {side.table}, column {name!r}: its type is {types[name]}, but feature {feature.name!r} is "
+                        f"declared vector, which needs array<float> or array<double>. Cast the column where the table is "
+                        f"written, or change the kind under features.{side.name}"
+                    )
+            elif is_array != isinstance(feature, MultiCategoricalFeatureConfig):
                 raise InputError(
                     f"table {side.table}, column {name!r}: its type is {types[name]}, but feature {feature.name!r} is "
                     f"declared {feature.kind}. Declare it {'multi_categorical' if is_array else 'categorical'} "
@@ -84,7 +99,7 @@ def hashed_sizes(features: Features) -> dict[str, int]:
     """Number of indices of each feature that is hashed into buckets, and of the user id if it is hashed."""
     buckets = {"user_id": features.ids.user.buckets}
     for side in sides(features):
-        buckets |= {side.label(f): f.buckets for f in side.features if not isinstance(f, NumericFeatureConfig)}
+        buckets |= {side.label(f): f.buckets for f in side.features if isinstance(f, VocabularyFeatureConfig)}
     return {name: FIRST + number for name, number in buckets.items() if number is not None}
 
 
@@ -92,5 +107,5 @@ def min_counts(features: Features) -> dict[str, int]:
     """Occurrences in one night that a value needs to enter the vocabulary, by feature, including the user id."""
     counts = {"user_id": features.ids.user.min_count}
     for side in sides(features):
-        counts |= {side.label(f): f.min_count for f in side.features if not isinstance(f, NumericFeatureConfig)}
+        counts |= {side.label(f): f.min_count for f in side.features if isinstance(f, VocabularyFeatureConfig)}
     return counts

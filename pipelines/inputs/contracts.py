@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 
 from pyspark.sql import Column, DataFrame
@@ -11,11 +11,13 @@ from pyspark.sql import functions as F
 from pipelines.config import STAGES
 from pipelines.contract.errors import InputError
 from pipelines.contract.limits import LARGEST, LARGEST_WEIGHT
+from pipelines.inputs.feature_columns import NumberColumns
 
 INTEGERS = {"tinyint", "smallint", "int", "bigint"}
 IDS = INTEGERS | {"string"}
 TIMES = {"timestamp", "timestamp_ntz"}
 NUMBERS = INTEGERS | {"float", "double"}
+VECTORS = {"array<float>", "array<double>"}
 DAY_MICROS = 86_400_000_000
 
 
@@ -77,8 +79,7 @@ class RawTable:
     rows: DataFrame  # the columns that are read, and ds
     renames: Mapping[str, str]
     columns: list[str]  # all columns of the files, read or not
-    numbers: tuple[str, ...] = ()  # columns of numeric features
-    weights: tuple[str, ...] = ()  # columns with the weights of multi-value features (arrays)
+    numbers: NumberColumns = field(default_factory=NumberColumns)  # of features
 
     @property
     def types(self) -> dict[str, str]:
@@ -148,21 +149,36 @@ class RawTable:
         if "publish_time" in present:
             year = F.year(self.column("publish_time"))
             conditions["publish_time is before 1900 or after 9999"] = ~year.between(1900, 9999)
-        conditions |= self._beyond_float32()
+        conditions |= self._beyond_float32() | self._bad_vectors()
         return {reason: F.coalesce(condition, F.lit(False)) for reason, condition in conditions.items()}
 
     def _beyond_float32(self) -> dict[str, Column]:
         """Reason -> whether a number is too large for float32. NaN counts as a missing number, but is not a valid weight."""
         conditions = {}
-        for name in self.numbers:
+        for name in self.numbers.numbers:
             if re.match("float|double|decimal", self.types.get(name, "")):
                 number = quoted(name).cast("double")
                 conditions[f"{name} is infinite or beyond {LARGEST:g}"] = ~F.isnan(number) & (F.abs(number) > LARGEST)
-        for name in self.weights:
+        for name in self.numbers.weights:
             if re.match("array<(float|double|decimal|bigint)", self.types.get(name, "")):
                 wrong = F.exists(quoted(name), lambda weight: F.abs(weight.cast("double")) > LARGEST_WEIGHT)
                 conditions[f"{name} holds a weight that is not finite or beyond {LARGEST_WEIGHT:g}"] = wrong
         return conditions
+
+    def _bad_vectors(self) -> dict[str, Column]:
+        """Reason -> whether a vector cannot be used. A null instead of a vector is a missing vector."""
+        conditions = {}
+        for name, length in self.numbers.vectors.items():
+            if self.is_vector(name):
+                vector = quoted(name)
+                conditions[f"{name} does not hold {length} numbers"] = vector.isNotNull() & (F.size(vector) != length)
+                wrong = F.exists(vector, is_no_number)
+                conditions[f"{name} holds a number that is null, NaN, infinite or beyond {LARGEST:g}"] = wrong
+        return conditions
+
+    def is_vector(self, name: str) -> bool:
+        """Whether a column has a type that vectors may have."""
+        return self.types.get(name) in VECTORS
 
     def _inside_its_day(self) -> Column:
         """Whether event_time is within its ds. Compares microseconds: formatting dates costs more than all other checks."""
@@ -175,6 +191,11 @@ class RawTable:
 def quoted(name: str) -> Column:
     """A column by name. Allows all characters in the name."""
     return F.col("`" + name.replace("`", "``") + "`")
+
+
+def is_no_number(element: Column) -> Column:
+    """Whether an element of a vector is null, NaN, infinite or beyond LARGEST. Never null. NaN sorts above every number."""
+    return element.isNull() | (F.abs(element.cast("double")) > LARGEST)
 
 
 def first_reason(conditions: Mapping[str, Column]) -> Column:

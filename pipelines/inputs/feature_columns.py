@@ -1,6 +1,9 @@
 """Columns of users and items that features are made from."""
 
-from pipelines.config import Features, MultiCategoricalFeatureConfig, NumericFeatureConfig
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from pipelines.config import Features, MultiCategoricalFeatureConfig, NumericFeatureConfig, VectorFeatureConfig
 from pipelines.files.parquet_reader import Wanted
 
 
@@ -16,16 +19,27 @@ def feature_columns(features: Features) -> dict[str, list[Wanted]]:
                     columns[table].append(Wanted(feature.weights, "array<double>"))
             elif isinstance(feature, NumericFeatureConfig):
                 columns[table].append(Wanted(feature.name, "double"))
+            elif isinstance(feature, VectorFeatureConfig):
+                columns[table].append(Wanted(feature.name, "array<double>"))
             else:
                 columns[table].append(Wanted(feature.name, "string", number=False))
     return columns
 
 
-def number_columns(features: Features) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
-    """Table -> (columns of numeric features, columns of weights)."""
+class NumberColumns(NamedTuple):
+    """The columns of a table whose numbers are checked."""
+
+    numbers: tuple[str, ...] = ()  # of numeric features
+    weights: tuple[str, ...] = ()  # of multi-value features (arrays)
+    vectors: Mapping[str, int] = {}  # column -> length of its vectors
+
+
+def number_columns(features: Features) -> dict[str, NumberColumns]:
+    """Table -> its columns of numbers."""
     columns = {}
     for table, side in (("users", features.user), ("items", features.item)):
         numbers = tuple(f.name for f in side if isinstance(f, NumericFeatureConfig))
         weights = tuple(f.weights for f in side if isinstance(f, MultiCategoricalFeatureConfig) and f.weights)
-        columns[table] = (numbers, weights)
+        vectors = {f.name: f.length for f in side if isinstance(f, VectorFeatureConfig)}
+        columns[table] = NumberColumns(numbers, weights, vectors)
     return columns

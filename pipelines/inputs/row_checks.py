@@ -7,7 +7,16 @@ from typing import Any
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from pipelines.inputs.contracts import CONTRACTS, KEYS, RawTable, exclusive, first_reason, is_missing, quoted
+from pipelines.inputs.contracts import (
+    CONTRACTS,
+    KEYS,
+    RawTable,
+    exclusive,
+    first_reason,
+    is_missing,
+    is_no_number,
+    quoted,
+)
 
 DAYS_REPORTED = 40  # `summary` reports the row counts of the last so many days
 EXAMPLE_COLUMNS = 8
@@ -94,9 +103,24 @@ def examples(raw: RawTable) -> dict[str, str]:
     contract = [raw.renames.get(name, name) for name in CONTRACTS[raw.table]]
     # Columns of the contract come first, because a table may have hundreds of columns.
     columns = sorted(raw.rows.columns, key=lambda name: contract.index(name) if name in contract else len(contract))
-    rows = with_reason(raw).select(*[quoted(name) for name in columns[:EXAMPLE_COLUMNS]], "_reason")
+    vectors = [name for name in raw.numbers.vectors if raw.is_vector(name)]
+    shown = [_summary_of_vector(name) if name in vectors else quoted(name) for name in columns[:EXAMPLE_COLUMNS]]
+    rows = with_reason(raw).select(*shown, "_reason")
     bad = bad_rows_as_json(rows)
     return {row["reason"]: row["row"] for row in bad.groupBy("reason").agg(F.min("row").alias("row")).collect()}
+
+
+def _summary_of_vector(name: str) -> Column:
+    """A vector in an example: its length, its first elements, and the first element that is no number (from 1; 0: none).
+
+    All of its elements would fill a page.
+    """
+    vector = quoted(name).cast("array<double>")
+    wrong = F.array_position(F.transform(vector, is_no_number), F.lit(True))
+    summary = F.struct(
+        F.size(vector).alias("length"), F.slice(vector, 1, 2).alias("begins"), wrong.alias("first_wrong")
+    )
+    return F.when(vector.isNotNull(), summary).alias(name)
 
 
 def bad_rows_as_json(rows: DataFrame) -> DataFrame:

@@ -12,7 +12,7 @@ from pipelines.contract.errors import InputError
 from pipelines.files.broken_files import naming_broken_files
 from pipelines.files.parquet_reader import Wanted
 from pipelines.inputs.contracts import CONTRACTS, KEYS, RawTable
-from pipelines.inputs.feature_columns import feature_columns, number_columns
+from pipelines.inputs.feature_columns import NumberColumns, feature_columns, number_columns
 from pipelines.inputs.report import InputReport
 from pipelines.inputs.row_checks import DayCounts, bad_rows_as_json, count_rows, examples, summary, with_reason
 from pipelines.storage.dates import shift
@@ -133,10 +133,8 @@ class InputTables:
         """Some days of a table, unchanged. Raises InputError if a column is missing or has a wrong type."""
         read = self.warehouse.input_rows(self.uri(table), days, table, self._wanted(table))
         self.report.unread_files(table, days, read.files)
-        numbers, weights = self._numbers.get(table, ((), ()))
-        raw = RawTable(
-            table, self.uri(table), days, read.rows, self._config[table].columns, read.columns, numbers, weights
-        )
+        numbers = self._numbers.get(table, NumberColumns())
+        raw = RawTable(table, self.uri(table), days, read.rows, self._config[table].columns, read.columns, numbers)
         raw.require_columns()
         for feature in self._watched.get(table, []):
             if feature.name not in raw.types:

@@ -3,7 +3,7 @@
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from pipelines.config import Features, MultiCategoricalFeatureConfig
+from pipelines.config import FeatureConfig, Features, MultiCategoricalFeatureConfig, VectorFeatureConfig
 from pipelines.features import encode
 from pipelines.joins import broadcast_small
 from pipelines.night import Night
@@ -41,7 +41,7 @@ def carry_held_back(step: PositivesStep, vocabularies: Vocabularies, tonight: Da
     """The rows that the night before held back, as training rows with the columns of `tonight`.
 
     A row keeps the features that the night before encoded. A feature that is new, or whose type has changed, gets the
-    value of a user without a snapshot. Lists are cut or padded to the length of tonight.
+    value of a user without a snapshot, like a vector of another length. Lists are cut or padded to the length of tonight.
     """
     night, config = step.night, step.config
     assert night.yesterday is not None
@@ -59,15 +59,16 @@ def carry_held_back(step: PositivesStep, vocabularies: Vocabularies, tonight: Da
         if types.get(column) != now[column]:
             rows = rows.withColumn(column, blank)
         elif now[column].startswith("array"):
-            element = now[column].removeprefix("array<").removesuffix(">")
-            rows = rows.withColumn(column, encode.pad(F.col(column), _max_values(config.features, column), element))
+            feature = _feature_of(config.features, column)
+            if isinstance(feature, MultiCategoricalFeatureConfig):
+                element = now[column].removeprefix("array<").removesuffix(">")
+                rows = rows.withColumn(column, encode.pad(F.col(column), feature.max_values, element))
+            elif isinstance(feature, VectorFeatureConfig):
+                same = F.size(column) == feature.length
+                rows = rows.withColumn(column, F.when(same, F.col(column)).otherwise(blank))
     return rows.select(*tonight.columns)
 
 
-def _max_values(features: Features, column: str) -> int:
-    """The length of an encoded array column of users."""
-    return next(
-        f.max_values
-        for f in features.user
-        if isinstance(f, MultiCategoricalFeatureConfig) and column in (f"user_{f.name}", f"user_{f.name}_weights")
-    )
+def _feature_of(features: Features, column: str) -> FeatureConfig:
+    """The feature of an encoded column of users."""
+    return next(f for f in features.user if column in (f"user_{f.name}", f"user_{f.name}_weights"))

@@ -7,6 +7,7 @@ from typing import Any
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
+from pipelines.config import VocabularyFeatureConfig
 from pipelines.contract.indices import FIRST
 from pipelines.features import encode, item_versions, vocabulary
 from pipelines.features.feature_schema import as_json, example_age, feature_schema
@@ -43,7 +44,8 @@ def write_vocabularies(step: PositivesStep, previous_facts: dict[str, Any]) -> V
     statistics = _statistics(step, previous_facts.get("numeric", {}))
     hashed = hashed_sizes(features)
     names = ["user_id", "item_id"]
-    names += [side.label(f) for side in (step.user_side, step.item_side) for f in side.features if f.kind != "numeric"]
+    sides = (step.user_side, step.item_side)
+    names += [side.label(f) for side in sides for f in side.features if isinstance(f, VocabularyFeatureConfig)]
 
     previous = step.read_previous("vocabularies")
     with persisted(vocabulary.unseen_values(previous, _values(step), min_counts(features))) as unseen:

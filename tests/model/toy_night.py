@@ -56,6 +56,23 @@ SCHEMA: dict[str, Any] = {
 }
 
 
+VECTORS = {  # Vector features of both sides, for tests that add them to SCHEMA.
+    "user": {"name": "taste", "kind": "vector", "column": "user_taste", "length": 3, "width": 5, "dropout": 0.5},
+    "item": {"name": "look", "kind": "vector", "column": "item_look", "length": 4},
+}
+
+
+def vector_schema() -> FeatureSchema:
+    """The schema with a vector on each side."""
+    return schema(**{side: [*SCHEMA[side], vector] for side, vector in VECTORS.items()})
+
+
+def vectors(side: str, rows: int) -> np.ndarray:
+    """[rows, length] vectors of users or items."""
+    length = VECTORS[side]["length"]
+    return np.random.default_rng(3).normal(size=(rows, length)).astype(np.float32)
+
+
 def schema(**changes: Any) -> FeatureSchema:
     return FeatureSchema.model_validate({**SCHEMA, **changes})
 

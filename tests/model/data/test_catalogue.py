@@ -41,6 +41,24 @@ def test_gather_returns_the_written_values(memory_mb: int | None) -> None:
     assert catalogue.defaults()["item_tags"].tolist() == [[1, 0, 0]]
 
 
+@pytest.mark.parametrize("memory_mb", [None, 0])
+def test_vectors_of_items_are_gathered_and_are_zero_for_items_without_a_row(memory_mb: int | None) -> None:
+    rows = rows_with_gaps()
+    rows["item_look"] = toy_night.vectors("item", len(rows["item_index"]))
+    catalogue = Catalogue(toy_night.vector_schema(), rows, memory_mb)
+    features = catalogue.gather(torch.from_numpy(rows["item_index"]).long())
+    np.testing.assert_array_equal(features["item_look"], rows["item_look"])
+    assert features["item_look"].dtype == torch.float32
+    square = torch.tensor([[0, 1], [toy_night.ITEMS + 1, int(rows["item_index"][5])]])
+    gathered = catalogue.gather(square)["item_look"]
+    assert gathered.shape == (2, 2, 4)
+    assert not gathered[0].any()
+    np.testing.assert_array_equal(gathered[1, 1], rows["item_look"][5])
+    assert bytes_of({"item_look": catalogue.columns["item_look"]}) == 4 * 4 * (toy_night.ITEMS + 2)
+    with pytest.raises(ColumnError, match=r"'item_look' has shape \(39, 3\), the schema says \(4,\) per row"):
+        Catalogue(toy_night.vector_schema(), rows | {"item_look": rows["item_look"][:, :3]})
+
+
 def test_padding_takes_no_memory() -> None:
     """100,000 items with one tag each, of at most 50: 4 bytes per value and 8 bytes per offset."""
     items, places = 100_000, 50

@@ -62,6 +62,17 @@ def test_exported_towers_return_the_vectors_of_the_model(tmp_path: Path, config:
     assert (history_column("item_tags") in signature["user"]["inputs"]) == ("history_features" in config)
 
 
+def test_vectors_are_inputs_of_an_exported_tower_and_its_file_holds_only_its_own_projection(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    model = TwoTower(toy_night.vector_schema(), ModelConfig(dim=16, hidden=[8])).eval()
+    signature = export_towers(model, tmp_path)
+    assert signature["user"]["inputs"]["user_taste"] == {"dtype": "float32", "shape": ["rows", 3]}
+    assert signature["item"]["inputs"]["item_look"] == {"dtype": "float32", "shape": ["rows", 4]}
+    for side, column in (("user", "user_taste"), ("item", "item_look")):
+        state = torch.export.load(tmp_path / f"{side}.pt2").state_dict
+        assert {name.split(".")[-3] for name in state if "projections." in name} == {column}
+
+
 def test_an_export_that_differs_from_the_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = TwoTower(toy_night.schema(), ModelConfig(dim=16)).eval()
     monkeypatch.setattr("model.serving.export.load_exported", lambda path: lambda columns: torch.zeros(1, 16))
