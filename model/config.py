@@ -47,6 +47,19 @@ class ModelConfig(StrictModel):
         lt=1,
         description="Probability of replacing an id by index 1 in training, so that index 1 learns to represent new ids.",
     )
+    dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Probability of zeroing an output of a hidden layer in training, in the MLPs of both towers. 0: off.",
+    )
+    history_dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Probability of hiding an item of the history in training, with its features, so that the user's vector "
+        "does not depend on single items. 0: off.",
+    )
 
 
 class StreamingConfig(StrictModel):

@@ -124,6 +124,8 @@ def _users(offered: FeatureSchema, schema: FeatureSchema) -> Iterator[str]:
 
 
 def _history_features(config: Sections, schema: FeatureSchema) -> Iterator[str]:
+    if config.model.history_dropout and not schema.history:
+        yield "model.history_dropout: needs features.history, which is off or left out: switch it on, or set 0"
     poolable = [f.name for f in schema.item if isinstance(f, CategoricalFeature | MultiCategoricalFeature)]
     if config.model.history_features and not schema.history:
         yield "model.history_features: needs features.history, which is off or left out: switch it on, or list none"

@@ -211,6 +211,11 @@ class HistoryPooling(nn.Module):
         return decay_L.reshape(shape).expand(values.shape).flatten(1)
 
 
+def hide_positions(values: Tensor, hidden_BL: Tensor) -> Tensor:
+    """Values of history items, [B, L] or [B, L, V], with padding at the hidden positions."""
+    return values.masked_fill(hidden_BL.reshape(hidden_BL.shape + (1,) * (values.dim() - 2)), PADDING)
+
+
 def embedded_length(features: Sequence[Feature], config: ModelConfig) -> int:
     """Length of the concatenated vectors of the given features."""
     lengths = {"numeric": 1, "id": config.embedding_dim}

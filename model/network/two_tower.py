@@ -22,7 +22,9 @@ from model.network.embeddings import (
     embed_feature,
     embedded_length,
     has_table,
+    hide_positions,
     history_column,
+    lookup_column,
     mean_of_values,
     scaled_age,
     table_name,
@@ -89,6 +91,7 @@ class TwoTower(nn.Module):
         if self.schema.history and self.pooling:
             ids = self.schema.item_id
             column = history_column(ids.table_column) if ids.hashed else self.schema.history.column
+            batch = self._with_history_dropout(batch)
             inputs.append(self.pooling(self.tables[self._history_table()], column_of(batch, column)))
             for feature in self._pooled_features():
                 values = column_of(batch, history_column(feature.column))
@@ -158,6 +161,16 @@ class TwoTower(nn.Module):
 
     def _pooled_features(self) -> list[Feature]:
         return [feature for feature in self.history_features if not isinstance(feature, IdFeature)]
+
+    def _with_history_dropout(self, batch: Batch) -> Batch:
+        """In training, hide random items of the histories: the item and its features together."""
+        chance = self.config.history_dropout
+        if not (self.training and chance):
+            return batch
+        assert self.schema.history is not None
+        columns = {self.schema.history.column, *(history_column(lookup_column(f)) for f in self.history_features)}
+        hidden_BL = torch.rand(column_of(batch, self.schema.history.column).shape) < chance
+        return batch | {name: hide_positions(batch[name], hidden_BL) for name in columns if name in batch}
 
     def _embed(self, feature: Feature, batch: Batch) -> Tensor:
         if self.training and self.config.id_dropout and isinstance(feature, IdFeature):

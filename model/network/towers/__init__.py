@@ -65,6 +65,9 @@ def build_towers(user: Sequence[Field], item: Sequence[Field], config: ModelConf
     towers: tuple[nn.Module, nn.Module] = tower_module(config.tower).build(
         user, item, config.dim, config.hidden, settings
     )
+    for module in (module for tower in towers for module in tower.modules()):
+        if isinstance(module, Mlp):
+            module.dropout = config.dropout
     return towers
 
 
@@ -79,13 +82,27 @@ def total_length(fields: Sequence[Field]) -> int:
     return sum(field.length for field in fields)
 
 
-def mlp(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:
+class Mlp(nn.Sequential):
+    """Linear layers with ReLU between them, and in training dropout after each ReLU. `build_towers` sets the dropout."""
+
+    dropout = 0.0
+
+    def forward(self, values: Tensor) -> Tensor:
+        """[B, inputs] -> [B, outputs]."""
+        for layer in self:
+            values = layer(values)
+            if self.dropout and self.training and isinstance(layer, nn.ReLU):
+                values = nn.functional.dropout(values, self.dropout)
+        return values
+
+
+def mlp(inputs: int, hidden: Sequence[int], outputs: int) -> Mlp:
     """[B, inputs] -> [B, outputs]: linear layers with ReLU between them."""
     layers: list[nn.Module] = []
     for width in hidden:
         layers += [nn.Linear(inputs, width), nn.ReLU()]
         inputs = width
-    return nn.Sequential(*layers, nn.Linear(inputs, outputs))
+    return Mlp(*layers, nn.Linear(inputs, outputs))
 
 
 def unit(vectors_Bd: Tensor) -> Tensor:

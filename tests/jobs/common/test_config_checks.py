@@ -60,6 +60,10 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
         "model.history_features",
         {"features": FEATURES | {"history": None}, "model": {"history_features": ["tags"]}},
     ),
+    "items hidden in no history": (
+        "model.history_dropout",
+        {"features": FEATURES | {"history": None}, "model": {"history_dropout": 0.2}},
+    ),
     "views of an id": ("loss.self_supervision", {"loss": supervised()}),
     "values to drop where no feature has several": (
         "loss.self_supervision.mask",

@@ -77,6 +77,52 @@ def test_id_dropout_applies_only_in_training() -> None:
     assert 0.7 < hidden.float().mean() < 1.0
 
 
+@pytest.mark.parametrize(
+    "tower", [{}, {"tower": "senet"}, {"tower": "parallel", "dim": 9}], ids=["dssm", "senet", "parallel"]
+)
+def test_dropout_applies_to_hidden_layers_only_in_training(tower: dict[str, object]) -> None:
+    """The same seed drops the same outputs, and parameters have the names that they have without dropout."""
+    plain, dropped = (build(id_dropout=0.0, dropout=dropout, **tower) for dropout in (0.0, 0.5))
+    assert plain.state_dict().keys() == dropped.state_dict().keys()
+    rows = batch(50)
+    torch.testing.assert_close(dropped.eval().user_vectors(rows), plain.eval().user_vectors(rows))
+
+    def trained(seed: int, model: TwoTower) -> torch.Tensor:
+        torch.manual_seed(seed)
+        return model.train().user_vectors(rows)
+
+    assert trained(1, dropped).equal(trained(1, dropped))
+    assert (trained(1, dropped) - trained(2, dropped)).abs().amax(1).gt(1e-4).float().mean() > 0.9
+    assert trained(1, plain).equal(trained(2, plain))
+
+
+def test_dropout_does_not_apply_to_the_last_layer() -> None:
+    model = build(id_dropout=0.0, dropout=0.9, hidden=[])
+    assert model.train().user_vectors(batch(9)).equal(model.user_vectors(batch(9)))
+
+
+@pytest.mark.parametrize("pooling", ["mean", "decay", "attention"])
+def test_history_dropout_hides_items_with_their_features_only_in_training(pooling: str) -> None:
+    model = build(id_dropout=0.0, history_dropout=0.5, history_features=["category", "tags"], history_pooling=pooling)
+    history = torch.from_numpy(toy_night.sample_rows(200)["history"]).long()
+    catalogue = Catalogue(toy_night.schema(), toy_night.item_rows())
+    rows = {**batch(200), "history": history, **catalogue.history_columns(history, model.history_features)}
+    hidden = model.train()._with_history_dropout(rows)
+    was = history != PADDING
+    drop = was & (hidden["history"] == PADDING)
+    assert 0.4 < drop.sum() / was.sum() < 0.6
+    assert (hidden["history_item_tags"][drop] == PADDING).all()
+    stays = was & ~drop
+    for name in ("history", "history_item_category", "history_item_tags"):
+        assert hidden[name][stays].equal(rows[name][stays])
+    assert model.eval()._with_history_dropout(rows) is rows
+    with torch.no_grad():
+        expected = model.user_vectors(hidden)
+        model.train()
+        torch.testing.assert_close(model.user_vectors(rows).shape, expected.shape)
+        assert (model.user_vectors(rows) - model.eval().user_vectors(rows)).abs().amax(1).gt(1e-5).float().mean() > 0.5
+
+
 def test_items_without_a_row_have_default_features() -> None:
     features = Catalogue(toy_night.schema(), toy_night.item_rows()).gather(torch.tensor([1, toy_night.ITEMS + 1, 2]))
     assert features["item_category"][:2].tolist() == [1, 1]

@@ -31,7 +31,7 @@ EVERYTHING: dict[str, Any] = {
 def make_spec(folder: Path, **training: Any) -> TrainingSpec:
     """Seven steps per epoch, with everything that has state: dropout, estimator, self-supervision, both kinds of tables."""
     return toy_night.make_spec(
-        folder, GROUPS, {"id_dropout": 0.2}, EVERYTHING,
+        folder, GROUPS, {"id_dropout": 0.2, "dropout": 0.1, "history_dropout": 0.3}, EVERYTHING,
         {"batch_size": 42, "embedding_rows_sparse": 50, "schedule": "cosine", "checkpoint_steps": 5, **training},
         epochs=3, resume=str(folder / "progress"), output=str(folder / "checkpoint"),
     )  # fmt: skip

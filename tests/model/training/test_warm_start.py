@@ -181,3 +181,12 @@ def test_a_warm_start_names_all_other_differences(tmp_path: Path, model: dict, u
     )  # fmt: skip
     with pytest.raises(WarmStartError, match=message):
         train(changed)
+
+
+def test_a_warm_start_may_change_the_dropout(tmp_path: Path) -> None:
+    spec = toy_night.make_spec(tmp_path, [50])
+    train(spec)
+    dropout = spec.model.model_copy(update={"dropout": 0.2, "history_dropout": 0.3, "id_dropout": 0.0})
+    step = build_step(spec.model_copy(update={"model": dropout, "warm_start": spec.output}))
+    rows = toy_night.sample_rows(10)
+    np.testing.assert_array_equal(embed_users(load_checkpoint(spec.output), rows), embed_users(step.towers, rows))
