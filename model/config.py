@@ -189,6 +189,12 @@ class TrainingConfig(StrictModel):
     weight_decay: float = Field(
         1e-5, ge=0, description="Of the MLPs only. On embeddings it would shrink rows that the night does not update."
     )
+    embedding_weight_decay: float = Field(
+        0.0,
+        ge=0,
+        description="Of the tables of ids: a row that a step trains is multiplied by 1 - rate x decay. Other rows keep their "
+        "values, so frequent rows decay more often. 0: off.",
+    )
     embedding_rows_sparse: PositiveInt = Field(
         # Measured (2 cores, batch 2048, history 50, 8k candidates, dim 32): fused AdamW takes 18 ms per step at 100k rows
         # and 129 ms at 1M; SparseAdam takes 46 and 94 ms. They cross at about 400k.

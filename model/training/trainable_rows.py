@@ -1,7 +1,7 @@
-"""Restricts an incremental update within the day to the rows of users and items in its events."""
+"""Embedding tables of ids: their names, and the restriction of an update within the day to the rows of its events."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.distributed.collectives import rank, world_size
 from model.distributed.sharded_embedding import ShardedEmbedding, shares_of
@@ -11,15 +11,21 @@ from pipelines.contract.indices import DEFAULT
 from pipelines.contract.schema import IdFeature
 
 
+def id_tables(step: RetrievalStep) -> dict[str, nn.Module]:
+    """The embedding tables of ids (users, items, history) by name."""
+    schema, tables = step.towers.schema, step.towers.tables
+    names = {table_name(feature) for feature in (*schema.user, *schema.item) if isinstance(feature, IdFeature)}
+    return {name: table for name, table in tables.items() if name in (*names, HISTORY)}
+
+
 def train_only_id_tables(step: RetrievalStep) -> None:
     """Freeze all parameters except the embedding tables of ids.
 
     A parameter that many items share, such as the row of a category, has learned from more data than the events of a few
     hours, and a change of it would move every item with that category.
     """
-    schema, tables = step.towers.schema, step.towers.tables
-    ids = {table_name(feature) for feature in (*schema.user, *schema.item) if isinstance(feature, IdFeature)}
-    shared = (table for name, table in tables.items() if name not in (*ids, HISTORY))
+    ids = id_tables(step)
+    shared = (table for name, table in step.towers.tables.items() if name not in ids)
     shared_values = (values for table in shared for values in (*table.parameters(), *shares_of(table)))
     for parameter in (*step.towers.dense_parameters(), step.log_temperature, *shared_values):
         parameter.requires_grad_(False)
