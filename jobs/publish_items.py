@@ -112,6 +112,8 @@ def _request(context: Context, schema: dict[str, Any]) -> list[dict[str, Any]]:
             return columns[field["column"]].get("mean", 1.0)
         if field["kind"] == "vector":
             return [round(field["length"] ** -0.5, 6)] * field["length"]
+        if field["kind"] in ("hour", "weekday"):
+            return 1
         value = first_values.get(field["vocabulary"], "1")
         if field["type"] == "boolean":
             return value == "true"

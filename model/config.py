@@ -39,7 +39,8 @@ class ModelConfig(StrictModel):
     )
     leave_out: list[str] = Field(
         [],
-        description="User and item features that are in the samples but that this model does not use, e.g. for ablations.",
+        description="Features of users, items and requests that are in the samples but that this model does not use, e.g. for "
+        "ablations.",
     )
     id_dropout: float = Field(
         0.05,
@@ -59,6 +60,13 @@ class ModelConfig(StrictModel):
         lt=1,
         description="Probability of hiding an item of the history in training, with its features, so that the user's vector "
         "does not depend on single items. 0: off.",
+    )
+    context_dropout: float = Field(
+        0.1,
+        ge=0,
+        lt=1,
+        description="Probability of replacing all features of the request of a row by their defaults in training, so that the "
+        "defaults learn to represent queries without a request (recommend, evaluate).",
     )
 
 

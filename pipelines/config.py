@@ -1,8 +1,9 @@
 """The Spark side of the config: inputs, features, positives, negatives, samples, checks, simulation."""
 
-from typing import Annotated, Literal
+import zoneinfo
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, FiniteFloat, model_validator
+from pydantic import Field, FiniteFloat, field_validator, model_validator
 
 from pipelines.contract.strict import StrictModel
 
@@ -107,6 +108,48 @@ FeatureConfig = Annotated[
 ]
 
 
+class TimeFeatureConfig(StrictModel):
+    """A part of the time of the request in a time zone. It needs no column: training rows take it from event_time."""
+
+    zone: str | None = Field(None, description="time zone, e.g. Europe/Berlin; null: features.context_zone")
+
+    @field_validator("zone")
+    @classmethod
+    def _known(cls, zone: str | None) -> str | None:
+        return zone if zone is None else _known_zone(zone)
+
+
+class HourFeatureConfig(TimeFeatureConfig):
+    """The hour of the day, 0 to 23."""
+
+    kind: Literal["hour"]
+    name: str = Field("hour", pattern=r"[a-z][a-z0-9_]*$")
+
+
+class WeekdayFeatureConfig(TimeFeatureConfig):
+    """The day of the week, 1 (Monday) to 7 (Sunday)."""
+
+    kind: Literal["weekday"]
+    name: str = Field("weekday", pattern=r"[a-z][a-z0-9_]*$")
+
+
+ContextFeatureConfig = Annotated[
+    CategoricalFeatureConfig
+    | MultiCategoricalFeatureConfig
+    | NumericFeatureConfig
+    | VectorFeatureConfig
+    | HourFeatureConfig
+    | WeekdayFeatureConfig,
+    Field(discriminator="kind"),
+]
+
+
+def _known_zone(zone: str) -> str:
+    if zone not in zoneinfo.available_timezones():
+        raise ValueError(f"{zone!r} is not a time zone; write a name such as UTC or Europe/Berlin")
+    return zone
+
+
 class FeatureItemId(StrictModel):
     """The id of an item. Its index is always exact, because tables and the search index are keyed by it."""
 
@@ -135,11 +178,26 @@ class History(StrictModel):
     )
 
 
+# Columns of interactions that say what the user did in answer to the request, or when.
+UNKNOWN_AT_REQUEST_TIME = {"item_id", "event_time", "action", "reward", "request_id", "ds"}
+
+
+def _fields_of(feature: Any) -> list[str]:
+    """The names under which a request holds a feature: its own, and that of its weights."""
+    return [feature.name] + ([feature.weights] if getattr(feature, "weights", None) else [])
+
+
 class Features(StrictModel):
     """The features that the towers read. The ids of users and items are built in: do not list them."""
 
     user: list[FeatureConfig] = Field([])
     item: list[FeatureConfig] = Field([])
+    context: list[ContextFeatureConfig] = Field(
+        [],
+        description="features of the request, which only the user tower reads: columns of interactions that are known when "
+        "the request is made (device, surface, query), and the kinds hour and weekday, which need no column",
+    )
+    context_zone: str = Field("UTC", description="time zone of the kinds hour and weekday")
     history: History | None = Field(History(), description="null: no history")
     example_age: bool = Field(
         False,
@@ -151,9 +209,14 @@ class Features(StrictModel):
     )
     ids: FeatureIds = FeatureIds()
 
+    @field_validator("context_zone")
+    @classmethod
+    def _known(cls, zone: str) -> str:
+        return _known_zone(zone)
+
     @model_validator(mode="after")
     def _names(self) -> "Features":
-        for side, features in (("user", self.user), ("item", self.item)):
+        for side, features in (("user", self.user), ("item", self.item), ("context", self.context)):
             names = [feature.name for feature in features]
             reserved = sorted(set(names) & {"id", "index", "bucket", f"{side}_id"})
             if reserved:
@@ -161,6 +224,20 @@ class Features(StrictModel):
             repeated = sorted({name for name in names if names.count(name) > 1})
             if repeated:
                 raise ValueError(f"features.{side}: {repeated[0]!r} is listed twice")
+        return self
+
+    @model_validator(mode="after")
+    def _context_names(self) -> "Features":
+        """A request has the fields of the user and of the context side by side. Some columns are unknown at request time."""
+        names = {name for feature in self.context for name in _fields_of(feature)}
+        if outcome := sorted(names & UNKNOWN_AT_REQUEST_TIME):
+            raise ValueError(f"features.context: {outcome[0]!r} is not known when the request is made")
+        if taken := sorted(names & {"user_id", "history", "example_age"}):
+            raise ValueError(f"features.context: the name {taken[0]!r} is reserved for a feature that is built in")
+        if shared := sorted(names & {name for feature in self.user for name in _fields_of(feature)}):
+            raise ValueError(
+                f"features.context: {shared[0]!r} is also under features.user, and a request cannot hold both: rename one"
+            )
         return self
 
 

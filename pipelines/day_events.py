@@ -9,7 +9,7 @@ from pyspark.sql import functions as F
 
 from pipelines.config import Features
 from pipelines.features.encode import pad_left
-from pipelines.features.side import sides
+from pipelines.features.side import context_side, sides
 from pipelines.hashing import hashed
 from pipelines.joins import broadcast_few
 from pipelines.night import Night
@@ -19,7 +19,8 @@ SPARE = 4  # candidate events per requested one: many are of items that the user
 
 
 def day_events(night: Night, features: Features, most: int, *, since: str | None, new_items_only: bool) -> DataFrame:
-    """Up to `most` positives of ds, chosen by hash: user_id, user_index, user_NAME..., history, item_index, had.
+    """Up to `most` positives of ds, chosen by hash: user_id, user_index, user_NAME..., context_NAME..., history, item_index,
+    had.
 
     They include positives that down-sampling or the cap dropped, but only of items that can be recalled. `history` (padded
     left) and `had` (all known items) are arrays of item indices from strictly before the event.
@@ -45,6 +46,7 @@ def day_events(night: Night, features: Features, most: int, *, since: str | None
             "user_id",
             "user_index",
             *sides(features)[0].encoded_columns(),
+            *context_side(features).encoded_columns(),
             pad_left(F.col(past), length).alias("history"),
             "item_index",
             "had",

@@ -8,7 +8,7 @@ from pyspark.sql import functions as F
 from pipelines.config import Features, Positives
 from pipelines.contract.indices import DEFAULT
 from pipelines.features import encode, vocabulary
-from pipelines.features.side import sides
+from pipelines.features.side import context_side, sides
 from pipelines.hashing import hashed
 from pipelines.night import Night
 from pipelines.positives import select
@@ -16,16 +16,17 @@ from pipelines.storage.dates import shift
 
 
 def user_queries(night: Night, features: Features, users: DataFrame | None = None) -> DataFrame:
-    """One row per user at the end of ds: user_id, user_index, user_NAME..., history (padded left), known_items.
+    """One row per user at the end of ds: user_id, user_index, user_NAME..., context_NAME..., history (padded left),
+    known_items.
 
     `users`: user_id (string) of the requested users, known or not; default: all users in the state or the newest snapshot.
-    An unknown user gets the defaults: index 1, an empty history.
+    An unknown user gets the defaults: index 1, an empty history. There is no request, so its features have their defaults.
     """
     read = night.warehouse.read
     vocab = read("vocabularies", night.ds)
     facts = night.warehouse.require("vocabularies", night.ds, f"run build_positives for ds={night.ds} first").facts
     state = read("user_histories", night.ds)
-    side = sides(features)[0]
+    side, request = sides(features)[0], context_side(features)
     snapshot_day = night.inputs.snapshot_at("users", night.ds, strictly_before=False)
     snapshot = night.inputs.snapshot("users", snapshot_day) if snapshot_day else None
     if users is None:
@@ -49,6 +50,7 @@ def user_queries(night: Night, features: Features, users: DataFrame | None = Non
         "user_id",
         F.coalesce("user_index", F.lit(DEFAULT)).alias("user_index"),
         *side.encoded_columns(),
+        *[blank.alias(column) for column, blank in encode.without_snapshot(request, facts["numeric"]).items()],
         encode.pad_left(F.col(past), length).alias("history"),
         F.coalesce("known_items", F.array().cast("array<int>")).alias("known_items"),
     )

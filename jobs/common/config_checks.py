@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from model.config import IndexConfig, LossConfig, ModelConfig, TrainingConfig
 from model.index_factory import factory_fault
-from pipelines.config import Features, Samples
+from pipelines.config import Features, Inputs, Samples
 from pipelines.contract.schema import CategoricalFeature, FeatureSchema, MultiCategoricalFeature
 from pipelines.features.feature_schema import example_age, feature_schema
 from pipelines.features.side import hashed_sizes
@@ -23,6 +23,8 @@ SERVERS, DATABASES = ("http", "https", "databricks", "databricks-uc", "uc"), ("s
 class Sections(Protocol):
     """The sections of a config that these checks read."""
 
+    @property
+    def inputs(self) -> Inputs: ...  # noqa: D102
     @property
     def features(self) -> Features: ...  # noqa: D102
     @property
@@ -39,7 +41,7 @@ class Sections(Protocol):
 
 def contradictions(config: Sections) -> list[str]:
     """One message per contradiction: the keys and a remedy. Empty if the config can be used."""
-    faults = [*_training(config), *_loss(config.loss)]
+    faults = [*_training(config), *_loss(config.loss), *_context(config)]
     if config.index.factory and (fault := factory_fault(config.index.factory, config.model.dim)):
         faults.append(f"index.factory: {fault}")
     return faults + list(_model(config))
@@ -82,6 +84,18 @@ def _loss(loss: LossConfig) -> Iterator[str]:
             f"loss.gbce_calibration: changes the pointwise loss, and loss.kind is {loss.kind}: set loss.kind: pointwise, or "
             "loss.gbce_calibration: 0"
         )
+
+
+def _context(config: Sections) -> Iterator[str]:
+    """Context features must not read a column of interactions that has another role under a name of the user."""
+    renamed = {theirs: ours for ours, theirs in config.inputs.interactions.columns.items()}
+    for feature in config.features.context:
+        for name in (feature.name, getattr(feature, "weights", None)):
+            if name in renamed:
+                yield (
+                    f"features.context: {name!r} is the column of {renamed[name]} (inputs.interactions.columns), not a "
+                    "feature of the request: take it out of features.context"
+                )
 
 
 def _model(config: Sections) -> Iterator[str]:

@@ -73,11 +73,30 @@ class Catalogue:
         self.columns: dict[str, ItemColumn] = {}
         self._files: MappedFiles | None = None
         for feature in schema.item:
+            if isinstance(feature, VectorFeature):
+                self.columns[feature.column] = self._vectors(feature, rows, (size, feature.length), places, memory_mb)
+                continue
             made = _columns(feature, rows, size, places)
             if self._files is None and memory_mb is not None and bytes_of(self.columns | made) > memory_mb * 2**20:
                 self._files = MappedFiles()
                 self.columns, made = {}, self.columns | made
             self.columns |= {name: self._files.move(name, made[name]) for name in made} if self._files else made
+
+    def _vectors(
+        self,
+        feature: VectorFeature,
+        rows: Mapping[str, np.ndarray],
+        shape: tuple[int, int],
+        places: Tensor,
+        memory_mb: int | None,
+    ) -> VectorColumn:
+        """The column of a vector. It may be larger than all others, so its file is mapped before it is filled."""
+        needed = bytes_of(self.columns) + 4 * shape[0] * shape[1]
+        if self._files is None and memory_mb is not None and needed > memory_mb * 2**20:
+            self._files = MappedFiles()
+            self.columns = {name: self._files.move(name, column) for name, column in self.columns.items()}
+        zeros_MN = self._files.zeros(feature.column, shape) if self._files else torch.zeros(shape)
+        return VectorColumn.fill(zeros_MN, places, _values(feature.column, rows, (feature.length,)))
 
     @property
     def mapped(self) -> bool:
@@ -179,12 +198,7 @@ def _columns(feature: Feature, rows: Mapping[str, np.ndarray], size: int, places
         column, default = feature.rows.column, float(DEFAULT)
     else:
         column, default = feature.column, feature.mean if isinstance(feature, NumericFeature) else float(DEFAULT)
-    values = rows[column]
-    shape = (feature.length,) if isinstance(feature, MultiCategoricalFeature | VectorFeature) else ()
-    if values.shape[1:] != shape:
-        raise ColumnError(f"column {column!r} has shape {values.shape}, the schema says {shape} per row")
-    if isinstance(feature, VectorFeature):
-        return {column: VectorColumn.fill(size, places, values)}
+    values = _values(column, rows, (feature.length,) if isinstance(feature, MultiCategoricalFeature) else ())
     if not isinstance(feature, NumericFeature):
         _check_indices(values, rows_of(feature), column)
     if not isinstance(feature, MultiCategoricalFeature):
@@ -195,6 +209,14 @@ def _columns(feature: Feature, rows: Mapping[str, np.ndarray], size: int, places
         weights = rows[feature.weights_column].astype(np.float32)
         columns[feature.weights_column] = MultiValueColumn.fill(size, places, weights, counts, 1.0)
     return columns
+
+
+def _values(column: str, rows: Mapping[str, np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+    """A column of `rows`. `shape`: of one row. Raises ColumnError if it has another one."""
+    values = rows[column]
+    if values.shape[1:] != shape:
+        raise ColumnError(f"column {column!r} has shape {values.shape}, the schema says {shape} per row")
+    return values
 
 
 def _check_indices(values: np.ndarray, size: int, column: str) -> None:

@@ -70,13 +70,10 @@ class VectorColumn:
     values_MN: Tensor  # float32
 
     @classmethod
-    def fill(cls, size: int, places: Tensor, values: np.ndarray) -> "VectorColumn":
-        """A column with `values` [n, N] at the indices `places` and zeros at other indices."""
-        filled = np.zeros(
-            (size, values.shape[1]), np.float32
-        )  # The system provides pages of zeros when they are written.
-        filled[places.numpy()] = values
-        return cls(torch.from_numpy(filled))
+    def fill(cls, zeros_MN: Tensor, places: Tensor, values: np.ndarray) -> "VectorColumn":
+        """A column with `values` [n, N] at the indices `places`, written into `zeros_MN`."""
+        zeros_MN.numpy()[places.numpy()] = values
+        return cls(zeros_MN)
 
     def gather(self, indices_S: Tensor) -> Tensor:
         """[*S, N] float32."""
@@ -111,6 +108,11 @@ class MappedFiles:
             self._mapped(f"{name}.first", column.first_M),
         )
         return MultiValueColumn(values_T, first_M, column.length)
+
+    def zeros(self, name: str, shape: tuple[int, int]) -> Tensor:
+        """A float32 tensor of zeros that is mapped from a file, so that filling it needs no memory of the process."""
+        path, size = Path(self._folder.name, f"{name}.values"), shape[0] * shape[1]
+        return torch.from_file(str(path), shared=True, size=size, dtype=torch.float32).view(shape)
 
     def _mapped(self, name: str, tensor: Tensor) -> Tensor:
         path = Path(self._folder.name, name)

@@ -25,6 +25,7 @@ from pipelines.contract.schema import (
     MultiCategoricalFeature,
     NumericFeature,
     VectorFeature,
+    columns_of,
 )
 
 Batch = dict[str, Tensor]
@@ -222,6 +223,24 @@ def embedded_length(features: Sequence[Feature], config: ModelConfig) -> int:
     return sum(
         getattr(feature, "width", None) or lengths.get(feature.kind, config.small_embedding_dim) for feature in features
     )
+
+
+def drop_context(features: Sequence[Feature], batch: Batch, chance: float) -> Batch:
+    """Replace all features of the request by their defaults in random rows, as `drop_ids` does for ids.
+
+    A query without a request has these defaults, and a row of a log rarely does.
+    """
+    rows = len(column_of(batch, features[0].column))
+    dropped_B = torch.rand(rows) < chance
+    changed = dict(batch)
+    for feature in features:
+        for column in columns_of([feature]):
+            values = column_of(batch, column)
+            default = feature.mean if isinstance(feature, NumericFeature) else DEFAULT
+            is_list = values.dim() > 1  # Values with their weights, or a vector: all 0.
+            mask = dropped_B[:, None] if is_list else dropped_B
+            changed[column] = values.masked_fill(mask, PADDING if is_list else default)
+    return changed
 
 
 def drop_ids(indices_B: Tensor, chance: float) -> Tensor:

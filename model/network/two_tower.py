@@ -18,6 +18,7 @@ from model.network.embeddings import (
     HistoryPooling,
     Projection,
     column_of,
+    drop_context,
     drop_ids,
     embed_feature,
     embedded_length,
@@ -87,6 +88,8 @@ class TwoTower(nn.Module):
         `history_features` also need columns `history_COLUMN` of [B, L] or [B, L, V], which a Catalogue gathers.
         Raises KeyError with the missing column.
         """
+        if self.training and self.schema.context and self.config.context_dropout:
+            batch = drop_context(self.schema.context, batch, self.config.context_dropout)
         inputs = [self._embed(feature, batch) for feature in self.schema.of_user_tower]
         if self.schema.history and self.pooling:
             ids = self.schema.item_id

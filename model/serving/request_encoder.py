@@ -1,20 +1,22 @@
 """Encodes raw requests as the columns that the user tower reads, as the pipelines encode rows of a users snapshot.
 
 A missing or null value gets the same encoding as in the tables: DEFAULT (1), the mean, or padding. So does a value that is
-not in the vocabulary: DEFAULT.
+not in the vocabulary: DEFAULT. Only a missing hour or weekday is that of the current time; null is DEFAULT.
 
 Shapes: n requests.
 """
 
 import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timezone
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import numpy as np
 
 from model.serving.vocabulary import Vocabulary, bucket_of
-from pipelines.contract.indices import DEFAULT, PADDING
+from pipelines.contract.indices import DEFAULT, FIRST, PADDING
 from pipelines.contract.limits import LARGEST, LARGEST_WEIGHT
 from pipelines.contract.request_fields import (
     HistoryField,
@@ -22,6 +24,7 @@ from pipelines.contract.request_fields import (
     NumberField,
     RequestField,
     SingleValueField,
+    TimeField,
     VectorField,
     VocabularyField,
 )
@@ -52,10 +55,15 @@ class RequestEncoder:
     """Encodes requests to one release: fields and values -> columns of the user tower."""
 
     def __init__(
-        self, fields: Sequence[RequestField], schema: FeatureSchema, vocabularies: Mapping[str, Vocabulary]
+        self,
+        fields: Sequence[RequestField],
+        schema: FeatureSchema,
+        vocabularies: Mapping[str, Vocabulary],
+        clock: Callable[[], datetime] = lambda: datetime.now(timezone.utc),
     ) -> None:
-        """`fields`: `request` of the manifest. `vocabularies`: those of all fields without buckets."""
-        self.fields, self._vocabularies = fields, vocabularies
+        """`fields`: `request` of the manifest. `vocabularies`: those of all fields without buckets. `clock`: the current
+        time."""
+        self.fields, self._vocabularies, self._clock = fields, vocabularies, clock
         numbers = [feature for feature in schema.of_user_tower if isinstance(feature, NumericFeature)]
         self._means = {feature.column: feature.mean for feature in numbers}
         weighted = [field for field in fields if isinstance(field, MultiValueField) and field.weights]
@@ -103,6 +111,8 @@ class RequestEncoder:
             return {field.column: self._number(field, value)}
         if isinstance(field, VectorField):
             return {field.column: _vector(field, value)}
+        if isinstance(field, TimeField):
+            return {field.column: _part_of_time(field, value if field.name in request else self._now(field))}
         if isinstance(field, SingleValueField):
             return {field.column: self._index(field, value, field.name)}
         values = [] if value is None else _list(value, field.name, EXPECTED.get(field.type, EXPECTED["text"]))
@@ -117,6 +127,10 @@ class RequestEncoder:
             weights = _weights(request.get(field.weights), len(values), field.weights)
             columns[_weights_column(field)] = _padded(weights, field.length)
         return columns
+
+    def _now(self, field: TimeField) -> int:
+        local = self._clock().astimezone(ZoneInfo(field.zone))
+        return local.hour if field.kind == "hour" else local.isoweekday()
 
     def _index(self, field: VocabularyField, value: Any, name: str) -> int:
         if value is None:
@@ -171,6 +185,17 @@ def _finite(value: Any, boolean: bool, name: str) -> float | None:
             f"{name!r} is infinite or beyond {LARGEST:g}, expected a number that float32 can compute with"
         )
     return None if math.isnan(value) else float(value)
+
+
+def _part_of_time(field: TimeField, value: Any) -> int:
+    """The index of an hour or a weekday; DEFAULT for null."""
+    first, last = (0, 23) if field.kind == "hour" else (1, 7)
+    if value is None:
+        return DEFAULT
+    number = int(_text(value, "integer", field.name))
+    if not first <= number <= last:
+        raise RequestError(f"{field.name!r} is a number outside {first} to {last}, expected the {field.kind}")
+    return FIRST + number - first
 
 
 def _vector(field: VectorField, value: Any) -> list[float]:

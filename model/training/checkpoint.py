@@ -19,11 +19,8 @@ from pipelines.contract.schema import Feature, FeatureSchema, VectorFeature
 PARAMETERS, STATE, DESCRIPTION = "model.safetensors", "training.safetensors", "model.json"
 # Prefixes of tensor names in training.safetensors and in intermediate checkpoints.
 FREQUENCY, OPTIMIZER, PARAMETER = "frequency.", "optimizer.", "parameter."
-REGULARISATION = (
-    "id_dropout",
-    "dropout",
-    "history_dropout",
-)  # Settings of the model that may change from night to night.
+# Settings of the model that may change from night to night.
+REGULARISATION = ("id_dropout", "dropout", "history_dropout", "context_dropout")
 VERSION = 3  # Version 1 had no training.safetensors and other parameter names; version 2 had no item_row.
 
 
@@ -119,9 +116,9 @@ def _differences(description: dict[str, Any], model: TwoTower) -> list[str]:
     old_config = ModelConfig.model_validate(description["model"]).model_dump(mode="json")
     new_config = model.config.model_dump(mode="json")
     differences = [
-        f"{name} was {old_config.get(name)}, is {value}"
+        f"{name} was {old_config[name]}, is {value}"
         for name, value in new_config.items()
-        if name not in REGULARISATION and old_config.get(name) != value
+        if name not in REGULARISATION and old_config[name] != value
     ]
     old, new = FeatureSchema.model_validate(description["schema"]), model.schema
     for side in ("user", "item", "context"):

@@ -62,7 +62,19 @@ class VectorField(StrictModel):
     example: Any = None
 
 
+class TimeField(StrictModel):
+    """The hour (0 to 23) or the weekday (1 is Monday) of the request in a time zone."""
+
+    kind: Literal["hour", "weekday"]
+    name: str
+    column: str
+    type: Literal["integer"]
+    zone: str
+    example: Any = None
+
+
 RequestField = Annotated[
-    SingleValueField | MultiValueField | HistoryField | NumberField | VectorField, Field(discriminator="kind")
+    SingleValueField | MultiValueField | HistoryField | NumberField | VectorField | TimeField,
+    Field(discriminator="kind"),
 ]
 RequestFields = TypeAdapter(list[RequestField])

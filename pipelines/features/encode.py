@@ -1,4 +1,4 @@
-"""Encodes features of users and items: values become indices, numbers become floats."""
+"""Encodes features of users, items and requests: values become indices, numbers become floats."""
 
 import math
 from collections.abc import Mapping
@@ -9,13 +9,16 @@ from pyspark.sql import functions as F
 
 from pipelines.config import (
     CategoricalFeatureConfig,
+    ContextFeatureConfig,
     FeatureConfig,
+    HourFeatureConfig,
     MultiCategoricalFeatureConfig,
     NumericFeatureConfig,
+    TimeFeatureConfig,
     VectorFeatureConfig,
     VocabularyFeatureConfig,
 )
-from pipelines.contract.indices import DEFAULT, PADDING
+from pipelines.contract.indices import DEFAULT, FIRST, PADDING
 from pipelines.contract.limits import LARGEST
 from pipelines.features.side import Side
 from pipelines.features.vocabulary import bucket_of, lookup
@@ -33,7 +36,7 @@ def values_of(side: Side, snapshot: DataFrame, *, versions: bool = False) -> Dat
         label, once = F.lit(side.label(feature)).alias("feature"), F.lit(1).cast("long").alias("count")
         if not isinstance(feature, VocabularyFeatureConfig) or feature.buckets is not None:
             continue
-        value = F.col(feature.name)
+        value = side.input(feature.name)
         value = value.cast("string") if isinstance(feature, CategoricalFeatureConfig) else value.cast("array<string>")
         rows = snapshot
         if versions and feature.min_count > 1:
@@ -46,7 +49,7 @@ def values_of(side: Side, snapshot: DataFrame, *, versions: bool = False) -> Dat
     return reduce(DataFrame.unionByName, parts) if parts else None
 
 
-def _union_of(value: Column, feature: FeatureConfig) -> Column:
+def _union_of(value: Column, feature: FeatureConfig | ContextFeatureConfig) -> Column:
     """Aggregate: the distinct values of all rows of an id, as an array."""
     collected = F.collect_set(value)
     return F.array_distinct(F.flatten(collected)) if isinstance(feature, MultiCategoricalFeatureConfig) else collected
@@ -66,8 +69,8 @@ def statistics_of(side: Side, snapshot: DataFrame, previous: Statistics) -> Stat
     # An earlier version could write statistics that are not finite. Compute those anew.
     missing = [name for name in names if not _is_finite(statistics[f"{side.name}.{name}"])]
     if missing:
-        aggregates = [F.mean(_finite(F.col(n))).alias(f"{n}_mean") for n in missing]
-        aggregates += [F.stddev_pop(_finite(F.col(n))).alias(f"{n}_std") for n in missing]
+        aggregates = [F.mean(_finite(side.input(n))).alias(f"{n}_mean") for n in missing]
+        aggregates += [F.stddev_pop(_finite(side.input(n))).alias(f"{n}_std") for n in missing]
         row = snapshot.agg(*aggregates).first()
         assert row is not None
         for name in missing:
@@ -96,21 +99,30 @@ def encode(
         if isinstance(feature, MultiCategoricalFeatureConfig):
             frame = _encode_values(side, feature, frame, vocabulary, (sizes or {}).get(label), list(row or (side.key,)))
         elif isinstance(feature, CategoricalFeatureConfig) and feature.buckets is not None:
-            bucket = bucket_of(label, F.col(feature.name).cast("string"), feature.buckets)
+            bucket = bucket_of(label, side.input(feature.name).cast("string"), feature.buckets)
             frame = frame.withColumn(column, F.coalesce(bucket, F.lit(DEFAULT)))
         elif isinstance(feature, CategoricalFeatureConfig):
             indices = lookup(vocabulary, label, "_value", column, (sizes or {}).get(label))
-            frame = frame.join(indices, on=F.col(feature.name).cast("string") == F.col("_value"), how="left")
+            frame = frame.join(indices, on=side.input(feature.name).cast("string") == F.col("_value"), how="left")
             frame = frame.drop("_value").withColumn(column, F.coalesce(column, F.lit(DEFAULT)))
         elif isinstance(feature, VectorFeatureConfig):
-            vector = F.col(feature.name).cast("array<float>")
+            vector = side.input(feature.name).cast("array<float>")
             frame = frame.withColumn(column, F.coalesce(vector, zeros(feature.length)))
+        elif isinstance(feature, TimeFeatureConfig):
+            frame = frame.withColumn(column, _part_of_time(feature))
         elif feature.boundaries is not None:
-            frame = frame.withColumn(column, _bucket(F.col(feature.name), feature.boundaries))
+            frame = frame.withColumn(column, _bucket(side.input(feature.name), feature.boundaries))
         else:
-            number = F.coalesce(_finite(F.col(feature.name)), F.lit(statistics[label]["mean"]))
+            number = F.coalesce(_finite(side.input(feature.name)), F.lit(statistics[label]["mean"]))
             frame = frame.withColumn(column, number.cast("float"))
     return frame.select(*keys, *side.encoded_columns())
+
+
+def _part_of_time(feature: TimeFeatureConfig) -> Column:
+    """2 + the hour of event_time, or 2 + the days since Monday, in the zone of the feature."""
+    local = F.from_utc_timestamp("event_time", str(feature.zone))
+    part = F.hour(local) if isinstance(feature, HourFeatureConfig) else F.weekday(local)
+    return (part + F.lit(FIRST)).cast("int")
 
 
 def _finite(number: Column) -> Column:
@@ -140,7 +152,7 @@ def _encode_values(
 ) -> DataFrame:
     """Adds the array of values as indices, cut or padded to `max_values`, and the array of their weights if any."""
     column, length = side.column(feature), feature.max_values
-    values = F.slice(F.col(feature.name).cast("array<string>"), 1, length)
+    values = F.slice(side.input(feature.name).cast("array<string>"), 1, length)
     if feature.buckets is not None:
         number, label = feature.buckets, side.label(feature)
         indices = F.transform(values, lambda v: F.coalesce(bucket_of(label, v, number), F.lit(DEFAULT)))
@@ -158,10 +170,10 @@ def _encode_values(
         frame = frame.withColumn(column, pad(F.col("_values._index"), length, "int")).drop("_values")
     if feature.weights:
         # One weight per value. Values beyond a shorter list weigh 0. A null list gives all values weight 1.
-        given = F.transform(F.col(feature.weights).cast("array<float>"), lambda w: F.coalesce(w, F.lit(0.0)))
+        given = F.transform(side.input(feature.weights).cast("array<float>"), lambda w: F.coalesce(w, F.lit(0.0)))
         ones = F.transform(values, lambda _: F.lit(1.0))
         weights = F.transform(values, lambda _, n: F.coalesce(F.get(given, n), F.lit(0.0)))
-        chosen = F.when(F.col(feature.weights).isNull(), ones).otherwise(weights)
+        chosen = F.when(side.input(feature.weights).isNull(), ones).otherwise(weights)
         frame = frame.withColumn(f"{column}_weights", pad(chosen, length, "float"))
     return frame
 
@@ -187,7 +199,7 @@ def zeros(length: int) -> Column:
 
 
 def without_snapshot(side: Side, statistics: Statistics) -> dict[str, Column]:
-    """The value of each encoded column for an id that is in no snapshot."""
+    """The value of each encoded column for an id that is in no snapshot, or without a request."""
     blank: dict[str, Column] = {}
     for feature in side.features:
         column = side.column(feature)

@@ -6,10 +6,12 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from pipelines.config import (
+    ContextFeatureConfig,
     FeatureConfig,
     Features,
     MultiCategoricalFeatureConfig,
     NumericFeatureConfig,
+    TimeFeatureConfig,
     VectorFeatureConfig,
 )
 from pipelines.contract.indices import FIRST
@@ -27,8 +29,9 @@ from pipelines.contract.schema import (
     VectorFeature,
 )
 from pipelines.features.encode import Statistics
-from pipelines.features.side import Side, sides
+from pipelines.features.side import Side, context_side, sides
 
+VALUES_OF_TIME = {"hour": 24, "weekday": 7}
 ITEM_ROW = "item_row"  # column of item_features: the row of the item in the embedding table
 
 
@@ -75,12 +78,15 @@ def feature_schema(
         size=sizes["item_id"],
         rows=_item_rows(features, sizes),
     )
+    request = context_side(features)
+    context = [_feature(request, feature, sizes, statistics) for feature in request.features]
     return FeatureSchema(
         version=1,
         user=[*user_id, *(_feature(user, feature, sizes, statistics) for feature in user.features)],
         item=[item_id, *(_feature(item, feature, sizes, statistics) for feature in item.features)],
         history=history,
         example_age=age if features.example_age else None,
+        **({"context": context} if context else {}),
     )
 
 
@@ -95,8 +101,12 @@ def _item_rows(features: Features, sizes: Mapping[str, int]) -> ItemRows:
     return ItemRows(column=ITEM_ROW, size=rows, hashed=buckets is not None)
 
 
-def _feature(side: Side, feature: FeatureConfig, sizes: Mapping[str, int], statistics: Statistics) -> Feature:
+def _feature(
+    side: Side, feature: FeatureConfig | ContextFeatureConfig, sizes: Mapping[str, int], statistics: Statistics
+) -> Feature:
     label, column, name = side.label(feature), side.column(feature), feature.name
+    if isinstance(feature, TimeFeatureConfig):
+        return BucketFeature(kind="bucket", name=name, column=column, size=FIRST + VALUES_OF_TIME[feature.kind])
     if isinstance(feature, NumericFeatureConfig):
         if feature.boundaries is not None:
             # Padding, default, and one bucket more than there are boundaries.

@@ -19,6 +19,7 @@ TIMES = {"timestamp", "timestamp_ntz"}
 NUMBERS = INTEGERS | {"float", "double"}
 VECTORS = {"array<float>", "array<double>"}
 DAY_MICROS = 86_400_000_000
+CONTEXT_STRUCT = "_context"  # struct column with the columns of interactions that context features are made from
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,24 @@
-"""Columns of users and items that features are made from."""
+"""Columns of users, items and interactions that features are made from."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from pipelines.config import Features, MultiCategoricalFeatureConfig, NumericFeatureConfig, VectorFeatureConfig
+from pipelines.config import (
+    ContextFeatureConfig,
+    FeatureConfig,
+    Features,
+    MultiCategoricalFeatureConfig,
+    NumericFeatureConfig,
+    TimeFeatureConfig,
+    VectorFeatureConfig,
+)
 from pipelines.files.parquet_reader import Wanted
 
 
 def feature_columns(features: Features) -> dict[str, list[Wanted]]:
     """Table -> the columns that its features are made from."""
     columns: dict[str, list[Wanted]] = {}
-    for table, side in (("users", features.user), ("items", features.item)):
+    for table, side in _tables(features):
         columns[table] = []
         for feature in side:
             if isinstance(feature, MultiCategoricalFeatureConfig):
@@ -21,9 +29,13 @@ def feature_columns(features: Features) -> dict[str, list[Wanted]]:
                 columns[table].append(Wanted(feature.name, "double"))
             elif isinstance(feature, VectorFeatureConfig):
                 columns[table].append(Wanted(feature.name, "array<double>"))
-            else:
+            elif not isinstance(feature, TimeFeatureConfig):
                 columns[table].append(Wanted(feature.name, "string", number=False))
     return columns
+
+
+def _tables(features: Features) -> list[tuple[str, Sequence[FeatureConfig | ContextFeatureConfig]]]:
+    return [("users", features.user), ("items", features.item), ("interactions", features.context)]
 
 
 class NumberColumns(NamedTuple):
@@ -37,7 +49,7 @@ class NumberColumns(NamedTuple):
 def number_columns(features: Features) -> dict[str, NumberColumns]:
     """Table -> its columns of numbers."""
     columns = {}
-    for table, side in (("users", features.user), ("items", features.item)):
+    for table, side in _tables(features):
         numbers = tuple(f.name for f in side if isinstance(f, NumericFeatureConfig))
         weights = tuple(f.weights for f in side if isinstance(f, MultiCategoricalFeatureConfig) and f.weights)
         vectors = {f.name: f.length for f in side if isinstance(f, VectorFeatureConfig)}

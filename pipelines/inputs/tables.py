@@ -11,7 +11,7 @@ from pipelines.config import Checks, Features, Inputs, InputTable
 from pipelines.contract.errors import InputError
 from pipelines.files.broken_files import naming_broken_files
 from pipelines.files.parquet_reader import Wanted
-from pipelines.inputs.contracts import CONTRACTS, KEYS, RawTable
+from pipelines.inputs.contracts import CONTEXT_STRUCT, CONTRACTS, KEYS, RawTable, quoted
 from pipelines.inputs.feature_columns import NumberColumns, feature_columns, number_columns
 from pipelines.inputs.report import InputReport
 from pipelines.inputs.row_checks import DayCounts, bad_rows_as_json, count_rows, examples, summary, with_reason
@@ -66,16 +66,23 @@ class InputTables:
         self.report.misnamed_days(table, shift(newest, 1) if newest else "", last)
         return newest
 
-    def events(self, table: str, days: list[str], check: bool = True) -> DataFrame:
+    def events(self, table: str, days: list[str], check: bool = True, *, context: bool = False) -> DataFrame:
         """Good rows of interactions or ranking_logs on these days, with `ds`. An update within the day reads up to its end.
 
         `check`: first count the bad rows, in one pass, and raise InputError if there are too many. Pass False if an earlier
-        step has checked the same files; the returned rows are the same.
+        step has checked the same files; the returned rows are the same. `context`: add CONTEXT_STRUCT with the columns
+        of context features, unless there are none.
         """
         raw = self._raw(table, days)
         if check:
             self._check(raw)
-        rows, update = raw.typed(self._good(raw), ["ds"]), self.warehouse.update
+        rows, added = self._good(raw), ["ds"]
+        if context and (names := [column.name for column in self._watched.get(table, [])]):
+            rows, added = (
+                rows.withColumn(CONTEXT_STRUCT, F.struct(*[quoted(name) for name in names])),
+                ["ds", CONTEXT_STRUCT],
+            )
+        rows, update = raw.typed(rows, added), self.warehouse.update
         return rows.where(F.col("event_time") <= F.lit(update.until).cast("timestamp")) if update else rows
 
     def snapshot(self, table: str, ds: str, check: bool = True) -> DataFrame:
@@ -92,6 +99,10 @@ class InputTables:
     def count(self, table: str, ds: str) -> int:
         """The number of rows of a day, good and bad."""
         return self._raw(table, [ds]).rows.count()
+
+    def types(self, table: str, ds: str) -> dict[str, str]:
+        """Column -> Spark type of the columns that are read of a day."""
+        return self._raw(table, [ds]).types
 
     def id_type(self, table: str, ds: str) -> str:
         """The Spark type of user ids (table items: item ids) in the input, so that outputs can have the same type."""
@@ -140,7 +151,7 @@ class InputTables:
             if feature.name not in raw.types:
                 raise InputError(
                     f"table {table}: feature column {feature.name!r} is missing; it has {', '.join(sorted(read.columns))}. "
-                    f"Add it, or remove it from features.{table.removesuffix('s')}"
+                    f"Add it, or remove it from features.{'context' if table == 'interactions' else table.removesuffix('s')}"
                 )
         return raw
 

@@ -1,10 +1,18 @@
 """Rows that the night before held back for validation: tonight trains on them."""
 
+from collections.abc import Sequence
+
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from pipelines.config import FeatureConfig, Features, MultiCategoricalFeatureConfig, VectorFeatureConfig
+from pipelines.config import (
+    ContextFeatureConfig,
+    FeatureConfig,
+    MultiCategoricalFeatureConfig,
+    VectorFeatureConfig,
+)
 from pipelines.features import encode
+from pipelines.features.side import Side
 from pipelines.joins import broadcast_small
 from pipelines.night import Night
 from pipelines.positives import select
@@ -41,7 +49,8 @@ def carry_held_back(step: PositivesStep, vocabularies: Vocabularies, tonight: Da
     """The rows that the night before held back, as training rows with the columns of `tonight`.
 
     A row keeps the features that the night before encoded. A feature that is new, or whose type has changed, gets the
-    value of a user without a snapshot, like a vector of another length. Lists are cut or padded to the length of tonight.
+    value of a user without a snapshot or of no request, like a vector of another length. Lists are cut or padded to the
+    length of tonight.
     """
     night, config = step.night, step.config
     assert night.yesterday is not None
@@ -53,13 +62,14 @@ def carry_held_back(step: PositivesStep, vocabularies: Vocabularies, tonight: Da
     wanted = broadcast_small(rows.select("item_id").distinct(), held_back_rows(step.held_back))
     described = step.inputs.items.select("item_id").join(wanted, on="item_id", how="left_semi").distinct()
     rows = select.carry(rows, described, config.positives, night.ds)
-    blanks = encode.without_snapshot(step.user_side, vocabularies.statistics)
+    sides = (step.user_side, step.context_side)
+    blanks = {name: blank for s in sides for name, blank in encode.without_snapshot(s, vocabularies.statistics).items()}
     types, now = dict(rows.dtypes), dict(tonight.dtypes)
     for column, blank in blanks.items():
         if types.get(column) != now[column]:
             rows = rows.withColumn(column, blank)
         elif now[column].startswith("array"):
-            feature = _feature_of(config.features, column)
+            feature = _feature_of(sides, column)
             if isinstance(feature, MultiCategoricalFeatureConfig):
                 element = now[column].removeprefix("array<").removesuffix(">")
                 rows = rows.withColumn(column, encode.pad(F.col(column), feature.max_values, element))
@@ -69,6 +79,7 @@ def carry_held_back(step: PositivesStep, vocabularies: Vocabularies, tonight: Da
     return rows.select(*tonight.columns)
 
 
-def _feature_of(features: Features, column: str) -> FeatureConfig:
-    """The feature of an encoded column of users."""
-    return next(f for f in features.user if column in (f"user_{f.name}", f"user_{f.name}_weights"))
+def _feature_of(sides: Sequence[Side], column: str) -> FeatureConfig | ContextFeatureConfig:
+    """The feature of an encoded column."""
+    features = [(side.column(feature), feature) for side in sides for feature in side.features]
+    return next(feature for name, feature in features if column in (name, f"{name}_weights"))

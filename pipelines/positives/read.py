@@ -13,7 +13,8 @@ from pipelines.contract.errors import InputError
 from pipelines.contract.indices import FIRST
 from pipelines.features import item_versions
 from pipelines.features.item_versions import ItemSnapshots
-from pipelines.features.side import check_columns, hashed_sizes, min_counts, sides
+from pipelines.features.side import check_columns, context_side, hashed_sizes, min_counts, sides
+from pipelines.inputs.contracts import CONTEXT_STRUCT
 from pipelines.inputs.matching_ids import TableIds, refuse_mismatched_ids
 from pipelines.lost_day import carried_from
 from pipelines.night import Night, SampleConfig, log
@@ -102,7 +103,7 @@ def refuse_changed_buckets(night: Night, features: Features, previous_facts: dic
 
 def read_inputs(night: Night, config: SampleConfig, days: InputDays, keep_last_out: bool) -> NightInputs:
     """Read and check the input tables. Raises InputError if one of them does not suffice for a night."""
-    interactions = night.inputs.events("interactions", days.interactions)
+    interactions = _read_interactions(night, config, days.interactions)
     if update := night.warehouse.update:
         interactions = interactions.where(F.col("event_time") > F.lit(update.since).cast("timestamp"))
     items = _read_items(night, config, days.items)
@@ -130,6 +131,15 @@ def read_inputs(night: Night, config: SampleConfig, days: InputDays, keep_last_o
     if len(days.items.to_read) > 1:
         persisted.append(items.persist())
     return NightInputs(events, items, users, held_out, counts, tuple(persisted))
+
+
+def _read_interactions(night: Night, config: SampleConfig, days: list[str]) -> DataFrame:
+    """Interactions of these days, with the struct CONTEXT_STRUCT if the config has features of requests that need columns."""
+    interactions = night.inputs.events("interactions", days, context=True)
+    side = context_side(config.features)
+    columns = interactions.select(f"{CONTEXT_STRUCT}.*") if CONTEXT_STRUCT in interactions.columns else interactions
+    check_columns(side, columns)
+    return interactions
 
 
 def _read_items(night: Night, config: SampleConfig, days: ItemSnapshots) -> DataFrame:

@@ -9,6 +9,7 @@ from pipelines.config import Positives
 from pipelines.hashing import hashed, unit
 from pipelines.histories.user_histories import USER, WITHIN, user_key
 from pipelines.histories.user_stream import key_of
+from pipelines.inputs.contracts import CONTEXT_STRUCT
 from pipelines.joins import broadcast_small
 from pipelines.positives.popularity import keep_probability
 
@@ -20,7 +21,7 @@ LIGHTEST = 1e-30  # the smallest weight: a half-life must not round the weight o
 
 def reward_events(interactions: DataFrame, config: Positives) -> DataFrame:
     """Interactions whose action is in the config: ds, user_key, user_id, item_key, item_id, request_id, event_time, reward,
-    row_key, and `worth`, the configured reward of the action.
+    row_key, `worth`, the configured reward of the action, and CONTEXT_STRUCT if the interactions have it.
 
     The row key is a hash of user, item, time, action and request: rows with the same key are copies of one event.
     """
@@ -36,6 +37,7 @@ def reward_events(interactions: DataFrame, config: Positives) -> DataFrame:
         # xxhash64 skips nulls, so replace a missing request by a value.
         F.xxhash64("user_id", "item_id", "event_time", "action", F.coalesce("request_id", F.lit(""))).alias("row_key"),
         _worth(config).alias("worth"),
+        *[name for name in interactions.columns if name == CONTEXT_STRUCT],
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from pyspark.sql import DataFrame
 
-from pipelines.features.side import Side, sides
+from pipelines.features.side import Side, context_side, sides
 from pipelines.night import Night, SampleConfig
 from pipelines.positives.read import InputDays, NightInputs
 from pipelines.storage.manifest import Manifest, Recipe
@@ -34,6 +34,11 @@ class PositivesStep:
     def item_side(self) -> Side:
         """The features of items."""
         return sides(self.config.features)[1]
+
+    @property
+    def context_side(self) -> Side:
+        """The features of requests."""
+        return context_side(self.config.features)
 
     def read(self, table: str) -> DataFrame:
         """A table of this ds, which an earlier part of the step has written."""

@@ -6,7 +6,8 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from pipelines.contract.indices import DEFAULT
-from pipelines.features import item_versions
+from pipelines.features import encode, item_versions
+from pipelines.inputs.contracts import CONTEXT_STRUCT
 from pipelines.joins import broadcast_few, broadcast_small
 from pipelines.night import log
 from pipelines.positives import checks, popularity, select
@@ -85,10 +86,22 @@ def _finish(step: PositivesStep, vocabularies: Vocabularies, chosen: DataFrame) 
     user_index = F.coalesce("user_index", F.lit(DEFAULT))
     rows = with_user_index(rows, step, vocabularies).withColumn("user_index", user_index)
     columns = ["row_key", "user_id", "item_id", "request_id", "event_time", "user_index", "item_index"]
-    columns += step.user_side.encoded_columns()
+    columns += [*step.user_side.encoded_columns(), *step.context_side.encoded_columns()]
     columns += ["item_snapshot", "example_age", "weight", "keep_probability", "dropped", "split", "carried"]
+    rows = with_context(rows, step, vocabularies)
     finished = select.finish(rows, step.config.positives, step.night.ds)
     return finished.withColumn("carried", F.lit(False)).select(*columns)
+
+
+def with_context(rows: DataFrame, step: PositivesStep, vocabularies: Vocabularies) -> DataFrame:
+    """Adds the encoded features of the request, as they were at event time. `rows`: row_key, user_id, CONTEXT_STRUCT, ..."""
+    side = step.context_side
+    if not side.features:
+        return rows
+    kept = [name for name in rows.columns if name != CONTEXT_STRUCT]
+    # The user id separates rows whose keys, which are hashes, collide.
+    row = ("row_key", "user_id")
+    return encode.encode(side, rows, vocabularies.table, vocabularies.statistics, kept, vocabularies.sizes, row)
 
 
 def _write_item_stats(step: PositivesStep, vocabularies: Vocabularies, counts: DataFrame) -> None:

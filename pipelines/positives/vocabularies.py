@@ -12,7 +12,7 @@ from pipelines.contract.indices import FIRST
 from pipelines.features import encode, item_versions, vocabulary
 from pipelines.features.feature_schema import as_json, example_age, feature_schema
 from pipelines.features.request_fields import request_fields
-from pipelines.features.side import hashed_sizes, min_counts
+from pipelines.features.side import all_sides, hashed_sizes, min_counts
 from pipelines.histories import user_histories
 from pipelines.positives.step import PositivesStep, persisted
 
@@ -44,7 +44,7 @@ def write_vocabularies(step: PositivesStep, previous_facts: dict[str, Any]) -> V
     statistics = _statistics(step, previous_facts.get("numeric", {}))
     hashed = hashed_sizes(features)
     names = ["user_id", "item_id"]
-    sides = (step.user_side, step.item_side)
+    sides = all_sides(features)
     names += [side.label(f) for side in sides for f in side.features if isinstance(f, VocabularyFeatureConfig)]
 
     previous = step.read_previous("vocabularies")
@@ -59,22 +59,24 @@ def write_vocabularies(step: PositivesStep, previous_facts: dict[str, Any]) -> V
 
 
 def _statistics(step: PositivesStep, previous: encode.Statistics) -> encode.Statistics:
-    """Statistics of the standardised features: of items from the newest snapshot, of users from the oldest one."""
+    """Statistics of the standardised features: of items from the newest snapshot, of users from the oldest one, of requests
+    from the events of the night."""
     served = item_versions.current(step.inputs.items, step.days.items.newest)
     statistics = encode.statistics_of(step.item_side, served, previous)
     for snapshot in step.inputs.users.values():
         statistics |= encode.statistics_of(step.user_side, snapshot, previous | statistics)
-    return statistics
+    return statistics | encode.statistics_of(step.context_side, step.inputs.events, previous)
 
 
 def _request(step: PositivesStep) -> list[dict[str, Any]]:
-    """The fields of a request, with the types of the newest users snapshot."""
+    """The fields of a request, with the types of the newest users snapshot and of the newest interactions."""
     inputs, days = step.night.inputs, step.days
     newest = days.user_snapshots[-1] if days.user_snapshots else None
     types = dict(step.inputs.users[newest].dtypes) if newest in step.inputs.users else {}
     table, day = ("users", newest) if newest else ("interactions", days.interactions[-1])
     types["user_id"] = inputs.id_type(table, day)
-    return request_fields(step.config.features, types, inputs.id_type("items", days.items.newest))
+    context_types = inputs.types("interactions", days.interactions[-1])
+    return request_fields(step.config.features, types, inputs.id_type("items", days.items.newest), context_types)
 
 
 def _values(step: PositivesStep) -> DataFrame:
@@ -93,4 +95,5 @@ def _values(step: PositivesStep) -> DataFrame:
         parts += [ids("user_id", frame.groupBy(*user_histories.USER).count()) for frame in (inputs.events, *held_out)]
     of_features = [encode.values_of(step.item_side, inputs.items, versions=has_versions)]
     of_features += [encode.values_of(step.user_side, snapshot) for snapshot in inputs.users.values()]
+    of_features += [encode.values_of(step.context_side, inputs.events)]
     return reduce(DataFrame.unionByName, [*parts, *(part for part in of_features if part is not None)])

@@ -8,7 +8,7 @@ from pyspark.sql import functions as F
 
 from pipelines.contract.negative_kinds import POPULARITY, UNIFORM
 from pipelines.drift import compare_with_before
-from pipelines.features.side import sides
+from pipelines.features.side import context_side, sides
 from pipelines.histories.user_stream import key_of
 from pipelines.inputs.matching_ids import TableIds, refuse_mismatched_ids
 from pipelines.joins import broadcast_small
@@ -177,6 +177,7 @@ def _samples(
     place = row_groups.by_time(update.since, update.until) if update else row_groups.by_hash(night.seed)
     layout = row_groups.layout_of(inputs.positives, place, config.samples.row_group_rows, config.samples.trainers)
     columns = ["user_id", "item_id", "user_index", *sides(config.features)[0].encoded_columns()]
+    columns += context_side(config.features).encoded_columns()
     columns += ["item_index", "item_snapshot", "example_age", "weight"]
     rows = layout.place(inputs.positives).select(
         key_of("user_id").alias("user_key"),

@@ -67,6 +67,42 @@ def vector_schema() -> FeatureSchema:
     return schema(**{side: [*SCHEMA[side], vector] for side, vector in VECTORS.items()})
 
 
+CONTEXT: list[dict[str, Any]] = [
+    {
+        "name": "device",
+        "kind": "categorical",
+        "column": "context_device",
+        "vocabulary": "context.device",
+        "size": 5,
+    },
+    {
+        "name": "words",
+        "kind": "multi_categorical",
+        "column": "context_words",
+        "vocabulary": "context.words",
+        "size": 6,
+        "length": 2,
+        "weights_column": "context_words_weights",
+    },
+    {"name": "load", "kind": "numeric", "column": "context_load", "mean": 7.0, "std": 2.0},
+    {"name": "query", "kind": "vector", "column": "context_query", "length": 3},
+    {"name": "hour", "kind": "bucket", "column": "context_hour", "size": 26},
+]
+
+
+def context_rows(rows: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Columns of CONTEXT, none of them default."""
+    rng = np.random.default_rng(seed)
+    return {
+        "context_device": rng.integers(2, 5, rows).astype(np.int32),
+        "context_words": rng.integers(2, 6, (rows, 2)).astype(np.int32),
+        "context_words_weights": np.ones((rows, 2), np.float32),
+        "context_load": rng.normal(3, 1, rows).astype(np.float32),
+        "context_query": rng.normal(size=(rows, 3)).astype(np.float32),
+        "context_hour": rng.integers(2, 26, rows).astype(np.int32),
+    }
+
+
 def vectors(side: str, rows: int) -> np.ndarray:
     """[rows, length] vectors of users or items."""
     length = VECTORS[side]["length"]
