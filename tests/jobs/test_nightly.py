@@ -151,6 +151,7 @@ def test_a_second_run_skips_every_step(nightly_run: NightlyRun) -> None:
     assert len(runs) == 1, "a run that skips all steps leaves nothing in MLflow"
 
 
+@pytest.mark.slow
 def test_force_writes_the_same_samples_and_later_steps_stay_done(nightly_run: NightlyRun) -> None:
     samples = nightly_run.rows("samples", FIRST)
     nightly_run.run("build_positives", "--ds", FIRST, *BOOTSTRAP, "--force")

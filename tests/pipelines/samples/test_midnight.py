@@ -13,7 +13,7 @@ from pipelines.samples.build import build_negatives
 from pipelines.storage.warehouse import Warehouse
 from tests.two_nights import CONFIG, FIRST, SECOND, logs
 
-pytestmark = pytest.mark.joins
+pytestmark = [pytest.mark.joins, pytest.mark.slow]
 
 RANKED = "ds string, request_id string, user_id string, item_id int, event_time timestamp, stage string, position int"
 
