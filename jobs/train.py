@@ -23,7 +23,8 @@ from model.training.checkpoint import PARAMETERS, STATE
 from model.training.health import Health
 from model.training.launch import launch
 from model.training.resume import saved_steps
-from model.training.spec import EpochMetrics, TrainingResult, TrainingSpec
+from model.training.spec import EarlyStopping, EpochMetrics, TrainingResult, TrainingSpec
+from pipelines.contract.errors import UsageError
 from pipelines.contract.schema import FeatureSchema
 from pipelines.storage.dates import shift
 
@@ -56,7 +57,7 @@ def run(context: Context, tracker: Tracker) -> None:
             spec = spec.model_copy(update={"item_relations": item_relations(context, offered.item, schema.item, job)})
         result = _train(context, spec)
         # Write the table before logging: if MLflow does not answer, hours of training must not be lost.
-        loss = result.epochs[-1].loss
+        loss = result.kept_epoch.loss
         warehouse.finish_folder(staging, "models", ds, inputs.recipe, _facts(spec, result) | tested)
         warehouse.delete_progress("models", ds)
         _record_result(result, job)
@@ -98,7 +99,8 @@ def _spec(
         loss=config.loss.model_copy(update={"self_supervision": None}) if update else config.loss,
         training=training,
         seed=config.seed,
-        epochs=1 if update else config.training.epochs if before else config.training.bootstrap_epochs,
+        epochs=1 if update else config.training.epochs if before else _bootstrap_epochs(training),
+        early_stopping=None if before else _early_stopping(context, inputs),
         incremental=update is not None,
         # An update finds the model of the update before it under the date of yesterday.
         warm_start=warehouse.path("models", shift(ds, -1)) if before else None,
@@ -106,6 +108,25 @@ def _spec(
         resume=warehouse.progress_folder("models", ds, inputs.recipe.inputs),
         progress=sys.stderr.isatty() and (training.processes == 1 or config.training.launcher == "torchrun"),
     )
+
+
+def _bootstrap_epochs(training: TrainingConfig) -> int:
+    """The number of passes of a first night, or the largest number if it is chosen while training."""
+    return training.bootstrap_max_epochs if training.bootstrap_epochs == "auto" else training.bootstrap_epochs
+
+
+def _early_stopping(context: Context, inputs: TrainingInputs) -> EarlyStopping | None:
+    """How a first night chooses its number of passes; None: the config has a number. UsageError without held-out rows."""
+    config = context.config
+    if config.training.bootstrap_epochs != "auto":
+        return None
+    if not inputs.row_groups(context, "valid"):
+        raise UsageError(
+            f"training.bootstrap_epochs: auto measures each pass on the last hours of ds={context.ds}, and samples have no "
+            f"row in them (positives.valid_hours = {config.positives.valid_hours:g}): raise positives.valid_hours, or set a "
+            "number of passes"
+        )
+    return EarlyStopping(patience=config.training.bootstrap_patience, recall_at=config.gates.recall_at)
 
 
 def _train(context: Context, spec: TrainingSpec) -> TrainingResult:
@@ -130,13 +151,13 @@ def _place_to_resume(spec: TrainingSpec) -> str:
 
 def _facts(spec: TrainingSpec, result: TrainingResult) -> dict[str, Any]:
     """The facts in the manifest of the model."""
-    last = result.metrics[-1].model_dump()
+    last = result.kept_metrics.model_dump()
     return {
         "content": [checksum(f"{spec.output}/{name}") for name in (PARAMETERS, STATE)],
-        "loss": result.epochs[-1].loss,
+        "loss": result.kept_epoch.loss,
         "steps": result.steps,
         "rows": result.rows,
-        "epochs": spec.epochs,
+        "epochs": result.kept_epoch.epoch + 1,
         "health": {name: last[name] for name in Health.model_fields},
         "schema": spec.features.model_dump(mode="json"),
     }
@@ -146,7 +167,8 @@ def _record_inputs(context: Context, inputs: TrainingInputs, spec: TrainingSpec,
     job.inputs(context.warehouse.root, inputs.recipe.inputs)
     for name in ("model", "loss", "training"):
         job.params({name: getattr(context.config, name).model_dump()})
-    job.params({"epochs": spec.epochs, "warm_start": inputs.before.ds if inputs.before else "none"})
+    epochs = f"auto, at most {spec.epochs}" if spec.early_stopping else spec.epochs
+    job.params({"epochs": epochs, "warm_start": inputs.before.ds if inputs.before else "none"})
 
 
 def _record_result(result: TrainingResult, job: JobRun) -> None:
@@ -157,13 +179,15 @@ def _record_result(result: TrainingResult, job: JobRun) -> None:
     figures = ("parameters", "steps", "rows", "rows_without_negatives", "temperature")
     job.metrics({name: getattr(result, name) for name in figures} | {"train_seconds": result.seconds})
     job.figure(loss_curve(points), "loss")
-    if weights := result.epochs[-1].weights:
+    if result.best_epoch is not None:
+        job.metrics({"kept_epochs": float(result.best_epoch + 1)})
+    if weights := result.kept_epoch.weights:
         job.figure(tower_weights(weights), "tower_weights")
 
 
 def _epoch_metrics(epoch: EpochMetrics) -> dict[str, float]:
     """The metrics of an epoch. The weights of the towers are named weight.SIDE.NAME."""
-    values = epoch.model_dump(exclude={"weights"}, exclude_none=True)
+    values = epoch.model_dump(exclude={"weights", "step"}, exclude_none=True)
     return values | {f"weight.{name}": weight for name, weight in epoch.weights.items()}
 
 

@@ -173,7 +173,17 @@ class TrainingConfig(StrictModel):
     epochs: PositiveInt = Field(
         1, description="Passes over the rows of a night. More than one pass quickly overfits ids."
     )
-    bootstrap_epochs: PositiveInt = Field(2, description="Passes on the first night, which trains a new model.")
+    bootstrap_epochs: PositiveInt | Literal["auto"] = Field(
+        2,
+        description="Passes on the first night, which trains a new model. auto: until the recall on the last "
+        "positives.valid_hours stops rising; the model of the best epoch is kept.",
+    )
+    bootstrap_max_epochs: PositiveInt = Field(
+        20, description="For auto: most passes. `schedule` is planned for this number, so use constant with a high one."
+    )
+    bootstrap_patience: PositiveInt = Field(
+        1, description="For auto: stop after this many passes in a row that are no better than the best one."
+    )
     optimizer: Literal["adamw", "adagrad"] = Field("adamw", description="Optimiser of the dense parameters.")
     learning_rate: PositiveFloat = Field(1e-3, description="Learning rate of the MLPs.")
     embedding_learning_rate: PositiveFloat = Field(

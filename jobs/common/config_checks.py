@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from model.config import IndexConfig, LossConfig, ModelConfig, TrainingConfig
 from model.index_factory import factory_fault
-from pipelines.config import Features, Inputs, Samples
+from pipelines.config import Features, Inputs, Positives, Samples
 from pipelines.contract.schema import CategoricalFeature, FeatureSchema, MultiCategoricalFeature
 from pipelines.features.feature_schema import example_age, feature_schema
 from pipelines.features.side import hashed_sizes
@@ -27,6 +27,8 @@ class Sections(Protocol):
     def inputs(self) -> Inputs: ...  # noqa: D102
     @property
     def features(self) -> Features: ...  # noqa: D102
+    @property
+    def positives(self) -> Positives: ...  # noqa: D102
     @property
     def samples(self) -> Samples: ...  # noqa: D102
     @property
@@ -59,6 +61,11 @@ def _training(config: Sections) -> Iterator[str]:
         yield (
             f"training.batch_size: {training.batch_size} rows cannot be shared by training.processes = "
             f"{training.processes}: every process needs at least one row of each batch"
+        )
+    if training.bootstrap_epochs == "auto" and not config.positives.valid_hours:
+        yield (
+            "training.bootstrap_epochs: auto measures each pass on the last hours of ds, and positives.valid_hours is 0: set "
+            "positives.valid_hours, or a number of passes"
         )
     if supervision and training.processes > supervision.items:
         yield (

@@ -102,10 +102,10 @@ def collect_candidates(
 
     rows, places = _other_positives(batch, local, items_U)
     if history_BL is not None:
-        history_rows, history_places = _places_of(history_BL, items_U)
+        history_rows, history_places = places_of(history_BL, items_U)
         rows, places = torch.cat([rows, history_rows]), torch.cat([places, history_places])
     if versions_U is not None:
-        own_rows, own_places = _places_of(local.items[:, None], items_U)
+        own_rows, own_places = places_of(local.items[:, None], items_U)
         rows, places = _every_version(torch.cat([rows, own_rows]), torch.cat([places, own_places]), versions_U)
     keep = places != positive_B[rows]
 
@@ -163,7 +163,7 @@ def _every_version(rows: Tensor, places: Tensor, versions_U: Tensor) -> tuple[Te
     return torch.repeat_interleave(rows, counts), torch.repeat_interleave(places, counts) + step
 
 
-def _places_of(items_BL: Tensor, items_U: Tensor) -> tuple[Tensor, Tensor]:
+def places_of(items_BL: Tensor, items_U: Tensor) -> tuple[Tensor, Tensor]:
     """Row and first position in U of each item that is a candidate. Binary search: B x L x log U."""
     places_BL = torch.searchsorted(items_U, items_BL).clamp(max=len(items_U) - 1)
     is_candidate_BL = (items_U[places_BL] == items_BL) & (items_BL != PADDING)

@@ -2,13 +2,22 @@
 
 from typing import Any
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from model.config import LossConfig, ModelConfig, TrainingConfig
 from model.data.petastorm_reader import SampleFile
 from model.training.health import Health
 from pipelines.contract.schema import FeatureSchema
 from pipelines.contract.strict import StrictModel
+
+
+class EarlyStopping(StrictModel):
+    """Train until the recall of the valid split stops rising, and keep the best epoch (model/training/early_stopping.py)."""
+
+    patience: PositiveInt = Field(
+        1, description="Epochs in a row that are no better than the best one before it stops."
+    )
+    recall_at: PositiveInt = Field(50, description="K of the recall, over the whole catalogue.")
 
 
 class TrainingSpec(StrictModel):
@@ -39,6 +48,10 @@ class TrainingSpec(StrictModel):
     epochs: PositiveInt = Field(
         1, description="Passes over `train`. The job sets it from training.epochs, or from its bootstrap value."
     )
+    early_stopping: EarlyStopping | None = Field(
+        None,
+        description="Makes `epochs` the largest number and keeps the model of the best epoch. Needs `valid` and `resume`.",
+    )
     incremental: bool = Field(
         False,
         description="An update within the day: only embedding tables of ids are trained, rows are read in the order of the "
@@ -51,6 +64,13 @@ class TrainingSpec(StrictModel):
         description="Folder of intermediate checkpoints. A killed run resumes from them. None: writes and reads none.",
     )
     progress: bool = Field(False, description="Show a progress bar on stderr.")
+
+    @model_validator(mode="after")
+    def _check_early_stopping(self) -> "TrainingSpec":
+        if self.early_stopping and not (self.resume and any(file.rows for file in self.valid)):
+            lacking = "`resume`, where the best epoch is kept" if not self.resume else "rows in `valid` to measure on"
+            raise ValueError(f"early_stopping needs {lacking}")
+        return self
 
 
 class StepMetrics(Health):
@@ -90,6 +110,10 @@ class EpochMetrics(StrictModel):
     valid_recall_in_batch: float | None = Field(
         description="Share of rows whose positive is among the 10 best shared candidates."
     )
+    valid_recall: float | None = Field(
+        None, description="With early stopping: Recall@K over the whole catalogue, of at most 20,000 rows."
+    )
+    step: int = Field(0, description="Steps of the run at the end of the epoch.")
     weights: dict[str, float] = Field(
         {},
         description="SIDE.NAME -> mean weight of a field (senet) or channel (parallel); empty for other towers.",
@@ -108,12 +132,24 @@ class TrainingResult(StrictModel):
     rows: int
     metrics: list[StepMetrics]
     epochs: list[EpochMetrics]
+    best_epoch: int | None = Field(None, description="With early stopping: the epoch whose state was kept, from 0.")
     masked: dict[str, int] = Field(
         description="Number of masked candidates: `shared` (one that is in the history twice counts twice) and `hard`."
     )
     rows_without_negatives: int = Field(description="Rows whose candidates were all masked; their loss is 0.")
     temperature: float
     seconds: float
+
+    @property
+    def kept_epoch(self) -> EpochMetrics:
+        """The epoch after which the model was kept: the best one with early stopping, otherwise the last."""
+        return self.epochs[-1 if self.best_epoch is None else self.best_epoch]
+
+    @property
+    def kept_metrics(self) -> StepMetrics:
+        """The last recorded point before the end of the kept epoch."""
+        before = [point for point in self.metrics if point.step <= self.kept_epoch.step]
+        return (before or self.metrics[:1])[-1]
 
     def without_timings(self) -> dict[str, Any]:
         """As JSON, without times and memory, so that repeated training gives equal results."""

@@ -87,7 +87,7 @@ class RetrievalStep(nn.Module):
         """
         candidates, expected_U = self._candidates(batch, capacity)
         items_Ud, hard_BKd = self._item_vectors(candidates)
-        users_Bd = self.towers.user_vectors(self._with_history_features(batch))
+        users_Bd = self.user_vectors(batch)
         loss, losses_B, has_negatives_B = batch_loss(
             users_Bd,
             items_Ud,
@@ -114,6 +114,10 @@ class RetrievalStep(nn.Module):
             dtype=torch.float64,
         )
         return StepOutput(total * world_size(), losses_B, figures, candidates, items_Ud.detach())
+
+    def user_vectors(self, batch: Batch) -> Tensor:
+        """[B, d] of the users of a batch."""
+        return self.towers.user_vectors(self._with_history_features(batch))
 
     def tower_weights(self, batch: Batch) -> dict[str, float]:
         """SIDE.NAME -> mean weight of a field or channel, over the rows of a batch and their positives.

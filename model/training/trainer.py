@@ -23,6 +23,7 @@ from model.seeds import derive_seed
 from model.training.build import build_step
 from model.training.checkpoint import FREQUENCY, OPTIMIZER, PARAMETER, save_checkpoint, state_file
 from model.training.degenerate_loss import degenerate_loss
+from model.training.early_stopping import BestEpoch, best_epoch
 from model.training.health import measure_health
 from model.training.optimisers import (
     build_optimizers,
@@ -61,6 +62,7 @@ def train(spec: TrainingSpec) -> TrainingResult:
             rows=round(recorder.total("rows")),
             metrics=recorder.points,
             epochs=epochs,
+            best_epoch=best_epoch(epochs) if spec.early_stopping else None,
             masked={"shared": round(recorder.total("masked_shared")), "hard": round(recorder.total("masked_hard"))},
             rows_without_negatives=round(recorder.total("rows_without_negatives")),
             temperature=float(torch.as_tensor(step.temperature).detach()),
@@ -86,6 +88,9 @@ class TrainingLoop:
         self.recorder = Recorder(self.total_steps)
         self.lines: ProgressLines | None = None  # On rank 0 only, if there is no progress bar.
         self.epochs: list[EpochMetrics] = []
+        self.best: BestEpoch | None = None
+        if spec.early_stopping and spec.resume:
+            self.best = BestEpoch(spec.early_stopping, spec.resume, self.run_id, spec.epochs)
         if saved:
             self._resume(*saved)
         elif spec.warm_start:
@@ -97,7 +102,7 @@ class TrainingLoop:
         self.id_tables = list(id_tables(step).values())
 
     def run(self) -> list[EpochMetrics]:
-        """Train to the end. Returns the metrics of each epoch."""
+        """Train to the end; with early stopping, go back to the best epoch. Returns the metrics of each epoch."""
         show_bar = self.spec.progress and rank() == 0
         bar = tqdm(total=self.total_steps, initial=self.recorder.step, unit="step", disable=not show_bar)
         self.lines = None if show_bar or rank() else ProgressLines(self.total_steps, self.recorder)
@@ -105,7 +110,17 @@ class TrainingLoop:
         for epoch in range(progress.epoch if progress else 0, self.spec.epochs):
             self._epoch(epoch, bar, progress)
             progress = None
+            if self.best:
+                is_over = self.best.after_epoch(self.epochs, self._whole_state())
+                if not self.spec.training.checkpoint_steps:  # There is no checkpoint that may need an earlier state.
+                    self.best.delete_others(self.epochs)
+                if is_over:
+                    break
         bar.close()
+        if self.best and (tensors := self.best.to_load(self.epochs)):
+            for optimizer in self.optimizers:
+                optimizer.state.clear()
+            self._load_whole_state(tensors)
         return self.epochs
 
     def state(self) -> dict[str, Tensor | StreamedTensor]:
@@ -153,14 +168,16 @@ class TrainingLoop:
         loss = (self.recorder.total("loss") - loss_before) / samples.steps
         valid_started = time.perf_counter()
         self.step.eval()
-        valid_loss, valid_recall = validate(self.step, self.spec)
+        valid = validate(self.step, self.spec)
         self.recorder.skip_time(time.perf_counter() - valid_started)
         self.epochs.append(
             EpochMetrics(
                 epoch=epoch,
                 loss=loss,
-                valid_loss=valid_loss,
-                valid_recall_in_batch=valid_recall,
+                valid_loss=valid.loss,
+                valid_recall_in_batch=valid.recall_in_batch,
+                valid_recall=valid.recall,
+                step=self.recorder.step,
                 weights=self.step.tower_weights(batch),
                 seconds=time.perf_counter() - started,
             )
@@ -214,9 +231,20 @@ class TrainingLoop:
             epochs=self.epochs,
             recorder=self.recorder.state(),
         )
+        save_progress(folder, progress, self._whole_state())
+        if self.best:
+            self.best.delete_others(self.epochs)
+
+    def _whole_state(self) -> dict[str, Tensor | StreamedTensor]:
         # The frequency estimator is a submodule of the step, so these hold its arrays too.
         parameters = {f"{PARAMETER}{name}": values for name, values in whole_state(self.step).items()}
-        save_progress(folder, progress, parameters | self._optimizer_state())
+        return parameters | self._optimizer_state()
+
+    def _load_whole_state(self, tensors: str) -> None:
+        """`tensors`: URL of what `_whole_state` returned."""
+        with TensorFile(tensors) as file:
+            restore(self.step, file, PARAMETER)
+            resume_optimizers(self.step, self.optimizers, file, OPTIMIZER)
 
     def _warm_start(self, checkpoint: str) -> None:
         """Load last night's optimiser state: without moment estimates the first steps of Adam have no sensible scale."""
@@ -228,9 +256,7 @@ class TrainingLoop:
 
     def _resume(self, progress: Progress, tensors: str) -> None:
         """Load an intermediate checkpoint. `tensors`: URL of its tensors."""
-        with TensorFile(tensors) as file:
-            restore(self.step, file, PARAMETER)
-            resume_optimizers(self.step, self.optimizers, file, OPTIMIZER)
+        self._load_whole_state(tensors)
         self.recorder.resume(progress.recorder)
         self.epochs = list(progress.epochs)
         if rank() == 0:

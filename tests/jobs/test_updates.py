@@ -1,6 +1,7 @@
 """Updates within the day: the events they train on, the tables they change, and that nights do not depend on them."""
 
 import json
+import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -159,7 +160,13 @@ def test_an_update_refuses_a_model_that_was_trained_again_since_the_release(
     first_night: NightlyRun, tmp_path: Path
 ) -> None:
     nightly_run = first_night.copy(tmp_path / "other")
-    nightly_run.run("train", "--ds", FIRST, "--set", "training.bootstrap_epochs=1")
+    choice = ("--set", "training.bootstrap_epochs=auto", "--set", "training.bootstrap_max_epochs=2")
+    output = nightly_run.run("train", "--ds", FIRST, *choice)
+    epochs = re.findall(r"epoch (\d) of at most 2: recall@50 0\.\d+ on the held-out hours", output)
+    assert epochs == ["1", "2"]
+    kept = re.search(r"training keeps epoch (\d) of 2", output)
+    assert kept is not None
+    assert nightly_run.manifest("models", FIRST)["facts"]["epochs"] == int(kept[1])
     output = incremental(nightly_run, "--until", NOON, code=3)
     assert f"release {nightly_run.current()} is not of the model of ds={FIRST}, which was trained again since" in output
 

@@ -91,6 +91,10 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
         "loss.self_supervision.items",
         model() | {"loss": supervised(items=2), "training": {"processes": 3}},
     ),
+    "passes chosen on no held-out hours": (
+        "positives.valid_hours",
+        {"training": {"bootstrap_epochs": "auto"}, "positives": {"valid_hours": 0}},
+    ),
     "top_k of a loss that is not listwise": ("loss.top_k", {"loss": {"kind": "pointwise", "top_k": 50}}),
     "top_k without expected counts": ("loss.correction", {"loss": {"correction": "none", "top_k": 50}}),
     "gbce of a loss that is not pointwise": ("loss.gbce_calibration", {"loss": {"gbce_calibration": 0.75}}),
