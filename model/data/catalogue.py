@@ -126,7 +126,7 @@ class Catalogue:
 
     def defaults(self) -> Batch:
         """Batch of the item tower for one unknown item: index 1, default features."""
-        return self.gather(torch.tensor([DEFAULT]))
+        return self.gather(self.present.new_tensor([DEFAULT]))
 
     def history_columns(
         self, history_BL: Tensor, features: Sequence[Feature], snapshots_B: Tensor | None = None

@@ -58,7 +58,7 @@ class MultiValueColumn:
 
     def gather(self, indices_S: Tensor) -> Tensor:
         """[*S, V] int64 or float32, padded with 0 after the values."""
-        places_SV = self.first_M[indices_S][..., None] + torch.arange(self.length)
+        places_SV = self.first_M[indices_S][..., None] + torch.arange(self.length, device=self.first_M.device)
         values_SV = self.values_T[places_SV.clamp(max=max(len(self.values_T) - 1, 0))]
         return _widened(values_SV).masked_fill(places_SV >= self.first_M[indices_S + 1][..., None], 0)
 

@@ -82,7 +82,7 @@ def exchange_gradients(tables: Sequence[ReplicatedEmbedding]) -> None:
         return
     counts_RT = gather_rows(torch.tensor([[sum(len(rows) for rows, _ in table.lookups) for table in tables]]), 1)
     lengths_T = torch.tensor([table.embedding_dim for table in tables])
-    nothing = torch.empty(0)
+    nothing = tables[0].weight.new_empty(0)
     rows = torch.cat([nothing.long(), *(rows for table in tables for rows, _ in table.lookups)])
     values = (
         torch.cat([nothing, *(values.reshape(-1) for table in tables for _, values in table.lookups)]) / world_size()

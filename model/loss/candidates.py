@@ -58,7 +58,9 @@ class StepCandidates:
         excluded_rows_E, order_E = torch.sort(self.excluded_rows_E)
         excluded_places_E = self.excluded_places_E[order_E]
         starts = range(0, len(self.positive_B), rows)
-        bounds = torch.searchsorted(excluded_rows_E, torch.tensor([*starts, len(self.positive_B)])).tolist()
+        bounds = torch.searchsorted(
+            excluded_rows_E, excluded_rows_E.new_tensor([*starts, len(self.positive_B)])
+        ).tolist()
         for start, first, last in zip(starts, bounds, bounds[1:]):
             block = slice(start, start + rows)
             yield (
@@ -96,7 +98,7 @@ def collect_candidates(
     if len(versions):
         items_U = versions.items(rows_U)
         _, item_U, versions_D = torch.unique_consecutive(items_U, return_inverse=True, return_counts=True)
-        item_counts_U = torch.zeros(len(versions_D)).index_add_(0, item_U, counts_U)[item_U]
+        item_counts_U = counts_U.new_zeros(len(versions_D)).index_add_(0, item_U, counts_U)[item_U]
         versions_U = versions_D[item_U]
     positive_B = torch.searchsorted(rows_U, versions.rows(local.items, local.snapshots))
 
@@ -142,7 +144,8 @@ def _entered(batch: BatchRows, versions: Versions, positives_once: bool) -> tupl
         if len(versions):
             # One entry per item. A version gets the fraction of the item's rows that see it.
             _, item_P = torch.unique_consecutive(versions.items(positives), return_inverse=True)
-            rows_D = torch.zeros(len(positives)).index_add_(0, item_P, rows_P.float())
+            rows_P = rows_P.float()
+            rows_D = rows_P.new_zeros(len(positives)).index_add_(0, item_P, rows_P)
             shares_P = rows_P / rows_D[item_P]
     entered = torch.cat([positives, easy])
     rows_U, counts_U = torch.unique(entered[entered != PADDING], return_counts=True)
@@ -159,7 +162,8 @@ def _column(snapshots_G: Tensor | None) -> Tensor | None:
 def _every_version(rows: Tensor, places: Tensor, versions_U: Tensor) -> tuple[Tensor, Tensor]:
     """Rows and positions of all versions of items. `places`: the first version; versions_U: versions of each item."""
     counts = versions_U[places]
-    step = torch.arange(int(counts.sum())) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
+    before = torch.repeat_interleave(counts.cumsum(0) - counts, counts)
+    step = torch.arange(len(before), device=counts.device) - before
     return torch.repeat_interleave(rows, counts), torch.repeat_interleave(places, counts) + step
 
 
@@ -191,6 +195,7 @@ def _other_positives(batch: BatchRows, local: BatchRows, items_U: Tensor) -> tup
     first_B = torch.searchsorted(users_S, local.users)
     positives_B = torch.searchsorted(users_S, local.users, right=True) - first_B
     positives_B = torch.where(local.users > DEFAULT, positives_B, 0)
-    rows = torch.repeat_interleave(torch.arange(len(positives_B)), positives_B)
-    step = torch.arange(len(rows)) - torch.repeat_interleave(positives_B.cumsum(0) - positives_B, positives_B)
+    rows = torch.repeat_interleave(torch.arange(len(positives_B), device=positives_B.device), positives_B)
+    before = torch.repeat_interleave(positives_B.cumsum(0) - positives_B, positives_B)
+    step = torch.arange(len(rows), device=rows.device) - before
     return rows, places_S[first_B[rows] + step]

@@ -14,7 +14,6 @@ Shapes: U shared candidates, B rows of this rank, M item indices.
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from model.data.catalogue import SamplingProbabilities
@@ -50,7 +49,7 @@ def logit_offsets(correction: str, candidates: StepCandidates, expected_U: Tenso
     counts then matters: proportional values would change the loss. revisited: same offsets as mns (arXiv 2507.09331).
     """
     log_count_U = candidates.counts_U.log()
-    nothing_B = torch.zeros(len(candidates.positive_B))
+    nothing_B = log_count_U.new_zeros(len(candidates.positive_B))
     if expected_U is None:
         return Offsets(log_count_U, nothing_B)
     log_expected_U = expected_U.log()

@@ -102,7 +102,9 @@ def batch_loss(
 
 
 def _objective(config: LossConfig, temperature: Tensor | float, items: int) -> Objective:
-    return Objective(config, float(torch.as_tensor(temperature).detach()) if config.top_k else 1.0, items)
+    if isinstance(temperature, Tensor):
+        temperature = float(temperature.detach()) if config.top_k else 1.0
+    return Objective(config, temperature, items)
 
 
 class _InBlocks(torch.autograd.Function):

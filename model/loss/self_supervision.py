@@ -67,7 +67,9 @@ class SelfSupervision:
         """This rank's part of -1/m sum_i log softmax_j(cos(z_i, z'_j) / tau), a scalar. The loss is the sum over ranks."""
         count = self.config.items // world_size()
         present = self.catalogue.present
-        items_m = present[torch.randint(len(present), (count * world_size(),), generator=self.rng)]
+        # Drawn on the CPU: the same items and masks on every rank and device.
+        drawn_m = torch.randint(len(present), (count * world_size(),), generator=self.rng, device="cpu")
+        items_m = present[drawn_m.to(present.device)]
         masks = self._masks(len(items_m))
         mine = slice(rank() * count, (rank() + 1) * count)
         batch = self.catalogue.gather(self.catalogue.rows(items_m[mine]))
@@ -75,14 +77,15 @@ class SelfSupervision:
             views = [towers.item_inputs(self._drop_values(batch)) for _ in range(2)]
         else:
             fields, defaults = towers.item_inputs(batch), towers.item_inputs(self.catalogue.defaults())
-            views = [hide_fields(fields, defaults, mask_mF[mine]) for mask_mF in masks]
+            views = [hide_fields(fields, defaults, mask_mF[mine].to(items_m.device)) for mask_mF in masks]
         one_md, other_md = (towers.item_tower(view) for view in views)
         logits_mm = one_md @ gather_vectors(other_md).T / self.config.temperature
         # If an item was drawn twice, it is not a negative of itself.
         same_mm = items_m[mine][:, None] == items_m[None, :]
-        same_mm[torch.arange(count), torch.arange(count) + rank() * count] = False
+        rows = torch.arange(count, device=items_m.device)
+        places = rows + rank() * count
+        same_mm[rows, places] = False
         logits_mm = logits_mm.masked_fill(same_mm, MASKED)
-        places = torch.arange(count) + rank() * count
         return torch.nn.functional.cross_entropy(logits_mm, places, reduction="sum") / len(items_m)
 
     def _masks(self, count: int) -> tuple[Tensor, Tensor] | None:
@@ -96,7 +99,7 @@ class SelfSupervision:
             hidden_mF = half_mask(count, fields, self.rng)
             return hidden_mF, ~hidden_mF
         assert self.related_FF is not None
-        hidden_mF = self.related_FF[torch.randint(fields, (count,), generator=self.rng)]
+        hidden_mF = self.related_FF[torch.randint(fields, (count,), generator=self.rng, device="cpu")]
         return hidden_mF, ~hidden_mF
 
     def _drop_values(self, batch: Batch) -> Batch:
@@ -122,21 +125,21 @@ def drop_half(values_mV: Tensor) -> Tensor:
     Draws from torch's global generator, like dropout: ranks may differ.
     """
     present_mV = values_mV != PADDING
-    order_mV = torch.rand(values_mV.shape).masked_fill(~present_mV, 2.0).argsort(1).argsort(1)
+    order_mV = torch.rand(values_mV.shape, device=values_mV.device).masked_fill(~present_mV, 2.0).argsort(1).argsort(1)
     return values_mV.masked_fill(order_mV < present_mV.sum(1, keepdim=True) // 2, PADDING)
 
 
 def random_mask(count: int, fields: int, rng: torch.Generator) -> Tensor:
     """[m, F]: hides each field with probability 1/2. If all fields of a row are hidden, one random field stays."""
-    hidden_mF = torch.rand(count, fields, generator=rng) < 0.5
-    stays_m = torch.randint(fields, (count,), generator=rng)
-    hidden_mF[torch.arange(count), stays_m] &= ~hidden_mF.all(1)
+    hidden_mF = torch.rand(count, fields, generator=rng, device="cpu") < 0.5
+    stays_m = torch.randint(fields, (count,), generator=rng, device="cpu")
+    hidden_mF[torch.arange(count, device="cpu"), stays_m] &= ~hidden_mF.all(1)
     return hidden_mF
 
 
 def half_mask(count: int, fields: int, rng: torch.Generator) -> Tensor:
     """[m, F]: hides half of the fields of each row, rounded down. All subsets are equally likely."""
-    return torch.rand(count, fields, generator=rng).argsort(1).argsort(1) < fields // 2
+    return torch.rand(count, fields, generator=rng, device="cpu").argsort(1).argsort(1) < fields // 2
 
 
 def related_fields(relations_FF: Tensor) -> Tensor:

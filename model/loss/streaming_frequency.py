@@ -28,6 +28,8 @@ class FrequencyEstimator(nn.Module):
     gap_mH: Tensor
     hits_mH: Tensor
     rows_per_step: Tensor
+    factors_m1: Tensor
+    shifts_m1: Tensor
 
     def __init__(self, config: StreamingConfig, initial_gap: float, rows_per_step: int) -> None:
         """`initial_gap`: assumed steps before the first hit of an item. config.initial_gap takes precedence.
@@ -43,10 +45,9 @@ class FrequencyEstimator(nn.Module):
         self.register_buffer("hits_mH", torch.zeros(shape, dtype=torch.int32))
         self.register_buffer("rows_per_step", torch.tensor(rows_per_step))
         # Constant: a slot must have the same meaning on every night, rank and machine.
-        self._factors_m1, self._shifts_m1 = (
-            torch.tensor([derive_seed("frequency", part, number) for number in range(config.hashes)])[:, None]
-            for part in ("factor", "shift")
-        )
+        for name, part in (("factors_m1", "factor"), ("shifts_m1", "shift")):
+            seeds = torch.tensor([derive_seed("frequency", part, number) for number in range(config.hashes)])
+            self.register_buffer(name, seeds[:, None], persistent=False)
 
     def probabilities(self, items_N: Tensor, rows: int | None = None) -> Tensor:
         """[N] float32: probability that an item is among the positives of the next batch, above 0 and at most 1.
@@ -103,6 +104,6 @@ class FrequencyEstimator(nn.Module):
 
         Indices are dense. A single multiplication would map them to a lattice, which collides for some H.
         """
-        mixed_mN = self._factors_m1 * items_N + self._shifts_m1
-        mixed_mN = (mixed_mN ^ ((mixed_mN >> 32) & 0xFFFFFFFF)) * self._factors_m1
+        mixed_mN = self.factors_m1 * items_N + self.shifts_m1
+        mixed_mN = (mixed_mN ^ ((mixed_mN >> 32) & 0xFFFFFFFF)) * self.factors_m1
         return ((mixed_mN >> 32) & 0x7FFFFFFF) % self.config.slots

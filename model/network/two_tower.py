@@ -172,7 +172,8 @@ class TwoTower(nn.Module):
             return batch
         assert self.schema.history is not None
         columns = {self.schema.history.column, *(history_column(lookup_column(f)) for f in self.history_features)}
-        hidden_BL = torch.rand(column_of(batch, self.schema.history.column).shape) < chance
+        history_BL = column_of(batch, self.schema.history.column)
+        hidden_BL = torch.rand(history_BL.shape, device=history_BL.device) < chance
         return batch | {name: hide_positions(batch[name], hidden_BL) for name in columns if name in batch}
 
     def _embed(self, feature: Feature, batch: Batch) -> Tensor:

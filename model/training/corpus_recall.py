@@ -67,7 +67,7 @@ class CorpusRecall:
                 better[rows, places] = False
                 above_V[block] += better.sum(1)
         hits = ((above_V < self._k) & torch.isin(items_V, present)).sum()
-        hits, rows_of_ranks = sum_over_ranks(torch.stack([hits, torch.tensor(len(items_V))])).tolist()
+        hits, rows_of_ranks = sum_over_ranks(torch.stack([hits, hits.new_tensor(len(items_V))])).tolist()
         return hits / rows_of_ranks
 
     def _item_vectors(self, items_C: Tensor) -> Tensor:

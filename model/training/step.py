@@ -112,6 +112,7 @@ class RetrievalStep(nn.Module):
                 int((~has_negatives_B).sum()),
             ],
             dtype=torch.float64,
+            device="cpu",
         )
         return StepOutput(total * world_size(), losses_B, figures, candidates, items_Ud.detach())
 

@@ -21,6 +21,6 @@ def reset_unseen_items(step: RetrievalStep) -> None:
     items = step.catalogue.present
     unseen = items[step.catalogue.columns[ids.rows.column].gather(step.catalogue.rows(items)) == DEFAULT]
     table = step.towers.tables[table_name(ids)]
-    default_1e = table(torch.tensor([DEFAULT]))
+    default_1e = table(items.new_tensor([DEFAULT]))
     values, rows = local_rows(table, unseen)
     values[rows] = default_1e

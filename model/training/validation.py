@@ -38,7 +38,7 @@ def validate(step: RetrievalStep, spec: TrainingSpec) -> Validation:
     loss = rows = hits = 0.0
     with torch.no_grad(), samples.epoch(0, shuffle=False) as batches:
         for batch in batches:
-            batch[_NUMBER] = round(rows) + torch.arange(len(batch["weight"]))
+            batch[_NUMBER] = round(rows) + torch.arange(len(batch["weight"]), device=batch["weight"].device)
             local = {name: values[rank() :: world_size()] for name, values in batch.items()}
             figures = dict(zip(FIGURES, sum_over_ranks(step(local, capacity).figures).tolist(), strict=True))
             loss += figures["loss"] * figures["rows"]
