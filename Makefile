@@ -1,5 +1,5 @@
 # Every target creates its virtual environment if it does not exist.
-#   make setup | demo | demo-grocery | test | test-fast | test-slow | test-crash | lint | bench (or one: bench-samples | bench-loss | bench-frequency |
+#   make setup | demo | demo-grocery | test | test-fast | test-slow | test-crash | test-gpu | lint | bench (or one: bench-samples | bench-loss | bench-frequency |
 #   bench-consistency | bench-towers | bench-index | bench-training | bench-nights | bench-links LINKS=folder of Wikispeedia)      SPARK=4 runs the same on pyspark 4.0
 PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3.10 python3))
 SPARK  ?= 3
@@ -14,7 +14,7 @@ BIN   := $(VENV)/bin
 STAMP := $(VENV)/.nightjar-installed
 
 BENCHES := bench-samples bench-loss bench-frequency bench-consistency bench-towers bench-index bench-training bench-nights
-.PHONY: setup demo demo-grocery test test-fast test-slow test-crash bench $(BENCHES) bench-links lint clean
+.PHONY: setup demo demo-grocery test test-fast test-slow test-crash test-gpu bench $(BENCHES) bench-links lint clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -53,6 +53,10 @@ test: $(STAMP)
 # Tests that start no JVM and no other process, and train no model for more than a second or two.
 test-fast: $(STAMP)
 	$(PYTEST) -m 'not slow and not jvm and not processes and not trains'
+
+# Trains a small night on a GPU and compares its losses with those on the CPU. Skipped without a GPU.
+test-gpu: $(STAMP)
+	$(BIN)/python -m pytest -q -rs tests/model/training/test_gpu.py
 
 # Clusters, servers, killed processes, full disks, convergence, a night of a million items.
 test-slow: $(STAMP)

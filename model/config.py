@@ -224,6 +224,10 @@ class TrainingConfig(StrictModel):
         description="Embedding tables with at least this many rows are sharded over the processes, with sparse gradients: for "
         "tables that do not fit in one process. No effect with one process; null: each process holds all tables.",
     )
+    device: Literal["cpu", "cuda", "auto"] = Field(
+        "cpu",
+        description="cuda: one GPU per process; auto: cuda if there is one, otherwise cpu. Not tested on a GPU yet.",
+    )
     precision: Literal["float32", "bfloat16"] = Field(
         "float32",
         description="Precision of the matrix products in the towers (autocast). Logits and losses stay in float32.",

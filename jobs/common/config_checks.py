@@ -62,6 +62,11 @@ def _training(config: Sections) -> Iterator[str]:
             f"training.batch_size: {training.batch_size} rows cannot be shared by training.processes = "
             f"{training.processes}: every process needs at least one row of each batch"
         )
+    if training.device == "cuda" and training.launcher == "spark" and training.processes > 1:
+        yield (
+            "training.device: cuda needs a GPU per process, and training.launcher: spark does not assign GPUs to processes: "
+            "set training.launcher: torchrun, or training.device: cpu"
+        )
     if training.bootstrap_epochs == "auto" and not config.positives.valid_hours:
         yield (
             "training.bootstrap_epochs: auto measures each pass on the last hours of ds, and positives.valid_hours is 0: set "

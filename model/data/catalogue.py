@@ -22,6 +22,7 @@ from model.data.item_columns import (
     SingleValueColumn,
     VectorColumn,
     bytes_of,
+    to_device,
 )
 from model.data.item_versions import VALID_BEFORE, StackedColumns, Versions
 from model.io.arrow import ColumnError
@@ -115,13 +116,23 @@ class Catalogue:
         versions = _LazyColumns(earlier, [*columns, VALID_BEFORE]) if earlier else None
         return cls(schema, _LazyColumns(urls, columns), memory_mb, versions)
 
+    def move(self, device: torch.device) -> None:
+        """Move the columns to a device. Columns that are mapped from files stay on the CPU."""
+        self.present, self.versions = self.present.to(device), self.versions.to(device)
+        if not self.mapped:
+            self.columns = {name: to_device(column, device) for name, column in self.columns.items()}
+
+    def values(self, column: str, rows: Tensor) -> Tensor:
+        """Values of a column for rows of any shape, on the device of the rows: [*shape] or [*shape, V]."""
+        return self.columns[column].gather(rows.cpu() if self.mapped else rows).to(rows.device)
+
     def rows(self, items: Tensor, snapshots: Tensor | None = None) -> Tensor:
         """Rows of items in the given snapshots, or their current rows: see Versions.rows."""
         return self.versions.rows(items, snapshots)
 
     def gather(self, rows: Tensor) -> Batch:
         """Batch of the item tower for rows of any shape. Columns are [*shape] or [*shape, V]."""
-        features = {name: column.gather(rows) for name, column in self.columns.items()}
+        features = {name: self.values(name, rows) for name in self.columns}
         return {self.schema.item_id.column: self.versions.items(rows), **features}
 
     def defaults(self) -> Batch:
@@ -141,7 +152,7 @@ class Catalogue:
         rows_BL = self.rows(history_BL, None if snapshots_B is None else snapshots_B[:, None])
         for feature in features:
             column = lookup_column(feature)
-            values = self.columns[column].gather(rows_BL)
+            values = self.values(column, rows_BL)
             padding = (history_BL == PADDING).reshape(history_BL.shape + (1,) * (values.dim() - history_BL.dim()))
             columns[history_column(column)] = values.masked_fill(padding, PADDING)
         return columns
@@ -182,6 +193,10 @@ class SamplingProbabilities:
         for name, tensor in zip(names, tensors, strict=True):
             tensor[to_tensor(rows["item_index"])] = to_tensor(rows[name])
         return cls(*tensors)
+
+    def to(self, device: torch.device) -> "SamplingProbabilities":
+        """The probabilities on a device."""
+        return SamplingProbabilities(*(q.to(device) for q in (self.in_batch_M, self.uniform_M, self.popularity_M)))
 
     @cached_property
     def rarest(self) -> float:

@@ -83,6 +83,15 @@ class VectorColumn:
 ItemColumn = SingleValueColumn | MultiValueColumn | VectorColumn
 
 
+def to_device(column: ItemColumn, device: torch.device) -> ItemColumn:
+    """The column on a device."""
+    if isinstance(column, SingleValueColumn):
+        return SingleValueColumn(column.values_M.to(device))
+    if isinstance(column, VectorColumn):
+        return VectorColumn(column.values_MN.to(device))
+    return MultiValueColumn(column.values_T.to(device), column.first_M.to(device), column.length)
+
+
 def bytes_of(columns: dict[str, ItemColumn]) -> int:
     """Memory of the columns, in bytes."""
     return sum(

@@ -43,6 +43,10 @@ class Versions:
             torch.from_numpy(keys[order]), torch.from_numpy(items[order].astype(np.int64) + np.arange(len(order)))
         ), order
 
+    def to(self, device: torch.device) -> "Versions":
+        """The versions on a device."""
+        return Versions(self.keys_V.to(device), self.rows_V.to(device))
+
     def __len__(self) -> int:
         return len(self.keys_V)
 

@@ -6,7 +6,7 @@ low indices. With contiguous blocks the first ranks would do most of the work; s
 Shapes: N indices of a lookup, D distinct indices, S rows of a share, e embedding length.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -31,6 +31,11 @@ class ShardedEmbedding(nn.Module):
         super().__init__()
         self.num_embeddings, self.embedding_dim = rows, dim
         self.share = torch.zeros(rows_held(rows, rank()), dim).requires_grad_()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ShardedEmbedding":
+        """Also moves the share when torch moves the parameters of the module to another device."""
+        self.share = fn(self.share.detach()).requires_grad_(self.share.requires_grad)
+        return super()._apply(fn, recurse)
 
     def forward(self, indices: Tensor) -> Tensor:
         """[*shape, e] for indices of any shape. The gradient of a row is the mean over ranks of their summed gradients."""

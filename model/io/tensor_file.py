@@ -44,7 +44,7 @@ def encode(tensors: Mapping[str, Tensor | StreamedTensor]) -> Iterator[bytes | m
     yield struct.pack("<Q", len(text)) + text
     for tensor in tensors.values():
         for piece in tensor.pieces if isinstance(tensor, StreamedTensor) else [tensor]:
-            yield _bytes_of(piece.detach().contiguous())
+            yield _bytes_of(piece.detach().cpu().contiguous())
 
 
 def drain(tensors: Mapping[str, Tensor | StreamedTensor]) -> None:

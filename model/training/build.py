@@ -14,6 +14,7 @@ from model.loss.streaming_frequency import FrequencyEstimator
 from model.network.two_tower import TwoTower
 from model.seeds import derive_seed
 from model.training.checkpoint import FREQUENCY, WarmStartError, read_state, warm_start
+from model.training.device import training_device
 from model.training.spec import TrainingSpec
 from model.training.step import RetrievalStep
 from pipelines.contract.schema import FeatureSchema
@@ -42,6 +43,7 @@ def build_step(spec: TrainingSpec) -> RetrievalStep:
     if before and spec.loss.learned_temperature:
         step.log_temperature.data.fill_(math.log(before["result"]["temperature"]))
         step.limit_temperature()
+    step.move(training_device(training))
     return step
 
 

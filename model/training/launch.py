@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 
 from model.config import TrainingConfig
+from model.training.device import backend_of, training_device
 from model.training.progress_lines import log_to_stdout
 from model.training.spec import TrainingResult, TrainingSpec
 from model.training.trainer import train
@@ -37,7 +38,12 @@ class LaunchError(RuntimeError):
 
 
 def launch(spec: TrainingSpec) -> TrainingResult:
-    """Train with `spec.training.processes` processes. With one, raises what `train` raises; with more, LaunchError."""
+    """Train with `spec.training.processes` processes. With one, raises what `train` raises; with more, LaunchError.
+
+    Raises DeviceError if the config asks for a GPU that this machine does not have.
+    """
+    if spec.training.launcher == "torchrun":
+        training_device(spec.training)  # Raises before processes are started.
     if spec.training.processes == 1:
         with _threads(spec.training):
             return train(spec)
@@ -50,7 +56,10 @@ def worker(spec_json: str) -> str:
     """Train as one process of a group that the environment variables describe. TrainingSpec and TrainingResult as JSON."""
     spec = TrainingSpec.model_validate_json(spec_json)
     log_to_stdout()
-    dist.init_process_group("gloo", timeout=timedelta(seconds=spec.training.timeout_seconds))
+    device = training_device(spec.training)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group(backend_of(device), timeout=timedelta(seconds=spec.training.timeout_seconds))
     try:
         with _threads(spec.training):
             result = train(spec).model_dump_json()

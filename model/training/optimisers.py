@@ -93,6 +93,8 @@ def resume_optimizers(step: RetrievalStep, optimizers: Sequence[Optimizer], file
             (parameter, table), name = trained[path], f"{prefix}{path}/{key}"
             if key == "step":  # A Python int in SparseAdam, a tensor in the others.
                 steps = file.read(name)
+                if isinstance(optimizer, AdamW):  # Fused: counts its steps on the device of the parameter.
+                    steps = steps.to(parameter.device)
                 optimizer.state[parameter][key] = int(steps) if isinstance(optimizer, SparseAdam) else steps.float()
             else:
                 optimizer.state[parameter][key] = torch.empty_like(parameter, requires_grad=False)

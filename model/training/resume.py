@@ -25,7 +25,8 @@ TENSORS, DESCRIPTION = "tensors.safetensors", "progress.json"
 # Settings that may change between the parts of a run: they decide where and how it runs, not what it computes.
 _RUN_SETTINGS = {"output", "resume", "progress"}
 _RUN_SETTINGS_OF_TRAINING = {
-    "processes", "threads", "launcher", "timeout_seconds", "reader_threads", "catalogue_memory_mb", "checkpoint_steps"
+    "processes", "threads", "launcher", "timeout_seconds", "reader_threads", "catalogue_memory_mb", "checkpoint_steps",
+    "device",
 }  # fmt: skip
 
 

@@ -66,6 +66,17 @@ class RetrievalStep(nn.Module):
         )
         self.limit_temperature()
 
+    def move(self, device: torch.device) -> None:
+        """Move the model and the tables that its loss reads to a device."""
+        self.to(device)
+        self.catalogue.move(device)
+        self.q = self.q.to(device)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the model."""
+        return self.log_temperature.device
+
     @property
     def temperature(self) -> Tensor | float:
         """The divisor of all logits, fixed or learned."""

@@ -23,6 +23,7 @@ from model.seeds import derive_seed
 from model.training.build import build_step
 from model.training.checkpoint import FREQUENCY, OPTIMIZER, PARAMETER, save_checkpoint, state_file
 from model.training.degenerate_loss import degenerate_loss
+from model.training.device import on_device, training_device
 from model.training.early_stopping import BestEpoch, best_epoch
 from model.training.health import measure_health
 from model.training.optimisers import (
@@ -51,7 +52,9 @@ def train(spec: TrainingSpec) -> TrainingResult:
 
     Raises DegenerateLossError, WarmStartError, ColumnError or TooFewRowGroupsError; no checkpoint is written then.
     """
-    with torch.random.fork_rng(devices=[]):  # Leaves the caller's random state as it was.
+    device = training_device(spec.training)
+    # Leaves the caller's random state as it was.
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         started = time.perf_counter()
         step = build_step(spec)
         loop = TrainingLoop(step, spec)
@@ -156,7 +159,7 @@ class TrainingLoop:
         # the whole day, of which an update sees only a part.
         self.step.train(not self.spec.incremental)
         with samples.epoch(epoch, skipped) as batches:
-            for done, (waited, batch) in enumerate(_timed(batches), start=skipped + 1):
+            for done, (waited, batch) in enumerate(_timed(batches, self.step.device), start=skipped + 1):
                 self._step(batch, samples.capacity, waited)
                 bar.update()
                 if self.lines:
@@ -193,7 +196,7 @@ class TrainingLoop:
         if self.step.self_supervision:
             self.step.self_supervision.start_step(number)
         set_learning_rates(self.optimizers, number, self.total_steps, config)
-        with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bfloat16"):
+        with torch.autocast(self.step.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
             output: StepOutput = self.module(batch, capacity)
         figures = sum_over_ranks(output.figures)
         if not math.isfinite(float(figures[FIGURES.index("loss")] + figures[FIGURES.index("self_loss")])):
@@ -265,11 +268,12 @@ class TrainingLoop:
             )
 
 
-def _timed(batches: Iterator[dict[str, Tensor]]) -> Iterator[tuple[float, dict[str, Tensor]]]:
-    """Each batch with the seconds spent waiting for it."""
+def _timed(batches: Iterator[dict[str, Tensor]], device: torch.device) -> Iterator[tuple[float, dict[str, Tensor]]]:
+    """Each batch, on the device, with the seconds spent waiting for it."""
     while True:
         started = time.perf_counter()
         batch = next(batches, None)
         if batch is None:
             return
+        batch = on_device(batch, device)
         yield time.perf_counter() - started, batch

@@ -19,7 +19,7 @@ def reset_unseen_items(step: RetrievalStep) -> None:
     if ids.rows is None or ids.hashed:
         return
     items = step.catalogue.present
-    unseen = items[step.catalogue.columns[ids.rows.column].gather(step.catalogue.rows(items)) == DEFAULT]
+    unseen = items[step.catalogue.values(ids.rows.column, step.catalogue.rows(items)) == DEFAULT]
     table = step.towers.tables[table_name(ids)]
     default_1e = table(items.new_tensor([DEFAULT]))
     values, rows = local_rows(table, unseen)

@@ -8,6 +8,7 @@ import torch
 from model.data.petastorm_reader import SampleReader, sample_columns
 from model.distributed.collectives import rank, sum_over_ranks, world_size
 from model.training.corpus_recall import CorpusRecall
+from model.training.device import on_device
 from model.training.spec import TrainingSpec
 from model.training.step import FIGURES, RetrievalStep
 
@@ -38,7 +39,8 @@ def validate(step: RetrievalStep, spec: TrainingSpec) -> Validation:
     loss = rows = hits = 0.0
     with torch.no_grad(), samples.epoch(0, shuffle=False) as batches:
         for batch in batches:
-            batch[_NUMBER] = round(rows) + torch.arange(len(batch["weight"]), device=batch["weight"].device)
+            batch = on_device(batch, step.device)
+            batch[_NUMBER] = round(rows) + torch.arange(len(batch["weight"]), device=step.device)
             local = {name: values[rank() :: world_size()] for name, values in batch.items()}
             figures = dict(zip(FIGURES, sum_over_ranks(step(local, capacity).figures).tolist(), strict=True))
             loss += figures["loss"] * figures["rows"]

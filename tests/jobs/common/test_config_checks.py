@@ -91,6 +91,10 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
         "loss.self_supervision.items",
         model() | {"loss": supervised(items=2), "training": {"processes": 3}},
     ),
+    "GPUs that no launcher assigns": (
+        "training.launcher",
+        {"training": {"device": "cuda", "launcher": "spark", "processes": 2}},
+    ),
     "passes chosen on no held-out hours": (
         "positives.valid_hours",
         {"training": {"bootstrap_epochs": "auto"}, "positives": {"valid_hours": 0}},

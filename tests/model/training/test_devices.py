@@ -10,8 +10,12 @@ from typing import Any
 import pytest
 import torch
 
+from model.config import TrainingConfig
 from model.data.petastorm_reader import SampleReader, sample_columns
+from model.distributed.sharded_embedding import ShardedEmbedding, fill
 from model.training.build import build_step
+from model.training.device import DeviceError, training_device
+from model.training.launch import launch
 from model.training.spec import EarlyStopping
 from model.training.unseen_items import reset_unseen_items
 from model.training.validation import validate
@@ -76,3 +80,33 @@ def test_validation_creates_no_tensor_on_another_device(tmp_path: Path) -> None:
     with torch.device("meta"):
         assert validate(step, spec) == expected
         reset_unseen_items(step)
+
+
+def test_a_gpu_that_is_not_there_is_an_error_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    spec = toy_night.make_spec(tmp_path, [60], training={"device": "cuda"})
+    with pytest.raises(DeviceError, match=r"torch finds no GPU here.*training.device: cpu") as caught:
+        launch(spec)
+    assert caught.value.exit_code == 2
+    assert training_device(TrainingConfig(device="auto")) == torch.device("cpu")
+
+
+def test_each_process_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert training_device(TrainingConfig(device="cpu")) == torch.device("cpu")
+    assert training_device(TrainingConfig(device="auto")) == torch.device("cuda:0")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert training_device(TrainingConfig(device="cuda", processes=2)) == torch.device("cuda:1")
+    assert training_device(TrainingConfig(device="auto", processes=2, launcher="spark")) == torch.device("cpu")
+    with pytest.raises(DeviceError, match="3 processes on this machine need a GPU each, and torch finds 2"):
+        training_device(TrainingConfig(device="cuda", processes=3))
+
+
+def test_the_share_of_a_sharded_table_moves_with_its_module() -> None:
+    table = ShardedEmbedding(5, 3)
+    fill(table.share, [torch.ones(5, 3)])
+    torch.nn.ModuleDict({"ids": table}).to(torch.float64)
+    assert table.share.dtype == torch.float64
+    assert table.share.requires_grad
+    assert table.share.is_leaf
