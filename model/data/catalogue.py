@@ -140,16 +140,18 @@ class Catalogue:
         return self.gather(self.present.new_tensor([DEFAULT]))
 
     def history_columns(
-        self, history_BL: Tensor, features: Sequence[Feature], snapshots_B: Tensor | None = None
+        self, history_BL: Tensor, features: Sequence[Feature], snapshots: Tensor | None = None
     ) -> Batch:
         """Columns `history_COLUMN` of the given features, for each item of the histories. Padding stays padding.
 
-        `snapshots_B`: the snapshot that each row sees; None: current features.
+        `snapshots`: the snapshot of each row [B] or of each item [B, L]; None: current features.
         """
         columns: Batch = {}
         if not features:
             return columns
-        rows_BL = self.rows(history_BL, None if snapshots_B is None else snapshots_B[:, None])
+        if snapshots is not None and snapshots.dim() == 1:
+            snapshots = snapshots[:, None]
+        rows_BL = self.rows(history_BL, snapshots)
         for feature in features:
             column = lookup_column(feature)
             values = self.values(column, rows_BL)

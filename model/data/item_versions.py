@@ -10,6 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model.network.embeddings import Batch
+from model.network.sequence_encoder import PACKED_ROW, PACKED_SEEN
+from pipelines.contract.indices import PADDING
+
 SNAPSHOT = "item_snapshot"  # Column of samples: the day of the row's items snapshot, as the number YYYYMMDD.
 VALID_BEFORE = "valid_before"  # Column of item_versions, also YYYYMMDD: snapshots before this day see the version.
 NEVER_REPLACED = 99_999_999  # valid_before of the last version of an item that the newest snapshot lacks.
@@ -83,3 +87,18 @@ class StackedColumns(Mapping[str, np.ndarray]):
 
     def __len__(self) -> int:
         return len(self.current)
+
+
+def packed_snapshots(history_PL: Tensor, batch: Batch) -> Tensor:
+    """[P, L]: for each item of the packed histories, the earliest snapshot of the positives that see it.
+
+    A packed history is encoded once for all of its positives. With this snapshot no positive sees features from after it.
+    """
+    rows, length = history_PL.shape
+    earliest_PS = batch[SNAPSHOT].new_full((rows, length + 1), NEVER_REPLACED)
+    places_N = batch[PACKED_ROW] * (length + 1) + batch[PACKED_SEEN]
+    earliest_PS.view(-1).scatter_reduce_(0, places_N, batch[SNAPSHOT], "amin")
+    # A positive that sees s items sees each item before place s.
+    from_PS = earliest_PS.flip(1).cummin(1).values.flip(1)
+    item_PL = torch.arange(length) - (history_PL == PADDING).sum(1)[:, None]  # Negative for padding.
+    return from_PS.gather(1, item_PL.clamp(min=-1) + 1)

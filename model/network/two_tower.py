@@ -30,7 +30,8 @@ from model.network.embeddings import (
     scaled_age,
     table_name,
 )
-from model.network.towers import Field, build_towers, fields_read
+from model.network.sequence_encoder import TokenPart
+from model.network.towers import Field, build_history_encoder, build_towers, fields_read
 from pipelines.contract.schema import (
     CategoricalFeature,
     Feature,
@@ -55,21 +56,25 @@ class TwoTower(nn.Module):
         super().__init__()
         self.schema, self.config = schema, config
         self.history_features = _history_features(schema, config)
+        self.encoder = build_history_encoder(schema.history, self._token_parts(), config)
         self.user_tower, self.item_tower = build_towers(self.user_fields(), self.item_fields(), config)
         read = fields_read(self.item_tower, self.item_fields())
         self.item_features = [feature for feature in schema.item if feature.name in read]
         embedded = [*schema.of_user_tower, *self.item_features, *self.history_features]
         self.tables = EmbeddingTables(embedded, schema, config, sparse_rows, sharded_rows)
-        self.pooling = HistoryPooling(schema.history.length, config) if schema.history else None
+        pooled = schema.history if self.encoder is None else None
+        self.pooling = HistoryPooling(pooled.length, config) if pooled else None
         self.projections = nn.ModuleDict(
             {feature.column: Projection(feature, config) for feature in embedded if isinstance(feature, VectorFeature)}
         )
 
     def user_fields(self) -> list[Field]:
-        """Fields of the user tower: features of user and request, the pooled history, features pooled over the history,
-        example age."""
+        """Fields of the user tower: features of user and request, the history, features pooled over the history, example
+        age."""
         fields = [self._field(feature) for feature in self.schema.of_user_tower]
-        if self.schema.history:
+        if self.schema.history and self.encoder:
+            fields.append(Field(self.schema.history.name, "history", self.encoder.length))
+        elif self.schema.history:
             fields.append(Field(self.schema.history.name, "history", self.config.embedding_dim))
             fields += [
                 self._field(feature)._replace(name=f"history_{feature.name}", kind="history")
@@ -91,11 +96,11 @@ class TwoTower(nn.Module):
         if self.training and self.schema.context and self.config.context_dropout:
             batch = drop_context(self.schema.context, batch, self.config.context_dropout)
         inputs = [self._embed(feature, batch) for feature in self.schema.of_user_tower]
-        if self.schema.history and self.pooling:
-            ids = self.schema.item_id
-            column = history_column(ids.table_column) if ids.hashed else self.schema.history.column
+        if self.encoder:
+            inputs.append(self.encoder(self.tables, batch))
+        elif self.pooling:
             batch = self._with_history_dropout(batch)
-            inputs.append(self.pooling(self.tables[self._history_table()], column_of(batch, column)))
+            inputs.append(self.pooling(self.tables[self._history_table()], column_of(batch, self._history_ids())))
             for feature in self._pooled_features():
                 values = column_of(batch, history_column(feature.column))
                 weights = self.pooling.fixed_weights(values)
@@ -133,7 +138,7 @@ class TwoTower(nn.Module):
     def side(self, side: Literal["user", "item"]) -> "TwoTower":
         """A copy of this model with only the modules of one side. It shares the tensors of this model."""
         part = copy(self)
-        unread = ("item_tower",) if side == "user" else ("user_tower", "pooling")
+        unread = ("item_tower",) if side == "user" else ("user_tower", "pooling", "encoder")
         part._modules = {name: module for name, module in self._modules.items() if name not in unread}
         part.tables = copy(self.tables)
         names = self._tables_of(side)
@@ -161,6 +166,22 @@ class TwoTower(nn.Module):
 
     def _history_table(self) -> str:
         return table_name(self.schema.item_id) if self.config.share_history else HISTORY
+
+    def _history_ids(self) -> str:
+        """The column with the rows of the history table, [B, L]."""
+        ids, history = self.schema.item_id, self.schema.history
+        assert history is not None
+        return history_column(ids.table_column) if ids.hashed else history.column
+
+    def _token_parts(self) -> list[TokenPart]:
+        """What a tower can read of each item of the history: the id, then the history features."""
+        if self.schema.history is None:
+            return []
+        parts = [TokenPart(self._history_ids(), self._history_table(), self.config.embedding_dim)]
+        return parts + [
+            TokenPart(history_column(feature.column), table_name(feature), embedded_length([feature], self.config))
+            for feature in self._pooled_features()
+        ]
 
     def _pooled_features(self) -> list[Feature]:
         return [feature for feature in self.history_features if not isinstance(feature, IdFeature)]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from model.network.embeddings import Batch, column_of, history_column, lookup_column
+from model.network.sequence_encoder import OLDEST_AGE
 from model.network.two_tower import TwoTower
 from pipelines.contract.schema import (
     Feature,
@@ -101,6 +102,8 @@ def _user_columns(model: TwoTower) -> dict[str, Feature | HistoryFeature]:
     if schema.history:
         if not schema.item_id.hashed:
             columns[schema.history.column] = schema.history
+        if model.encoder and model.encoder.ages_column:
+            columns[model.encoder.ages_column] = schema.history
         columns |= {history_column(lookup_column(feature)): feature for feature in model.history_features}
     return columns
 
@@ -128,6 +131,8 @@ def _signature(columns: Mapping[str, Feature | HistoryFeature], model: TwoTower)
             feature, "weights_column", None
         )
         size = getattr(feature, "table_size", getattr(feature, "size", None))
+        if isinstance(feature, HistoryFeature) and name == feature.ages_column:
+            size = OLDEST_AGE + 1
         inputs[name] = {"dtype": "float32" if is_float else "int64", "shape": shape}
         if not is_float:
             inputs[name]["below"] = size

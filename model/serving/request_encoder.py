@@ -15,6 +15,7 @@ from zoneinfo import ZoneInfo
 
 import numpy as np
 
+from model.network.sequence_encoder import OLDEST_AGE, UNKNOWN_AGE
 from model.serving.vocabulary import Vocabulary, bucket_of
 from pipelines.contract.indices import DEFAULT, FIRST, PADDING
 from pipelines.contract.limits import LARGEST, LARGEST_WEIGHT
@@ -48,6 +49,8 @@ def example_request(fields: Sequence[RequestField]) -> dict[str, Any]:
         request[field.name] = [field.example] if is_list else field.example
         if isinstance(field, MultiValueField) and field.weights:
             request[field.weights] = [1.0]
+        if isinstance(field, HistoryField) and field.ages:
+            request[field.ages] = [3600]
     return request
 
 
@@ -67,7 +70,8 @@ class RequestEncoder:
         numbers = [feature for feature in schema.of_user_tower if isinstance(feature, NumericFeature)]
         self._means = {feature.column: feature.mean for feature in numbers}
         weighted = [field for field in fields if isinstance(field, MultiValueField) and field.weights]
-        self.names = [*(field.name for field in fields), *(str(field.weights) for field in weighted)]
+        aged = [field.ages for field in fields if isinstance(field, HistoryField) and field.ages]
+        self.names = [*(field.name for field in fields), *(str(field.weights) for field in weighted), *aged]
         self._numbers = {
             field.column for field in fields if isinstance(field, NumberField) and field.boundaries is None
         }
@@ -119,7 +123,9 @@ class RequestEncoder:
         if isinstance(field, HistoryField):
             if None in values:
                 raise RequestError(f"{field.name!r} holds null at place {values.index(None)}, expected ids of items")
-            return self._history(field, [self._index(field, item, field.name) for item in values])
+            items = [self._index(field, item, field.name) for item in values]
+            ages = _ages(request.get(field.ages), items, field) if field.ages else [UNKNOWN_AGE] * len(items)
+            return self._history(field, items, ages)
         values = values[: field.length]
         indices = [self._index(field, item, field.name) for item in values]
         columns = {field.column: _padded(indices, field.length)}
@@ -150,13 +156,15 @@ class RequestEncoder:
             number = float(np.float32(number))  # The boundaries were computed from a float32 column.
         return DEFAULT + 1 + sum(number >= edge for edge in field.boundaries)
 
-    def _history(self, field: HistoryField, items: list[int]) -> dict[str, Any]:
+    def _history(self, field: HistoryField, items: list[int], ages: list[int]) -> dict[str, Any]:
         columns: dict[str, Any] = {_KNOWN: [item for item in items if item != DEFAULT]}
         if field.order == "leave_one_out":  # As in the training rows: each item once, at its last occurrence.
-            items = list(dict.fromkeys(reversed(items)))[::-1]
+            places = sorted({item: place for place, item in enumerate(items)}.values())
+            items, ages = [items[place] for place in places], [ages[place] for place in places]
         if field.length:
-            items = items[-field.length :]
-            columns[field.column] = [PADDING] * (field.length - len(items)) + items
+            read = {field.column: items} | ({_ages_column(field): ages} if field.ages else {})
+            for column, values in read.items():
+                columns[column] = [PADDING] * (field.length - len(values)) + values[-field.length :]
         return columns
 
 
@@ -230,6 +238,27 @@ def _weights(value: Any, count: int, name: str) -> list[float]:
     return weights + [0.0] * (count - len(weights))
 
 
+def _ages(value: Any, items: list[int], field: HistoryField) -> list[int]:
+    """Seconds from each item of the history to the request. UNKNOWN_AGE where they are missing."""
+    name = str(field.ages)
+    if value is None:
+        return [UNKNOWN_AGE] * len(items)
+    elements = _list(value, name, "a number of seconds or null")
+    if len(elements) != len(items):
+        raise RequestError(
+            f"{name!r} holds {len(elements)} numbers, expected one for each of the {len(items)} items of {field.name!r}"
+        )
+    ages = []
+    for position, element in enumerate(elements):
+        seconds = None if element is None else _finite(element, False, name)
+        if seconds is not None and seconds < 0:
+            raise RequestError(
+                f"{name!r} holds a negative number at place {position}, expected seconds before the request"
+            )
+        ages.append(UNKNOWN_AGE if seconds is None else min(int(seconds), OLDEST_AGE))
+    return ages
+
+
 def _list(value: Any, name: str, expected: str) -> list[Any]:
     if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray):
         raise RequestError(f"{name!r} is {_type(value)}, expected a list, each of its elements {expected}")
@@ -238,6 +267,10 @@ def _list(value: Any, name: str, expected: str) -> list[Any]:
 
 def _padded(values: list[Any], length: int) -> list[Any]:
     return values + [PADDING] * (length - len(values))
+
+
+def _ages_column(field: HistoryField) -> str:
+    return f"{field.column}_ages"
 
 
 def _weights_column(field: MultiValueField) -> str:

@@ -115,6 +115,8 @@ def _differences(description: dict[str, Any], model: TwoTower) -> list[str]:
     # Settings that the checkpoint's version did not have get their defaults.
     old_config = ModelConfig.model_validate(description["model"]).model_dump(mode="json")
     new_config = model.config.model_dump(mode="json")
+    for config in (old_config, new_config):
+        config["settings"] = {name: value for name, value in config["settings"].items() if name not in REGULARISATION}
     differences = [
         f"{name} was {old_config[name]}, is {value}"
         for name, value in new_config.items()
@@ -129,11 +131,12 @@ def _differences(description: dict[str, Any], model: TwoTower) -> list[str]:
             differences.append(f"{name} was off, is on" if getattr(old, name) is None else f"{name} was on, is off")
     if old.example_age and new.example_age and old.example_age != new.example_age:
         differences.append("example_age has another scale")
-    if model.config.history_pooling == "attention" and old.history and new.history:
+    has_positions = model.encoder is not None or model.config.history_pooling == "attention"
+    if has_positions and old.history and new.history:
         was, length = old.history.length, new.history.length
         if was != length:
             differences.append(
-                f"the history had length {was}, has {length}: attention has an embedding for each position"
+                f"the history had length {was}, has {length}: the model has an embedding for each position"
             )
     return differences
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from model.config import LossConfig
 from model.data.catalogue import Catalogue, SamplingProbabilities
-from model.data.item_versions import SNAPSHOT
+from model.data.item_versions import SNAPSHOT, packed_snapshots
 from model.data.petastorm_reader import USER
 from model.distributed.collectives import gather_rows, gather_vectors, rank, world_size
 from model.loss.candidates import BatchRows, StepCandidates, collect_candidates
@@ -21,6 +21,7 @@ from model.loss.objective import batch_loss, positive_ranks
 from model.loss.self_supervision import SelfSupervision
 from model.loss.streaming_frequency import FrequencyEstimator
 from model.network.embeddings import Batch
+from model.network.sequence_encoder import PACKED_HISTORY
 from model.network.two_tower import TwoTower
 from pipelines.contract.indices import PADDING
 
@@ -141,14 +142,18 @@ class RetrievalStep(nn.Module):
         return self.towers.weights(batch, self.catalogue.gather(rows))
 
     def _with_history_features(self, batch: Batch) -> Batch:
-        """The batch with the catalogue's features of the items in the history, if there is a history."""
-        history = self.towers.schema.history
+        """The batch with the catalogue's features of the items in the history, if there is a history.
+
+        If the tower encodes packed histories, the features are of those.
+        """
+        history, features = self.towers.schema.history, self.towers.history_features
         if history is None:
             return batch
-        columns = self.catalogue.history_columns(
-            batch[history.column], self.towers.history_features, batch.get(SNAPSHOT)
-        )
-        return {**batch, **columns}
+        items, snapshots = batch[history.column], batch.get(SNAPSHOT)
+        if self.towers.encoder and PACKED_HISTORY in batch:
+            items = batch[PACKED_HISTORY]
+            snapshots = None if snapshots is None else packed_snapshots(items, batch)
+        return {**batch, **self.catalogue.history_columns(items, features, snapshots)}
 
     def _candidates(self, batch: Batch, capacity: int) -> tuple[StepCandidates, Tensor | None]:
         """Candidates of this rank's rows, and [U] how often each shared one is expected (None: no correction)."""

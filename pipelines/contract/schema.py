@@ -205,9 +205,10 @@ class FeatureSchema(StrictModel):
 
     @property
     def user_columns(self) -> list[str]:
-        """Columns of `samples` that the user tower reads: features of user and request, history and example age."""
+        """Columns of `samples` that the user tower reads: features of user and request, history, its ages and example age."""
         columns = columns_of(self.of_user_tower)
-        columns += [self.history.column] if self.history else []
+        if self.history:
+            columns += [self.history.column, *([self.history.ages_column] if self.history.ages_column else [])]
         return columns + ([self.example_age.column] if self.example_age else [])
 
     @property

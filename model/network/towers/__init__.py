@@ -8,6 +8,10 @@ it by name. The file contains
   tensors, in the order of the fields, to vectors [B, dim] of unit length. One function builds both sides, because some
   towers share parameters.
 
+The user tower gets the history as pooled fields (embeddings.HistoryPooling). A file may also define
+`history_encoder(history, parts, settings, history_dropout)`: a module that reads the history itself, given the parts of its
+items. It has a `length`, and maps the tables and a batch to [B, length]: one field instead of the pooled ones.
+
 A module may define `reads`: the names of the fields that it uses. It then gets only those. A module with weights of fields
 or channels may define `mean_weights(fields) -> {name: weight}`, which is recorded for each night.
 
@@ -25,6 +29,8 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from model.config import ModelConfig
+from model.network.sequence_encoder import SequenceEncoder, TokenPart
+from pipelines.contract.schema import HistoryFeature
 from pipelines.contract.strict import StrictModel
 
 
@@ -69,6 +75,31 @@ def build_towers(user: Sequence[Field], item: Sequence[Field], config: ModelConf
         if isinstance(module, Mlp):
             module.dropout = config.dropout
     return towers
+
+
+def build_history_encoder(
+    history: HistoryFeature | None, parts: Sequence[TokenPart], config: ModelConfig
+) -> SequenceEncoder | None:
+    """The module with which the tower reads the history itself; None: the tower reads the pooled history.
+
+    Raises ValueError if there is no history, or if the settings do not fit it.
+    """
+    module = tower_module(config.tower)
+    if not hasattr(module, "history_encoder"):
+        return None
+    if history is None:
+        raise ValueError(
+            f"model.tower {config.tower}: reads the user's history, and the model has none: set features.history (and do not "
+            "leave it out), or choose another tower"
+        )
+    if config.history_pooling != "mean":
+        raise ValueError(
+            f"model.history_pooling: {config.history_pooling} has no effect, because tower {config.tower} does not pool the "
+            "history: leave it out, or choose another tower"
+        )
+    settings = settings_of(config.tower, config.settings)
+    encoder: SequenceEncoder = module.history_encoder(history, parts, settings, config.history_dropout)
+    return encoder
 
 
 def fields_read(tower: nn.Module, fields: Sequence[Field]) -> list[str]:

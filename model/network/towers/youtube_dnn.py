@@ -27,14 +27,19 @@ class ItemEmbedding(nn.Module):
         return unit(fields[0])
 
 
-def build(
-    user: Sequence[Field], item: Sequence[Field], dim: int, hidden: Sequence[int], settings: Settings
-) -> tuple[nn.Module, nn.Module]:
-    """Build both sides. Raises ValueError if item id embeddings do not have length dim: they are the item vectors."""
+def id_tower(tower: str, item: Sequence[Field], dim: int) -> ItemEmbedding:
+    """The item tower of `tower`. Raises ValueError if item id embeddings do not have length dim: they are the item vectors."""
     length = next(field.length for field in item if field.kind == "id")
     if length != dim:
         raise ValueError(
-            f"model.tower youtube_dnn: model.dim is {dim} and model.embedding_dim {length}; an item's vector is the "
+            f"model.tower {tower}: model.dim is {dim} and model.embedding_dim {length}; an item's vector is the "
             "embedding of its id, so set both to the same length"
         )
-    return Dssm(user, dim, hidden), ItemEmbedding(item)
+    return ItemEmbedding(item)
+
+
+def build(
+    user: Sequence[Field], item: Sequence[Field], dim: int, hidden: Sequence[int], settings: Settings
+) -> tuple[nn.Module, nn.Module]:
+    """Build both sides. Raises ValueError if item id embeddings do not have length dim."""
+    return Dssm(user, dim, hidden), id_tower("youtube_dnn", item, dim)

@@ -42,6 +42,13 @@ def supervised(mask: str = "random", items: int = 512) -> dict[str, Any]:
 REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
     "a dim that the channels cannot share": ("model.dim", model(tower="parallel")),
     "an item vector of another length than its embedding": ("model.embedding_dim", model(tower="youtube_dnn")),
+    "a sequence of no history": (
+        "features.history",
+        {"features": FEATURES | {"history": None}, "model": {"tower": "sequence"}},
+    ),
+    "heads that do not divide the width": ("width", model(tower="sequence", settings={"width": 30, "heads": 4})),
+    "an unknown setting of the sequence": ("layers", model(tower="sequence", settings={"layers": 4})),
+    "times that the samples lack": ("features.history.ages", model(tower="sequence", settings={"time": "gaps"})),
     "self-supervision of a tower that reads the id alone": (
         "loss.self_supervision",
         model(tower="youtube_dnn", dim=32) | {"loss": supervised()},
@@ -152,7 +159,7 @@ def is_built(tree: dict[str, Any]) -> bool:
         return False
 
 
-@pytest.mark.parametrize("tower", ["dssm", "senet", "parallel", "youtube_dnn"])
+@pytest.mark.parametrize("tower", ["dssm", "senet", "parallel", "youtube_dnn", "sequence"])
 def test_a_config_is_accepted_if_and_only_if_its_model_can_be_built(tower: str) -> None:
     """The check builds no plain tower, and builds other towers without memory for their parameters."""
     for dim, features, history, leave_out, pooled, loss in itertools.product(

@@ -45,6 +45,9 @@ def specs_of(folder: Path) -> dict[str, TrainingSpec]:
         "clipped": base.model_copy(
             update={"training": base.training.model_copy(update=clipped), "model": separate_history}
         ),
+        "sequence": base.model_copy(
+            update={"model": base.model.model_copy(update={"tower": "sequence", "settings": {"width": 16, "dropout": 0.0}})}
+        ),
         "warm": base.model_copy(update={"warm_start": str(folder / "before"), "features": grown(base, 5)}),
     }  # fmt: skip
     train(base.model_copy(update={"output": str(folder / "before")}))  # In one process.
@@ -89,7 +92,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Trainin
     return pairs
 
 
-@pytest.mark.parametrize("name", ["adamw", "clipped", "warm"])
+@pytest.mark.parametrize("name", ["adamw", "clipped", "sequence", "warm"])
 @pytest.mark.slow
 def test_sharded_tables_train_like_replicated_tables(
     trained: dict[str, tuple[TrainingSpec, TrainingSpec]], name: str

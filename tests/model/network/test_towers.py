@@ -204,7 +204,7 @@ def test_decay_depends_on_positions() -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"tower": "dnn"}, "'dnn' is not a tower; the towers are dssm, parallel, senet, youtube_dnn"),
+        ({"tower": "dnn"}, "'dnn' is not a tower; the towers are dssm, parallel, senet, sequence, youtube_dnn"),
         ({"tower": "senet", "settings": {"reduction": 0}}, "reduction"),
         ({"tower": "parallel", "settings": {"channels": ["dnn", "dnn"]}}, "a channel is listed twice"),
         ({"settings": {"depth": 3}}, "depth"),

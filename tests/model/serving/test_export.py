@@ -39,16 +39,20 @@ for side in ("user", "item"):
         {"tower": "senet", "history_pooling": "decay"},
         {"tower": "parallel", "dim": 18, "history_pooling": "attention"},
         {"tower": "youtube_dnn", "dim": 32},
+        {"tower": "sequence", "history_features": ["category", "tags"], "settings": {"width": 16, "time": "gaps"}},
+        {"tower": "sequence", "dim": 32, "settings": {"items": "ids"}},
     ],
 )
 @pytest.mark.processes
 def test_exported_towers_return_the_vectors_of_the_model(tmp_path: Path, config: dict[str, Any]) -> None:
     torch.manual_seed(1)
-    model = TwoTower(toy_night.schema(), ModelConfig.model_validate({"dim": 16, "hidden": [8], **config})).eval()
+    schema = toy_night.schema(history={**toy_night.SCHEMA["history"], "ages_column": "history_ages"})
+    model = TwoTower(schema, ModelConfig.model_validate({"dim": 16, "hidden": [8], **config})).eval()
     catalogue, rows = Catalogue(toy_night.schema(), toy_night.item_rows()), toy_night.sample_rows(11)
     signature = export_towers(model, tmp_path)
     assert json.loads((tmp_path / SIGNATURE).read_text()) == signature
     history = torch.from_numpy(rows["history"]).long()
+    rows["history_ages"] = np.arange(rows["history"].size)[::-1].reshape(rows["history"].shape) * (rows["history"] > 0)
     rows |= {n: v.numpy() for n, v in catalogue.history_columns(history, model.history_features).items()}
     for side, rows_of_side in (("user", rows), ("item", toy_night.item_rows())):
         inputs = signature[side]["inputs"]
@@ -60,6 +64,7 @@ def test_exported_towers_return_the_vectors_of_the_model(tmp_path: Path, config:
     np.testing.assert_allclose(np.load(tmp_path / "user.npy"), embed_users(model, rows, catalogue), atol=1e-5)
     np.testing.assert_allclose(np.load(tmp_path / "item.npy"), embed_items(model, toy_night.item_rows()), atol=1e-5)
     assert (history_column("item_tags") in signature["user"]["inputs"]) == ("history_features" in config)
+    assert ("history_ages" in signature["user"]["inputs"]) == ("time" in config.get("settings", {}))
 
 
 def test_vectors_are_inputs_of_an_exported_tower_and_its_file_holds_only_its_own_projection(tmp_path: Path) -> None:
@@ -81,15 +86,16 @@ def test_an_export_that_differs_from_the_model_is_refused(tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize(
-    "config", [{}, {"share_history": False}, {"history_features": ["tags"]}, {"tower": "youtube_dnn"}]
+    "config",
+    [{}, {"share_history": False}, {"history_features": ["tags"]}, {"tower": "youtube_dnn"}, {"tower": "sequence"}],
 )
 @pytest.mark.parametrize("history", [True, False])
 def test_a_file_holds_only_the_tables_that_its_tower_reads(
     tmp_path: Path, config: dict[str, Any], history: bool
 ) -> None:
     """A table of the other side could be most of the file."""
-    if config.get("history_features") and not history:
-        pytest.skip("history_features need a history")
+    if (config.get("history_features") or config.get("tower") == "sequence") and not history:
+        pytest.skip("needs a history")
     schema = toy_night.schema() if history else toy_night.schema(history=None)
     model = TwoTower(schema, ModelConfig.model_validate({"dim": 32, "hidden": [8], **config})).eval()
     export_towers(model, tmp_path)
@@ -102,7 +108,7 @@ def test_a_file_holds_only_the_tables_that_its_tower_reads(
     assert tables["user"] == user
     assert tables["item"] == {"item_id.weight"} | (set() if only_ids else {"item/category.weight", "item/tags.weight"})
     assert not any("item_tower" in name for name in state["user"])
-    assert not any("user_tower" in name or "pooling" in name for name in state["item"])
+    assert not any("user_tower" in name or "pooling" in name or "encoder" in name for name in state["item"])
     for side, tensors in state.items():
         numbers = sum(tensor.numel() for tensor in tensors.values())
         assert (tmp_path / f"{side}.pt2").stat().st_size < 4 * numbers + 150_000, "beyond the tables only the graph"

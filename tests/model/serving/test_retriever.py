@@ -24,6 +24,8 @@ from tests.model.serving.toy_release import update_checksums
 def test_answers_are_the_nearest_items(release: Path) -> None:
     retriever = Retriever(str(release))
     samples = toy_night.sample_rows(9)
+    samples["history_ages"] = (samples["history"] > 0) * np.arange(9 * toy_night.HISTORY, 0, -1).reshape(9, -1)
+    reads_ages = "history_ages" in retriever._model.schema.user_columns
     requests = [
         {
             "user_id": int(samples["user_index"][n]),
@@ -32,6 +34,7 @@ def test_answers_are_the_nearest_items(release: Path) -> None:
             "income": float(samples["user_income"][n]),
             "history": [f"i{item}" for item in samples["history"][n] if item],
         }
+        | ({"history_ages": [int(age) for age in samples["history_ages"][n] if age]} if reads_ages else {})
         for n in range(9)
     ]
     samples["user_tenure"] = np.clip(samples["user_tenure"], 2, 4)

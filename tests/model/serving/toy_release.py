@@ -18,7 +18,7 @@ from model.training.checkpoint import save_checkpoint
 from model.training.spec import TrainingResult
 from tests.model import toy_night
 
-KINDS = ("plain", "pooled", "hashed")
+KINDS = ("plain", "pooled", "hashed", "sequence")
 
 REQUEST: list[dict[str, Any]] = [
     {"name": "user_id", "kind": "id", "column": "user_index", "type": "integer", "vocabulary": "user_id"},
@@ -39,11 +39,20 @@ HASHED = {"column": "item_row", "size": 7, "hashed": True}
 
 
 def write_release(folder: Path, kind: str) -> None:
-    """Write a release. pooled: the user tower pools item features over the history; hashed: item ids are hashed."""
+    """Write a release.
+
+    pooled: the user tower pools item features over the history; hashed: item ids are hashed; sequence: a sequence tower reads
+    items, their features and their ages.
+    """
     torch.manual_seed(3)
     items = toy_night.item_rows()
-    schema = toy_night.schema()
-    config = {"dim": 8, "hidden": [16], "history_features": ["category", "tags"] if kind == "pooled" else []}
+    schema, fields = toy_night.schema(), REQUEST
+    pooled = ["category", "tags"] if kind in ("pooled", "sequence") else []
+    config: dict[str, Any] = {"dim": 8, "hidden": [16], "history_features": pooled}
+    if kind == "sequence":
+        config |= {"tower": "sequence", "settings": {"width": 16, "time": "gaps"}}
+        schema = toy_night.schema(history={**toy_night.SCHEMA["history"], "ages_column": "history_ages"})
+        fields = [*REQUEST[:-1], REQUEST[-1] | {"ages": "history_ages"}]
     if kind == "hashed":
         items = items | {"item_row": (2 + items["item_index"] % 5).astype(np.int32)}
         item_id, *others = toy_night.SCHEMA["item"]
@@ -60,7 +69,7 @@ def write_release(folder: Path, kind: str) -> None:
     pq.write_table(_vocabularies(), folder / "vocabularies" / "part-0.parquet")
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     files = {str(path.relative_to(folder)): checksum(str(path)) for path in paths}
-    manifest = {"release_id": folder.name, "ds": "2024-03-01", "files": files, "request": REQUEST}
+    manifest = {"release_id": folder.name, "ds": "2024-03-01", "files": files, "request": fields}
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 

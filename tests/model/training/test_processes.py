@@ -52,6 +52,8 @@ def test_two_ranks_have_the_loss_and_gradients_of_one_rank(tmp_path: Path) -> No
     ]
     only_ids = base.model.model_copy(update={"tower": "youtube_dnn", "embedding_dim": base.model.dim})
     specs.append(base.model_copy(update={"model": only_ids}))
+    sequence = {"tower": "sequence", "settings": {"width": 16, "dropout": 0.0}}
+    specs.append(base.model_copy(update={"model": base.model.model_copy(update=sequence)}))
     specs.append(toy_night.with_earlier_versions(base, toy_night.earlier_versions()))
     pairs = zip(run_gradients(specs, tmp_path, 1), run_gradients(specs, tmp_path, 2), strict=True)
     distinct_losses = set()
@@ -70,7 +72,7 @@ def test_two_ranks_have_the_loss_and_gradients_of_one_rank(tmp_path: Path) -> No
             torch.testing.assert_close(gradient, two["gradients"][name], rtol=1e-4, atol=1e-5 * largest, msg=message)
         assert one["frequency"].keys() == two["frequency"].keys()
         assert all(torch.equal(values, two["frequency"][name]) for name, values in one["frequency"].items())
-    assert len(distinct_losses) == len(losses) + 2, "each loss, tower and feature set has its own value"
+    assert len(distinct_losses) == len(losses) + 3, "each loss, tower and feature set has its own value"
 
 
 @pytest.mark.processes

@@ -112,8 +112,9 @@ def test_a_resumed_run_has_the_same_bits(
         {"tower": "dssm"},
         pytest.param({"tower": "senet", "history_pooling": "decay"}, marks=pytest.mark.slow),
         pytest.param({"tower": "parallel", "history_pooling": "attention"}, marks=pytest.mark.slow),
+        {"tower": "sequence"},
     ],
-    ids=["dssm", "senet", "parallel"],
+    ids=["dssm", "senet", "parallel", "sequence"],
 )
 @pytest.mark.trains
 def test_the_same_run_has_the_same_bits_on_two_threads(tmp_path: Path, model: dict[str, Any]) -> None:

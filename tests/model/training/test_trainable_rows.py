@@ -111,6 +111,25 @@ def test_only_rows_of_the_events_change(night: TrainingSpec, tmp_path: Path, opt
     assert temperatures[0] == temperatures[1] != night.loss.temperature, "learned at night, not changed by the update"
 
 
+def test_an_update_of_a_sequence_tower_changes_only_the_tables_of_ids(night: TrainingSpec, tmp_path: Path) -> None:
+    model = night.model.model_copy(
+        update={
+            "tower": "sequence",
+            "history_pooling": "mean",
+            "settings": {"width": 16},
+            "history_features": ["category"],
+        }
+    )
+    first = night.model_copy(update={"model": model, "output": str(tmp_path / "first")})
+    train(first)
+    spec = update_of(first, tmp_path)
+    train(spec)
+    before, after = parameters_of(first.output), parameters_of(spec.output)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"tables.user_id.weight", "tables.item_id.weight"}
+    assert any(name.startswith("encoder.") for name in before)
+
+
 def test_vectors_of_unseen_items_do_not_change_in_a_chain_of_updates(night: TrainingSpec, tmp_path: Path) -> None:
     """They read the default row, which an update sees only in negatives. The vectors of other items do change."""
     rows = toy_night.item_rows()

@@ -154,8 +154,9 @@ def test_another_optimiser_starts_without_state(tmp_path: Path, caplog: pytest.L
     assert "Adagrad cannot continue from a state 'exp_avg'; the optimisers start without state" in caplog.text
 
 
-def test_attention_refuses_another_history_length(tmp_path: Path) -> None:
-    spec = toy_night.make_spec(tmp_path, [50], model={"history_pooling": "attention"})
+@pytest.mark.parametrize("model", [{"history_pooling": "attention"}, {"tower": "sequence"}])
+def test_a_model_with_positions_refuses_another_history_length(tmp_path: Path, model: dict) -> None:
+    spec = toy_night.make_spec(tmp_path, [50], model=model)
     train(spec)
     longer = toy_night.schema(history={**toy_night.SCHEMA["history"], "length": 8})
     with pytest.raises(WarmStartError, match="the history had length 5, has 8"):
@@ -190,3 +191,17 @@ def test_a_warm_start_may_change_the_dropout(tmp_path: Path) -> None:
     step = build_step(spec.model_copy(update={"model": dropout, "warm_start": spec.output}))
     rows = toy_night.sample_rows(10)
     np.testing.assert_array_equal(embed_users(load_checkpoint(spec.output), rows), embed_users(step.towers, rows))
+
+
+def test_a_sequence_tower_continues_from_the_last_night_and_may_change_its_dropout(tmp_path: Path) -> None:
+    spec = toy_night.make_spec(tmp_path, [50], model={"tower": "sequence", "settings": {"width": 16}})
+    train(spec)
+    rows, vectors = toy_night.sample_rows(10), []
+    for settings in ({"width": 16}, {"width": 16, "dropout": 0.5}):
+        model = spec.model.model_copy(update={"settings": settings})
+        tomorrow = {"model": model, "features": toy_night.schema_with_new_items(5), "warm_start": spec.output}
+        vectors.append(embed_users(build_step(spec.model_copy(update=tomorrow)).towers, rows))
+        np.testing.assert_array_equal(embed_users(load_checkpoint(spec.output), rows), vectors[-1])
+    wider = spec.model.model_copy(update={"settings": {"width": 32}})
+    with pytest.raises(WarmStartError, match=r"settings was .*16.* is .*32"):
+        build_step(spec.model_copy(update={"model": wider, "warm_start": spec.output}))
