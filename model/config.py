@@ -13,7 +13,8 @@ class ModelConfig(StrictModel):
 
     tower: str = Field(
         "dssm",
-        description="A file of model/network/towers: dssm, senet, parallel (channels), youtube_dnn (items are only ids).",
+        description="A file of model/network/towers: dssm, senet, parallel (channels), youtube_dnn (items are only ids), "
+        "sequence (a transformer over the history).",
     )
     settings: dict[str, Any] = Field(
         {}, description="Settings of the chosen tower, defined in its file, e.g. {channels: [dnn, fm]}."
@@ -29,13 +30,17 @@ class ModelConfig(StrictModel):
         description="The history uses the id table of the item tower. Halves the parameters, and each item trains both uses.",
     )
     history_pooling: Literal["mean", "decay", "attention"] = Field(
-        "mean", description="mean: equal weights; decay: older positions weigh less; attention: learned weights."
+        "mean",
+        description="mean: equal weights; decay: older positions weigh less; attention: learned weights. The sequence tower "
+        "does not pool.",
     )
     history_decay: float = Field(
         0.9, gt=0, le=1, description="For decay: weight of an item, relative to the next newer item."
     )
     history_features: list[str] = Field(
-        [], description="Categorical item features that are also pooled over the history, e.g. the category."
+        [],
+        description="Categorical item features that are also pooled over the history, e.g. the category. The sequence tower "
+        "reads them with each item.",
     )
     leave_out: list[str] = Field(
         [],
