@@ -61,6 +61,8 @@ def _columns(fields: list[RequestField]) -> list[ColSpec]:
         columns.append(ColSpec(Array(kind) if is_list else kind, field.name, required=False))
         if isinstance(field, MultiValueField) and field.weights:
             columns.append(ColSpec(Array(DataType.double), field.weights, required=False))
+        if isinstance(field, HistoryField) and field.ages:
+            columns.append(ColSpec(Array(DataType.double), field.ages, required=False))
     return columns
 
 
