@@ -100,5 +100,7 @@ def packed_snapshots(history_PL: Tensor, batch: Batch) -> Tensor:
     earliest_PS.view(-1).scatter_reduce_(0, places_N, batch[SNAPSHOT], "amin")
     # A positive that sees s items sees each item before place s.
     from_PS = earliest_PS.flip(1).cummin(1).values.flip(1)
-    item_PL = torch.arange(length) - (history_PL == PADDING).sum(1)[:, None]  # Negative for padding.
+    item_PL = (
+        torch.arange(length, device=history_PL.device) - (history_PL == PADDING).sum(1)[:, None]
+    )  # Negative for padding.
     return from_PS.gather(1, item_PL.clamp(min=-1) + 1)

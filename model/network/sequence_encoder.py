@@ -5,7 +5,7 @@ state s depends on the first s items only. A packed row of `samples` is therefor
 its items reads state s. A row that is not packed reads the state of its newest item.
 
 Shapes: P histories, N states that are read, L history length, S tokens (the start and at most L items), V values of a
-feature, h heads, w width.
+feature, i numbers of all parts of a token, h heads, w width.
 """
 
 import math
@@ -107,15 +107,13 @@ class SequenceEncoder(nn.Module):
         values = [column_of(batch, self._column(part, packed)) for part in self.parts]
         lengths_P = (values[0] != PADDING).sum(1)
         seen_N = batch[PACKED_SEEN] if packed else lengths_P
-        rows_N = batch[PACKED_ROW] if packed else torch.arange(lengths_P.shape[0])
+        rows_N = batch[PACKED_ROW] if packed else torch.arange(lengths_P.shape[0], device=lengths_P.device)
         longest = self.history.length if torch.compiler.is_exporting() else _largest(seen_N)
         alignment = Alignment.build(values[0].shape[1], lengths_P, longest)
-        x_PSw = self.project(self._tokens(tables, [alignment.align(column) for column in values])) * math.sqrt(
-            self.length
-        )
-        x_PSw = x_PSw + self.position_Sw[: longest + 1]
+        tokens_PSi = self._tokens(tables, [alignment.align(column) for column in values])
+        x_PSw = self.project(tokens_PSi) * math.sqrt(self.length) + self.position_Sw[: longest + 1]
         if self.ages_column:
-            known_P1 = torch.rand(lengths_P.shape[0], 1) >= (UNKNOWN_SHARE if self.training else 0.0)
+            known_P1 = self._with_known_ages(lengths_P)
             x_PSw = x_PSw + self.gap_before(self._gaps_before(batch, packed, alignment, known_P1))
         x_PSw = self.dropout(x_PSw)
         for block in self.blocks[:-1]:
@@ -130,12 +128,17 @@ class SequenceEncoder(nn.Module):
         return PACKED_HISTORY if packed and part.column == self.history.column else part.column
 
     def _tokens(self, tables: nn.ModuleDict, values: list[Tensor]) -> Tensor:
-        """[P, S, sum of the parts' lengths] from the aligned columns. The start token has padding in every part."""
+        """[P, S, i] from the aligned columns. The start token has padding in every part."""
         if self.training and self.history_dropout:
-            hidden_PS = torch.rand(values[0].shape) < self.history_dropout
+            hidden_PS = torch.rand(values[0].shape, device=values[0].device) < self.history_dropout
             values = [hide_positions(column, hidden_PS) for column in values]
         embedded = [_embed(tables[part.table], column) for part, column in zip(self.parts, values, strict=True)]
         return embedded[0] if len(embedded) == 1 else torch.cat(embedded, dim=2)
+
+    def _with_known_ages(self, lengths_P: Tensor) -> Tensor:
+        """[P, 1] bool: the histories whose ages the model reads. In training some are hidden."""
+        known_P1 = torch.ones_like(lengths_P, dtype=torch.bool)[:, None]
+        return torch.rand_like(known_P1, dtype=torch.float32) >= UNKNOWN_SHARE if self.training else known_P1
 
     def _gaps_before(self, batch: Batch, packed: bool, alignment: "Alignment", known_P1: Tensor) -> Tensor:
         """[P, S] bucket of the time between each item and the item before it. The first item has no item before it."""
@@ -200,7 +203,7 @@ class Alignment(NamedTuple):
     @classmethod
     def build(cls, history_length: int, lengths_P: Tensor, longest: int) -> "Alignment":
         """`lengths_P`: items of each history. Keeps the oldest `longest` items."""
-        item_S = torch.arange(-1, longest)
+        item_S = torch.arange(-1, longest, device=lengths_P.device)
         absent_PS = (item_S < 0) | (item_S >= lengths_P[:, None])
         return cls((item_S + history_length - lengths_P[:, None]).masked_fill(absent_PS, 0), absent_PS)
 

@@ -111,5 +111,5 @@ def test_a_file_holds_only_the_tables_that_its_tower_reads(
     assert not any("user_tower" in name or "pooling" in name or "encoder" in name for name in state["item"])
     for side, tensors in state.items():
         numbers = sum(tensor.numel() for tensor in tensors.values())
-        assert (tmp_path / f"{side}.pt2").stat().st_size < 4 * numbers + 150_000, "beyond the tables only the graph"
+        assert (tmp_path / f"{side}.pt2").stat().st_size < 4 * numbers + 200_000, "beyond the tables only the graph"
     assert model.tables.keys() >= {"user_id", "item_id"}, "the model itself is unchanged"

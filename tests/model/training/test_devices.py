@@ -60,7 +60,14 @@ def test_a_step_creates_no_tensor_on_another_device(tmp_path: Path, loss: dict[s
 
 
 @pytest.mark.parametrize(
-    "tower", [{"tower": "senet"}, {"tower": "parallel", "dim": 18}, {"history_pooling": "attention"}], ids=str
+    "tower",
+    [
+        {"tower": "senet"},
+        {"tower": "parallel", "dim": 18},
+        {"history_pooling": "attention"},
+        {"tower": "sequence", "settings": {"width": 16}},
+    ],
+    ids=str,
 )
 def test_towers_create_no_tensor_on_another_device(tmp_path: Path, tower: dict[str, Any]) -> None:
     spec = toy_night.make_spec(tmp_path, [60], {**MODEL, **tower}, None, {"batch_size": 60})

@@ -21,7 +21,7 @@ TOWERS: dict[str, dict[str, Any]] = {
     "senet": {"history_pooling": "decay", "history_features": ["category"]},
     "parallel": {"dim": 18, "history_pooling": "attention"},
     "youtube_dnn": {},
-    "sequence": {"history_features": ["category"], "settings": {"width": 16, "dropout": 0.1}},
+    "sequence": {"history_features": ["category"], "settings": {"width": 16, "blocks": 1, "dropout": 0.0}},
 }
 LOSSES = ("listwise", "pointwise", "hinge", "logistic")
 K = 10
