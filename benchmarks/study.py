@@ -62,7 +62,8 @@ def measure(
     for row in rows:
         recall.setdefault(row["model"], {})[row["slice"]] = row["value"]
     trained = read_description(context.warehouse.path("models", ds))["result"]
-    return recall, trained["epochs"][-1]["weights"]
+    kept = -1 if trained.get("best_epoch") is None else trained["best_epoch"]
+    return recall, trained["epochs"][kept]["weights"]
 
 
 def study(config: str, shared: Sequence[str], ds: str, variants: Sequence[Variant], seeds: int, k: int) -> StudyResult:

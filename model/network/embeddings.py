@@ -230,8 +230,8 @@ def drop_context(features: Sequence[Feature], batch: Batch, chance: float) -> Ba
 
     A query without a request has these defaults, and a row of a log rarely does.
     """
-    rows = len(column_of(batch, features[0].column))
-    dropped_B = torch.rand(rows) < chance
+    first = column_of(batch, features[0].column)
+    dropped_B = torch.rand(len(first), device=first.device) < chance
     changed = dict(batch)
     for feature in features:
         for column in columns_of([feature]):

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from model.config import TrainingConfig
+from model.data.batching import to_tensor
 from model.data.petastorm_reader import SampleReader, sample_columns
 from model.distributed.sharded_embedding import ShardedEmbedding, fill
 from model.training.build import build_step
@@ -74,6 +75,20 @@ def test_towers_create_no_tensor_on_another_device(tmp_path: Path, tower: dict[s
     step = build_step(spec)
     with SampleReader(spec.train, sample_columns(spec.features), spec.training, spec.seed, 0, 1).epoch(0) as batches:
         batch = next(batches)
+    with torch.device("meta"):
+        step.train()(batch, 60).loss.backward()
+
+
+def test_context_and_ages_create_no_tensor_on_another_device(tmp_path: Path) -> None:
+    history = {**toy_night.SCHEMA["history"], "ages_column": "history_ages"}
+    model = {**MODEL, "tower": "sequence", "settings": {"width": 16, "time": "gaps"}, "context_dropout": 0.5}
+    spec = toy_night.make_spec(
+        tmp_path, [60], model, features=toy_night.schema(context=toy_night.CONTEXT, history=history)
+    )
+    step = build_step(spec)
+    rows = toy_night.sample_rows(60) | toy_night.context_rows(60)
+    batch = {name: to_tensor(values) for name, values in rows.items()}
+    batch["history_ages"] = torch.randint(1, 10**6, batch["history"].shape).sort(1, descending=True).values
     with torch.device("meta"):
         step.train()(batch, 60).loss.backward()
 
