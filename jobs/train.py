@@ -95,6 +95,7 @@ def _spec(
         item_stats=files("item_stats"),
         item_relations=None,
         negatives=inputs.samples.facts["negatives"],
+        pack=inputs.samples.facts.get("pack"),
         model=config.model,
         loss=config.loss.model_copy(update={"self_supervision": None}) if update else config.loss,
         training=training,

@@ -173,7 +173,9 @@ class TrainingConfig(StrictModel):
     """How training runs. These settings do not affect which checkpoints can be loaded."""
 
     batch_size: PositiveInt = Field(
-        4096, description="Rows per step, summed over ALL processes. Their positives are the in-batch negatives."
+        4096,
+        description="Positives per step, summed over ALL processes. They are also the in-batch negatives. Packed rows are not "
+        "split between steps, so with samples.pack it is the mean over the steps.",
     )
     epochs: PositiveInt = Field(
         1, description="Passes over the rows of a night. More than one pass quickly overfits ids."
@@ -254,7 +256,9 @@ class TrainingConfig(StrictModel):
         1800, description="Timeout of a collective operation, which waits for the slowest process."
     )
     shuffle_window: PositiveInt = Field(
-        65_536, description="Rows that are shuffled together. The order of files is shuffled too."
+        65_536,
+        description="Positives that are shuffled together; with samples.pack, packed rows with about as many. The order of "
+        "files is shuffled too.",
     )
     catalogue_memory_mb: PositiveInt = Field(
         4096, description="If item features take more memory (MiB), each process maps them from files instead."

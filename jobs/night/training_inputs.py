@@ -55,10 +55,11 @@ class TrainingInputs:
             raise UsageError(str(error)) from None
 
     def row_groups(self, context: Context, split: str) -> list[dict[str, object]]:
-        """The row groups of a split: whole URLs and row counts."""
+        """The row groups of a split: whole URLs, row counts, and of packed rows the number of positives."""
         folder = context.warehouse.path("samples", context.ds)
         groups = self.samples.facts["splits"].get(split, {"groups": []})["groups"]
-        return [{"url": f"{folder}/{group['path']}", "rows": group["rows"]} for group in groups]
+        counts = ("rows", "positives") if self.samples.facts.get("pack") else ("rows",)
+        return [{"url": f"{folder}/{group['path']}"} | {name: group.get(name) for name in counts} for group in groups]
 
     def processes(self, context: Context) -> int:
         """The number of training processes. Raises UsageError if the samples have fewer row groups than that.

@@ -4,7 +4,7 @@ Does no I/O. Rank and world size are arguments.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,10 +24,14 @@ class TooFewRowGroupsError(ValueError):
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """The plan of an epoch, the same on all ranks. An epoch reads each row once; all ranks take the same number of steps."""
+    """The plan of an epoch, the same on all ranks. An epoch reads each row once; all ranks take the same number of steps.
+
+    `positives`: positives of all rows. It differs from the number of rows only if rows are packed.
+    """
 
     steps: int
     rank_rows: tuple[int, ...]
+    positives: int
 
     @property
     def capacity(self) -> int:
@@ -40,9 +44,11 @@ class EpochPlan:
         return [rows * (step + 1) // self.steps - rows * step // self.steps for step in range(self.steps)]
 
 
-def plan_epoch(group_rows: Sequence[int], world_size: int, batch_size: int) -> EpochPlan:
-    """Plan an epoch over row groups of `group_rows` rows. A step has `batch_size` rows over all ranks.
+def plan_epoch(group_rows: Sequence[int], world_size: int, batch_size: int, positives: int | None = None) -> EpochPlan:
+    """Plan an epoch over row groups of `group_rows` rows. A step has `batch_size` positives over all ranks.
 
+    `positives`: the number of positives in packed rows; a step then has about `batch_size` positives, because rows are not
+    split. None: each row has one positive.
     Row group g belongs to rank g % world_size, as in Petastorm. Raises TooFewRowGroupsError.
     """
     if len(group_rows) < world_size:
@@ -51,8 +57,14 @@ def plan_epoch(group_rows: Sequence[int], world_size: int, batch_size: int) -> E
             f"{len(group_rows)} or fewer, or write the samples in more row groups"
         )
     rank_rows = tuple(sum(group_rows[rank::world_size]) for rank in range(world_size))
-    local_batch = max(1, batch_size // world_size)
-    return EpochPlan(math.ceil(max(rank_rows) / local_batch), rank_rows)
+    positives = sum(rank_rows) if positives is None else positives
+    local_batch = max(1, rows_of_positives(batch_size, sum(rank_rows), positives) // world_size)
+    return EpochPlan(math.ceil(max(rank_rows) / local_batch), rank_rows, positives)
+
+
+def rows_of_positives(count: int, rows: int, positives: int) -> int:
+    """About how many rows have `count` positives, if `rows` rows have `positives`. At least 1."""
+    return max(1, round(count * rows / positives)) if positives else count
 
 
 def shuffle_shards(count: int, rank: int, world_size: int, *seed: int) -> list[int]:
@@ -68,11 +80,15 @@ def shuffle_shards(count: int, rank: int, world_size: int, *seed: int) -> list[i
 
 
 def batches(
-    groups: Iterable[Arrays], sizes: Sequence[int], window: int, rng: np.random.Generator | None
+    groups: Iterable[Arrays],
+    sizes: Sequence[int],
+    window: int,
+    rng: np.random.Generator | None,
+    convert: Callable[[Arrays], Arrays] | None = None,
 ) -> Iterator[dict[str, Tensor]]:
     """Batches of the given sizes. Row groups are shuffled together in windows of at least `window` rows.
 
-    rng: shuffles rows; None keeps their order.
+    rng: shuffles rows; None keeps their order. convert: applied to the columns of each batch, for instance to unpack rows.
     Raises ValueError if the groups have fewer or more rows than the sizes.
     """
     groups = iter(groups)
@@ -84,7 +100,8 @@ def batches(
             raise ValueError(
                 f"the data ran out in step {step + 1} of {len(sizes)}: {waiting.rows} rows left, {size} needed"
             )
-        yield {name: to_tensor(values) for name, values in waiting.take(size).items()}
+        columns = waiting.take(size)
+        yield {name: to_tensor(values) for name, values in (convert(columns) if convert else columns).items()}
     if waiting.rows + sum(1 for _ in groups):
         raise ValueError(f"the files have more rows than their manifest says: rows remain after {len(sizes)} steps")
 

@@ -10,22 +10,24 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from itertools import islice
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
-import torch
 from petastorm.arrow_reader_worker import ArrowReaderWorker
 from petastorm.reader import Reader
 from petastorm.workers_pool import EmptyResultError, thread_pool
 from pyarrow.filesystem import FileSystem as PetastormFilesystem
+from pydantic import Field
 from torch import Tensor
 
 from model.config import TrainingConfig
-from model.data.batching import Arrays, EpochPlan, batches, plan_epoch, shuffle_shards
+from model.data.batching import Arrays, EpochPlan, batches, plan_epoch, rows_of_positives, shuffle_shards
 from model.data.item_versions import SNAPSHOT
+from model.data.packed_rows import Packing, concatenate, require_unpacked, unpack
 from model.data.prefetch import prefetched
 from model.io.arrow import ColumnError, to_arrays
 from model.io.urls import naming_broken_file, resolve
@@ -38,24 +40,36 @@ _POLL_SECONDS = 0.02  # How often reader threads check whether they should stop.
 
 
 class SampleFile(StrictModel):
-    """A Parquet file with one row group, and its number of rows according to the manifest."""
+    """A Parquet file with one row group, and its counts according to the manifest."""
 
     url: str
     rows: int
+    positives: int | None = Field(None, description="Positives in its packed rows. None: one per row.")
 
 
-def sample_columns(schema: FeatureSchema, *, versions: bool = False) -> list[str]:
+def sample_columns(schema: FeatureSchema, *, versions: bool = False, packing: Packing | None = None) -> list[str]:
     """Columns of `samples` that training reads. The user index is always included, because masks need it.
 
-    `versions`: include the items snapshot that each row sees.
+    `versions`: include the items snapshot that each row sees. `packing`: include the columns that only packed rows have.
     """
     needed = [USER, *schema.user_columns, schema.item_id.column, "weight", "negatives", "negative_kinds"]
     needed += [SNAPSHOT] if versions else []
+    needed += packing.columns if packing else []
     return list(dict.fromkeys(needed))
 
 
+def plan_files(files: Sequence[SampleFile], world_size: int, batch_size: int) -> EpochPlan:
+    """Plan an epoch over files: see plan_epoch. Empty files have no row group and are left out."""
+    files = [file for file in files if file.rows]
+    positives = sum(file.rows if file.positives is None else file.positives for file in files)
+    return plan_epoch([file.rows for file in files], world_size, batch_size, positives)
+
+
 class SampleReader:
-    """Reads one split of `samples` as one rank. Yields batches of named tensors; an epoch reads each row exactly once."""
+    """Reads one split of `samples` as one rank. Yields batches of named tensors; an epoch reads each row exactly once.
+
+    Batches of packed rows are unpacked: they have one row per positive (model/data/packed_rows.py).
+    """
 
     def __init__(
         self,
@@ -65,17 +79,18 @@ class SampleReader:
         seed: int,
         rank: int,
         world_size: int,
+        packing: Packing | None = None,
     ) -> None:
-        """Raises TooFewRowGroupsError if there are more ranks than files."""
+        """`packing`: the layout of packed rows; None: not packed. Raises TooFewRowGroupsError for more ranks than files."""
         self.files = [file for file in files if file.rows]  # An empty file has no row group.
         self.columns, self.config, self.seed = list(columns), config, seed
-        self.rank, self.world_size = rank, world_size
-        self.plan: EpochPlan = plan_epoch([file.rows for file in self.files], world_size, config.batch_size)
+        self.rank, self.world_size, self.packing = rank, world_size, packing
+        self.plan: EpochPlan = plan_files(self.files, world_size, config.batch_size)
 
     def epoch(
         self, epoch: int, shuffle: bool = True, skip: int = 0
     ) -> AbstractContextManager[Iterator[dict[str, Tensor]]]:
-        """A `with` block over the batches of one epoch: int64 and float32 tensors [rows] or [rows, length].
+        """A `with` block over the batches of one epoch: int64 and float32 tensors [positives] or [positives, length].
 
         Reads each row of the rank once, in `plan.steps` batches, without the first `skip` batches. Skipped batches are read
         and dropped, because the rest of one window is shuffled into the next. The order depends only on (seed, epoch, rank).
@@ -89,12 +104,16 @@ class SampleReader:
         order = shuffle_shards(len(self.files), self.rank, self.world_size, *key) if shuffle else range(len(self.files))
         files = [self.files[place] for place in order]
         rng = numpy_generator("rows", *key) if shuffle else None
+        window = rows_of_positives(self.config.shuffle_window, sum(self.plan.rank_rows), self.plan.positives)
+        packing = self.packing
         with _open_reader(files, self.columns, self.rank, self.world_size, self.config.reader_threads) as reader:
             all_batches = batches(
-                _in_order(reader, files, self.columns, self.rank, self.world_size),
+                _in_order(reader, files, self.columns, self.rank, self.world_size, packing),
                 self.plan.batch_sizes(self.rank),
-                self.config.shuffle_window,
+                window,
                 rng,
+                # In this thread, with numpy: see batching._Window.
+                partial(unpack, schema=packing.schema, pack=packing.pack) if packing else None,
             )
             yield from islice(all_batches, skip, None)
 
@@ -116,16 +135,20 @@ class SharedSampleReader:
         world_size: int,
         shards: int,
         shuffle: bool = True,
+        packing: Packing | None = None,
     ) -> None:
-        """`shuffle`: False keeps the order of the files. Raises TooFewRowGroupsError if there are more shards than files."""
+        """`shuffle`: False keeps the order of the files. `packing`: the layout of packed rows; None: not packed.
+
+        Raises TooFewRowGroupsError if there are more shards than files.
+        """
         self._shuffle = shuffle
         mine = range(rank, shards, world_size)
         # A process without a shard reads the first one and takes no rows, so that its batches have columns.
         self._without_shard = not mine
-        self._parts = [SampleReader(files, columns, config, seed, shard, shards) for shard in mine or [0]]
+        self._parts = [SampleReader(files, columns, config, seed, shard, shards, packing) for shard in mine or [0]]
         self.steps = self._parts[0].plan.steps
-        # Largest number of rows of a process in a step.
-        self.capacity = self._parts[0].plan.capacity * math.ceil(shards / world_size)
+        # Largest number of rows of a process in a step. The positives of packed rows are only known when they are read.
+        self.capacity = None if packing else self._parts[0].plan.capacity * math.ceil(shards / world_size)
 
     @contextmanager
     def epoch(self, epoch: int, skip: int = 0) -> Iterator[Iterator[dict[str, Tensor]]]:
@@ -137,15 +160,16 @@ class SharedSampleReader:
             elif len(parts) == 1:
                 yield parts[0]
             else:
-                yield (_concatenated(shares) for shares in zip(*parts, strict=True))
-
-
-def _concatenated(batches: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+                yield (concatenate(shares) for shares in zip(*parts, strict=True))
 
 
 def _in_order(
-    reader: Reader, files: Sequence[SampleFile], columns: Sequence[str], rank: int, world_size: int
+    reader: Reader,
+    files: Sequence[SampleFile],
+    columns: Sequence[str],
+    rank: int,
+    world_size: int,
+    packing: Packing | None,
 ) -> Iterator[Arrays]:
     """The rank's row groups in the order of `files`. Checks each against the manifest."""
     early: dict[int, Arrays] = {}
@@ -158,15 +182,29 @@ def _in_order(
                 )
             early[group] = arrays
         arrays = early.pop(place)
-        missing = sorted(set(columns) - set(arrays))
-        if missing:
-            raise ColumnError(f"{files[place].url} lacks {', '.join(missing)}; the schema belongs to another table")
-        rows = len(arrays[columns[0]])
-        if rows != files[place].rows:
-            raise ValueError(
-                f"{files[place].url} has {rows} rows, its manifest says {files[place].rows}: write the table again"
-            )
+        _check(arrays, files[place], columns, packing)
         yield arrays
+
+
+def _check(arrays: Arrays, file: SampleFile, columns: Sequence[str], packing: Packing | None) -> None:
+    """Compare a row group with the schema and the manifest."""
+    missing = sorted(set(columns) - set(arrays))
+    if packing and (unknown := [column for column in packing.columns if column in missing]):
+        raise ColumnError(
+            f"{file.url} lacks {', '.join(unknown)}, which packed rows of samples have, but its manifest says pack = "
+            f"{packing.pack}: write the samples again with build_negatives"
+        )
+    if missing:
+        raise ColumnError(f"{file.url} lacks {', '.join(missing)}; the schema belongs to another table")
+    counts = {"rows": (len(arrays[columns[0]]), file.rows)}
+    if packing is None:
+        require_unpacked(arrays, file.url)
+    else:
+        packing.check(arrays, file.url)
+        counts["positives"] = (packing.count_positives(arrays), file.positives or 0)
+    for name, (count, expected) in counts.items():
+        if count != expected:
+            raise ValueError(f"{file.url} has {count} {name}, its manifest says {expected}: write the table again")
 
 
 class _RowGroupWorker(ArrowReaderWorker):

@@ -46,10 +46,23 @@ def broadcast_(values: Tensor) -> None:
         dist.broadcast(values, src=0)
 
 
-def gather_rows(rows_ND: Tensor, capacity: int) -> Tensor:
-    """[R * capacity, D]: integer rows of all ranks in rank order, padded with 0 to `capacity` per rank. No gradient."""
+def largest_over_ranks(value: int) -> int:
+    """The largest of the values of all ranks."""
+    if world_size() == 1:
+        return value
+    tensor = torch.tensor(value)
+    dist.all_reduce(tensor, dist.ReduceOp.MAX)
+    return int(tensor)
+
+
+def gather_rows(rows_ND: Tensor, capacity: int | None) -> Tensor:
+    """[R * capacity, D]: integer rows of all ranks in rank order, padded with 0 to `capacity` per rank. No gradient.
+
+    `capacity`: the same on all ranks; None: the largest number of rows of a rank, which the ranks agree on first.
+    """
     if world_size() == 1:
         return rows_ND
+    capacity = largest_over_ranks(len(rows_ND)) if capacity is None else capacity
     padded = rows_ND.new_zeros((capacity, rows_ND.shape[1]))
     padded[: len(rows_ND)] = rows_ND
     gathered = padded.new_empty((world_size() * capacity, rows_ND.shape[1]))

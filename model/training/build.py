@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from model.data.batching import plan_epoch
 from model.data.catalogue import Catalogue, SamplingProbabilities
+from model.data.petastorm_reader import plan_files
 from model.distributed.collectives import world_size
 from model.loss.self_supervision import SelfSupervision, require_views
 from model.loss.streaming_frequency import FrequencyEstimator
@@ -67,8 +67,8 @@ def _build_frequency(spec: TrainingSpec, before: dict[str, Any] | None) -> Frequ
     """
     if spec.loss.correction == "none" or spec.loss.frequencies == "exact":
         return None
-    plan = plan_epoch([file.rows for file in spec.train], world_size(), spec.training.batch_size)
-    items, rows_per_step = spec.features.item_id.size, round(sum(plan.rank_rows) / plan.steps)
+    plan = plan_files(spec.train, world_size(), spec.training.batch_size)
+    items, rows_per_step = spec.features.item_id.size, round(plan.positives / plan.steps)
     frequency = FrequencyEstimator(spec.loss.streaming, items / rows_per_step, rows_per_step)
     if before is None or spec.warm_start is None:
         return frequency

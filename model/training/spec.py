@@ -5,6 +5,7 @@ from typing import Any
 from pydantic import Field, PositiveInt, model_validator
 
 from model.config import LossConfig, ModelConfig, TrainingConfig
+from model.data.packed_rows import Packing
 from model.data.petastorm_reader import SampleFile
 from model.training.health import Health
 from pipelines.contract.schema import FeatureSchema
@@ -39,7 +40,11 @@ class TrainingSpec(StrictModel):
         description="Mutual information between item features, in their order. Used by self_supervision.mask `correlated`.",
     )
     negatives: int = Field(
-        ge=0, description="`negatives` in the manifest of `samples`: number of negatives per row, K."
+        ge=0, description="`negatives` in the manifest of `samples`: number of negatives per positive, K."
+    )
+    pack: PositiveInt | None = Field(
+        None,
+        description="`pack` in the manifest of `samples`: the most positives per packed row, T. None: a row has one positive.",
     )
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()
@@ -71,6 +76,22 @@ class TrainingSpec(StrictModel):
             lacking = "`resume`, where the best epoch is kept" if not self.resume else "rows in `valid` to measure on"
             raise ValueError(f"early_stopping needs {lacking}")
         return self
+
+    @model_validator(mode="after")
+    def _check_positives(self) -> "TrainingSpec":
+        files = [*self.train, *self.valid]
+        uncounted = [file.url for file in files if file.positives is None]
+        if self.pack is not None and uncounted:
+            raise ValueError(
+                f"pack is {self.pack}, but {len(uncounted)} of {len(files)} row groups of samples have no number of positives "
+                f"in the manifest, for instance {uncounted[0]}: write the samples again with build_negatives"
+            )
+        return self
+
+    @property
+    def packing(self) -> Packing | None:
+        """The layout of packed rows; None: rows are not packed."""
+        return None if self.pack is None else Packing(self.features, self.pack)
 
 
 class StepMetrics(Health):

@@ -92,10 +92,11 @@ class RetrievalStep(nn.Module):
         if self.config.learned_temperature:
             self.log_temperature.clamp_(*(math.log(limit) for limit in TEMPERATURES))
 
-    def forward(self, batch: Batch, capacity: int) -> StepOutput:
+    def forward(self, batch: Batch, capacity: int | None) -> StepOutput:
         """Loss of this rank's rows against candidates of all ranks.
 
-        batch: the columns of `samples` that training reads. capacity: the most rows that any rank has in this step.
+        batch: the columns of `samples` that training reads, one row per positive. capacity: the most rows that any rank has
+        in this step; None: the ranks exchange their numbers of rows, because those of packed rows are not known before.
         """
         candidates, expected_U = self._candidates(batch, capacity)
         items_Ud, hard_BKd = self._item_vectors(candidates)
@@ -155,7 +156,7 @@ class RetrievalStep(nn.Module):
             snapshots = None if snapshots is None else packed_snapshots(items, batch)
         return {**batch, **self.catalogue.history_columns(items, features, snapshots)}
 
-    def _candidates(self, batch: Batch, capacity: int) -> tuple[StepCandidates, Tensor | None]:
+    def _candidates(self, batch: Batch, capacity: int | None) -> tuple[StepCandidates, Tensor | None]:
         """Candidates of this rank's rows, and [U] how often each shared one is expected (None: no correction)."""
         schema = self.towers.schema
         snapshots = batch[SNAPSHOT] if len(self.catalogue.versions) else None
@@ -221,7 +222,7 @@ class RetrievalStep(nn.Module):
         return loss + self.self_supervision.config.weight * self_loss, float(self_loss.detach())
 
 
-def _gather_rows(local: BatchRows, capacity: int) -> BatchRows:
+def _gather_rows(local: BatchRows, capacity: int | None) -> BatchRows:
     """Rows of all ranks, in one message: a few integers per row."""
     columns = [local.users[:, None], local.items[:, None], local.negatives, local.kinds]
     if local.snapshots is not None:

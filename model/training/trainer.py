@@ -134,9 +134,10 @@ class TrainingLoop:
     def samples(self, shards: int) -> SharedSampleReader:
         """The train split, read in `shards` shards."""
         spec = self.spec
-        columns = sample_columns(spec.features, versions=bool(spec.item_versions))
+        columns = sample_columns(spec.features, versions=bool(spec.item_versions), packing=spec.packing)
+        shuffle = not spec.incremental
         return SharedSampleReader(
-            spec.train, columns, spec.training, spec.seed, rank(), world_size(), shards, not spec.incremental
+            spec.train, columns, spec.training, spec.seed, rank(), world_size(), shards, shuffle, spec.packing
         )
 
     def _count_steps(self) -> int:
@@ -188,8 +189,8 @@ class TrainingLoop:
         if rank() == 0:
             log.info("epoch %d of %d: %s", epoch + 1, self.spec.epochs, self.epochs[-1])
 
-    def _step(self, batch: Batch, capacity: int, waited: float) -> None:
-        """One optimiser step. `capacity`: most rows of a rank in a step. `waited`: seconds spent waiting for the batch."""
+    def _step(self, batch: Batch, capacity: int | None, waited: float) -> None:
+        """One optimiser step. `capacity`: see RetrievalStep.forward. `waited`: seconds spent waiting for the batch."""
         number, config = self.recorder.step, self.spec.training
         # Random numbers of a step depend only on its number, so that a run can resume at any step.
         torch.manual_seed(derive_seed(self.spec.seed, "dropout", number, rank()))

@@ -245,6 +245,12 @@ def with_earlier_versions(spec: TrainingSpec, earlier: dict[str, np.ndarray]) ->
         samples = pq.read_table(path)
         snapshots = np.resize(np.array(DAYS, np.int32), samples.num_rows)
         pq.write_table(samples.append_column("item_snapshot", [snapshots]), path)
-    path = spec.item_features[0].removeprefix("file://").replace("item_features", "item_versions")
-    pq.write_table(table(earlier), path)
-    return spec.model_copy(update={"item_versions": [path]})
+    folder = Path(spec.item_features[0].removeprefix("file://")).parent
+    return spec.model_copy(update={"item_versions": [write_earlier_versions(folder, earlier)]})
+
+
+def write_earlier_versions(folder: Path, earlier: dict[str, np.ndarray] | None = None) -> str:
+    """Write item_versions. Returns its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table(earlier_versions() if earlier is None else earlier), folder / "item_versions.parquet")
+    return str(folder / "item_versions.parquet")

@@ -56,6 +56,18 @@ def test_more_processes_than_row_groups_are_refused_with_the_remedy() -> None:
     assert refused.value.exit_code == 2
 
 
+def test_row_groups_of_packed_samples_have_their_number_of_positives() -> None:
+    packed = samples([5, 5])
+    for group, positives in zip(packed.facts["splits"]["train"]["groups"], (12, 9)):
+        group["positives"] = positives
+    folder = f"file:///samples/ds={DS}"
+    unpacked = TrainingInputs({"samples": packed}, None, RECIPE).row_groups(context_of(1), "train")
+    assert unpacked == [{"url": f"{folder}/{name}.parquet", "rows": 5} for name in (0, 1)]
+    packed.facts["pack"] = 3
+    groups = TrainingInputs({"samples": packed}, None, RECIPE).row_groups(context_of(1), "train")
+    assert [group["positives"] for group in groups] == [12, 9]
+
+
 def test_an_update_uses_at_most_as_many_processes_as_it_has_row_groups() -> None:
     update = context_of(4, update=object())
     assert TrainingInputs({"samples": samples([5, 5])}, None, RECIPE).processes(update) == 2

@@ -33,13 +33,14 @@ def one_pass(spec: TrainingSpec) -> dict[str, Any]:
     """Two forward passes, so that a streaming estimator has learned from the first, then one backward pass."""
     step = build_step(spec)
     module = distribute(step) if world_size() > 1 else step
-    columns = sample_columns(spec.features, versions=bool(spec.item_versions))
-    samples = SampleReader(spec.train, columns, spec.training, spec.seed, rank(), world_size())
+    columns = sample_columns(spec.features, versions=bool(spec.item_versions), packing=spec.packing)
+    samples = SampleReader(spec.train, columns, spec.training, spec.seed, rank(), world_size(), spec.packing)
+    capacity = None if spec.pack else samples.plan.capacity
     with samples.epoch(0) as batches:
         batch = next(batches)
     with torch.no_grad():
-        module(batch, samples.plan.capacity)
-    output = module(batch, samples.plan.capacity)
+        module(batch, capacity)
+    output = module(batch, capacity)
     output.loss.backward()
     exchange_gradients(list(replicated_tables(step).values()))
     figures = sum_over_ranks(output.figures)

@@ -13,7 +13,7 @@ from model.config import LossConfig
 from model.training.checkpoint import load_checkpoint
 from model.training.launch import ROOT, LaunchError, launch
 from model.training.step import FIGURES
-from tests.model import toy_night
+from tests.model import packed_night, toy_night
 from tests.model.training import gradients_process
 
 
@@ -55,12 +55,20 @@ def test_two_ranks_have_the_loss_and_gradients_of_one_rank(tmp_path: Path) -> No
     sequence = {"tower": "sequence", "settings": {"width": 16, "dropout": 0.0}}
     specs.append(base.model_copy(update={"model": base.model.model_copy(update=sequence)}))
     specs.append(toy_night.with_earlier_versions(base, toy_night.earlier_versions()))
+    streaming = {"correction": "mns", "frequencies": "streaming"}
+    specs += [
+        packed_night.make_spec(
+            tmp_path / "packed", [9, 8, 3, 8], {"id_dropout": 0.0, **model}, loss, {"batch_size": 200},
+            item_versions=[toy_night.write_earlier_versions(tmp_path / "packed")],
+        )
+        for model, loss in (({}, {}), (sequence, streaming))
+    ]  # fmt: skip
     pairs = zip(run_gradients(specs, tmp_path, 1), run_gradients(specs, tmp_path, 2), strict=True)
     distinct_losses = set()
     for spec, (one, two) in zip(specs, pairs, strict=True):
         torch.testing.assert_close(one["figures"], two["figures"], rtol=1e-6, atol=0, msg=str(spec.loss))
         figures = dict(zip(FIGURES, one["figures"].tolist(), strict=True))
-        assert figures["rows"] == 81
+        assert figures["rows"] == sum(file.positives or file.rows for file in spec.train)
         distinct_losses.add(figures["loss"] + figures["self_loss"])
         assert one["gradients"].keys() == two["gradients"].keys()
         needed = {"towers.tables.item_id.weight", "towers.tables.user/age.weight"}
@@ -72,16 +80,17 @@ def test_two_ranks_have_the_loss_and_gradients_of_one_rank(tmp_path: Path) -> No
             torch.testing.assert_close(gradient, two["gradients"][name], rtol=1e-4, atol=1e-5 * largest, msg=message)
         assert one["frequency"].keys() == two["frequency"].keys()
         assert all(torch.equal(values, two["frequency"][name]) for name, values in one["frequency"].items())
-    assert len(distinct_losses) == len(losses) + 3, "each loss, tower and feature set has its own value"
+    assert len(distinct_losses) == len(losses) + 5, "each loss, tower and feature set has its own value"
 
 
+@pytest.mark.parametrize("night", [toy_night, packed_night], ids=["rows", "packed rows"])
 @pytest.mark.processes
-def test_two_processes_train_like_one(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    spec = toy_night.make_spec(
+def test_two_processes_train_like_one(night: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    spec = night.make_spec(
         tmp_path,
         [40, 40, 41],
         model={"id_dropout": 0.0},
-        training={"batch_size": 200, "optimizer": "adagrad"},
+        training={"batch_size": 420, "optimizer": "adagrad"},  # The whole epoch.
         epochs=3,
     )
     one = launch(spec)

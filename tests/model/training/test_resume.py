@@ -15,7 +15,7 @@ from model.training.checkpoint import load_checkpoint, read_state
 from model.training.launch import ROOT, launch
 from model.training.spec import StepMetrics, TrainingResult, TrainingSpec
 from model.training.trainer import train
-from tests.model import toy_night
+from tests.model import packed_night, toy_night
 
 GROUPS = [70, 71, 69, 72]
 TIMES = {"rows_per_second", "data_wait_share", "step_seconds", "seconds", "memory_mb"}
@@ -28,9 +28,9 @@ EVERYTHING: dict[str, Any] = {
 }
 
 
-def make_spec(folder: Path, **training: Any) -> TrainingSpec:
+def make_spec(folder: Path, night: Any = toy_night, **training: Any) -> TrainingSpec:
     """Seven steps per epoch, with everything that has state: dropout, estimator, self-supervision, both kinds of tables."""
-    return toy_night.make_spec(
+    return night.make_spec(
         folder, GROUPS, {"id_dropout": 0.2, "dropout": 0.1, "history_dropout": 0.3}, EVERYTHING,
         {"batch_size": 42, "embedding_rows_sparse": 50, "schedule": "cosine", "checkpoint_steps": 5, **training},
         epochs=3, resume=str(folder / "progress"), output=str(folder / "checkpoint"),
@@ -153,6 +153,18 @@ def test_a_run_resumes_after_sigkill(tmp_path: Path) -> None:
 
 
 @pytest.mark.trains
+def test_a_resumed_run_on_packed_rows_has_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`batch_size` counts positives, of which a packed row has 2.5 on average."""
+    spec = make_spec(tmp_path, packed_night, batch_size=105)
+    sequence = {"tower": "sequence", "settings": {"width": 16}}
+    spec = spec.model_copy(update={"model": spec.model.model_copy(update=sequence)})
+    whole = train(spec.model_copy(update={"resume": None, "output": str(tmp_path / "whole")}))
+    assert (whole.steps, whole.rows) == (21, 3 * sum(file.positives or 0 for file in spec.train))
+    interrupt(spec, monkeypatch, 8)
+    assert_same(whole, train(spec), [str(tmp_path / "whole"), spec.output])
+
+
+@pytest.mark.trains
 def test_checkpoints_that_are_damaged_or_of_another_run_are_ignored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -171,25 +183,28 @@ def test_checkpoints_that_are_damaged_or_of_another_run_are_ignored(
     assert_same(whole, again, [str(tmp_path / "whole"), spec.output])
 
 
+@pytest.mark.parametrize("night", [toy_night, packed_night], ids=["rows", "packed rows"])
 @pytest.mark.slow
 def test_a_run_resumes_on_another_number_of_processes_with_the_same_steps(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    night: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From one process to two and to three.
 
     Losses to 1e-4: sums have another order, and Adagrad divides by small numbers.
     """
     for processes in (2, 3):
-        spec = toy_night.make_spec(
+        spec = night.make_spec(
             tmp_path, GROUPS, {"id_dropout": 0.0}, None,
-            {"batch_size": 42, "optimizer": "adagrad", "checkpoint_steps": 5, "timeout_seconds": 60},
+            {"batch_size": 105 if night is packed_night else 42, "optimizer": "adagrad", "checkpoint_steps": 5,
+             "timeout_seconds": 60},
             epochs=1, resume=str(tmp_path / f"progress{processes}"),
         )  # fmt: skip
         whole = train(spec.model_copy(update={"resume": None, "output": str(tmp_path / "whole")}))
         interrupt(spec.model_copy(update={"output": str(tmp_path / f"none{processes}")}), monkeypatch, 6)
         more = spec.training.model_copy(update={"processes": processes})
         other = launch(spec.model_copy(update={"training": more, "output": str(tmp_path / f"out{processes}")}))
-        assert (other.steps, other.rows) == (whole.steps, whole.rows) == (7, sum(GROUPS))
+        assert (other.steps, other.rows) == (whole.steps, whole.rows)
+        assert (whole.steps, whole.rows) == (7, sum(file.positives or file.rows for file in spec.train))
         assert [point.loss for point in other.metrics] == pytest.approx([p.loss for p in whole.metrics], rel=1e-4)
         a, b = (load_checkpoint(str(tmp_path / name)).state_dict() for name in ("whole", f"out{processes}"))
         for name in a:
