@@ -16,12 +16,26 @@ LENGTH = 5
 CONFIG = SampleConfig(
     Features.model_validate(
         {
-            "user": [{"kind": "categorical", "name": "age"}, {"kind": "numeric", "name": "income"}],
+            "user": [
+                {"kind": "categorical", "name": "age"},
+                {"kind": "numeric", "name": "income"},
+                {"kind": "vector", "name": "taste", "length": 2},
+            ],
             "item": [
                 {"kind": "categorical", "name": "category"},
                 {"kind": "multi_categorical", "name": "tags", "max_values": 3, "weights": "tag_weights"},
                 {"kind": "numeric", "name": "price", "boundaries": [10.0, 20.0]},
+                {"kind": "vector", "name": "look", "length": 3, "dropout": 0.5},
             ],
+            "context": [
+                {"kind": "categorical", "name": "device"},
+                {"kind": "multi_categorical", "name": "words", "max_values": 2, "weights": "word_weights"},
+                {"kind": "numeric", "name": "load"},
+                {"kind": "vector", "name": "query", "length": 2},
+                {"kind": "hour"},
+                {"kind": "weekday", "zone": "Asia/Tokyo"},
+            ],
+            "context_zone": "America/New_York",
             "history": {"length": LENGTH},
         }
     ),
@@ -55,20 +69,35 @@ def logs() -> tuple[list[Interaction], list[tuple[Any, ...]]]:
     return interactions, rankings
 
 
+def context_of(row: Interaction) -> tuple[str | None, list[str] | None, list[float], float | None, list[float] | None]:
+    """device, words, word_weights, load and query of an interaction."""
+    _, user, item, time, _, _ = row
+    number = len(user) + item + time.hour
+    words = [f"w{number % 3}", f"{time.date()}", "cut"] if number % 4 else None
+    query = [float(item), -0.5] if item % 3 else None
+    return ["phone", "tv", None][number % 3], words, [2.0, 1.0], float(item) if item % 5 else None, query
+
+
 def write_inputs(warehouse: Warehouse) -> None:
     """Write the four input tables."""
     spark = warehouse.spark
     interactions, rankings = logs()
-    columns = "ds string, user_id string, item_id int, event_time timestamp, action string, request_id string"
-    warehouse.write_input(spark.createDataFrame(interactions, columns), "interactions")
+    columns = "ds string, user_id string, item_id int, event_time timestamp, action string, request_id string, "
+    columns += "device string, words array<string>, word_weights array<double>, load double, query array<float>"
+    with_context = [(*row, *context_of(row)) for row in interactions]
+    warehouse.write_input(spark.createDataFrame(with_context, columns), "interactions")
     columns = (
         "ds string, request_id string, user_id string, item_id int, event_time timestamp, stage string, position int"
     )
     warehouse.write_input(spark.createDataFrame(rankings, columns), "ranking_logs")
-    users = [("2024-02-29", f"u{n}", ["young", "old", None][n % 3], float(n) if n % 4 else None) for n in range(20)]
+    users = [
+        ("2024-02-29", f"u{n}", ["young", "old", None][n % 3], float(n) if n % 4 else None, taste_of(n))
+        for n in range(20)
+    ]
     # A later snapshot with other ages. Events of its own day must not see it.
-    users += [("2024-03-02", f"u{n}", "changed", float(n)) for n in range(20)]
-    warehouse.write_input(spark.createDataFrame(users, "ds string, user_id string, age string, income double"), "users")
+    users += [("2024-03-02", f"u{n}", "changed", float(n), taste_of(n)) for n in range(20)]
+    columns = "ds string, user_id string, age string, income double, taste array<double>"
+    warehouse.write_input(spark.createDataFrame(users, columns), "users")
     items = [
         (
             ds,
@@ -78,19 +107,25 @@ def write_inputs(warehouse: Warehouse) -> None:
             [f"t{n % 5}", f"t{n % 7}"],
             [1.0, 0.5],
             n / 2,
+            [n / 7, 0.0, 1.0],
         )
         for ds in (DAYS[0], DAYS[2])
         for n in range(60)
     ]
     columns = "ds string, item_id int, publish_time timestamp, category string, tags array<string>, "
-    columns += "tag_weights array<double>, price double"
+    columns += "tag_weights array<double>, price double, look array<float>"
     warehouse.write_input(spark.createDataFrame(items, columns), "items")
+
+
+def taste_of(user: int) -> list[float] | None:
+    """The vector of a user; every third user has none."""
+    return [user / 3, -1.0] if user % 3 else None
 
 
 def run_nights(warehouse: Warehouse, inputs: Inputs | None = None, last: str = SECOND) -> None:
     """Build FIRST as a bootstrap on two days, then SECOND unless `last` is FIRST."""
     for ds, days in ((FIRST, 2), (SECOND, 0))[: 1 + (last == SECOND)]:
-        night = Night.open(warehouse, inputs or Inputs(), ds, 17, days)
+        night = Night.open(warehouse, inputs or Inputs(), ds, 17, days, features=CONFIG.features)
         build_positives(night, CONFIG, "config")
         build_negatives(night, CONFIG, "config")
 

@@ -15,7 +15,7 @@ from jobs.night.steps import require_model
 from model.data.catalogue import Catalogue
 from model.network.embeddings import has_table
 from model.network.two_tower import TwoTower
-from model.serving.embed import batch_columns, embed_items, embed_users
+from model.serving.embed import batch_columns, embed_items, embed_users, history_catalogue
 from model.training.checkpoint import load_checkpoint
 from pipelines.contract.errors import InputError
 from pipelines.contract.indices import DEFAULT
@@ -110,8 +110,7 @@ def _default_from(size: int) -> Callable[[Column], Column]:
 @lru_cache(maxsize=1)
 def cached_catalogue(uri: str, fingerprint: str, files: tuple[str, ...]) -> Catalogue | None:
     """Item features for models that pool them over the history; None for other models."""
-    model = cached_model(uri, fingerprint)
-    return Catalogue.read(model.schema, list(files)) if model.history_features else None
+    return history_catalogue(cached_model(uri, fingerprint), files)
 
 
 def user_vectors(batch: pa.RecordBatch, uri: str, fingerprint: str, files: tuple[str, ...]) -> np.ndarray:

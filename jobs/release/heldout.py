@@ -8,9 +8,9 @@ from jobs.common.runner import Context, log
 from jobs.night.steps import open_night
 from jobs.release.store import comparable_release, current_release, night_of
 from jobs.tracking.tracker import Tracker
-from model.data.catalogue import Catalogue
 from model.evaluation.release_recall import HeldOutEvents, RecallResult, measure_recall, recall_loss_bound
 from model.serving.coherence import check_parts, read_ids
+from model.serving.embed import history_catalogue
 from model.serving.faiss_index import load_index
 from model.serving.release import INDEX, ITEMS, MODEL, Release
 from model.training.checkpoint import load_checkpoint
@@ -49,7 +49,7 @@ def examined(release: Release, events: HeldOutEvents, k: int) -> RecallResult:
     """The recall of a release on events, with the index and towers that serve. Raises ReleaseError if it is damaged."""
     release.files(MODEL)
     model = load_checkpoint(f"{release.uri}/{MODEL}")
-    catalogue = Catalogue.read(model.schema, release.files(ITEMS)) if model.history_features else None
+    catalogue = history_catalogue(model, release.files(ITEMS))
     index = load_index(release.files(INDEX)[0])
     check_parts(release, model, index, read_ids(release))
     return measure_recall(model, index, events, k, catalogue)

@@ -3,7 +3,7 @@
 Shapes: n rows, d vector length.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -53,6 +53,15 @@ def embed_users(model: TwoTower, columns: Mapping[str, np.ndarray], catalogue: C
         batch,
         lambda part: model.user_vectors({**part, **catalogue.history_columns(part[history], model.history_features)}),
     )
+
+
+def history_catalogue(model: TwoTower, urls: Sequence[str]) -> Catalogue | None:
+    """The item features that a user tower reads of the history, from the files of `item_features`; None if it reads none."""
+    if not model.history_features:
+        return None
+    schema = model.schema
+    needed = {feature.name for feature in model.history_features} | {schema.item_id.name}
+    return Catalogue.read(schema.without([f.name for f in schema.item if f.name not in needed]), urls)
 
 
 @torch.inference_mode()

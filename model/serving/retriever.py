@@ -6,9 +6,8 @@ User vectors are computed for each request and never stored, so that recent even
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from model.data.catalogue import Catalogue
 from model.serving.coherence import check_parts, check_vocabularies, read_ids
-from model.serving.embed import embed_users
+from model.serving.embed import embed_users, history_catalogue
 from model.serving.faiss_index import load_index, search
 from model.serving.release import INDEX, ITEMS, MODEL, VOCABULARIES, ReleaseError, open_release
 from model.serving.request_encoder import RequestEncoder, RequestError
@@ -52,11 +51,7 @@ class Retriever:
         vocabularies = read_vocabularies(self.release.files(VOCABULARIES), names)
         check_vocabularies(self.release, schema, vocabularies)
         self._encoder = RequestEncoder(self.fields, schema, vocabularies)
-        self._catalogue = None
-        if self._model.history_features:
-            needed = {feature.name for feature in self._model.history_features} | {schema.item_id.name}
-            unused = [feature.name for feature in schema.item if feature.name not in needed]
-            self._catalogue = Catalogue.read(schema.without(unused), items)
+        self._catalogue = history_catalogue(self._model, items)
         self._ids = read_ids(self.release)
         self._index = load_index(self.release.files(INDEX)[0])
         check_parts(self.release, self._model, self._index, self._ids)

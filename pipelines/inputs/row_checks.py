@@ -116,7 +116,7 @@ def _summary_of_vector(name: str) -> Column:
     All of its elements would fill a page.
     """
     vector = quoted(name).cast("array<double>")
-    wrong = F.array_position(F.transform(vector, is_no_number), F.lit(True))
+    wrong = F.array_position(F.transform(vector, is_no_number), True)
     summary = F.struct(
         F.size(vector).alias("length"), F.slice(vector, 1, 2).alias("begins"), wrong.alias("first_wrong")
     )

@@ -100,9 +100,9 @@ class InputTables:
         """The number of rows of a day, good and bad."""
         return self._raw(table, [ds]).rows.count()
 
-    def types(self, table: str, ds: str) -> dict[str, str]:
-        """Column -> Spark type of the columns that are read of a day."""
-        return self._raw(table, [ds]).types
+    def types(self, table: str, days: list[str]) -> dict[str, str]:
+        """Column -> Spark type of the columns that are read of these days."""
+        return self._raw(table, days).types
 
     def id_type(self, table: str, ds: str) -> str:
         """The Spark type of user ids (table items: item ids) in the input, so that outputs can have the same type."""

@@ -69,13 +69,13 @@ def _statistics(step: PositivesStep, previous: encode.Statistics) -> encode.Stat
 
 
 def _request(step: PositivesStep) -> list[dict[str, Any]]:
-    """The fields of a request, with the types of the newest users snapshot and of the newest interactions."""
+    """The fields of a request, with the types of the newest users snapshot and of the interactions."""
     inputs, days = step.night.inputs, step.days
     newest = days.user_snapshots[-1] if days.user_snapshots else None
     types = dict(step.inputs.users[newest].dtypes) if newest in step.inputs.users else {}
     table, day = ("users", newest) if newest else ("interactions", days.interactions[-1])
     types["user_id"] = inputs.id_type(table, day)
-    context_types = inputs.types("interactions", days.interactions[-1])
+    context_types = inputs.types("interactions", days.interactions)
     return request_fields(step.config.features, types, inputs.id_type("items", days.items.newest), context_types)
 
 

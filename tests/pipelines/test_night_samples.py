@@ -130,7 +130,7 @@ def test_hashed_ids_and_leave_one_out_histories(nights: Warehouse, tmp_path: Pat
         "history": {"length": LENGTH, "order": "leave_one_out"},
     }
     config = dataclasses.replace(CONFIG, features=Features.model_validate(spec))
-    night = Night.open(other, Inputs(), FIRST, 17, 2)
+    night = Night.open(other, Inputs(), FIRST, 17, 2, features=config.features)
     manifest, _ = build_positives(night, config, "hashed")
     facts = build_negatives(night, config, "hashed")[0].facts
     assert facts["history"] == "leave_one_out"

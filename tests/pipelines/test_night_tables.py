@@ -1,24 +1,32 @@
 """Two small nights: the promises of the tables that build_positives writes, and of histories in samples."""
 
 from collections import Counter, defaultdict
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from pipelines.config import Inputs
+from pipelines.contract.schema import FeatureSchema
+from pipelines.night import Night
+from pipelines.queries import user_queries
 from pipelines.storage.warehouse import Warehouse
 from tests.joining import SHUFFLED, joins
 from tests.two_nights import (
+    CONFIG,
     DAYS,
     FIRST,
     LATE_ITEM,
     LENGTH,
     SECOND,
     clicks_before,
+    context_of,
     item_of_index,
     logs,
     rows_of,
     run_nights,
+    taste_of,
     write_inputs,
 )
 
@@ -104,6 +112,62 @@ def test_user_features_come_from_the_snapshot_before_the_day(nights: Warehouse) 
     tonight = [row for row in rows_of(nights, "positives", SECOND) if not row["carried"]]
     changed = {row["user_age"] for row in tonight if row["user_id"] in ("u1", "u2", "u3")}
     assert changed <= {indices["user.age", "changed"]}
+
+
+def test_vectors_come_from_the_snapshots_and_are_zero_without_one(nights: Warehouse) -> None:
+    for row in rows_of(nights, "positives", FIRST):
+        number = int(row["user_id"][1:])
+        expected = taste_of(number) if number < 20 else None
+        assert row["user_taste"] == pytest.approx(expected or [0.0, 0.0])
+    for row in rows_of(nights, "item_features", SECOND):
+        assert row["item_look"] == pytest.approx([row["item_id"] / 7, 0.0, 1.0])
+
+
+def test_context_is_that_of_the_row_and_null_is_default(nights: Warehouse) -> None:
+    indices = {(r["feature"], r["value"]): r["index"] for r in rows_of(nights, "vocabularies", SECOND)}
+    mean = nights.require("vocabularies", FIRST, "").facts["numeric"]["context.load"]["mean"]
+    # The hours of an event in New York (UTC-5 in these days) and its weekday in Tokyo (UTC+9).
+    for ds, table in ((FIRST, "positives"), (SECOND, "positives"), (SECOND, "samples")):
+        for row in rows_of(nights, table, ds):
+            day, at = str(row["event_time"].date()), row["event_time"]
+            event = (day, row["user_id"], int(row["item_id"]), at, "click", "")
+            device, words, weights, load, query = context_of(event)
+            assert row["context_device"] == (indices["context.device", device] if device else 1)
+            assert row["context_words"] == ([indices["context.words", word] for word in words[:2]] if words else [0, 0])
+            assert row["context_words_weights"] == (weights if words else [0.0, 0.0])
+            assert row["context_load"] == pytest.approx(mean if load is None else load, rel=1e-6)
+            assert row["context_query"] == (query or [0.0, 0.0])
+            assert row["context_hour"] == 2 + (at - timedelta(hours=5)).hour
+            assert row["context_weekday"] == 2 + (at + timedelta(hours=9)).weekday()
+    assert ("context.words", SECOND) not in {
+        (r["feature"], r["value"]) for r in rows_of(nights, "vocabularies", FIRST)
+    }, "the vocabulary of a night has no value of a later day"
+
+
+def test_the_schema_describes_vectors_and_context(nights: Warehouse) -> None:
+    schema = FeatureSchema.model_validate(nights.require("samples", SECOND, "").facts["schema"])
+    assert {(f.name, f.kind) for f in schema.context} == {
+        ("device", "categorical"),
+        ("words", "multi_categorical"),
+        ("load", "numeric"),
+        ("query", "vector"),
+        ("hour", "bucket"),
+        ("weekday", "bucket"),
+    }
+    sizes = {f.name: f.size for f in schema.context if f.kind == "bucket"}
+    assert sizes == {"hour": 26, "weekday": 9}
+    vectors = {f.name: (f.length, f.dropout) for f in (*schema.user, *schema.item) if f.kind == "vector"}
+    assert vectors == {"taste": (2, 0.3), "look": (3, 0.5)}
+
+
+def test_queries_have_the_defaults_of_the_context(nights: Warehouse) -> None:
+    mean = nights.require("vocabularies", FIRST, "").facts["numeric"]["context.load"]["mean"]
+    night = Night.open(nights, Inputs(), SECOND, 17, features=CONFIG.features)
+    rows = user_queries(night, CONFIG.features).collect()
+    columns = [name for name in rows[0].asDict() if name.startswith("context_")]
+    assert {tuple(map(str, (row[name] for name in columns))) for row in rows} == {
+        tuple(map(str, (1, [0, 0], [0.0, 0.0], float(np.float32(mean)), [0.0, 0.0], 1, 1)))
+    }
 
 
 def test_indices_never_change_their_meaning(nights: Warehouse) -> None:

@@ -77,6 +77,24 @@ def test_a_tower_that_reads_only_ids_is_refused(tmp_path: Path) -> None:
         train(spec)
 
 
+@pytest.mark.parametrize("mask", MASKS)
+def test_vectors_are_hidden_like_other_features(mask: str) -> None:
+    """A hidden vector is the projection of zeros. It has no mutual information with other features."""
+    schema = toy_night.vector_schema()
+    items = toy_night.item_rows() | {"item_look": toy_night.vectors("item", toy_night.ITEMS - 1)}
+    relations = [[*row, 0.0] for row in RELATIONS] + [[0.0] * 4]
+    settings = SelfSupervisionConfig.model_validate({"mask": mask, "items": 16})
+    supervision = SelfSupervision(settings, Catalogue(schema, items), 0, relations)
+    torch.manual_seed(0)
+    towers = TwoTower(schema, ModelConfig(dim=8, hidden=[16]))
+    loss = supervision.loss(towers)
+    loss.backward()
+    assert torch.isfinite(loss)
+    weight = towers.projections["item_look"].linear.weight
+    assert weight.grad is not None
+    assert weight.grad.abs().sum() > 0
+
+
 def test_hidden_fields_get_the_default() -> None:
     fields = [torch.ones(2, 3), 2 * torch.ones(2, 1)]
     defaults = [torch.full((1, 3), -1.0), torch.full((1, 1), -2.0)]

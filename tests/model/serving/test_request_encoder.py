@@ -1,21 +1,25 @@
 """Request encoding: a request gets the same columns as the user's row in the users table, and errors name the field."""
 
 import math
+from datetime import datetime, timezone
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
 
 from model.serving.request_encoder import RequestEncoder, RequestError
 from model.serving.vocabulary import Vocabulary, bucket_of, read_vocabularies
-from pipelines.config import Features
+from pipelines.config import Features, VocabularyFeatureConfig
 from pipelines.contract.request_fields import RequestFields
 from pipelines.features import encode, vocabulary
 from pipelines.features.feature_schema import example_age, feature_schema
 from pipelines.features.request_fields import request_fields
-from pipelines.features.side import hashed_sizes, sides
+from pipelines.features.side import context_side, hashed_sizes, sides
+from pipelines.inputs.contracts import CONTEXT_STRUCT
 from tests.model import toy_night
 
 Encoded = tuple[list[dict[str, Any]], RequestEncoder]
@@ -34,24 +38,65 @@ FEATURES = Features.model_validate(
             {"kind": "numeric", "name": "member"},
             {"kind": "numeric", "name": "years", "boundaries": [0.3, 0.7, 10.0]},
             {"kind": "numeric", "name": "visits", "boundaries": [1.0, 5.0]},
+            {"kind": "vector", "name": "taste", "length": 2},
         ],
+        "context": [
+            {"kind": "categorical", "name": "surface"},
+            {"kind": "vector", "name": "query", "length": 3},
+            {"kind": "hour"},
+            {"kind": "weekday", "zone": "Asia/Tokyo"},
+        ],
+        "context_zone": "America/New_York",
         "history": {"length": 3},
         "ids": {"user": {"buckets": 50}},
     }
 )
 COLUMNS = (
     "user_id string, city string, plan bigint, paying boolean, device string, tags array<string>, "
-    "tag_weights array<double>, shops array<int>, words array<string>, income double, member boolean, years float, visits int"
+    "tag_weights array<double>, shops array<int>, words array<string>, income double, member boolean, years float, "
+    "visits int, taste array<double>"
 )
+REQUESTS = "user_id string, surface string, query array<float>, event_time timestamp"
 NAN = float("nan")
+NOW = datetime(2024, 3, 3, 18, 30, tzinfo=timezone.utc)  # 13:30 on Sunday in New York, 3:30 on Monday in Tokyo
 ROWS: list[tuple[Any, ...]] = [
-    ("u1", "Köln", 3, True, "phone", ["a", "b"], [1.0, 0.5], [7, 8], ["x", "y"], 3.5, True, 0.3, 1),
-    ("u2", "köln", -3, False, "tv", ["a", "zzz", "b", "a"], [1.0], [8], ["", "x"], -1e12, False, 0.7, 5),
-    ("u3", None, None, None, None, None, None, None, None, None, None, None, None),
-    ("u4", "", 2**60, True, "", [], [], [], [], NAN, True, NAN, 0),
-    ("u5", "東京", 4, None, "phöne", [None, "b"], [None, 2.0], [None, 9], [None, "ж"], 1e19, None, -1e19, -9),
-    ("u6", "new", 99, False, "tablet", ["b"], None, [1, 2, 3], ["w"] * 6, 0.1, False, 9.999, 4),
-    ("17", "a b", 0, True, "x" * 70, ["b", "a"], [0.25, 0.5, 9.0], [8, 7], ["long " * 20], 1.0, True, 10.0, 2**30),
+    ("u1", "Köln", 3, True, "phone", ["a", "b"], [1.0, 0.5], [7, 8], ["x", "y"], 3.5, True, 0.3, 1, [0.1, 2.0]),
+    ("u2", "köln", -3, False, "tv", ["a", "zzz", "b", "a"], [1.0], [8], ["", "x"], -1e12, False, 0.7, 5, [1e19, -0.0]),
+    ("u3", None, None, None, None, None, None, None, None, None, None, None, None, None),
+    ("u4", "", 2**60, True, "", [], [], [], [], NAN, True, NAN, 0, None),
+    (
+        "u5",
+        "東京",
+        4,
+        None,
+        "phöne",
+        [None, "b"],
+        [None, 2.0],
+        [None, 9],
+        [None, "ж"],
+        1e19,
+        None,
+        -1e19,
+        -9,
+        [1 / 3, 1e-40],
+    ),
+    ("u6", "new", 99, False, "tablet", ["b"], None, [1, 2, 3], ["w"] * 6, 0.1, False, 9.999, 4, [16777217.0, 5.0]),
+    (
+        "17",
+        "a b",
+        0,
+        True,
+        "x" * 70,
+        ["b", "a"],
+        [0.25, 0.5, 9.0],
+        [8, 7],
+        ["long " * 20],
+        1.0,
+        True,
+        10.0,
+        2**30,
+        [0.0, 0.0],
+    ),
 ]
 
 
@@ -70,13 +115,16 @@ def encoded(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> En
     encoded_rows = [row.asDict() for row in rows.withColumn("user_index", bucket).collect()]
     folder = tmp_path_factory.mktemp("release") / "vocabularies"
     grown.write.parquet(str(folder))
-    names = ["user_id", "item_id"] + [side.label(f) for f in side.features if f.kind != "numeric"]
+    request = context_side(FEATURES)
+    names = ["user_id", "item_id"]
+    names += [s.label(f) for s in (side, request) for f in s.features if isinstance(f, VocabularyFeatureConfig)]
     sizes = dict.fromkeys(names, 2) | sizes | hashed_sizes(FEATURES)
     schema = feature_schema(FEATURES, sizes, statistics, example_age(1, {}))
-    fields = RequestFields.validate_python(request_fields(FEATURES, dict(snapshot.dtypes), "bigint"))
+    types = dict(snapshot.dtypes), "bigint", {"surface": "string", "query": "array<float>"}
+    fields = RequestFields.validate_python(request_fields(FEATURES, *types))
     urls = sorted(str(path) for path in folder.glob("*.parquet"))
     names = {f.vocabulary for f in fields if getattr(f, "vocabulary", None)}  # type: ignore[union-attr]
-    return encoded_rows, RequestEncoder(fields, schema, read_vocabularies(urls, names))
+    return encoded_rows, RequestEncoder(fields, schema, read_vocabularies(urls, names), lambda: NOW)
 
 
 def request_of(row: tuple[Any, ...]) -> dict[str, Any]:
@@ -91,10 +139,11 @@ def test_a_request_is_encoded_like_the_row_of_the_users_table(
     by_user = {row["user_id"]: row for row in encoded_rows}
     requests = [request_of(row) for row in ROWS]
     columns, _ = encoder.encode(requests)
-    assert columns.keys() == {*(encoded_rows[0].keys() - {"user_id"}), "history"}
+    of_request = set(context_side(FEATURES).encoded_columns())
+    assert columns.keys() == {*(encoded_rows[0].keys() - {"user_id"}), *of_request, "history"}
     for place, request in enumerate(requests):
         for column, values in columns.items():
-            if column != "history":
+            if column not in {"history", *of_request}:
                 expected = np.array(by_user[request["user_id"]][column], values.dtype)
                 np.testing.assert_array_equal(values[place], expected, err_msg=f"{request['user_id']}, {column}")
     # The table has many different values, so the equality is not only one of default indices.
@@ -105,11 +154,38 @@ def test_a_request_is_encoded_like_the_row_of_the_users_table(
 
 def test_a_missing_field_is_encoded_like_null(encoded: Encoded) -> None:
     _, encoder = encoded
-    columns, known_items = encoder.encode([{}, request_of(ROWS[2]) | {"user_id": None, "history": None}])
+    nothing = dict.fromkeys(encoder.names)
+    columns, known_items = encoder.encode([{}, nothing])
+    assert [columns.pop(name).tolist() for name in ("context_hour", "context_weekday")] == [[15, 1], [2, 1]]
     for values in columns.values():
         np.testing.assert_array_equal(values[0], values[1])
     assert columns["user_index"][0] == columns["user_city"][0] == columns["user_years"][0] == 1
     assert [len(items) for items in known_items] == [0, 0]
+
+
+def test_the_context_of_a_request_is_encoded_like_that_of_an_interaction(spark: SparkSession, encoded: Encoded) -> None:
+    encoder, times = encoded[1], [datetime(2024, 7, 1, hour, 59) for hour in (0, 3, 4, 15, 23)]
+    rows = [(f"u{n}", ["app", None][n % 2], [n / 3, 0.0, 1.0] if n else None, time) for n, time in enumerate(times)]
+    frame = spark.createDataFrame(rows, REQUESTS)
+    frame = frame.select("user_id", "event_time", F.struct("surface", "query").alias(CONTEXT_STRUCT))
+    vocabulary_of_requests = spark.createDataFrame([], "feature string, value string, index int")
+    table = encode.encode(context_side(FEATURES), frame, vocabulary_of_requests, {}, ["user_id"])
+    expected = [row.asDict() for row in table.orderBy("user_id").collect()]
+    requests = [
+        {
+            "surface": surface,
+            "query": query,
+            "hour": time.replace(tzinfo=timezone.utc).astimezone(ZoneInfo("America/New_York")).hour,
+            "weekday": time.replace(tzinfo=timezone.utc).astimezone(ZoneInfo("Asia/Tokyo")).isoweekday(),
+        }
+        for _, surface, query, time in rows
+    ]
+    columns, _ = encoder.encode(requests)
+    for place, row in enumerate(expected):
+        for name in context_side(FEATURES).encoded_columns():
+            np.testing.assert_array_equal(columns[name][place], np.array(row[name], columns[name].dtype))
+    assert len(set(columns["context_hour"])) == 5
+    assert set(columns["context_weekday"]) == {2, 3}
 
 
 def test_a_history_keeps_its_newest_items_and_is_padded_at_the_start(encoded: Encoded) -> None:
@@ -193,6 +269,15 @@ def test_wrong_ages_are_refused(ages: Any, message: str) -> None:
         ({"income": -math.inf}, "field 'income' is infinite or beyond 1e+19"),
         ({"years": 10**400}, "field 'years' is infinite or beyond 1e+19"),
         ({"history": [1, None]}, "field 'history' holds null at place 1, expected ids of items"),
+        ({"taste": [1.0]}, "field 'taste' holds 1 numbers, expected 2"),
+        ({"taste": [1.0, NAN]}, "field 'taste' holds NaN at place 1, expected finite numbers"),
+        ({"taste": [1.0, None]}, "field 'taste' is of type NoneType, expected a number"),
+        ({"query": 1.0}, "field 'query' is of type float, expected a list, each of its elements a number"),
+        ({"query": [0.0, 0.0, math.inf]}, "field 'query' is infinite or beyond 1e+19"),
+        ({"surface": 1}, "field 'surface' is of type int, expected a string"),
+        ({"hour": 24}, "field 'hour' is a number outside 0 to 23, expected the hour"),
+        ({"hour": "7"}, "field 'hour' is of type str, expected a whole number"),
+        ({"weekday": 0}, "field 'weekday' is a number outside 1 to 7"),
         ({"citi": "x"}, "unknown field 'citi'; did you mean 'city'?"),
         ("x", "is of type str, expected an object of fields and values"),
     ],
@@ -205,7 +290,21 @@ def test_an_error_names_the_request_and_the_field(encoded: Encoded, request_: An
 
 
 @pytest.mark.parametrize(
-    "name", ["user_id", "city", "plan", "paying", "tags", "tag_weights", "income", "years", "history"]
+    "name",
+    [
+        "user_id",
+        "city",
+        "plan",
+        "paying",
+        "tags",
+        "tag_weights",
+        "income",
+        "years",
+        "taste",
+        "query",
+        "hour",
+        "history",
+    ],
 )
 def test_no_error_message_contains_a_value_of_the_request(encoded: Encoded, name: str) -> None:
     """Messages go to logs and through proxies, where the data of a user must not appear."""

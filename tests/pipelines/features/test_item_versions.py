@@ -32,6 +32,7 @@ CONFIG = SampleConfig(
                 {"kind": "numeric", "name": "clicks", "boundaries": [float(n) for n in range(1, 200)]},
                 {"kind": "multi_categorical", "name": "tags", "max_values": 2},
                 {"kind": "categorical", "name": "brand", "min_count": 2},
+                {"kind": "vector", "name": "look", "length": 2},
             ],
             "history": {"length": 3},
         }
@@ -72,8 +73,9 @@ def write_world(spark: SparkSession, folder: Path) -> Warehouse:
     warehouse = Warehouse(spark, str(folder))
     columns = "ds string, user_id string, item_id int, event_time timestamp, action string"
     warehouse.write_input(spark.createDataFrame(clicks(), columns), "interactions")
-    columns = "ds string, item_id int, publish_time timestamp, clicks double, tags array<string>, brand string"
-    warehouse.write_input(spark.createDataFrame(snapshots(), columns), "items")
+    columns = "ds string, item_id int, publish_time timestamp, clicks double, tags array<string>, brand string, "
+    items = [(*row, [row[3], 0.5]) for row in snapshots()]  # a vector that changes with the clicks
+    warehouse.write_input(spark.createDataFrame(items, columns + "look array<double>"), "items")
     return warehouse
 
 
@@ -114,7 +116,9 @@ def gathered_clicks(warehouse: Warehouse) -> set[tuple[str, int]]:
                 )
                 expected = count_of[LAST, item]
             place = catalogue.rows(torch.tensor([index]), torch.tensor([row["item_snapshot"]]))
-            assert int(catalogue.gather(place)["item_clicks"]) == 2 + int(expected), (row, item)
+            gathered = catalogue.gather(place)
+            assert int(gathered["item_clicks"]) == 2 + int(expected), (row, item)
+            assert gathered["item_look"].tolist() == [[expected, 0.5]]
             seen.add((item, int(expected)))
     return seen
 

@@ -41,6 +41,15 @@ def table_of(spark: SparkSession, rows: list[dict[str, Any]], partitions: int = 
     return {(row["feature"], row["other"]): row["mutual_information"] for row in table}
 
 
+def test_a_vector_has_no_rows(spark: SparkSession) -> None:
+    frame = spark.createDataFrame(
+        [(2, 3, [0.5]), (3, 4, [1.0])], "item_index int, item_colour int, item_look array<float>"
+    )
+    features = [*FEATURES[:2], {"name": "look", "kind": "vector", "column": "item_look"}]
+    rows = mutual_information(frame, features, seed=1).collect()
+    assert {(row["feature"], row["other"]) for row in rows} == set(itertools.product(("item_id", "colour"), repeat=2))
+
+
 def by_the_formula(one: list[list[float]], other: list[list[float]]) -> float:
     joint: Counter[tuple[float, float]] = Counter()
     for us, vs in zip(one, other, strict=True):

@@ -80,6 +80,16 @@ ROWS = [
         ["table items, ds 2024-03-05: 2 of 20 rows where price is infinite or beyond 1e+19", "1.0E300"],
         lambda root: put(root, "items", DS, first_two(items(), price=1e300)),
     ),
+    Case(
+        "a vector of another length",
+        ["table items, ds 2024-03-05: 2 of 20 rows where look does not hold 3 numbers", '"length":2'],
+        lambda root: put(root, "items", DS, first_two(items(), look=[0.0, 1.0])),
+    ),
+    Case(
+        "a vector with NaN",
+        ["2 of 20 rows where look holds a number that is null, NaN, infinite or beyond 1e+19", '"first_wrong":3'],
+        lambda root: put(root, "items", DS, first_two(items(), look=[0.0, 1.0, float("nan")])),
+    ),
     _logs(
         "a stage that is not part of the funnel", ["stage is not one of recall, coarse, fine, rerank"], stage="shown"
     ),
@@ -89,7 +99,7 @@ ROWS = [
 COLUMNS = [
     _types(
         "a missing column",
-        ["'item_id' is missing", "it has action, event_time", "inputs.interactions.columns"],
+        ["'item_id' is missing", "it has action, device, event_time", "inputs.interactions.columns"],
         "interactions",
         _without(interactions(), "item_id"),
         DS,
@@ -141,6 +151,29 @@ COLUMNS = [
         LAST,
         age=pa.list_(pa.string()),
     ),
+    _types(
+        "a vector as text",
+        ["'look'", "its type is array<string>", "declared vector", "array<float> or array<double>"],
+        "items",
+        _with(items(), look=["0.0", "1.0", "0.5"]),
+        DS,
+        look=pa.list_(pa.string()),
+    ),
+    _types(
+        "a feature of the request without a column",
+        ["table interactions", "'device' is missing", "features.context"],
+        "interactions",
+        _without(interactions(), "device"),
+        DS,
+    ),
+    _types(
+        "a list for a feature of the request",
+        ["table interactions, column 'device'", "its type is array<string>", "features.context"],
+        "interactions",
+        _with(interactions(), device=["tv"]),
+        DS,
+        device=pa.list_(pa.string()),
+    ),
     Case(
         "two files of a day with different types",
         [
@@ -182,6 +215,11 @@ DRIFT = [
         "a feature that is suddenly null",
         ["table users, column age: 100.0% of the values of ds=2024-03-04", "0.0%", "checks.null_rise"],
         lambda root: put(root, "users", LAST, _with(users(), age=None)),
+    ),
+    Case(
+        "a feature of the request that is suddenly null",
+        ["table interactions, column device: 100.0% of the values of ds=2024-03-05", "checks.null_rise"],
+        lambda root: put(root, "interactions", DS, _with(interactions(), device=None)),
     ),
     Case(
         "a feed that was delivered twice",

@@ -25,7 +25,9 @@ CONFIG = SampleConfig(
                 {"kind": "categorical", "name": "category"},
                 {"kind": "multi_categorical", "name": "tags"},
                 {"kind": "numeric", "name": "price"},
+                {"kind": "vector", "name": "look", "length": 3},
             ],
+            "context": [{"kind": "categorical", "name": "device"}],
         }
     ),
     Positives(downsample=None),
@@ -41,6 +43,7 @@ SCHEMAS: dict[str, dict[str, pa.DataType]] = {
         "action": pa.string(),
         "reward": pa.float64(),
         "request_id": pa.string(),
+        "device": pa.string(),
     },
     "ranking_logs": {
         "request_id": pa.string(),
@@ -57,6 +60,7 @@ SCHEMAS: dict[str, dict[str, pa.DataType]] = {
         "category": pa.string(),
         "tags": pa.list_(pa.string()),
         "price": pa.float64(),
+        "look": pa.list_(pa.float32()),
     },
 }
 Row = dict[str, Any]
@@ -65,10 +69,8 @@ Row = dict[str, Any]
 def interactions(ds: str = DS) -> list[Row]:
     """Three clicks of each of four users."""
     noon = NOON + (parse_ds(ds) - parse_ds(DS))
-    return [
-        {"user_id": f"u{n % 4}", "item_id": n, "event_time": noon, "action": "click", "reward": 1.0, "request_id": "r"}
-        for n in range(12)
-    ]
+    row = {"event_time": noon, "action": "click", "reward": 1.0, "request_id": "r", "device": "tv"}
+    return [{"user_id": f"u{n % 4}", "item_id": n} | row for n in range(12)]
 
 
 def ranking_logs(ds: str = LAST) -> list[Row]:
@@ -85,7 +87,8 @@ def users() -> list[Row]:
 
 def items() -> list[Row]:
     """A snapshot of twenty items."""
-    return [{"item_id": n, "publish_time": None, "category": "a", "tags": ["x"], "price": 1.0} for n in range(20)]
+    row = {"publish_time": None, "category": "a", "tags": ["x"], "price": 1.0, "look": [0.0, 1.0, 0.5]}
+    return [{"item_id": n} | row for n in range(20)]
 
 
 def put(

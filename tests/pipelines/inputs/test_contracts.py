@@ -28,6 +28,7 @@ FEATURES = Features.model_validate(
         "item": [
             {"kind": "multi_categorical", "name": "tags", "weights": "how_much"},
             {"kind": "numeric", "name": "price"},
+            {"kind": "vector", "name": "look", "length": 3},
         ],
     }
 )
@@ -143,15 +144,24 @@ NUMBERS = [1.0, None, float("nan"), -1e19, 1.1e19, 1e300, float("inf"), float("-
 WEIGHTS = [[0.5, None], None, [], [1e12, -1e12], [1.1e12], [1.0, float("nan")], [float("inf")], [1e300]]
 
 
+NAN = float("nan")
+GOOD_VECTORS = [[1.0, -2.0, 0.0], None, [-1e19, 0.0, 1e19], [0.0, 0.0, 0.0]]
+VECTORS = [*GOOD_VECTORS, [1.0, None, 2.0], [NAN, 0.0, 0.0], [0.0, 0.0, float("-inf")], [1.1e19, 0.0, 0.0]]
+WRONG_LENGTHS = [*GOOD_VECTORS, [], [1.0], [1.0, 2.0], [1.0, 2.0, 3.0, NAN]]
+
+
 @pytest.mark.parametrize(
     ("column", "kind", "values", "reason"),
     [
         ("price", pa.float64(), NUMBERS, "price is infinite or beyond 1e+19"),
         ("price", pa.float32(), NUMBERS, "price is infinite or beyond 1e+19"),
         ("how_much", pa.list_(pa.float64()), WEIGHTS, "how_much holds a weight that is not finite or beyond 1e+12"),
+        ("look", pa.list_(pa.float64()), VECTORS, "look holds a number that is null, NaN, infinite or beyond 1e+19"),
+        ("look", pa.list_(pa.float32()), VECTORS, "look holds a number that is null, NaN, infinite or beyond 1e+19"),
+        ("look", pa.list_(pa.float32()), WRONG_LENGTHS, "look does not hold 3 numbers"),
     ],
 )
-def test_a_number_too_large_for_float32_makes_its_row_bad(
+def test_a_number_or_vector_that_no_model_can_use_makes_its_row_bad(
     warehouse: Warehouse, column: str, kind: pa.DataType, values: list[Any], reason: str
 ) -> None:
     rows = [item | {"how_much": None} | {column: value} for item, value in zip(items(), values)]
