@@ -13,7 +13,7 @@ from pyspark.sql import functions as F
 from benchmarks import night
 from benchmarks.support import copy, seconds_of
 from jobs.common.runner import Context
-from jobs.inference.embed import write_item_embeddings
+from jobs.release.item_embeddings import write_item_embeddings
 from model.io.urls import checksum
 from model.network.two_tower import TwoTower
 from model.training.checkpoint import PARAMETERS, STATE, save_checkpoint

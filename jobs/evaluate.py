@@ -10,13 +10,15 @@ from pyspark.sql import functions as F
 
 from jobs.common.plots import recall_by_third
 from jobs.common.runner import Context, log, main, parser
-from jobs.inference.embed import within_model, write_item_embeddings
+from jobs.inference.embed import within_model
 from jobs.inference.score import ScoringInputs, score_users
 from jobs.night.evaluations import headline_k
 from jobs.night.preconditions import require_truth
 from jobs.night.steps import as_job, open_night
+from jobs.release.item_embeddings import write_item_embeddings
 from jobs.tracking.tracker import Tracker
 from model.evaluation.ranking_metrics import METRICS, bootstrap_interval
+from model.serving.release import PRIOR
 from pipelines import queries
 from pipelines.contract.schema import FeatureSchema
 from pipelines.night import Night
@@ -150,6 +152,7 @@ def _scoring_inputs(context: Context, embeddings: Manifest) -> ScoringInputs:
         first_popular_day=day_ordinal(ds) - config.popularity_days + 1,
         first_new_day=day_ordinal(ds) - config.new_item_days + 1,
         ks=tuple(sorted(config.ks)),
+        prior_scale=embeddings.facts[PRIOR]["scale"] if PRIOR in embeddings.facts else None,
     )
 
 

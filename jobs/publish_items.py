@@ -7,32 +7,29 @@ its changes.
 import json
 import sys
 import tempfile
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from pyarrow import parquet as pq
 from pyspark.sql import functions as F
 
 from jobs.common.runner import Context, log, main, parser
-from jobs.inference.embed import write_item_embeddings
 from jobs.night.steps import as_job, require_model
 from jobs.release.gates import GateError, judge
 from jobs.release.index_of_night import description, index_of_night, log_index
+from jobs.release.item_embeddings import vector_batches, write_item_embeddings
 from jobs.release.lost_current import refuse_lost_current
 from jobs.release.published_changes import write_changes
+from jobs.release.recency_prior import log_prior
 from jobs.release.store import Current, current_release, folder_of, read_current, write_current
 from jobs.release.verdict import Verdict
 from jobs.tracking.tracker import Tracker
-from model.io.arrow import to_arrays
-from model.io.urls import checksum, resolve
+from model.io.urls import checksum
 from model.serving.export import export_towers
 from model.serving.faiss_index import save_index
 from model.serving.index_choice import ChosenIndex
-from model.serving.release import DIGEST, INDEX, ITEMS, MODEL, VOCABULARIES, Release, digest_of
-from model.training.checkpoint import STATE, load_checkpoint
+from model.serving.release import DIGEST, INDEX, ITEMS, MODEL, PRIOR, VOCABULARIES, Release, digest_of
+from model.training.checkpoint import DESCRIPTION, STATE, load_checkpoint, with_prior_scale
 from pipelines.contract.errors import InputError
 from pipelines.contract.indices import FIRST
 from pipelines.storage.lineage import one_lineage
@@ -69,6 +66,9 @@ def run(context: Context, tracker: Tracker) -> None:
             job.metrics({"release.items": float(manifest["items"])})
             job.metrics({f"gate.{gate.name}": gate.value for gate in verdict.gates})
             job.table(_table(verdict), "gates")
+            if prior := manifest.get(PRIOR):
+                log_prior(job, prior)
+                tracker.night_metrics({"prior.beta": prior["beta"]})
             if chosen:
                 log_index(job, chosen, context.config.index)
             version = tracker.register(job, manifest, uri)
@@ -138,16 +138,23 @@ def _write_release(context: Context, release_id: str) -> tuple[dict[str, Any], C
     warehouse, ds = context.warehouse, context.ds
     schema = require_model(context, ds, "").facts["schema"]
     copied = {f"table {table} ds={ds}": warehouse.require(table, ds, "") for table in COPIED}
+    embeddings = copied[f"table item_embeddings ds={ds}"]
+    prior = embeddings.facts.get(PRIOR)
     lineage = one_lineage(copied, f"run build_negatives and train for ds={ds} again")
     staging = warehouse.new_staging("releases", ds)
     with warehouse.deleted_on_error(staging):
         with tempfile.TemporaryDirectory(prefix="nightjar-index-") as local:
-            chosen = index_of_night(context, lambda: _vectors(context), _dim(context))
+            chosen = index_of_night(context, lambda: vector_batches(context), _dim(context), prior)
             save_index(chosen.index, Path(local, INDEX))
-            export_towers(load_checkpoint(warehouse.path("models", ds)), Path(local, "towers"))
+            towers = load_checkpoint(warehouse.path("models", ds))
+            towers.prior_scale = prior["scale"] if prior else None
+            export_towers(towers, Path(local, "towers"))
             warehouse.upload(Path(local), staging)
         for table, name in COPIED.items():
             _copy_files(context, warehouse.path(table, ds), f"{staging}/{name}")
+        if prior:  # The model of the release returns the vectors that are served.
+            uri = f"{staging}/{MODEL}/{DESCRIPTION}"
+            warehouse.write_text(uri, with_prior_scale(warehouse.read_text(uri), prior["scale"]))
         update = warehouse.update
         of_update = {"update": asdict(update), "changes": write_changes(context, update, staging)} if update else {}
         manifest = {
@@ -159,7 +166,8 @@ def _write_release(context: Context, release_id: str) -> tuple[dict[str, Any], C
             "index": description(chosen, context.config.index),
             "schema": schema,
             "request": _request(context, schema),
-            "inputs": warehouse.require("item_embeddings", ds, "").inputs,
+            "inputs": embeddings.inputs,
+            **({PRIOR: prior} if prior else {}),
             **of_update,
             "files": {file.removeprefix(staging).lstrip("/"): checksum(file) for file in warehouse.data_files(staging)},
             "code_version": code_version(),
@@ -195,22 +203,8 @@ def _make_current(context: Context, release_id: str) -> bool:
         return True
 
 
-def _files(context: Context) -> list[str]:
-    return context.warehouse.data_files(context.warehouse.path("item_embeddings", context.ds))
-
-
-def _vectors(context: Context) -> Iterator[tuple[Any, Any]]:
-    """Item vectors in batches: the driver holds only the index and never the whole table."""
-    for url in _files(context):
-        filesystem, path = resolve(url)
-        with filesystem.open_input_file(path) as file:
-            for batch in pq.ParquetFile(file).iter_batches(65_536, columns=["item_index", "embedding"]):
-                arrays = to_arrays(batch, url)
-                yield arrays["item_index"].astype(np.int64), arrays["embedding"]
-
-
 def _dim(context: Context) -> int:
-    return int(next(_vectors(context))[1].shape[1])
+    return int(next(vector_batches(context))[1].shape[1])
 
 
 def _copy_files(context: Context, source: str, target: str) -> None:

@@ -5,8 +5,8 @@ import sys
 
 from jobs.common.days import add_days, days_of
 from jobs.common.runner import Context, aligned, main, parser
-from jobs.inference.embed import release_id_of
 from jobs.night.evaluations import headline_k, recalls
+from jobs.release.item_embeddings import release_id_at
 from jobs.release.store import folder_of
 from jobs.release.verdict import Verdict, refused_by, verdict_of
 from jobs.tracking.client import tracking_uri
@@ -61,8 +61,8 @@ def _night(context: Context, k: int) -> list[str]:
 def _release(context: Context) -> str | None:
     """The folder of the release of a night; None if it was not published."""
     warehouse = context.warehouse
-    model, features = (warehouse.manifest(table, context.ds) for table in ("models", "item_features"))
-    folder = folder_of(warehouse, release_id_of(model, features)) if model and features else None
+    release_id = release_id_at(warehouse, context.ds)
+    folder = folder_of(warehouse, release_id) if release_id else None
     return folder if folder and warehouse.exists(f"{folder}/manifest.json") else None
 
 

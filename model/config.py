@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
 
 from model.index_factory import PATTERN
 from pipelines.contract.strict import StrictModel
@@ -286,3 +286,34 @@ class IndexConfig(StrictModel):
         1000,
         description="Users whose vectors measure this recall, chosen by hash. 1000 give it to about half a percent.",
     )
+
+
+class PriorConfig(StrictModel):
+    """The recency prior: items with many recent positives score higher. A night chooses its strength from this grid."""
+
+    beta: list[NonNegativeFloat] = Field(
+        [0.0, 0.25, 0.5, 1.0, 2.0],
+        min_length=1,
+        description="Strengths to try: factors of log p_recent in the score. A larger one is chosen only if its gain on the "
+        "held-out events is certain. [0]: no prior.",
+    )
+    half_life_days: list[PositiveFloat] = Field(
+        [3.0, 7.0, 14.0, 30.0], min_length=1, description="Half-lives of the counts to try, in days."
+    )
+    unseen_count: PositiveFloat = Field(
+        0.5,
+        description="Added to the recent count of each item, so that an item without recent positives has the probability of "
+        "this many. Smaller values push such items further down.",
+    )
+
+    @field_validator("beta", "half_life_days")
+    @classmethod
+    def _each_once(cls, values: list[float]) -> list[float]:
+        if len(set(values)) < len(values):
+            raise ValueError("a value is listed twice")
+        return sorted(values)
+
+    @property
+    def is_on(self) -> bool:
+        """Whether a night may choose a prior. Vectors then have one more component, also on nights that choose beta 0."""
+        return max(self.beta) > 0

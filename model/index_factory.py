@@ -8,12 +8,16 @@ MOST_CELLS = 2**24
 FEWEST_LINKS, MOST_LINKS = 2, 1024
 
 
-def factory_fault(factory: str, dim: int) -> str | None:
-    """Why no index of this factory can be built for vectors of length `dim`, or None if it can.
+def factory_fault(factory: str, dim: int, *, prior: bool = False) -> str | None:
+    """Why no index of this factory can be built for vectors of model.dim = `dim`, or None if it can.
+
+    `prior`: a recency prior adds one component to the vectors.
 
     >>> factory_fault("IVF4,PQ7", 16)
     'IVF4,PQ7 splits vectors of model.dim = 16 into 7 equal parts: take PQ1, PQ2, PQ4, PQ8 or PQ16, or another model.dim'
     >>> factory_fault("IVF4,PQ8", 16) is None
+    True
+    >>> factory_fault("IVF4,PQ8", 15, prior=True) is None
     True
     """
     if not re.fullmatch(PATTERN, factory):
@@ -24,11 +28,12 @@ def factory_fault(factory: str, dim: int) -> str | None:
         return (
             f"{factory} has {int(links[1]):,} links per item: take {FEWEST_LINKS} to {MOST_LINKS:,}, for example HNSW32"
         )
-    if (parts := re.search(r"PQ(\d+)", factory)) and (int(parts[1]) < 1 or dim % int(parts[1])):
-        divisors = [f"PQ{m}" for m in range(1, dim + 1) if dim % m == 0]
+    length, name = (dim + 1, "model.dim + 1 (of the recency prior)") if prior else (dim, "model.dim")
+    if (parts := re.search(r"PQ(\d+)", factory)) and (int(parts[1]) < 1 or length % int(parts[1])):
+        divisors = [f"PQ{m}" for m in range(1, length + 1) if length % m == 0]
         possible = f"{', '.join(divisors[:-1])} or {divisors[-1]}" if len(divisors) > 1 else divisors[0]
         return (
-            f"{factory} splits vectors of model.dim = {dim} into {int(parts[1])} equal parts: take {possible}, or "
+            f"{factory} splits vectors of {name} = {length} into {int(parts[1])} equal parts: take {possible}, or "
             "another model.dim"
         )
     return None

@@ -88,8 +88,13 @@ def popular_items(night: Night, days: int, most: int, *, since: str) -> DataFram
     stats = night.warehouse.read("item_stats", night.ds).where("live")
     counts = stats.select("item_index", F.inline(F.arrays_zip("day_ordinals", "day_counts")))
     counts = counts.where(F.col("day_ordinals") >= first).select("item_index", F.col("day_counts").alias("count"))
-    late = night.warehouse.read("positives", night.ds).where(F.col("event_time") >= F.lit(since).cast("timestamp"))
+    late = late_counts(night, since).select("item_index", (-F.col("count")).alias("count"))
     late = late.join(stats.select("item_index"), on="item_index", how="left_semi")
-    late = late.groupBy("item_index").agg((-F.count(F.lit(1))).alias("count"))
     totals = counts.unionByName(late).groupBy("item_index").agg(F.sum("count").alias("count")).where("count > 0")
     return totals.orderBy(F.desc("count"), "item_index").limit(most).select("item_index")
+
+
+def late_counts(night: Night, since: str) -> DataFrame:
+    """Positives of ds at or after `since` (UTC) per item, as item_stats counts them: item_index, count."""
+    late = night.warehouse.read("positives", night.ds).where(F.col("event_time") >= F.lit(since).cast("timestamp"))
+    return late.groupBy("item_index").agg(F.count(F.lit(1)).alias("count"))

@@ -8,7 +8,7 @@ import yaml
 from pydantic import BaseModel, Field, PositiveInt, ValidationError, field_validator, model_validator
 
 from jobs.common.config_checks import contradictions, tracking_uri_fault
-from model.config import IndexConfig, LossConfig, ModelConfig, TrainingConfig
+from model.config import IndexConfig, LossConfig, ModelConfig, PriorConfig, TrainingConfig
 from pipelines.config import Checks, Features, Inputs, Negatives, Positives, Samples, Simulation
 from pipelines.contract.errors import UsageError
 from pipelines.contract.strict import StrictModel
@@ -136,6 +136,9 @@ class Config(StrictModel):
     evaluation: Evaluation = Evaluation()
     gates: Gates = Gates()
     index: IndexConfig = IndexConfig()
+    prior: PriorConfig | None = Field(
+        None, description="Recency prior of a release, chosen every night on the held-out events; null: off"
+    )
     tracking: Tracking = Tracking()
     simulation: Simulation = Simulation()
     spark: dict[str, str | int | float | bool] = Field({}, description="Spark settings, e.g. spark.driver.memory")
@@ -151,6 +154,11 @@ class Config(StrictModel):
         if faults := contradictions(self):
             raise ValueError("; ".join(faults))
         return self
+
+    @property
+    def prior_in_use(self) -> PriorConfig | None:
+        """`prior`, or None if its only strength is 0: releases are then as without it."""
+        return self.prior if self.prior and self.prior.is_on else None
 
     def hash_of(self, *sections: str) -> str:
         """A digest of some sections and the seed: the parts of the config that determine a step's output."""

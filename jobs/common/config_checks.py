@@ -8,7 +8,7 @@ from urllib.parse import urlparse
 
 from pydantic import ValidationError
 
-from model.config import IndexConfig, LossConfig, ModelConfig, TrainingConfig
+from model.config import IndexConfig, LossConfig, ModelConfig, PriorConfig, TrainingConfig
 from model.index_factory import factory_fault
 from pipelines.config import Features, Inputs, Positives, Samples
 from pipelines.contract.schema import CategoricalFeature, FeatureSchema, MultiCategoricalFeature
@@ -39,12 +39,15 @@ class Sections(Protocol):
     def training(self) -> TrainingConfig: ...  # noqa: D102
     @property
     def index(self) -> IndexConfig: ...  # noqa: D102
+    @property
+    def prior_in_use(self) -> PriorConfig | None: ...  # noqa: D102
 
 
 def contradictions(config: Sections) -> list[str]:
     """One message per contradiction: the keys and a remedy. Empty if the config can be used."""
-    faults = [*_training(config), *_loss(config.loss), *_context(config)]
-    if config.index.factory and (fault := factory_fault(config.index.factory, config.model.dim)):
+    faults = [*_training(config), *_loss(config.loss), *_context(config), *_prior(config)]
+    has_prior = config.prior_in_use is not None
+    if config.index.factory and (fault := factory_fault(config.index.factory, config.model.dim, prior=has_prior)):
         faults.append(f"index.factory: {fault}")
     return faults + list(_model(config))
 
@@ -108,6 +111,23 @@ def _context(config: Sections) -> Iterator[str]:
                     f"features.context: {name!r} is the column of {renamed[name]} (inputs.interactions.columns), not a "
                     "feature of the request: take it out of features.context"
                 )
+
+
+def _prior(config: Sections) -> Iterator[str]:
+    """The recency prior needs events that training does not use, and counts of more than one day."""
+    prior, positives = config.prior_in_use, config.positives
+    if prior is None:
+        return
+    if not positives.valid_hours:
+        yield (
+            "prior: is chosen on the held-out events of the night, and positives.valid_hours = 0 holds none out: set "
+            "positives.valid_hours, or set prior: null"
+        )
+    if positives.window_days < 2:
+        yield (
+            "prior: counts positives of the last positives.window_days = 1 day, in which nothing is more recent than the "
+            "rest: raise positives.window_days (several times the longest prior.half_life_days), or set prior: null"
+        )
 
 
 def _model(config: Sections) -> Iterator[str]:

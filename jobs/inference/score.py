@@ -16,6 +16,7 @@ from pyspark.sql import DataFrame
 from jobs.inference.embed import user_vectors
 from model.evaluation.ranking_metrics import METRICS, SLICES, THIRDS, popularity_thirds, ranking_metrics, top_k
 from model.io.urls import read_columns, resolve
+from model.serving.recency_prior import with_scale
 from pipelines.simulation.truth import true_utility
 
 CELLS = 16_000_000  # scores in memory at once: with more items, batches have fewer users
@@ -35,6 +36,7 @@ class ScoringInputs:
     first_popular_day: int  # ordinal of the first day that the popularity baseline counts
     first_new_day: int  # ordinal of the first day on which an item that counts as new was published
     ks: tuple[int, ...]
+    prior_scale: float | None = None  # of the recency prior, if the vectors in item_embeddings include one
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,9 @@ def _set_days(days: np.ndarray, index: pa.Array, moments: pa.Array) -> None:
 def _scorers(batch: pa.RecordBatch, inputs: ScoringInputs, corpus: Corpus) -> Iterator[tuple[str, np.ndarray]]:
     """(name, scores [B, M]) of each scorer, one in memory at a time."""
     vectors = user_vectors(batch, inputs.model_uri, inputs.model_fingerprint, inputs.item_features)
-    yield "two_tower", vectors @ corpus.vectors.T
+    yield "two_tower", with_scale(vectors, inputs.prior_scale) @ corpus.vectors.T
+    if inputs.prior_scale is not None:
+        yield "two_tower_without_prior", vectors @ corpus.vectors[:, :-1].T
     yield "popularity", np.broadcast_to(corpus.recent.astype(np.float32), (batch.num_rows, len(corpus.recent)))
     rows, items = _flat(batch.column("known_items"))
     history = sp.csr_matrix(

@@ -2,16 +2,16 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
 
 from jobs.common.config import Gates
 from jobs.common.runner import Context, log
-from jobs.inference.embed import release_id_of
 from jobs.night.steps import open_night
-from jobs.release.heldout import events_of, examined
+from jobs.release.heldout import events_of, examined, held_out_since
+from jobs.release.item_embeddings import release_id_at, vector_batches
+from jobs.release.recency_prior import index_before_holdout
 from jobs.release.store import folder_of
 from jobs.release.verdict import Gate, verdict_of
 from model.evaluation.release_recall import (
@@ -40,14 +40,11 @@ class Comparison:
 def compare(context: Context, release: Release, before: Release | None) -> Comparison:
     """Measure a release, and `before` (the one in use), on the events of the last `positives.valid_hours` of ds."""
     config, seed = context.config.gates, context.config.seed
-    hours = context.config.positives.valid_hours
-    if not hours:
+    since = held_out_since(context)
+    if since is None:
         return _not_compared(
             context, "training uses every event, so none is left for a comparison: set positives.valid_hours"
         )
-    since = (datetime.fromisoformat(context.ds) + timedelta(days=1) - timedelta(seconds=int(hours * 3600))).isoformat(
-        " "
-    )
     events = events_of(context, since)
     if events is None:
         return _not_compared(context, f"no event after {since} (UTC) to compare on")
@@ -71,7 +68,8 @@ def compare(context: Context, release: Release, before: Release | None) -> Compa
             "few to compare releases; recall_loss, coverage, beats_popularity and slow_loss pass unchecked",
         )  # fmt: skip
         return compared
-    now = examined(release, events, config.recall_at)
+    earlier = index_before_holdout(context, release, lambda: vector_batches(context), seed)
+    now = examined(release, events, config.recall_at, earlier)
     if before is not None:
         then = examined(before, events, config.recall_at)
         compared.gates.extend(_recall(now, then, before, config, seed))
@@ -164,10 +162,10 @@ def _records(context: Context, measured: str) -> Iterator[tuple[str, float]]:
     warehouse = context.warehouse
     lineage = warehouse.require("models", context.ds, "").lineage
     for ds in days_back(context.ds, context.config.gates.slow_nights + 1)[:-1]:
-        model, features = (warehouse.manifest(table, ds) for table in ("models", "item_features"))
-        if model is None or features is None or model.lineage != lineage:
+        model, release_id = warehouse.manifest("models", ds), release_id_at(warehouse, ds)
+        if model is None or release_id is None or model.lineage != lineage:
             continue
-        verdict = verdict_of(context, folder_of(warehouse, release_id_of(model, features)))
+        verdict = verdict_of(context, folder_of(warehouse, release_id))
         if verdict is None or verdict.record is None or verdict.refusal():
             continue
         if verdict.record["measured"] == measured:

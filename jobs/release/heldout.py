@@ -1,7 +1,9 @@
 """Measures releases on events of a day: on held-out events for the gates, on all events before training for MLflow."""
 
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+import faiss
 import numpy as np
 
 from jobs.common.runner import Context, log
@@ -18,6 +20,15 @@ from pipelines.day_events import day_events
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+def held_out_since(context: Context) -> str | None:
+    """The time (UTC) at which the held-out part of ds begins, its last `positives.valid_hours`; None if there is none."""
+    hours = context.config.positives.valid_hours
+    if not hours:
+        return None
+    end = datetime.fromisoformat(context.ds) + timedelta(days=1)
+    return (end - timedelta(seconds=int(hours * 3600))).isoformat(" ")
 
 
 def events_of(context: Context, since: str | None = None) -> HeldOutEvents | None:
@@ -45,14 +56,17 @@ def _array(column: "pd.Series[Any]") -> np.ndarray:
     return np.stack([np.asarray(value) for value in values]) if values.dtype == object else values
 
 
-def examined(release: Release, events: HeldOutEvents, k: int) -> RecallResult:
-    """The recall of a release on events, with the index and towers that serve. Raises ReleaseError if it is damaged."""
+def examined(release: Release, events: HeldOutEvents, k: int, replaced: faiss.Index | None = None) -> RecallResult:
+    """The recall of a release on events, with the index and towers that serve. Raises ReleaseError if it is damaged.
+
+    `replaced`: an index to search instead of that of the release, once the release has been checked.
+    """
     release.files(MODEL)
     model = load_checkpoint(f"{release.uri}/{MODEL}")
     catalogue = history_catalogue(model, release.files(ITEMS))
     index = load_index(release.files(INDEX)[0])
     check_parts(release, model, index, read_ids(release))
-    return measure_recall(model, index, events, k, catalogue)
+    return measure_recall(model, replaced or index, events, k, catalogue)
 
 
 def test_then_train(context: Context, tracker: Tracker) -> float | None:

@@ -1,6 +1,7 @@
 """Chooses the index of a night by the recall for the night's users, and logs the choice."""
 
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 from pyspark.sql import functions as F
@@ -13,17 +14,22 @@ from jobs.tracking.job_run import JobRun
 from model.config import IndexConfig
 from model.serving.faiss_index import Batches, Floats, IndexFactoryError
 from model.serving.index_choice import ChosenIndex, choose_index, default_factory, search_parameter
+from model.serving.recency_prior import with_scale
 from pipelines.contract.errors import UsageError
 from pipelines.contract.schema import FeatureSchema
 from pipelines.hashing import hashed
 from pipelines.queries import user_queries
 
 
-def index_of_night(context: Context, batches: Batches, dim: int) -> ChosenIndex:
-    """Choose the index of the item vectors of ds. Raises UsageError if Faiss cannot build the configured factory for them."""
+def index_of_night(context: Context, batches: Batches, dim: int, prior: dict[str, Any] | None) -> ChosenIndex:
+    """Choose the index of the item vectors of ds. Raises UsageError if Faiss cannot build the configured factory for them.
+
+    `prior`: the recency prior that the vectors include.
+    """
     config, items = context.config.index, context.warehouse.require("item_embeddings", context.ds, "").rows
     exact = search_parameter(config.factory or default_factory(items)) is None
     queries = np.zeros((0, dim), np.float32) if exact else _sweep_queries(context)
+    queries = queries if exact else with_scale(queries, prior["scale"] if prior else None)
     try:
         chosen = choose_index(batches, dim, items, queries, config, context.config.seed)
     except IndexFactoryError as error:

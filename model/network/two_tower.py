@@ -55,6 +55,7 @@ class TwoTower(nn.Module):
         """`sparse_rows`, `sharded_rows`: see EmbeddingTables; only training sets them."""
         super().__init__()
         self.schema, self.config = schema, config
+        self.prior_scale: float | None = None  # Set by load_checkpoint for a release with a recency prior.
         self.history_features = _history_features(schema, config)
         self.encoder = build_history_encoder(schema.history, self._token_parts(), config)
         self.user_tower, self.item_tower = build_towers(self.user_fields(), self.item_fields(), config)
@@ -117,12 +118,20 @@ class TwoTower(nn.Module):
         return [self._embed(feature, batch) for feature in self.item_features]
 
     def user_vectors(self, batch: Batch) -> Tensor:
-        """[B, d] from the columns of `user_inputs`."""
-        return self.user_tower(self.user_inputs(batch))
+        """[B, d] from the columns of `user_inputs`. In a release with a recency prior: [B, d + 1]."""
+        return self._with_prior(self.user_tower(self.user_inputs(batch)), self.prior_scale)
 
     def item_vectors(self, batch: Batch) -> Tensor:
-        """[N, d] from the schema's item columns. Raises KeyError with the missing column."""
-        return self.item_tower(self.item_inputs(batch))
+        """[N, d] from the schema's item columns. Raises KeyError with the missing column.
+
+        In a release with a recency prior: [N, d + 1], as of items without recent positives.
+        """
+        return self._with_prior(self.item_tower(self.item_inputs(batch)), 0.0)
+
+    @property
+    def dim(self) -> int:
+        """Length of the vectors: d, or d + 1 in a release with a recency prior."""
+        return self.config.dim + (self.prior_scale is not None)
 
     @torch.no_grad()
     def weights(self, users: Batch, items: Batch) -> dict[str, float]:
@@ -160,6 +169,12 @@ class TwoTower(nn.Module):
     def dense_parameters(self) -> Iterator[nn.Parameter]:
         """All parameters except the embedding tables. A parameter that both towers share comes once."""
         return (parameter for name, parameter in self.named_parameters() if not name.startswith("tables."))
+
+    def _with_prior(self, vectors: Tensor, component: float | None) -> Tensor:
+        """Append the component of the recency prior, if there is one (model/serving/recency_prior.py)."""
+        if self.prior_scale is None or component is None:
+            return vectors
+        return torch.nn.functional.pad(vectors, (0, 1), value=component)
 
     def _field(self, feature: Feature) -> Field:
         return Field(feature.name, feature.kind, embedded_length([feature], self.config))

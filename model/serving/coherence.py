@@ -17,7 +17,7 @@ from model.network.two_tower import TwoTower
 from model.serving.embed import batch_columns, embed_items
 from model.serving.faiss_index import load_index, search, search_exhaustively
 from model.serving.item_ids import ItemIds
-from model.serving.release import INDEX, ITEMS, MODEL, VOCABULARIES, Release
+from model.serving.release import INDEX, ITEMS, MODEL, PRIOR, VOCABULARIES, Release
 from model.serving.vocabulary import Vocabulary
 from model.training.checkpoint import load_checkpoint
 from pipelines.contract.schema import FeatureSchema
@@ -38,6 +38,8 @@ def check_parts(release: Release, model: TwoTower, index: faiss.Index, ids: Item
         raise release.error(f"{INDEX} and {ITEMS}", fault)
     if fault := _fault_of_vectors(model, index, release.files(ITEMS)):
         raise release.error(f"{INDEX}, {ITEMS} and {MODEL}", fault)
+    if fault := _fault_of_prior(model, index, release.manifest.get(PRIOR)):
+        raise release.error(f"{INDEX}, {MODEL} and {PRIOR} in manifest.json", fault)
 
 
 def read_ids(release: Release) -> ItemIds:
@@ -70,8 +72,8 @@ def _fault_of_kind(model: TwoTower, index: faiss.Index) -> str | None:
         return "the index does not say which item a vector is of"
     if index.metric_type != faiss.METRIC_INNER_PRODUCT:
         return "the index does not compare by inner product"
-    if index.d != model.config.dim:
-        return f"the index has vectors of length {index.d}, the model of {model.config.dim}"
+    if index.d != model.dim:
+        return f"the index has vectors of length {index.d}, the model of {model.dim}"
     return None
 
 
@@ -100,6 +102,25 @@ def _fault_of_vectors(model: TwoTower, index: faiss.Index, urls: Sequence[str]) 
     return None
 
 
+def _fault_of_prior(model: TwoTower, index: Any, prior: Mapping[str, Any] | None) -> str | None:
+    """Compare the recency prior of the model and of the index with that of the manifest."""
+    scale = prior["scale"] if prior else None
+    if model.prior_scale != scale:
+        return f"user vectors have the component {model.prior_scale} for the recency prior, the manifest says {scale}"
+    if prior is None or not index.ntotal:
+        return None
+    only_prior = np.zeros((1, index.d), np.float32)
+    only_prior[0, -1] = scale
+    inner = faiss.downcast_index(index.index)
+    # A graph need not reach every vector, so the vectors themselves are searched.
+    searched = faiss.downcast_index(inner.storage) if isinstance(inner, faiss.IndexHNSW) else None
+    scores = searched.search(only_prior, 1)[0] if searched else search_exhaustively(index, only_prior, 1)[0]
+    largest = float(scores[0, 0])
+    if abs(largest - prior["largest"]) > _tolerance(index):
+        return f"the largest bonus of an item is {largest:.4f} in the index, {prior['largest']:.4f} in the manifest"
+    return None
+
+
 def _differs(index: faiss.Index, scores_n1: np.ndarray) -> np.ndarray:
     """[n] bool: whether the best inner product of each vector differs from that of the vector with itself."""
     return np.abs(scores_n1[:, 0] - 1) > _tolerance(index)
@@ -117,7 +138,7 @@ def _some_vectors(model: TwoTower, urls: Sequence[str]) -> np.ndarray:
             parts.append(embed_items(model, batch_columns(few, model.schema.item_columns)))
         if sum(map(len, parts)) >= PROBES:
             break
-    return np.concatenate(parts) if parts else np.zeros((0, model.config.dim), np.float32)
+    return np.concatenate(parts) if parts else np.zeros((0, model.dim), np.float32)
 
 
 def _tolerance(index: Any) -> float:

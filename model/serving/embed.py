@@ -1,6 +1,6 @@
 """Computes vectors for serving. Numpy in, numpy out, so that Spark can call it on Arrow batches.
 
-Shapes: n rows, d vector length.
+Shapes: n rows, d vector length (in a release with a recency prior, one more than `model.dim` of the config).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -68,7 +68,7 @@ def history_catalogue(model: TwoTower, urls: Sequence[str]) -> Catalogue | None:
 def _embed(model: TwoTower, columns: Mapping[str, np.ndarray], vectors: Callable[[Batch], Tensor]) -> np.ndarray:
     """Apply `vectors` to the columns, _ROWS rows at a time, in eval mode: [n, d]. Restores the mode of the model."""
     rows = len(next(iter(columns.values())))
-    result = np.empty((rows, model.config.dim), np.float32)
+    result = np.empty((rows, model.dim), np.float32)
     training = model.training
     model.eval()
     try:

@@ -136,7 +136,7 @@ def _signature(columns: Mapping[str, Feature | HistoryFeature], model: TwoTower)
         inputs[name] = {"dtype": "float32" if is_float else "int64", "shape": shape}
         if not is_float:
             inputs[name]["below"] = size
-    return {"inputs": inputs, "output": {"dtype": "float32", "shape": ["rows", model.config.dim]}}
+    return {"inputs": inputs, "output": {"dtype": "float32", "shape": ["rows", model.dim]}}
 
 
 def _probe(signature: dict[str, Any], rows: int, seed: int) -> Batch:

@@ -12,6 +12,7 @@ import pyarrow.fs as pafs
 from model.io.urls import checksum, read_bytes, resolve
 
 MODEL, INDEX, ITEMS, VOCABULARIES = "model", "index.faiss", "items", "vocabularies"
+PRIOR = "prior"  # Key in the manifest of a release with a recency prior: what was chosen, and how.
 DIGEST = (
     "digest"  # Key in the manifest: SHA-256 of the rest of the manifest, which includes the checksums of the files.
 )

@@ -21,6 +21,7 @@ PARAMETERS, STATE, DESCRIPTION = "model.safetensors", "training.safetensors", "m
 FREQUENCY, OPTIMIZER, PARAMETER = "frequency.", "optimizer.", "parameter."
 # Settings of the model that may change from night to night.
 REGULARISATION = ("id_dropout", "dropout", "history_dropout", "context_dropout")
+PRIOR_SCALE = "prior_scale"  # Key in the description of a release with a recency prior.
 VERSION = 3  # Version 1 had no training.safetensors and other parameter names; version 2 had no item_row.
 
 
@@ -58,11 +59,15 @@ def save_checkpoint(
 
 
 def load_checkpoint(directory: str) -> TwoTower:
-    """Load the model of a checkpoint for serving: in eval mode, without gradients."""
+    """Load the model of a checkpoint for serving: in eval mode, without gradients.
+
+    The model of a release with a recency prior returns vectors with the component of the prior.
+    """
     description = read_description(directory)
     schema = FeatureSchema.model_validate(description["schema"])
     model = TwoTower(schema, ModelConfig.model_validate(description["model"]))
     model.load_state_dict(load(_read(directory, PARAMETERS)))
+    model.prior_scale = description.get(PRIOR_SCALE)
     return model.eval().requires_grad_(False)
 
 
@@ -75,6 +80,11 @@ def read_description(directory: str) -> dict[str, Any]:
             "model from the past days with --bootstrap-days"
         )
     return description
+
+
+def with_prior_scale(description: str, scale: float) -> str:
+    """The content of `model.json` for a release with a recency prior, from that of its checkpoint."""
+    return json.dumps({**json.loads(description), PRIOR_SCALE: scale}, indent=1)
 
 
 def read_state(directory: str, prefix: str = "") -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ KEYS: dict[str, tuple[tuple[str, ...], ...]] = {
     "positives": (("row_key", "user_id", "item_id"),),
     "holdout": (("user_id",),),
     "samples": (("row_key", "user_id", "item_id"),),
+    "item_priors": (("item_index",), ("item_id",)),
     "item_embeddings": (("item_index",), ("item_id",)),
     "item_neighbours": (("item_index",),),
     "feature_information": (("feature", "other"),),

@@ -71,11 +71,11 @@ def server(nightly_run: NightlyRun, tmp_path_factory: pytest.TempPathFactory) ->
         process.wait(30)
 
 
-def requests_of(nightly_run: NightlyRun, users: list[int]) -> list[dict[str, Any]]:
+def requests_of(nightly_run: NightlyRun, users: list[int], ds: str = SECOND) -> list[dict[str, Any]]:
     """Requests of these users with their features and histories at the end of the day."""
-    item = {r["index"]: int(r["value"]) for r in nightly_run.rows("vocabularies", SECOND) if r["feature"] == "item_id"}
-    states = {int(row["user_id"]): row for row in nightly_run.rows("user_histories", SECOND)}
-    snapshot = max(path.name[3:] for path in (nightly_run.warehouse / "users").iterdir() if path.name[3:] <= SECOND)
+    item = {r["index"]: int(r["value"]) for r in nightly_run.rows("vocabularies", ds) if r["feature"] == "item_id"}
+    states = {int(row["user_id"]): row for row in nightly_run.rows("user_histories", ds)}
+    snapshot = max(path.name[3:] for path in (nightly_run.warehouse / "users").iterdir() if path.name[3:] <= ds)
     features = {row["user_id"]: row for row in nightly_run.rows("users", snapshot)}
     requests = []
     for user in users:
