@@ -21,6 +21,7 @@ from model.evaluation.ranking_metrics import METRICS, bootstrap_interval
 from model.serving.release import PRIOR
 from pipelines import queries
 from pipelines.contract.schema import FeatureSchema
+from pipelines.histories.cuts import ahead_of
 from pipelines.night import Night
 from pipelines.positives.popularity import day_ordinal
 from pipelines.storage.dates import shift
@@ -61,11 +62,12 @@ def run(context: Context, tracker: Tracker) -> None:
     if users.isEmpty():
         log.info("evaluate %s: no user has a target that could be recalled; nothing to measure", ds)
         return
+    horizon = _horizon(context)
     with tracker.job("evaluate") as job:
         scored = score_users(users, _scoring_inputs(context, embeddings)).toPandas()
         rows = summarise(scored, config.bootstrap_samples, context.config.seed)
         frame = context.spark.createDataFrame(pd.DataFrame(rows), SCHEMA)
-        facts = {"split": config.split, "days": days, "new_items_only": config.new_items_only, **shares}
+        facts = {"split": config.split, "days": days, "new_items_only": config.new_items_only, **horizon, **shares}
         warehouse.write(frame.coalesce(1), "evaluations", ds, recipe, facts=facts)
         job.inputs(warehouse.root, inputs)
         job.params({"evaluation": config.model_dump(), "days": ",".join(days)})
@@ -78,6 +80,25 @@ def run(context: Context, tracker: Tracker) -> None:
     }
     tracker.night_metrics(headline)
     log.info("evaluate %s: %s", ds, ", ".join(f"{name} {value:.4f}" for name, value in headline.items()))
+
+
+def _horizon(context: Context) -> dict[str, Any]:
+    """How many days ahead the evaluation and the training rows look (None: to the next positive), and the history order."""
+    config = context.config
+    history = config.features.history
+    horizon = {
+        "evaluated_days": config.evaluation.days if config.evaluation.split == "next_days" else None,
+        "history": history.order if history else None,
+        "ahead_days": ahead_of(config.features, config.positives),
+    }
+    log.info(
+        "evaluate %s: looks ahead by %s; histories of training rows: %s%s",
+        context.ds,
+        "each user's next positive" if horizon["evaluated_days"] is None else f"{horizon['evaluated_days']} days",
+        horizon["history"],
+        f", up to {horizon['ahead_days']:g} days before the event" if horizon["ahead_days"] else "",
+    )
+    return horizon
 
 
 def summarise(scored: pd.DataFrame, samples: int, seed: int) -> list[dict[str, Any]]:

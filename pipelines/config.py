@@ -171,10 +171,12 @@ class History(StrictModel):
     length: int = Field(
         50, ge=1, description="L: number of positives; longer histories blur in a mean and take longer to read"
     )
-    order: Literal["strictly_before", "leave_one_out"] = Field(
+    order: Literal["strictly_before", "leave_one_out", "ahead"] = Field(
         "strictly_before",
         description="strictly_before: the last positives before the event. leave_one_out: the last other positives of the "
-        "user in any order, for data entered in one sitting, where order has no meaning",
+        "user in any order, for data entered in one sitting, where order has no meaning. ahead: the last positives before a "
+        "moment up to positives.ahead_days before the event, so that the model learns what users want in the days after a "
+        "request and not only next",
     )
 
 
@@ -279,6 +281,13 @@ class Positives(StrictModel):
         1000,
         ge=1,
         description="most distinct items per user that the state remembers, so that they do not become negatives",
+    )
+    ahead_days: FiniteFloat | None = Field(
+        None,
+        gt=0,
+        le=3650,
+        description="N, with features.history.order: ahead and only with it: a history ends up to this many days before its "
+        "event, by hash; as many days as you want to predict (evaluation.days measures them)",
     )
     half_life_days: float | None = Field(
         None, gt=0, description="the weight of a row halves with this age; null: no decay"

@@ -45,11 +45,27 @@ class Sections(Protocol):
 
 def contradictions(config: Sections) -> list[str]:
     """One message per contradiction: the keys and a remedy. Empty if the config can be used."""
-    faults = [*_training(config), *_loss(config.loss), *_context(config), *_prior(config)]
+    faults = [*_histories(config), *_training(config), *_loss(config.loss), *_context(config), *_prior(config)]
     has_prior = config.prior_in_use is not None
     if config.index.factory and (fault := factory_fault(config.index.factory, config.model.dim, prior=has_prior)):
         faults.append(f"index.factory: {fault}")
     return faults + list(_model(config))
+
+
+def _histories(config: Sections) -> Iterator[str]:
+    history, ahead_days = config.features.history, config.positives.ahead_days
+    ahead = history is not None and history.order == "ahead"
+    if ahead and ahead_days is None:
+        yield (
+            "positives.ahead_days: features.history.order: ahead needs it: set it to the number of days that the model "
+            "should look ahead, or choose the order strictly_before"
+        )
+    if ahead_days is not None and not ahead:
+        order = f"is {history.order}" if history else "does not exist, because features.history is off"
+        yield (
+            f"positives.ahead_days: only features.history.order: ahead reads it, and the order {order}: set that order, or "
+            "remove positives.ahead_days"
+        )
 
 
 def _training(config: Sections) -> Iterator[str]:

@@ -40,7 +40,7 @@ class HistoryField(VocabularyField):
 
     kind: Literal["history"]
     length: PositiveInt | None = None
-    order: Literal["strictly_before", "leave_one_out"] | None = None
+    order: Literal["strictly_before", "leave_one_out", "ahead"] | None = None
     ages: str | None = None
 
 

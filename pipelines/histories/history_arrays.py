@@ -36,14 +36,18 @@ class Entries:
         start, stop = np.searchsorted(self.group_E, [group, group + 1])
         return Entries(np.zeros(stop - start, np.int64), self.time_E[start:stop], self.item_E[start:stop])
 
-    def last(self, length: int) -> "Entries":
+    def last(self, length: int, ahead: int = 0) -> "Entries":
         """The entries that a later row may still need; all entries must be of one user.
 
-        These are the last `length` before the newest instant, and the last `length` of that instant.
+        These are the last `length` before the newest instant, and the last `length` of that instant. If histories end up to
+        `ahead` microseconds before their rows: the last `length` before that span, and all entries within it.
         """
         if len(self.time_E) == 0:
             return self
-        instant = int(np.searchsorted(self.time_E, self.time_E[-1]))
+        instant = int(np.searchsorted(self.time_E, self.time_E[-1] - ahead))
+        if ahead:
+            keep = np.arange(max(0, instant - length), len(self.time_E))
+            return Entries(self.group_E[keep], self.time_E[keep], self.item_E[keep])
         before = np.arange(max(0, instant - length), instant)
         keep = np.concatenate([before, np.arange(max(instant, len(self.time_E) - length), len(self.time_E))])
         return Entries(self.group_E[keep], self.time_E[keep], self.item_E[keep])

@@ -9,6 +9,7 @@ from pyspark.sql import functions as F
 from pipelines.contract.negative_kinds import POPULARITY, UNIFORM
 from pipelines.drift import compare_with_before
 from pipelines.features.side import context_side, sides
+from pipelines.histories.cuts import ahead_of, cut_micros
 from pipelines.histories.user_stream import key_of
 from pipelines.inputs.matching_ids import TableIds, refuse_mismatched_ids
 from pipelines.joins import broadcast_small
@@ -77,6 +78,7 @@ def build_negatives(
             "quotas": {kind: getattr(config.negatives, kind) for kind in ("uniform", "popularity", "coarse", "fine")},
             **checked,
             "history": config.features.history.order if config.features.history else None,
+            **({} if settings.ahead_days is None else {"ahead_days": settings.ahead_days}),
             "input": ranking_facts,
             "ranking_logs": ranking_logs is not None,
             "bootstrap_days": night.bootstrap_days,
@@ -124,6 +126,7 @@ def _sampling_settings(
         alias_tables=samplers.alias_tables(stats) if broadcast else {},
         history_length=history.length if history else 1,
         leave_one_out=history is not None and history.order == "leave_one_out",
+        ahead_days=ahead_of(config.features, config.positives),
         availability=availability(stats, night.warehouse.read("item_features", night.ds), first_day, width),
     )
 
@@ -187,6 +190,7 @@ def _samples(
         *columns,
         "carried",
         "cell",
+        *([] if settings.ahead_days is None else [cut_micros(settings.ahead_days, settings.seed).alias("cut")]),
     )
     if not settings.alias_tables:
         draws = {kind: settings.written_draws(kind) for kind in (UNIFORM, POPULARITY)}

@@ -11,6 +11,7 @@ from pyspark.sql import functions as F
 
 from pipelines.contract.errors import InputError
 from pipelines.contract.negative_kinds import COARSE, KINDS, POPULARITY, UNIFORM
+from pipelines.histories.cuts import cut_micros
 from pipelines.histories.user_stream import key_of
 from pipelines.night import SampleConfig
 from pipelines.samples.context_tables import ContextTables
@@ -21,7 +22,7 @@ CHECKED_GROUPS = "00032"  # groups of each split before this one are checked row
 OWN, REPEATED, LOG_Q, LENGTH, LEAKED = "own", "repeated", "log_q", "length", "leaked"
 # Each check by name: the column, and the message about the rows or items that fail it.
 BROKEN = {
-    LEAKED: ("history_until", "rows have a history that reaches their own event or a later one (leakage)"),
+    LEAKED: ("history_until", "rows have a history that reaches their own event, its cut or a later one (leakage)"),
     LENGTH: ("negatives", "rows do not have {total} negatives, kinds and log q each"),
     OWN: ("negatives", "negatives are the row's own positive"),
     REPEATED: ("negatives", "negatives occur twice in their row"),
@@ -40,7 +41,8 @@ def check_samples(
     a million rows have their negatives compared with each other, and 2,000 rows are looked up in the logs and the state.
     Raises InputError if a row fails a check, or if the fallback share exceeds its limit.
     """
-    leaked = staged.where(F.col("history_until") >= F.col("event_time"))
+    cut = cut_micros(settings.ahead_days, settings.seed)
+    leaked = staged.where(F.unix_micros("history_until") >= cut)
     counted = _sum_counts(staged.select("negative_kinds"), KIND_COUNTS, _count_kinds, settings)
     first = staged.where(F.col("group") < CHECKED_GROUPS)
     columns = ["row_key", "item_index", "negatives", "negative_kinds", "negative_log_q"]
@@ -78,14 +80,16 @@ def look_up(staged: DataFrame, contexts: ContextTables) -> dict[str, int]:
         pairs = pairs.select(F.col("excluded").alias("wrong"), example)
         negatives = _count_pairs("negatives", pairs, "are items that the user has, did or was shown")
 
-        items = sample.select(*columns[:3], F.explode("history").alias("item")).where("item != 0")
+        settings = contexts.settings
+        cut = cut_micros(settings.ahead_days, settings.seed).alias("cut")
+        items = sample.select(*columns[:3], cut, F.explode("history").alias("item")).where("item != 0")
         positives = contexts.first_positives(users).withColumn("is_positive", F.lit(True))
         pairs = items.join(positives, on=["user_id", "item"], how="left")
-        if contexts.settings.leave_one_out:
+        if settings.leave_one_out:
             wrong = F.col("is_positive").isNull() | (F.col("item") == F.col("item_index"))
             problem = "are the row's own item, or not a positive of its user (leakage)"
         else:
-            wrong = F.col("is_positive").isNull() | (F.col("at") >= F.col("event_time"))
+            wrong = F.col("is_positive").isNull() | (F.unix_micros("at") >= F.col("cut"))
             problem = "are not an earlier positive of the row's user (leakage)"
         history = _count_pairs("history", pairs.select(wrong.alias("wrong"), example), problem)
     finally:

@@ -51,7 +51,8 @@ def make_samples(rows: DataFrame, contexts: list[DataFrame], keep: list[str], se
 
     `rows`: user_key, at (microseconds), key (the row key), item_index, request_key (null if the event has no request), cell
     (a row without a cell extends histories and is not returned), carried (the event is in the past already). Without
-    `settings.alias_tables` also the columns of samplers.with_written_draws. `contexts`: see user_stream.stream_of.
+    `settings.alias_tables` also the columns of samplers.with_written_draws; with `settings.ahead_days` also `cut`
+    (microseconds: the history ends before it). `contexts`: see user_stream.stream_of.
     """
     shared = rows.sparkSession.sparkContext.broadcast(settings)
     schema = T.StructType([*rows.select(*keep).schema.fields, *ADDED.fields])
@@ -69,7 +70,8 @@ def complete(
     """The rows that have a cell, with the columns of ADDED."""
     chosen = np.flatnonzero(rows.column("cell").is_valid())
     rows, group_N = rows.take(pa.array(chosen)), group_N[chosen]
-    history, until = contexts.histories(group_N, numbers(rows, "item_index"), numbers(rows, "at"), settings)
+    cut = numbers(rows, "at" if settings.ahead_days is None else "cut")
+    history, until = contexts.histories(group_N, numbers(rows, "item_index"), cut, settings)
     items, kinds, log_q = _draw(rows, contexts, group_N, settings)
     added = [
         _list_array(history, pa.int32()),

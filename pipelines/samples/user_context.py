@@ -1,5 +1,6 @@
 """Per-user context of the rows, as numpy arrays. Computed once for each user, not once for each row."""
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from pipelines.histories.history_arrays import Entries, Indices, histories_befor
 from pipelines.histories.user_stream import DROPPED, EXCLUDED, PAST, ROW
 from pipelines.samples.availability import Availability
 from pipelines.samples.draws import AliasTable, Forbidden, Ints
-from pipelines.samples.funnel import FunnelCandidates
+from pipelines.samples.funnel import DAY_MICROS, FunnelCandidates
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,17 @@ class SamplingSettings:
     history_length: int = 1  # items per history
     leave_one_out: bool = False  # a history holds the user's other positives, earlier and later ones
     availability: Availability | None = None  # of items that are not available on all days of the rows
+    ahead_days: float | None = None  # a history ends up to this many days before its row; None: at the row
 
     @property
     def fallback(self) -> int:
         """The easy kind that fills the empty slots of hard kinds."""
         return POPULARITY if self.config.popularity else UNIFORM
+
+    @property
+    def ahead_micros(self) -> int:
+        """The longest time between a row and the end of its history."""
+        return math.ceil((self.ahead_days or 0) * DAY_MICROS)
 
     @property
     def kinds(self) -> list[int]:
@@ -97,16 +104,16 @@ class UserContexts:
         return UserContexts(
             self.forbidden.of_group(group, settings.width),
             self.candidates.of_group(group),
-            entries if settings.leave_one_out else entries.last(settings.history_length),
+            entries if settings.leave_one_out else entries.last(settings.history_length, settings.ahead_micros),
         )
 
-    def histories(self, group_N: Ints, item_N: Ints, time_N: Ints, settings: SamplingSettings) -> tuple[Indices, Ints]:
-        """Histories [N, history_length] of rows given by user, item and time, and the time of the newest item of each [N];
+    def histories(self, group_N: Ints, item_N: Ints, cut_N: Ints, settings: SamplingSettings) -> tuple[Indices, Ints]:
+        """Histories [N, history_length] of rows given by user, item and cut, and the time of the newest item of each [N];
         -1 if the history is empty or leave_one_out."""
         if settings.leave_one_out:
             history = histories_of_others(self.entries, group_N, item_N, settings.history_length)
             return history, np.full(len(group_N), -1)
-        return histories_before(self.entries, group_N, time_N, settings.history_length)
+        return histories_before(self.entries, group_N, cut_N, settings.history_length)
 
 
 def with_contexts(

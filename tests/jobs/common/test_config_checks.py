@@ -118,6 +118,12 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
     "top_k of a loss that is not listwise": ("loss.top_k", {"loss": {"kind": "pointwise", "top_k": 50}}),
     "top_k without expected counts": ("loss.correction", {"loss": {"correction": "none", "top_k": 50}}),
     "gbce of a loss that is not pointwise": ("loss.gbce_calibration", {"loss": {"gbce_calibration": 0.75}}),
+    "an order that looks ahead by nothing": ("positives.ahead_days", {"features": {"history": {"order": "ahead"}}}),
+    "days ahead that no order reads": ("positives.ahead_days", {"positives": {"ahead_days": 7}}),
+    "days ahead without a history": (
+        "positives.ahead_days",
+        {"features": {"history": None}, "positives": {"ahead_days": 7}},
+    ),
     "a record in a folder": ("tracking.uri", {"tracking": {"uri": "/data/mlruns"}}),
     "a record in a folder by URI": ("tracking.uri", {"tracking": {"uri": "file:///data/mlruns"}}),
     "a record nowhere": ("tracking.uri", {"tracking": {"uri": "htp://mlflow:5000"}}),

@@ -12,6 +12,7 @@ import pytest
 from pipelines.config import Negatives
 from pipelines.histories import history_arrays
 from pipelines.histories.user_stream import PAST, ROW
+from pipelines.samples.funnel import DAY_MICROS
 from pipelines.samples.user_context import SamplingSettings, with_contexts
 
 Row = dict[str, Any]
@@ -66,14 +67,14 @@ def histories_of(rows: list[Row], size: int, settings: SamplingSettings) -> Iter
                 values = [number for pair in zip(values, times[start : start + 3]) for number in pair]
             stream_rows.append({"user_key": user, "role": PAST, "values": values})
         own = {"at": row["event_time"], "key": row["row_key"], "item_index": row["item_index"]}
-        own["carried"] = row.get("carried", False)
+        own |= {"carried": row.get("carried", False), "cut": row.get("cut", row["event_time"])}
         stream_rows.append({"user_key": user, "role": ROW, **own})
     kinds = {"role": pa.int32(), "values": pa.list_(pa.int64()), "item_index": pa.int32(), "carried": pa.bool_()}
-    names = ("user_key", "role", "at", "key", "values", "item_index", "carried")
+    names = ("user_key", "role", "at", "key", "values", "item_index", "carried", "cut")
     schema = pa.schema([(name, kinds.get(name, pa.int64())) for name in names])
     for table, context, group in with_contexts(cut(stream_rows, schema, size), settings):
-        items, times = (table.column(name).to_numpy() for name in ("item_index", "at"))
-        history, until = context.histories(group, items, times, settings)
+        items, cuts = (table.column(name).to_numpy() for name in ("item_index", "cut"))
+        history, until = context.histories(group, items, cuts, settings)
         users, keys = table.column("user_key").to_pylist(), table.column("key").to_pylist()
         yield from zip(users, keys, history.tolist(), until.tolist())
 
@@ -103,6 +104,29 @@ def test_a_history_is_the_last_items_strictly_before_the_event(seed: int, size: 
         expected.append((user, row["row_key"], padded, before[-1][0] if before else -1))
     assert histories == expected
     assert any(history[0] for _, _, history, _ in histories)
+
+
+def last_before(rows: list[Row], row: Row, cut: int, length: int) -> tuple[list[int], int]:
+    """The history of a row that ends before `cut`, and the time of its newest item, by a loop over all rows."""
+    own = [other for other in rows if other["user_id"] == row["user_id"]]
+    before = [(500 + int(row["user_id"][1:]), item) for item in own[0]["past"] or []]
+    before += [(other["event_time"], other["item_index"]) for other in own]
+    before = [(time, item) for time, item in before if time < cut]
+    history = [item for _, item in before[-length:]]
+    return [0] * (length - len(history)) + history, before[-1][0] if before else -1
+
+
+@pytest.mark.parametrize(("seed", "size"), CUTS)
+def test_with_order_ahead_a_history_ends_before_the_cut_of_its_row(seed: int, size: int) -> None:
+    rng, ahead, length = random.Random(seed), 9, 3
+    rows = [row | {"cut": row["event_time"] - rng.randrange(ahead)} for row in stream(seed)]
+    settings = SamplingSettings(Negatives(), 17, 1000, {}, length, ahead_days=ahead / DAY_MICROS)
+    assert settings.ahead_micros >= ahead
+    histories = list(histories_of(rows, size, settings))
+    expected = [last_before(rows, row, row["cut"], length) for row in rows]
+    assert [(history, until) for _, _, history, until in histories] == expected
+    assert any(row["cut"] < row["event_time"] for row in rows)
+    assert all(until < row["cut"] for (_, until), row in zip(expected, rows))
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 1000])
