@@ -178,6 +178,20 @@ class History(StrictModel):
         "moment up to positives.ahead_days before the event, so that the model learns what users want in the days after a "
         "request and not only next",
     )
+    ages: bool = Field(
+        False,
+        description="write the column history_ages: the seconds from each item of the history to the request, for towers "
+        "that read time gaps",
+    )
+
+    @model_validator(mode="after")
+    def _times(self) -> "History":
+        if self.ages and self.order == "leave_one_out":
+            raise ValueError(
+                "ages: true needs times, and the order leave_one_out takes known items, which have none: set ages: false, "
+                "or another order"
+            )
+        return self
 
 
 # Columns of interactions that say what the user did in answer to the request, or when.

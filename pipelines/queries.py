@@ -8,8 +8,10 @@ from pyspark.sql import functions as F
 from pipelines.config import Features, Positives
 from pipelines.contract.indices import DEFAULT
 from pipelines.features import encode, vocabulary
+from pipelines.features.feature_schema import HISTORY_AGES
 from pipelines.features.side import context_side, sides
 from pipelines.hashing import hashed
+from pipelines.histories.cuts import ages_at
 from pipelines.night import Night
 from pipelines.positives import select
 from pipelines.storage.dates import shift
@@ -18,6 +20,8 @@ from pipelines.storage.dates import shift
 def user_queries(night: Night, features: Features, users: DataFrame | None = None) -> DataFrame:
     """One row per user at the end of ds: user_id, user_index, user_NAME..., context_NAME..., history (padded left),
     known_items.
+
+    With features.history.ages also history_ages: seconds from each item of the history to the end of ds.
 
     `users`: user_id (string) of the requested users, known or not; default: all users in the state or the newest snapshot.
     An unknown user gets the defaults: index 1, an empty history. There is no request, so its features have their defaults.
@@ -31,7 +35,9 @@ def user_queries(night: Night, features: Features, users: DataFrame | None = Non
     snapshot = night.inputs.snapshot("users", snapshot_day) if snapshot_day else None
     if users is None:
         users = known_users(night)
-    rows = users.join(state.drop("user_index", "history_times"), on="user_id", how="left")
+    history = features.history
+    unread = ["user_index"] if history and history.ages else ["user_index", "history_times"]
+    rows = users.join(state.drop(*unread), on="user_id", how="left")
     buckets = features.ids.user.buckets
     if buckets is None:
         indices = vocabulary.lookup(vocab, "user_id", "user_id", "user_index", facts["sizes"]["user_id"])
@@ -43,15 +49,19 @@ def user_queries(night: Night, features: Features, users: DataFrame | None = Non
         rows = rows.join(encoded, on="user_id", how="left")
     for column, blank in encode.without_snapshot(side, facts["numeric"]).items():
         rows = rows.withColumn(column, F.coalesce(column, blank) if column in rows.columns else blank)
-    length = features.history.length if features.history else 1
+    length = history.length if history else 1
     # leave_one_out ignores order: the history is all known items, each once, as in the training rows.
-    past = "known_items" if features.history and features.history.order == "leave_one_out" else "history_items"
+    past = "known_items" if history and history.order == "leave_one_out" else "history_items"
+    ages = []
+    if history and history.ages:
+        ages = [ages_at(F.lit(night.end).cast("timestamp"), F.col("history_times"), length).alias(HISTORY_AGES)]
     return rows.select(
         "user_id",
         F.coalesce("user_index", F.lit(DEFAULT)).alias("user_index"),
         *side.encoded_columns(),
         *[blank.alias(column) for column, blank in encode.without_snapshot(request, facts["numeric"]).items()],
         encode.pad_left(F.col(past), length).alias("history"),
+        *ages,
         F.coalesce("known_items", F.array().cast("array<int>")).alias("known_items"),
     )
 

@@ -54,3 +54,8 @@ def _differences(samples: FeatureSchema, config: FeatureSchema) -> Iterator[str]
         made, wanted = (getattr(schema, name) is not None for schema in (samples, config))
         if made != wanted:
             yield f"features.{name} was {'on' if made else 'off'} for the samples and is {'on' if wanted else 'off'} now"
+    made, wanted = (
+        schema.history is not None and schema.history.ages_column is not None for schema in (samples, config)
+    )
+    if made != wanted and samples.history and config.history:
+        yield f"features.history.ages was {'on' if made else 'off'} for the samples and is {'on' if wanted else 'off'} now"

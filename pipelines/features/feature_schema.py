@@ -32,6 +32,7 @@ from pipelines.features.encode import Statistics
 from pipelines.features.side import Side, context_side, sides
 
 VALUES_OF_TIME = {"hour": 24, "weekday": 7}
+HISTORY_AGES = "history_ages"  # column of samples: seconds from each item of the history to the cut
 ITEM_ROW = "item_row"  # column of item_features: the row of the item in the embedding table
 
 
@@ -64,6 +65,7 @@ def feature_schema(
             vocabulary="item_id",
             size=sizes["item_id"],
             length=features.history.length,
+            **({"ages_column": HISTORY_AGES} if features.history.ages else {}),
         )
     user_id: list[Feature] = []
     if features.user_id:

@@ -6,6 +6,7 @@ batch to batch. Spark's Python workers import only this file, so it needs only n
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,16 @@ import pyarrow.compute as pc
 
 Ints = npt.NDArray[np.int64]
 Indices = npt.NDArray[np.int32]
+SECOND = 1_000_000  # microseconds
+
+
+@dataclass(frozen=True)
+class Histories:
+    """Histories of N rows, L items each: oldest first, 0-padded on the left."""
+
+    items_NL: Indices
+    until_N: Ints  # time of the newest item in microseconds; -1 if the history is empty or has no times
+    ages_NL: Indices | None = None  # seconds from each item to the cut of the row, 0 for padding; None: not wanted
 
 
 @dataclass(frozen=True)
@@ -53,27 +64,38 @@ class Entries:
         return Entries(self.group_E[keep], self.time_E[keep], self.item_E[keep])
 
 
-def histories_before(entries: Entries, group_N: Ints, time_N: Ints, length: int) -> tuple[Indices, Ints]:
-    """(last items [n, length] strictly before each time, time [n] of the newest of them or -1).
+def histories_before(entries: Entries, group_N: Ints, cut_N: Ints, length: int, *, ages: bool = False) -> Histories:
+    """The last `length` items strictly before the cut of each row. Entries of the same instant never see each other.
 
-    Items are oldest first, 0-padded on the left. Entries of the same instant never see each other. `group_N`, `time_N`: the
-    user and the time of each row. Times need not be sorted.
+    `group_N`, `cut_N`: the user and the cut (microseconds) of each row. Cuts need not be sorted.
     """
     begin = np.searchsorted(entries.group_E, group_N, "left")
     low, high = begin, np.searchsorted(entries.group_E, group_N, "right")
     # One binary search for all rows: the user's first entry that is not before the time is in [low, high].
     while (low < high).any():
         middle = (low + high) // 2
-        earlier = (low < high) & (entries.time_E[np.minimum(middle, len(entries.time_E) - 1)] < time_N)
+        earlier = (low < high) & (entries.time_E[np.minimum(middle, len(entries.time_E) - 1)] < cut_N)
         low, high = np.where(earlier, middle + 1, low), np.where(earlier, high, np.minimum(middle, high))
     end, count = low, low - begin
-    padded = np.concatenate([np.zeros(length, np.int32), entries.item_E.astype(np.int32)])
-    # padded[end : end + length] holds the entries before `end`.
-    history = np.lib.stride_tricks.sliding_window_view(padded, length)[end]
-    history[np.arange(length) < (length - count)[:, None]] = 0
+    padding_NL = np.arange(length) < (length - count)[:, None]
+    items_NL = _windows(entries.item_E.astype(np.int32), end, length)
+    items_NL[padding_NL] = 0
     if len(entries.time_E) == 0:
-        return history, np.full(len(group_N), -1)
-    return history, np.where(count > 0, entries.time_E[np.maximum(end - 1, 0)], -1)
+        return Histories(items_NL, np.full(len(group_N), -1), np.zeros_like(items_NL) if ages else None)
+    until_N = np.where(count > 0, entries.time_E[np.maximum(end - 1, 0)], -1)
+    if not ages:
+        return Histories(items_NL, until_N)
+    # Both times are rounded down to whole seconds first, so that ages at two cuts differ by the seconds between the cuts.
+    ages_NL = cut_N[:, None] // SECOND - _windows(entries.time_E // SECOND, end, length)
+    ages_NL[padding_NL] = 0
+    return Histories(items_NL, until_N, np.clip(ages_NL, 0, np.iinfo(np.int32).max).astype(np.int32))
+
+
+def _windows(values_E: npt.NDArray[Any], end_N: Ints, length: int) -> npt.NDArray[Any]:
+    """The `length` values before each end [n, length]; 0 before the first value."""
+    padded = np.concatenate([np.zeros(length, values_E.dtype), values_E])
+    # padded[end : end + length] holds the values before `end`.
+    return np.lib.stride_tricks.sliding_window_view(padded, length)[end_N]
 
 
 def histories_of_others(pools: Entries, group_N: Ints, item_N: Ints, length: int) -> Indices:

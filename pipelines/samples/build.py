@@ -127,6 +127,7 @@ def _sampling_settings(
         history_length=history.length if history else 1,
         leave_one_out=history is not None and history.order == "leave_one_out",
         ahead_days=ahead_of(config.features, config.positives),
+        ages=history is not None and history.ages,
         availability=availability(stats, night.warehouse.read("item_features", night.ds), first_day, width),
     )
 

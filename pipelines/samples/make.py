@@ -15,6 +15,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import types as T
 
 from pipelines.contract.negative_kinds import COARSE, FINE, NONE, POPULARITY, UNIFORM
+from pipelines.features.feature_schema import HISTORY_AGES
 from pipelines.hashing import UInt64, mix
 from pipelines.histories.user_stream import stream_of
 from pipelines.samples.draws import (
@@ -32,22 +33,25 @@ from pipelines.samples.user_context import SamplingSettings, UserContexts, lists
 MAX_WIDER_DRAWS = 8  # draws per slot from the user's other requests, before an easy negative fills the slot
 # containsNull=False: otherwise Spark checks every element for null, 400 million times per night.
 _INDICES = T.ArrayType(T.IntegerType(), containsNull=False)
-ADDED = T.StructType(
-    [
+
+
+def added_fields(settings: SamplingSettings) -> list[T.StructField]:
+    """The columns that `make_samples` adds to the rows."""
+    fields = [
         T.StructField("history", _INDICES),
         T.StructField("history_until", T.TimestampType()),
         T.StructField("negatives", _INDICES),
         T.StructField("negative_kinds", _INDICES),
         T.StructField("negative_log_q", T.ArrayType(T.FloatType(), containsNull=False)),
     ]
-)
+    return [*fields, T.StructField(HISTORY_AGES, _INDICES)] if settings.ages else fields
 
 
 def make_samples(rows: DataFrame, contexts: list[DataFrame], keep: list[str], settings: SamplingSettings) -> DataFrame:
-    """Add histories and negatives to rows. Returns the `keep` columns of the rows and the columns of ADDED.
+    """Add histories and negatives to rows. Returns the `keep` columns of the rows and the columns of `added_fields`.
 
     `history_until` is the time of the newest item of the history, null if it is empty. `negatives`, `negative_kinds` and
-    `negative_log_q` are arrays of K.
+    `negative_log_q` are arrays of K. `history_ages` (with `settings.ages`) has the age of each item of the history.
 
     `rows`: user_key, at (microseconds), key (the row key), item_index, request_key (null if the event has no request), cell
     (a row without a cell extends histories and is not returned), carried (the event is in the past already). Without
@@ -55,7 +59,7 @@ def make_samples(rows: DataFrame, contexts: list[DataFrame], keep: list[str], se
     (microseconds: the history ends before it). `contexts`: see user_stream.stream_of.
     """
     shared = rows.sparkSession.sparkContext.broadcast(settings)
-    schema = T.StructType([*rows.select(*keep).schema.fields, *ADDED.fields])
+    schema = T.StructType([*rows.select(*keep).schema.fields, *added_fields(settings)])
 
     def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for table, context, group_N in with_contexts(batches, shared.value):
@@ -67,22 +71,24 @@ def make_samples(rows: DataFrame, contexts: list[DataFrame], keep: list[str], se
 def complete(
     rows: pa.Table, contexts: UserContexts, group_N: Ints, keep: list[str], settings: SamplingSettings
 ) -> pa.Table:
-    """The rows that have a cell, with the columns of ADDED."""
+    """The rows that have a cell, with the columns of `added_fields`."""
     chosen = np.flatnonzero(rows.column("cell").is_valid())
     rows, group_N = rows.take(pa.array(chosen)), group_N[chosen]
     cut = numbers(rows, "at" if settings.ahead_days is None else "cut")
-    history, until = contexts.histories(group_N, numbers(rows, "item_index"), cut, settings)
+    histories = contexts.histories(group_N, numbers(rows, "item_index"), cut, settings)
     items, kinds, log_q = _draw(rows, contexts, group_N, settings)
-    added = [
-        _list_array(history, pa.int32()),
-        pa.array(until, pa.timestamp("us", tz="UTC"), mask=until < 0),
-        _list_array(items, pa.int32()),
-        _list_array(kinds, pa.int32()),
-        _list_array(log_q, pa.float32()),
-    ]
+    added = {
+        "history": _list_array(histories.items_NL, pa.int32()),
+        "history_until": pa.array(histories.until_N, pa.timestamp("us", tz="UTC"), mask=histories.until_N < 0),
+        "negatives": _list_array(items, pa.int32()),
+        "negative_kinds": _list_array(kinds, pa.int32()),
+        "negative_log_q": _list_array(log_q, pa.float32()),
+    }
+    if histories.ages_NL is not None:
+        added[HISTORY_AGES] = _list_array(histories.ages_NL, pa.int32())
     out = rows.select(keep)
-    for field, column in zip(ADDED.fieldNames(), added):
-        out = out.append_column(field, column)
+    for name, column in added.items():
+        out = out.append_column(name, column)
     return out
 
 

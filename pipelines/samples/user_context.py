@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from pipelines.config import Negatives
 from pipelines.contract.negative_kinds import COARSE, FINE, POPULARITY, UNIFORM
-from pipelines.histories.history_arrays import Entries, Indices, histories_before, histories_of_others
+from pipelines.histories.history_arrays import Entries, Histories, histories_before, histories_of_others
 from pipelines.histories.user_stream import DROPPED, EXCLUDED, PAST, ROW
 from pipelines.samples.availability import Availability
 from pipelines.samples.draws import AliasTable, Forbidden, Ints
@@ -28,6 +28,7 @@ class SamplingSettings:
     leave_one_out: bool = False  # a history holds the user's other positives, earlier and later ones
     availability: Availability | None = None  # of items that are not available on all days of the rows
     ahead_days: float | None = None  # a history ends up to this many days before its row; None: at the row
+    ages: bool = False  # add the column history_ages
 
     @property
     def fallback(self) -> int:
@@ -107,13 +108,12 @@ class UserContexts:
             entries if settings.leave_one_out else entries.last(settings.history_length, settings.ahead_micros),
         )
 
-    def histories(self, group_N: Ints, item_N: Ints, cut_N: Ints, settings: SamplingSettings) -> tuple[Indices, Ints]:
-        """Histories [N, history_length] of rows given by user, item and cut, and the time of the newest item of each [N];
-        -1 if the history is empty or leave_one_out."""
+    def histories(self, group_N: Ints, item_N: Ints, cut_N: Ints, settings: SamplingSettings) -> Histories:
+        """Histories of rows given by user, item and cut."""
         if settings.leave_one_out:
-            history = histories_of_others(self.entries, group_N, item_N, settings.history_length)
-            return history, np.full(len(group_N), -1)
-        return histories_before(self.entries, group_N, cut_N, settings.history_length)
+            items_NL = histories_of_others(self.entries, group_N, item_N, settings.history_length)
+            return Histories(items_NL, np.full(len(group_N), -1))
+        return histories_before(self.entries, group_N, cut_N, settings.history_length, ages=settings.ages)
 
 
 def with_contexts(

@@ -124,6 +124,10 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
         "positives.ahead_days",
         {"features": {"history": None}, "positives": {"ahead_days": 7}},
     ),
+    "ages of items without times": (
+        "features.history: ages",
+        {"features": {"history": {"order": "leave_one_out", "ages": True}}},
+    ),
     "a record in a folder": ("tracking.uri", {"tracking": {"uri": "/data/mlruns"}}),
     "a record in a folder by URI": ("tracking.uri", {"tracking": {"uri": "file:///data/mlruns"}}),
     "a record nowhere": ("tracking.uri", {"tracking": {"uri": "htp://mlflow:5000"}}),

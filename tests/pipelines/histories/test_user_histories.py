@@ -74,9 +74,12 @@ def histories_of(rows: list[Row], size: int, settings: SamplingSettings) -> Iter
     schema = pa.schema([(name, kinds.get(name, pa.int64())) for name in names])
     for table, context, group in with_contexts(cut(stream_rows, schema, size), settings):
         items, cuts = (table.column(name).to_numpy() for name in ("item_index", "cut"))
-        history, until = context.histories(group, items, cuts, settings)
+        histories = context.histories(group, items, cuts, settings)
         users, keys = table.column("user_key").to_pylist(), table.column("key").to_pylist()
-        yield from zip(users, keys, history.tolist(), until.tolist())
+        if histories.ages_NL is None:
+            yield from zip(users, keys, histories.items_NL.tolist(), histories.until_N.tolist())
+        else:
+            yield from zip(users, keys, histories.ages_NL.tolist(), histories.until_N.tolist())
 
 
 def micros(values: Any) -> Any:
@@ -127,6 +130,21 @@ def test_with_order_ahead_a_history_ends_before_the_cut_of_its_row(seed: int, si
     assert [(history, until) for _, _, history, until in histories] == expected
     assert any(row["cut"] < row["event_time"] for row in rows)
     assert all(until < row["cut"] for (_, until), row in zip(expected, rows))
+
+
+@pytest.mark.parametrize("size", [1, 3, 1000])
+def test_ages_are_the_whole_seconds_from_each_item_to_the_cut(size: int) -> None:
+    seconds = history_arrays.SECOND
+    # Two past events; the second is half a second into its second, and one lies further back than int32 can count.
+    past = {"past": [5, 6], "past_times": [-(2**40) * seconds, 20 * seconds + seconds // 2]}
+    rows: list[Row] = [
+        {"user_id": "u01", "event_time": 25 * seconds, "row_key": 1, "item_index": 7, **past},
+        {"user_id": "u01", "event_time": 30 * seconds, "row_key": 2, "item_index": 8, "past": None},
+        {"user_id": "u02", "event_time": 30 * seconds, "row_key": 3, "item_index": 8, "past": None},
+    ]
+    settings = SamplingSettings(Negatives(), 17, 1000, {}, history_length=4, ages=True)
+    ages = [ages for _, _, ages, _ in histories_of(rows, size, settings)]
+    assert ages == [[0, 0, 2**31 - 1, 5], [0, 2**31 - 1, 10, 5], [0, 0, 0, 0]]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 1000])

@@ -23,7 +23,7 @@ SEED, AHEAD = 17, 1.5
 
 def looking_ahead(days: float) -> Any:
     """The config of the small nights with order `ahead`."""
-    spec = CONFIG.features.model_dump() | {"history": {"length": LENGTH, "order": "ahead"}}
+    spec = CONFIG.features.model_dump() | {"history": {"length": LENGTH, "order": "ahead", "ages": True}}
     positives = CONFIG.positives.model_copy(update={"ahead_days": days})
     return dataclasses.replace(CONFIG, features=Features.model_validate(spec), positives=positives)
 
@@ -71,6 +71,8 @@ def test_a_history_of_the_first_night_is_the_last_items_before_the_cut(both: War
         assert len(filled) == len(before)
         assert {item for _, item in before if before[0][0] < at} >= set(filled) or len(before) == LENGTH
         assert row["history_until"] == (before[-1][0] if before else None)
+        seconds = [int(at.timestamp() // 1) - int(time.timestamp()) for time, _ in before]
+        assert row["history_ages"] == [0] * (LENGTH - len(seconds)) + seconds
         empty += not filled
         shorter += len(filled) < len(clicks_before(row["user_id"], row["event_time"])[-LENGTH:])
     assert empty  # such rows stay
@@ -90,5 +92,7 @@ def test_on_later_nights_the_cut_may_lie_before_the_night(nights: Warehouse, bot
 
 def test_a_tiny_look_ahead_gives_the_rows_of_strictly_before(nights: Warehouse, both: Warehouse) -> None:
     build_negatives(Night.open(both, Inputs(), SECOND, SEED), looking_ahead(1e-12), "tiny", force=True)
-    strict, tiny = (sorted(rows_of(each, "samples", SECOND), key=lambda row: row["row_key"]) for each in (nights, both))
+    strict, tiny = (
+        each.read("samples", SECOND).drop("history_ages").orderBy("row_key").collect() for each in (nights, both)
+    )
     assert strict == tiny
