@@ -8,6 +8,7 @@ from jobs.night.steps import as_job, open_night, sample_config
 from jobs.tracking.job_run import log_partition
 from jobs.tracking.tracker import Tracker
 from pipelines.samples.build import build_negatives
+from pipelines.samples.packing import positives_in
 
 
 def run(context: Context, tracker: Tracker) -> None:
@@ -23,13 +24,14 @@ def run(context: Context, tracker: Tracker) -> None:
     if not done:
         log.info("build_negatives %s: already done (%s rows)", context.ds, f"{manifest.rows:,}")
         return
-    log.info("build_negatives %s: %s rows", context.ds, f"{manifest.rows:,}")
+    packed = f" in {manifest.rows:,} packed rows" if "pack" in manifest.facts else ""
+    log.info("build_negatives %s: %s rows%s", context.ds, f"{positives_in(manifest):,}", packed)
     with tracker.job("build_negatives") as job:
         log_partition(job, context.warehouse, manifest, config.checks)
         job.params({"negatives": config.negatives.model_dump(), "samples": config.samples.model_dump()})
         job.tags({"ranking_logs": "present" if manifest.facts["ranking_logs"] else "absent: no hard negatives"})
         facts = manifest.facts
-        job.figure(negatives_by_kind(facts["kinds"], facts["quotas"], manifest.rows), "negatives_by_kind")
+        job.figure(negatives_by_kind(facts["kinds"], facts["quotas"], positives_in(manifest)), "negatives_by_kind")
 
 
 if __name__ == "__main__":

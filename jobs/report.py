@@ -11,6 +11,7 @@ from jobs.release.store import folder_of
 from jobs.release.verdict import Verdict, refused_by, verdict_of
 from jobs.tracking.client import tracking_uri
 from pipelines.lost_day import carried_from
+from pipelines.samples.packing import positives_in
 from pipelines.storage.lineage import described
 
 GATED_NIGHTS = 10  # Only the newest nights: more columns do not fit on a screen.
@@ -47,7 +48,11 @@ def _night(context: Context, k: int) -> list[str]:
     if samples is None or model is None:
         return [ds, "not run"] + [""] * 10
     kinds = samples.facts["kinds"]
-    cells = [ds, f"{samples.rows:,}", *(f"{kinds[kind]:,}" for kind in ("uniform", "popularity", "coarse", "fine"))]
+    cells = [
+        ds,
+        f"{positives_in(samples):,}",
+        *(f"{kinds[kind]:,}" for kind in ("uniform", "popularity", "coarse", "fine")),
+    ]
     cells.append(f"{model.facts['loss']:.4f}")
     recall = recalls(context, k)
     cells += [f"{recall[name]:.4f}" if name in recall else "-" for name in MODELS]

@@ -383,12 +383,20 @@ class Samples(StrictModel):
     row_group_rows: int = Field(
         32_768,
         ge=1,
-        description="rows per row group (and file): small enough to distribute, large enough to write and read fast",
+        description="rows (with pack: positives) per row group and file: small enough to distribute, large enough to write "
+        "and read fast",
     )
     trainers: int = Field(
         4,
         ge=1,
         description="the number of row groups is a multiple of this, so that up to this many trainers get equal shares",
+    )
+    pack: int | None = Field(
+        None,
+        ge=1,
+        le=1000,
+        description="T: write up to T consecutive positives of a user as one row with one history, so that a sequence tower "
+        "reads the history once for all of them; about as many as users have per night. null: one row per positive",
     )
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from pipelines.config import Checks
 from pipelines.drift import DAILY, NIGHTS_BEFORE
+from pipelines.samples.packing import positives_in
 from pipelines.storage.manifest import Manifest
 
 NUMBERS = ("counts", "kinds", "skew")  # groups of numbers among the facts of a manifest
@@ -24,6 +25,8 @@ def metrics_of(manifest: Manifest) -> dict[str, float]:
     """All numbers in the manifest of positives or samples, under names that MLflow accepts."""
     facts = manifest.facts
     metrics = {f"rows.{manifest.table}": float(manifest.rows)}
+    if "pack" in facts:
+        metrics[f"positives.{manifest.table}"] = float(positives_in(manifest))
     for group in NUMBERS:
         metrics |= {f"{group}.{name}": float(v) for name, v in facts.get(group, {}).items() if not isinstance(v, str)}
     for name in ("rows_fell_back", "fallback_share"):
@@ -66,7 +69,7 @@ def table_of(manifest: Manifest, checks: Checks) -> dict[str, list[Any]]:
             (
                 manifest.table,
                 f"{kind} negatives per row",
-                facts["kinds"][kind] / max(1, manifest.rows),
+                facts["kinds"][kind] / max(1, positives_in(manifest)),
                 f"quota {quota}",
             )
         )

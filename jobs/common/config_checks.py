@@ -66,6 +66,12 @@ def _histories(config: Sections) -> Iterator[str]:
             f"positives.ahead_days: only features.history.order: ahead reads it, and the order {order}: set that order, or "
             "remove positives.ahead_days"
         )
+    if config.samples.pack is not None and (history is None or history.order == "leave_one_out"):
+        yield (
+            "samples.pack: packs positives that share a history in the order of time, and "
+            f"{'features.history is off' if history is None else 'the order leave_one_out has no order of time'}: choose "
+            "features.history.order: strictly_before or ahead, or set samples.pack: null"
+        )
 
 
 def _training(config: Sections) -> Iterator[str]:

@@ -12,6 +12,7 @@ from jobs.release.verdict import Gate, Verdict, read_verdict, write_verdict
 from model.serving.release import Release
 from pipelines.contract.errors import NightjarError
 from pipelines.drift import NIGHTS_BEFORE
+from pipelines.samples.packing import positives_in
 from pipelines.storage.dates import days_back, shift
 from pipelines.storage.manifest import Manifest, digest
 
@@ -66,11 +67,11 @@ def _gates(context: Context, release: Release) -> Iterator[Gate]:
 
 def _rows(context: Context, samples: Manifest, config: Gates) -> Iterator[Gate]:
     nights = [context.warehouse.manifest("samples", ds) for ds in days_back(context.ds, NIGHTS_BEFORE + 1)[:-1]]
-    rows = [night.rows for night in nights if night and not night.facts["bootstrap_days"]]
+    rows = [positives_in(night) for night in nights if night and not night.facts["bootstrap_days"]]
     if rows and not samples.facts["bootstrap_days"]:
         usual = statistics.median(rows)
         yield Gate(
-            "rows", samples.rows / usual, config.rows, True,
+            "rows", positives_in(samples) / usual, config.rows, True,
             f"Training rows against {usual:,.0f}, the median of {len(rows)} nights. Below: check build_positives.",
         )  # fmt: skip
 

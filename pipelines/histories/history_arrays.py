@@ -24,6 +24,9 @@ class Histories:
 
     items_NL: Indices
     until_N: Ints  # time of the newest item in microseconds; -1 if the history is empty or has no times
+    past_N: Ints | None = (
+        None  # number of the user's entries before the cut, those beyond L included; None: no order of time
+    )
     ages_NL: Indices | None = None  # seconds from each item to the cut of the row, 0 for padding; None: not wanted
 
 
@@ -34,34 +37,35 @@ class Entries:
     group_E: Ints
     time_E: Ints  # microseconds
     item_E: Ints
+    forgotten: int = 0  # number of older entries of user 0 that were dropped
 
     def then(self, later: "Entries") -> "Entries":
         """The entries with those of `later` appended, user by user."""
         group = np.concatenate([self.group_E, later.group_E])
         order = np.argsort(group, kind="stable")
         time, item = np.concatenate([self.time_E, later.time_E]), np.concatenate([self.item_E, later.item_E])
-        return Entries(group[order], time[order], item[order])
+        return Entries(group[order], time[order], item[order], self.forgotten)
 
     def of_group(self, group: int) -> "Entries":
         """The entries of one user, renumbered 0."""
         start, stop = np.searchsorted(self.group_E, [group, group + 1])
-        return Entries(np.zeros(stop - start, np.int64), self.time_E[start:stop], self.item_E[start:stop])
+        forgotten = self.forgotten if group == 0 else 0
+        return Entries(np.zeros(stop - start, np.int64), self.time_E[start:stop], self.item_E[start:stop], forgotten)
 
-    def last(self, length: int, ahead: int = 0) -> "Entries":
-        """The entries that a later row may still need; all entries must be of one user.
+    def last(self, length: int, since: int, *, counted: bool = False) -> "Entries":
+        """The entries that rows with cuts at or after `since` (microseconds) may still need; all must be of one user.
 
-        These are the last `length` before the newest instant, and the last `length` of that instant. If histories end up to
-        `ahead` microseconds before their rows: the last `length` before that span, and all entries within it.
+        These are the last `length` before `since` and all from then on; of entries that are all at `since` only the last
+        `length`, unless past entries are counted.
         """
-        if len(self.time_E) == 0:
-            return self
-        instant = int(np.searchsorted(self.time_E, self.time_E[-1] - ahead))
-        if ahead:
-            keep = np.arange(max(0, instant - length), len(self.time_E))
+        first = int(np.searchsorted(self.time_E, since))
+        start = max(0, first - length)
+        if not counted and first < len(self.time_E) and self.time_E[-1] == since:
+            keep = np.concatenate(
+                [np.arange(start, first), np.arange(max(first, len(self.time_E) - length), len(self.time_E))]
+            )
             return Entries(self.group_E[keep], self.time_E[keep], self.item_E[keep])
-        before = np.arange(max(0, instant - length), instant)
-        keep = np.concatenate([before, np.arange(max(instant, len(self.time_E) - length), len(self.time_E))])
-        return Entries(self.group_E[keep], self.time_E[keep], self.item_E[keep])
+        return Entries(self.group_E[start:], self.time_E[start:], self.item_E[start:], self.forgotten + start)
 
 
 def histories_before(entries: Entries, group_N: Ints, cut_N: Ints, length: int, *, ages: bool = False) -> Histories:
@@ -81,14 +85,15 @@ def histories_before(entries: Entries, group_N: Ints, cut_N: Ints, length: int, 
     items_NL = _windows(entries.item_E.astype(np.int32), end, length)
     items_NL[padding_NL] = 0
     if len(entries.time_E) == 0:
-        return Histories(items_NL, np.full(len(group_N), -1), np.zeros_like(items_NL) if ages else None)
+        return Histories(items_NL, np.full(len(group_N), -1), count, np.zeros_like(items_NL) if ages else None)
     until_N = np.where(count > 0, entries.time_E[np.maximum(end - 1, 0)], -1)
+    past_N = count + np.where(group_N == 0, entries.forgotten, 0)
     if not ages:
-        return Histories(items_NL, until_N)
+        return Histories(items_NL, until_N, past_N)
     # Both times are rounded down to whole seconds first, so that ages at two cuts differ by the seconds between the cuts.
     ages_NL = cut_N[:, None] // SECOND - _windows(entries.time_E // SECOND, end, length)
     ages_NL[padding_NL] = 0
-    return Histories(items_NL, until_N, np.clip(ages_NL, 0, np.iinfo(np.int32).max).astype(np.int32))
+    return Histories(items_NL, until_N, past_N, np.clip(ages_NL, 0, np.iinfo(np.int32).max).astype(np.int32))
 
 
 def _windows(values_E: npt.NDArray[Any], end_N: Ints, length: int) -> npt.NDArray[Any]:

@@ -21,7 +21,9 @@ from pipelines.samples.checks import check_samples
 from pipelines.samples.context_tables import ContextTables
 from pipelines.samples.logs import LogDays
 from pipelines.samples.make import make_samples
+from pipelines.samples.packing import is_packed, pack_samples
 from pipelines.samples.user_context import SamplingSettings
+from pipelines.samples.user_groups import layout_by_user
 from pipelines.storage.lineage import one_lineage
 from pipelines.storage.manifest import Manifest, Recipe
 
@@ -67,6 +69,7 @@ def build_negatives(
     _check_ranking_logs(night, config, inputs, days)
     night.inputs.write_quarantine(night.ds, recipe, ("ranking_logs",))
     contexts = _context_tables(night, config, settings, inputs, keep_last_out=keep_last_out)
+    optional = {"ahead_days": settings.ahead_days, "pack": _pack_of(night, config)}
 
     def describe(staged: DataFrame, folder: str) -> dict[str, Any]:
         checked = check_samples(staged, contexts, settings, config)
@@ -78,7 +81,7 @@ def build_negatives(
             "quotas": {kind: getattr(config.negatives, kind) for kind in ("uniform", "popularity", "coarse", "fine")},
             **checked,
             "history": config.features.history.order if config.features.history else None,
-            **({} if settings.ahead_days is None else {"ahead_days": settings.ahead_days}),
+            **{name: value for name, value in optional.items() if value is not None},
             "input": ranking_facts,
             "ranking_logs": ranking_logs is not None,
             "bootstrap_days": night.bootstrap_days,
@@ -128,6 +131,7 @@ def _sampling_settings(
         leave_one_out=history is not None and history.order == "leave_one_out",
         ahead_days=ahead_of(config.features, config.positives),
         ages=history is not None and history.ages,
+        counts_past=_pack_of(night, config) is not None,
         availability=availability(stats, night.warehouse.read("item_features", night.ds), first_day, width),
     )
 
@@ -177,10 +181,9 @@ def _samples(
     night: Night, config: SampleConfig, settings: SamplingSettings, inputs: SampleInputs, contexts: ContextTables
 ) -> DataFrame:
     """The rows of `samples`, each in the task that writes its row group."""
-    update = night.warehouse.update
-    place = row_groups.by_time(update.since, update.until) if update else row_groups.by_hash(night.seed)
-    layout = row_groups.layout_of(inputs.positives, place, config.samples.row_group_rows, config.samples.trainers)
-    columns = ["user_id", "item_id", "user_index", *sides(config.features)[0].encoded_columns()]
+    pack, layout = _pack_of(night, config), _layout(night, config, inputs.positives)
+    user_columns = ["user_index", *sides(config.features)[0].encoded_columns()]
+    columns = ["user_id", "item_id", *user_columns]
     columns += context_side(config.features).encoded_columns()
     columns += ["item_index", "item_snapshot", "example_age", "weight"]
     rows = layout.place(inputs.positives).select(
@@ -199,21 +202,43 @@ def _samples(
     samples = make_samples(rows, contexts.stream_rows(), ["key", "at", *columns, "cell"], settings)
     samples = samples.withColumn("at", F.timestamp_micros("at"))
     samples = samples.withColumnsRenamed({"key": "row_key", "at": "event_time"})
+    if pack is not None:
+        return pack_samples(samples, layout, user_columns, settings, pack)
     return layout.gather(samples).drop("cell")
 
 
+def _pack_of(night: Night, config: SampleConfig) -> int | None:
+    """Positives per packed row. An update within the day trains in the order of time, so its rows are not packed."""
+    return None if night.warehouse.update else config.samples.pack
+
+
+def _layout(night: Night, config: SampleConfig, positives: DataFrame) -> row_groups.RowGroupLayout:
+    rows, trainers = config.samples.row_group_rows, config.samples.trainers
+    if _pack_of(night, config) is not None:
+        return layout_by_user(positives, night.seed, rows, trainers)
+    update = night.warehouse.update
+    place = row_groups.by_time(update.since, update.until) if update else row_groups.by_hash(night.seed)
+    return row_groups.layout_of(positives, place, rows, trainers)
+
+
 def _row_groups_by_split(night: Night, staged: DataFrame, folder: str) -> dict[str, Any]:
-    """The row groups of each split, in order. The manifest lists them, so all trainers shard by the same list."""
-    rows = {(r["split"], r["group"]): int(r["count"]) for r in staged.groupBy("split", "group").count().collect()}
+    """The row groups of each split, in order. The manifest lists them, so all trainers shard by the same list.
+
+    Groups of packed rows also have their number of positives.
+    """
+    counts = {"rows": F.count(F.lit(1))} | ({"positives": F.sum(F.size("row_key"))} if is_packed(staged) else {})
+    counted = staged.groupBy("split", "group").agg(*(count.alias(name) for name, count in counts.items())).collect()
+    rows = {(r["split"], r["group"]): {name: int(r[name]) for name in counts} for r in counted}
     splits: dict[str, Any] = {}
     for uri in night.warehouse.data_files(folder):
         path = uri.removeprefix(folder).lstrip("/")
         split, group = (part.partition("=")[2] for part in path.split("/")[:2])
-        entry = splits.setdefault(split, {"rows": 0, "groups": []})
+        entry = splits.setdefault(split, {**dict.fromkeys(counts, 0), "groups": []})
         if (split, group) not in rows:
             raise AssertionError(
                 f"row group {split}/{group} was written by two tasks: its rows moved after `gather` placed them"
             )
-        entry["groups"].append({"path": path, "rows": rows.pop((split, group))})
-        entry["rows"] += entry["groups"][-1]["rows"]
+        entry["groups"].append({"path": path, **rows.pop((split, group))})
+        for name in counts:
+            entry[name] += entry["groups"][-1][name]
     return splits

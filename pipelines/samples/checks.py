@@ -15,6 +15,7 @@ from pipelines.histories.cuts import cut_micros
 from pipelines.histories.user_stream import key_of
 from pipelines.night import SampleConfig
 from pipelines.samples.context_tables import ContextTables
+from pipelines.samples.packing import is_packed, unpacked
 from pipelines.samples.user_context import SamplingSettings
 
 CHECKED_ROWS = 2_000  # rows whose negatives and histories are looked up in the input tables, item by item
@@ -39,8 +40,10 @@ def check_samples(
 
     Kinds and leakage are counted on all rows. Rows are in the order of a hash, so the first rows are a random sample: about
     a million rows have their negatives compared with each other, and 2,000 rows are looked up in the logs and the state.
-    Raises InputError if a row fails a check, or if the fallback share exceeds its limit.
+    Packed rows are unpacked first. Raises InputError if a row fails a check, or if the fallback share exceeds its limit.
     """
+    _check_seen(staged)
+    staged = unpacked(staged)
     cut = cut_micros(settings.ahead_days, settings.seed)
     leaked = staged.where(F.unix_micros("history_until") >= cut)
     counted = _sum_counts(staged.select("negative_kinds"), KIND_COUNTS, _count_kinds, settings)
@@ -69,7 +72,7 @@ def look_up(staged: DataFrame, contexts: ContextTables) -> dict[str, int]:
     """Look up the negatives and histories of 2,000 rows in the input tables. Returns the number of items of both."""
     # Rows are in the order of a hash, so the first group of each split is a random sample.
     columns = ["user_id", "event_time", "item_index", "history", "negatives"]
-    first = staged.where("group = '00000'").select("row_key", *columns)
+    first = unpacked(staged).where("group = '00000'").select("row_key", *columns)
     sample = first.orderBy("row_key").limit(CHECKED_ROWS).persist()
     try:
         users = sample.select(key_of("user_id").alias("user_key")).distinct()
@@ -95,6 +98,21 @@ def look_up(staged: DataFrame, contexts: ContextTables) -> dict[str, int]:
     finally:
         sample.unpersist()
     return {"checked_negatives": negatives, "checked_history_items": history}
+
+
+def _check_seen(staged: DataFrame) -> None:
+    """Raises InputError if packed rows do not say which part of their history each positive sees."""
+    if not is_packed(staged):
+        return
+    items = F.size(F.filter("history", lambda item: item > 0))
+    seen = F.slice("history_seen", 1, F.size("row_key"))
+    # The last positive of a row has the newest cut and sees the whole history.
+    wrong = staged.where((F.element_at(seen, -1) != items) | (F.array_sort(seen) != seen) | (F.get(seen, F.lit(0)) < 0))
+    counted = wrong.agg(F.count(F.lit(1)).alias("rows"), F.min(F.col("row_key")[0]).alias("example")).first()
+    assert counted is not None
+    if counted["rows"]:
+        problem = "packed rows have numbers of seen items that do not fit their history"
+        _refuse("history_seen", counted["rows"], problem, f"row_key {counted['example']}")
 
 
 def _count_pairs(column: str, pairs: DataFrame, problem: str) -> int:

@@ -44,14 +44,17 @@ def added_fields(settings: SamplingSettings) -> list[T.StructField]:
         T.StructField("negative_kinds", _INDICES),
         T.StructField("negative_log_q", T.ArrayType(T.FloatType(), containsNull=False)),
     ]
-    return [*fields, T.StructField(HISTORY_AGES, _INDICES)] if settings.ages else fields
+    if settings.ages:
+        fields.append(T.StructField(HISTORY_AGES, _INDICES))
+    return [*fields, T.StructField("past", T.LongType())] if settings.counts_past else fields
 
 
 def make_samples(rows: DataFrame, contexts: list[DataFrame], keep: list[str], settings: SamplingSettings) -> DataFrame:
     """Add histories and negatives to rows. Returns the `keep` columns of the rows and the columns of `added_fields`.
 
     `history_until` is the time of the newest item of the history, null if it is empty. `negatives`, `negative_kinds` and
-    `negative_log_q` are arrays of K. `history_ages` (with `settings.ages`) has the age of each item of the history.
+    `negative_log_q` are arrays of K. `history_ages` (with `settings.ages`) has the age of each item of the history. `past`
+    (with `settings.counts_past`) is the number of the user's positives before the cut.
 
     `rows`: user_key, at (microseconds), key (the row key), item_index, request_key (null if the event has no request), cell
     (a row without a cell extends histories and is not returned), carried (the event is in the past already). Without
@@ -78,14 +81,16 @@ def complete(
     histories = contexts.histories(group_N, numbers(rows, "item_index"), cut, settings)
     items, kinds, log_q = _draw(rows, contexts, group_N, settings)
     added = {
-        "history": _list_array(histories.items_NL, pa.int32()),
+        "history": list_array(histories.items_NL, pa.int32()),
         "history_until": pa.array(histories.until_N, pa.timestamp("us", tz="UTC"), mask=histories.until_N < 0),
-        "negatives": _list_array(items, pa.int32()),
-        "negative_kinds": _list_array(kinds, pa.int32()),
-        "negative_log_q": _list_array(log_q, pa.float32()),
+        "negatives": list_array(items, pa.int32()),
+        "negative_kinds": list_array(kinds, pa.int32()),
+        "negative_log_q": list_array(log_q, pa.float32()),
     }
     if histories.ages_NL is not None:
-        added[HISTORY_AGES] = _list_array(histories.ages_NL, pa.int32())
+        added[HISTORY_AGES] = list_array(histories.ages_NL, pa.int32())
+    if settings.counts_past:
+        added["past"] = pa.array(histories.past_N)
     out = rows.select(keep)
     for name, column in added.items():
         out = out.append_column(name, column)
@@ -137,7 +142,7 @@ def _proposals(rows: pa.Table, keys: UInt64, settings: SamplingSettings) -> dict
     return proposals
 
 
-def _list_array(values: npt.NDArray[np.generic], element: pa.DataType) -> pa.ListArray:
+def list_array(values: npt.NDArray[np.generic], element: pa.DataType) -> pa.ListArray:
     """An array [n, k] as n lists of k elements."""
     offsets = pa.array(np.arange(len(values) + 1) * values.shape[1], type=pa.int32())
     return pa.ListArray.from_arrays(offsets, pa.array(np.ascontiguousarray(values).ravel(), type=element))

@@ -8,6 +8,7 @@ are computed in two phases: rows per bucket of places, then ranks within a bucke
 later a row's group follows from its place, without a shuffle.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -33,21 +34,24 @@ class RowGroupLayout:
 
     def place(self, rows: DataFrame) -> DataFrame:
         """Add `cell` (int) to rows (row_key, event_time, split, …): the group, -1 - group for `valid`, null if no split."""
-        placed, ranges = _placed(rows, self.place_of).alias("row"), broadcast_few(self.ranges).alias("range")
+        placed, ranges = with_places(rows, self.place_of).alias("row"), broadcast_few(self.ranges).alias("range")
         within = (F.col("place") >= F.col("low")) & (F.col("place") <= F.col("high"))
         same = (F.col("row.split") == F.col("range.split")) & (F.col("row.bucket") == F.col("range.bucket"))
         joined = placed.join(ranges, on=same & within, how="left")
         return joined.select(*[F.col(f"row.{name}") for name in rows.columns], "cell")
 
-    def gather(self, rows: DataFrame) -> DataFrame:
-        """Move rows (row_key, event_time, cell, …) to the task that writes their group, and sort them. Add split and group."""
+    def gather(self, rows: DataFrame, order: Sequence[str] | None = None) -> DataFrame:
+        """Move rows (row_key, event_time, cell, …) to the task that writes their group. Add split and group.
+
+        Sorts each group by the columns of `order`; by default by place and row key.
+        """
         group = F.when(F.col("cell") < 0, -1 - F.col("cell")).otherwise(F.col("cell"))
         digits = group.cast("string")
         split = F.when(F.col("cell") < 0, "valid").otherwise("train")
         name = F.when(group > 99_999, digits).otherwise(F.lpad(digits, 5, "0"))
         moved = rows.repartition(self.tasks, "cell").withColumns({"split": split, "group": name})
         # Sorted by partition folder first: otherwise the writer sorts again, by folder only.
-        return moved.sortWithinPartitions("split", "group", self.place_of, "row_key")
+        return moved.sortWithinPartitions("split", "group", *(order or (self.place_of, "row_key")))
 
     @property
     def tasks(self) -> int:
@@ -77,7 +81,7 @@ def by_time(since: str, until: str) -> Column:
 
 def layout_of(rows: DataFrame, place_of: Column, row_group_rows: int, trainers: int) -> RowGroupLayout:
     """The layout of the rows (row_key, event_time, split) that have a split."""
-    placed = _placed(rows.where("split is not null"), place_of).select("split", "place", "bucket")
+    placed = with_places(rows.where("split is not null"), place_of).select("split", "place", "bucket")
     counts = {(r["split"], r["bucket"]): r["count"] for r in placed.groupBy("split", "bucket").count().collect()}
     totals: dict[str, int] = {}
     starts = {}
@@ -132,7 +136,7 @@ def _ranks_by_bucket(
     return rows
 
 
-def _placed(rows: DataFrame, place_of: Column) -> DataFrame:
+def with_places(rows: DataFrame, place_of: Column) -> DataFrame:
     """Add `place` (>= 0) and `bucket`, its upper bits."""
     bucket = F.shiftrightunsigned("place", PLACES - BITS).cast("int")
     return rows.withColumn("place", place_of).withColumn("bucket", bucket)

@@ -29,6 +29,7 @@ class SamplingSettings:
     availability: Availability | None = None  # of items that are not available on all days of the rows
     ahead_days: float | None = None  # a history ends up to this many days before its row; None: at the row
     ages: bool = False  # add the column history_ages
+    counts_past: bool = False  # add the column past, for packed rows
 
     @property
     def fallback(self) -> int:
@@ -99,13 +100,16 @@ class UserContexts:
             entries = entries.then(Entries(group[rows], at[rows], numbers(table, "item_index")[rows]))
         return cls(forbidden, candidates, entries)
 
-    def of_group(self, group: int, settings: SamplingSettings) -> "UserContexts":
-        """The context of one user, who becomes user 0."""
+    def of_group(self, group: int, settings: SamplingSettings, at: int) -> "UserContexts":
+        """The context of one user, who becomes user 0, for rows at or after `at` (microseconds)."""
         entries = self.entries.of_group(group)
+        if not settings.leave_one_out:
+            since = at - settings.ahead_micros
+            entries = entries.last(settings.history_length, since, counted=settings.counts_past)
         return UserContexts(
             self.forbidden.of_group(group, settings.width),
             self.candidates.of_group(group),
-            entries if settings.leave_one_out else entries.last(settings.history_length, settings.ahead_micros),
+            entries,
         )
 
     def histories(self, group_N: Ints, item_N: Ints, cut_N: Ints, settings: SamplingSettings) -> Histories:
@@ -143,7 +147,8 @@ def with_contexts(
         if last_user != int(user[0]):
             last_context = None
         contexts = UserContexts.build(table, role, group, settings, last_context)
-        last_context, last_user = contexts.of_group(int(group[-1]), settings), int(user[-1])
+        at = int(numbers(table, "at")[-1])
+        last_context, last_user = contexts.of_group(int(group[-1]), settings, at), int(user[-1])
         yield table.take(pa.array(rows)), contexts, group[rows]
 
 

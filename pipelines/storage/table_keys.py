@@ -2,6 +2,7 @@
 
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
+from pyspark.sql.types import ArrayType
 
 from pipelines.contract.errors import InputError
 
@@ -33,6 +34,7 @@ def check_keys(staged: DataFrame, table: str, ds: str) -> None:
     if not keys:
         return
     # The number of the key is part of the hash, so that different keys of one table do not collide.
+    staged = _with_one_key_per_row(staged, keys)
     hashes = [F.xxhash64(F.lit(number), *key) for number, key in enumerate(keys)]
     hashed = staged.select((hashes[0] if len(hashes) == 1 else F.explode(F.array(*hashes))).alias("hash"))
     if hashed.groupBy("hash").count().where("count > 1").isEmpty():
@@ -50,3 +52,13 @@ def check_keys(staged: DataFrame, table: str, ds: str) -> None:
                 f"table {table} ds={ds}: {row['keys']} values of ({', '.join(key)}) have {row['rows']} rows instead of one "
                 f"each, for example {row['example']}. Nothing was written; please report this"
             )
+
+
+def _with_one_key_per_row(staged: DataFrame, keys: tuple[tuple[str, ...], ...]) -> DataFrame:
+    """The key columns. A row with arrays of keys (packed samples) becomes one row per element."""
+    columns = dict.fromkeys(name for key in keys for name in key)
+    arrays = [name for name in columns if isinstance(staged.schema[name].dataType, ArrayType)]
+    if not arrays:
+        return staged
+    others = [name for name in columns if name not in arrays]
+    return staged.select(*others, F.inline(F.arrays_zip(*arrays)))

@@ -128,6 +128,11 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
         "features.history: ages",
         {"features": {"history": {"order": "leave_one_out", "ages": True}}},
     ),
+    "packed rows without an order of time": (
+        "samples.pack",
+        {"features": {"history": {"order": "leave_one_out"}}, "samples": {"pack": 4}},
+    ),
+    "packed rows without a history": ("samples.pack", {"features": {"history": None}, "samples": {"pack": 4}}),
     "a record in a folder": ("tracking.uri", {"tracking": {"uri": "/data/mlruns"}}),
     "a record in a folder by URI": ("tracking.uri", {"tracking": {"uri": "file:///data/mlruns"}}),
     "a record nowhere": ("tracking.uri", {"tracking": {"uri": "htp://mlflow:5000"}}),

@@ -76,7 +76,10 @@ def histories_of(rows: list[Row], size: int, settings: SamplingSettings) -> Iter
         items, cuts = (table.column(name).to_numpy() for name in ("item_index", "cut"))
         histories = context.histories(group, items, cuts, settings)
         users, keys = table.column("user_key").to_pylist(), table.column("key").to_pylist()
-        if histories.ages_NL is None:
+        if settings.counts_past:
+            assert histories.past_N is not None
+            yield from zip(users, keys, histories.items_NL.tolist(), histories.past_N.tolist())
+        elif histories.ages_NL is None:
             yield from zip(users, keys, histories.items_NL.tolist(), histories.until_N.tolist())
         else:
             yield from zip(users, keys, histories.ages_NL.tolist(), histories.until_N.tolist())
@@ -130,6 +133,24 @@ def test_with_order_ahead_a_history_ends_before_the_cut_of_its_row(seed: int, si
     assert [(history, until) for _, _, history, until in histories] == expected
     assert any(row["cut"] < row["event_time"] for row in rows)
     assert all(until < row["cut"] for (_, until), row in zip(expected, rows))
+
+
+@pytest.mark.parametrize("ahead", [0, 9])
+@pytest.mark.parametrize(("seed", "size"), CUTS)
+def test_the_number_of_past_positives_does_not_depend_on_batches(seed: int, size: int, ahead: int) -> None:
+    rng, length = random.Random(seed), 3
+    rows = [row | {"cut": row["event_time"] - rng.randrange(ahead + 1)} for row in stream(seed)]
+    ahead_days = ahead / DAY_MICROS if ahead else None
+    settings = SamplingSettings(Negatives(), 17, 1000, {}, length, ahead_days=ahead_days, counts_past=True)
+    past = [past for _, _, _, past in histories_of(rows, size, settings)]
+    firsts = {row["user_id"]: row["past"] or [] for row in reversed(rows)}
+    expected = [
+        len(firsts[row["user_id"]])
+        + sum(other["user_id"] == row["user_id"] and other["event_time"] < row["cut"] for other in rows)
+        for row in rows
+    ]
+    assert past == expected
+    assert max(past) > 4 * length
 
 
 @pytest.mark.parametrize("size", [1, 3, 1000])
