@@ -11,6 +11,7 @@ from pipelines.config import (
     TimeFeatureConfig,
     VectorFeatureConfig,
 )
+from pipelines.features.feature_schema import HISTORY_AGES
 from pipelines.features.side import Side, context_side, sides
 
 
@@ -31,6 +32,8 @@ def request_fields(
     history: dict[str, Any] = {"name": "history", "kind": "history", "column": "history"}
     history |= {"vocabulary": "item_id", "buckets": None}
     history |= {"type": _request_type(item_type), "length": features.history.length if features.history else None}
+    if features.history and features.history.ages:
+        history["ages"] = HISTORY_AGES
     return [*fields, history | {"order": features.history.order if features.history else None}]
 
 

@@ -1,8 +1,9 @@
 """The JSON of the feature schema in manifests: later versions must read the manifests of earlier ones."""
 
-from pipelines.config import Features
+from pipelines.config import Features, History
 from pipelines.contract.schema import FeatureSchema
 from pipelines.features.feature_schema import as_json, example_age, feature_schema
+from pipelines.features.request_fields import request_fields
 
 FEATURES = Features.model_validate(
     {
@@ -54,3 +55,14 @@ def test_optional_features_are_null_or_absent_when_switched_off() -> None:
     assert (schema["user"], schema["history"]) == ([], None)
     assert schema["item"][0]["rows"] == {"column": "item_row", "size": 5, "hashed": True}
     assert schema["example_age"] == {"name": "example_age", "kind": "age", "column": "example_age", "days": 30.0}
+
+
+def test_ages_of_the_history_are_in_the_schema_and_in_requests_only_if_they_are_on() -> None:
+    aged = FEATURES.model_copy(update={"history": History(length=20, ages=True)})
+    for features, column in ((FEATURES, None), (aged, "history_ages")):
+        schema = feature_schema(features, SIZES, STATISTICS, example_age(30, {}))
+        assert schema.history is not None
+        assert schema.history.ages_column == column
+        assert ("history_ages" in schema.user_columns) == (column is not None)
+        types = {"user_id": "string", "age": "string", "likes": "array<string>"}
+        assert request_fields(features, types, "int")[-1].get("ages") == column
