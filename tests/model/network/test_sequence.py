@@ -12,6 +12,7 @@ from model.config import ModelConfig
 from model.data.catalogue import Catalogue
 from model.data.item_versions import NEVER_REPLACED, packed_snapshots
 from model.network.embeddings import Batch
+from model.network.sequence_encoder import Dropout
 from model.network.two_tower import TwoTower
 from model.serving.embed import embed_items, embed_users
 from model.training.checkpoint import load_checkpoint
@@ -178,6 +179,19 @@ def test_history_dropout_hides_items_only_in_training() -> None:
     torch.testing.assert_close(vectors, vectors[:1].expand_as(vectors))
     hidden = len(np.unique(model.train().user_vectors(batch).detach().numpy().round(4), axis=0))
     assert 20 < hidden <= 2**5
+
+
+@pytest.mark.parametrize("chance", [0.0, 0.2, 0.9])
+def test_dropout_keeps_the_mean_and_the_chosen_share(chance: float) -> None:
+    torch.manual_seed(1)
+    dropout, values = Dropout(chance), torch.ones(333, 301)
+    dropped = dropout.train()(values)
+    assert float((dropped == 0).float().mean()) == pytest.approx(chance, abs=0.005)
+    assert float(dropped.mean()) == pytest.approx(1, rel=0.03)
+    assert len(dropped.unique()) == (2 if chance else 1)
+    columns = (dropped == 0).float().mean(0)
+    assert float(columns.std()) == pytest.approx((chance * (1 - chance) / 333) ** 0.5, rel=0.2)
+    assert torch.equal(dropout.eval()(values), values)
 
 
 def test_the_item_tower_may_be_the_embedding_of_the_id() -> None:
