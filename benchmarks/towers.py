@@ -55,6 +55,7 @@ VARIANTS: list[Variant] = [
     ("senet", SENET),
     ("parallel", ["model.tower=parallel", "model.dim=33"]),
     ("youtube_dnn", ["model.tower=youtube_dnn", "model.embedding_dim=32"]),
+    ("sequence", ["model.tower=sequence"]),
     ("dssm, only ids on the item side", NO_CONTENT),
     ("dssm, without the user's id", [NO_USER_ID]),
     ("senet, without the user's id", [NO_USER_ID, *SENET]),
