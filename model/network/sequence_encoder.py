@@ -5,7 +5,7 @@ state s depends on the first s items only. A packed row of `samples` is therefor
 its items reads state s. A row that is not packed reads the state of its newest item.
 
 Shapes: P histories, N states that are read, L history length, S tokens (the start and at most L items), V values of a
-feature, i numbers of all parts of a token, h heads, w width.
+feature, h heads, w width.
 """
 
 import math
@@ -89,8 +89,10 @@ class SequenceEncoder(nn.Module):
         self.history, self.parts, self.length = history, list(parts), settings.width
         self.ages_column = history.ages_column if settings.time == "gaps" else None
         self.history_dropout = history_dropout
-        inputs, width = sum(part.length for part in parts), settings.width
-        self.project = nn.Identity() if len(parts) == 1 and inputs == width else nn.Linear(inputs, width)
+        width = settings.width
+        self.projections = nn.ModuleList(
+            nn.Identity() if part.length == width else nn.Linear(part.length, width, bias=False) for part in parts
+        )
         self.position_Sw = nn.Parameter(torch.empty(1 + history.length, width).normal_(std=0.1))
         if self.ages_column:
             self.gap_before, self.gap_to_request = (nn.Embedding(_BUCKETS, width) for _ in range(2))
@@ -110,8 +112,7 @@ class SequenceEncoder(nn.Module):
         rows_N = batch[PACKED_ROW] if packed else torch.arange(lengths_P.shape[0], device=lengths_P.device)
         longest = self.history.length if torch.compiler.is_exporting() else _largest(seen_N)
         alignment = Alignment.build(values[0].shape[1], lengths_P, longest)
-        tokens_PSi = self._tokens(tables, [alignment.align(column) for column in values])
-        x_PSw = self.project(tokens_PSi) * math.sqrt(self.length) + self.position_Sw[: longest + 1]
+        x_PSw = self._tokens(tables, [alignment.align(column) for column in values]) + self.position_Sw[: longest + 1]
         if self.ages_column:
             known_P1 = self._with_known_ages(lengths_P)
             x_PSw = x_PSw + self.gap_before(self._gaps_before(batch, packed, alignment, known_P1))
@@ -128,12 +129,18 @@ class SequenceEncoder(nn.Module):
         return PACKED_HISTORY if packed and part.column == self.history.column else part.column
 
     def _tokens(self, tables: nn.ModuleDict, values: list[Tensor]) -> Tensor:
-        """[P, S, i] from the aligned columns. The start token has padding in every part."""
+        """[P, S, w] from the aligned columns: the sum of the parts, scaled to components of about unit variance.
+
+        The start token has padding in every part.
+        """
         if self.training and self.history_dropout:
             hidden_PS = torch.rand(values[0].shape, device=values[0].device) < self.history_dropout
             values = [hide_positions(column, hidden_PS) for column in values]
-        embedded = [_embed(tables[part.table], column) for part, column in zip(self.parts, values, strict=True)]
-        return embedded[0] if len(embedded) == 1 else torch.cat(embedded, dim=2)
+        item_PSw, *features = (
+            project(_embed(tables[part.table], column))
+            for project, part, column in zip(self.projections, self.parts, values, strict=True)
+        )
+        return sum(features, item_PSw) * math.sqrt(self.length)
 
     def _with_known_ages(self, lengths_P: Tensor) -> Tensor:
         """[P, 1] bool: the histories whose ages the model reads. In training some are hidden."""
