@@ -79,9 +79,9 @@ def categories(items: int = ITEMS) -> np.ndarray:
     return np.random.default_rng(SEED).integers(FIRST, CATEGORIES + FIRST, items, np.int32)
 
 
-def sampling_probabilities() -> np.ndarray:
+def sampling_probabilities(items: int = ITEMS) -> np.ndarray:
     """The probability that a positive is each item, in the order of item indices."""
-    return np.log1p(1 / np.arange(1, ITEMS + 1)) / np.log(ITEMS + 1)
+    return np.log1p(1 / np.arange(1, items + 1)) / np.log(items + 1)
 
 
 def table(rows: dict[str, np.ndarray]) -> pa.Table:
@@ -109,13 +109,13 @@ def write_samples(folder: Path, rows: int, kinds: Sequence[int] = ALL_KINDS) -> 
     return files
 
 
-def write_items(folder: Path) -> tuple[list[str], list[str]]:
+def write_items(folder: Path, items: int = ITEMS) -> tuple[list[str], list[str]]:
     """Write item_features and item_stats. Returns their URLs."""
     folder.mkdir(parents=True, exist_ok=True)
-    index = np.arange(FIRST, ITEMS + FIRST, dtype=np.int32)
-    probabilities = sampling_probabilities()
-    stats = {"q_in_batch": probabilities, "q_uniform": np.full(ITEMS, 1 / ITEMS), "q_popularity": probabilities}
-    pq.write_table(table({"item_index": index, "item_category": categories()}), folder / "item_features.parquet")
+    index = np.arange(FIRST, items + FIRST, dtype=np.int32)
+    probabilities = sampling_probabilities(items)
+    stats = {"q_in_batch": probabilities, "q_uniform": np.full(items, 1 / items), "q_popularity": probabilities}
+    pq.write_table(table({"item_index": index, "item_category": categories(items)}), folder / "item_features.parquet")
     pq.write_table(table({"item_index": index, **stats}), folder / "item_stats.parquet")
     return [f"file://{folder}/item_features.parquet"], [f"file://{folder}/item_stats.parquet"]
 

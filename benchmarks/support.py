@@ -2,9 +2,12 @@
 
 import shutil
 import statistics
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,12 +27,27 @@ WORKER_GB = 1
 SAMPLE_EVERY = 0.2  # seconds between two measurements of memory
 STARTED = time.monotonic()
 
-PLOTS = Path(__file__).resolve().parent.parent / "docs" / "plots"
+ROOT = Path(__file__).resolve().parent.parent
+PLOTS = ROOT / "docs" / "plots"
 
 
 def say(text: str) -> None:
     """Print a progress line with the seconds since the start."""
     print(f"[{time.monotonic() - STARTED:7.1f} s] {text}", flush=True)
+
+
+def peer_python(folder: str, package: str) -> Path:
+    """The interpreter of the virtual environment `folder` with a peer's package. Creates it if it does not exist.
+
+    The environment has the same versions of torch and numpy as this one.
+    """
+    python = ROOT / folder / "bin/python"
+    if not python.exists():
+        say(f"installing {package} into {folder}")
+        subprocess.run([sys.executable, "-m", "venv", str(ROOT / folder)], check=True)
+        same_versions = [f"{name}=={version(name).partition('+')[0]}" for name in ("torch", "numpy")]
+        subprocess.run([str(python), "-m", "pip", "install", "-q", package, *same_versions], check=True)
+    return python
 
 
 def seconds_of(what: str, call: Callable[[], object]) -> float:

@@ -1,4 +1,4 @@
-"""Speed of the reader and of training on one machine: `python -m benchmarks.training [PART …]` (about 10 minutes on 2 cores).
+"""Speed of the reader and of training on one machine: `python -m benchmarks.training [PART …]` (about 15 minutes on 2 cores).
 
 Each figure is a ratio of medians within one run; the two sides run in turns. The last printed line is JSON. If parts are
 given, only these are measured:
@@ -21,6 +21,8 @@ given, only these are measured:
                                 loss uses 3 of the 511 other items (its default); ours uses all
     embed_over_copy             seconds of the step that embeds all items (1M, 64 floats) / seconds of a plain Spark read of
                                 item_features and write of as many random floats; Python workers are warm
+    sequence_over_rectools      the sequence tower and RecTools' SASRec: benchmarks/sequence.py
+    sequence_over_pooled        the sequence tower and mean pooling: benchmarks/sequence.py
     details                     the measurements of these figures
 
 The user tower reads an id and a history of 20, the item tower an id and a category (100,000 users and items). Layer sizes are
@@ -28,7 +30,7 @@ those of benchmarks/night.py; other settings have their defaults. torch-rechub i
 does not exist.
 
     --scale 0.1                 a tenth of the rows and items
-    --peer PYTHON               an interpreter with torch-rechub, instead of .venv-rechub
+    --peer PYTHON               an interpreter with the peer, instead of .venv-rechub or .venv-rectools
 """
 
 import argparse
@@ -53,7 +55,8 @@ from torch import Tensor
 
 from benchmarks import night
 from benchmarks.embedding import measure_embedding
-from benchmarks.support import say
+from benchmarks.sequence import sequence_over_pooled, sequence_over_rectools
+from benchmarks.support import peer_python, say
 from model.config import TrainingConfig
 from model.data.petastorm_reader import SampleReader, SharedSampleReader, sample_columns
 from model.training.build import build_step
@@ -66,7 +69,7 @@ ROOT = Path(__file__).resolve().parent.parent
 READ = ["user_index", "item_index", "weight", "history", "negatives"]
 WINDOW, BATCH, INBATCH, LARGE_BATCH = 65_536, 4096, 512, 16_384
 READ_ROWS, TRAIN_ROWS, ITEMS = 4_000_000, 65_536, 1_000_000
-PEER, PEER_VENV, PEER_WORKERS = "torch-rechub==0.9.0", ROOT / ".venv-rechub", (0, 8)
+PEER, PEER_WORKERS = "torch-rechub==0.9.0", (0, 8)
 
 Figure = tuple[float, dict[str, Any]]  # the ratio, and its details
 
@@ -240,12 +243,19 @@ def _against_peer(
     folder: Path, options: argparse.Namespace, spec: TrainingSpec, peer: Path, model: str, samples: int
 ) -> Figure:
     """Samples/s of ours / samples/s of the peer with its faster loader. Both sides run twice, in turns."""
-    python = options.peer or _peer_python()
+    python = options.peer or peer_python(".venv-rechub", PEER)
     peer_rates: dict[int, list[float]] = {workers: [] for workers in PEER_WORKERS}
     ours: list[float] = []
     for _ in range(2):
         for workers, rates in peer_rates.items():
-            command = [python, str(ROOT / "benchmarks/peer.py"), str(peer), model, spec.training.batch_size, workers]
+            command = [
+                python,
+                str(ROOT / "benchmarks/peer_rechub.py"),
+                str(peer),
+                model,
+                spec.training.batch_size,
+                workers,
+            ]
             output = subprocess.run(list(map(str, command)), check=True, stdout=subprocess.PIPE, text=True).stdout
             rates.append(samples / float(output.split()[-1]))
             say(f"torch-rechub {model}, {workers} workers: {rates[-1]:,.0f} samples/s")
@@ -254,17 +264,6 @@ def _against_peer(
     medians = {f"workers_{workers}": statistics.median(rates) for workers, rates in peer_rates.items()}
     ratio = statistics.median(ours) / max(medians.values())
     return ratio, {"ours": statistics.median(ours), **medians}
-
-
-def _peer_python() -> Path:
-    """The interpreter of the virtual environment with torch-rechub. Creates the environment if it does not exist."""
-    python = PEER_VENV / "bin/python"
-    if not python.exists():
-        say(f"installing {PEER} into {PEER_VENV.name}")
-        subprocess.run([sys.executable, "-m", "venv", str(PEER_VENV)], check=True)
-        same_versions = [f"torch=={torch.__version__.partition('+')[0]}", f"numpy=={np.__version__}"]
-        subprocess.run([str(python), "-m", "pip", "install", "-q", PEER, *same_versions], check=True)
-    return python
 
 
 def embed_over_copy(folder: Path, options: argparse.Namespace) -> Figure:
@@ -287,6 +286,8 @@ PARTS: dict[str, Callable[[Path, argparse.Namespace], Figure]] = {
         over_torch_rechub,
         over_torch_rechub_inbatch,
         embed_over_copy,
+        sequence_over_rectools,
+        sequence_over_pooled,
     )
 }
 
@@ -296,7 +297,7 @@ def main(arguments: list[str]) -> None:
     flags = argparse.ArgumentParser("benchmarks.training", description=(__doc__ or "").splitlines()[0])
     flags.add_argument("parts", nargs="*", metavar="PART", help=f"one of {', '.join(PARTS)}")
     flags.add_argument("--scale", type=float, default=1.0, help="share of the full size")
-    flags.add_argument("--peer", metavar="PYTHON", help="an interpreter with torch-rechub")
+    flags.add_argument("--peer", metavar="PYTHON", help="an interpreter with the peer")
     options = flags.parse_args(arguments)
     if unknown := set(options.parts) - set(PARTS):
         flags.error(f"unknown part {', '.join(sorted(unknown))}: use {', '.join(PARTS)}")

@@ -1,4 +1,6 @@
-"""Times torch-rechub in a separate virtual environment: `PEER/bin/python benchmarks/peer.py ROWS.npz MODEL BATCH WORKERS`.
+"""Times torch-rechub in a separate virtual environment.
+
+    PEER/bin/python benchmarks/peer_rechub.py ROWS.npz MODEL BATCH WORKERS
 
 Trains one of its models for two epochs with its documented classes (MatchDataGenerator and MatchTrainer, both with defaults)
 and prints the seconds of the second epoch. benchmarks/training.py runs this file; it imports nothing from this project.
