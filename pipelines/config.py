@@ -3,7 +3,7 @@
 import zoneinfo
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, FiniteFloat, field_validator, model_validator
+from pydantic import Field, FiniteFloat, PositiveInt, field_validator, model_validator
 
 from pipelines.contract.strict import StrictModel
 
@@ -224,6 +224,16 @@ class Features(StrictModel):
         True, description="learn an embedding per user id; false: the user tower reads only features and history"
     )
     ids: FeatureIds = FeatureIds()
+    item_popularity: list[PositiveInt] = Field(
+        [],
+        description="numbers of days N: each adds a numeric item feature popularity_Nd = log(1 + positives in the N days "
+        "before the day of the items snapshot). Most items then have a version per snapshot",
+    )
+
+    @property
+    def popularity_features(self) -> list[NumericFeatureConfig]:
+        """The features that `item_popularity` adds to those of items."""
+        return [NumericFeatureConfig(kind="numeric", name=f"popularity_{days}d") for days in self.item_popularity]
 
     @field_validator("context_zone")
     @classmethod
@@ -232,7 +242,8 @@ class Features(StrictModel):
 
     @model_validator(mode="after")
     def _names(self) -> "Features":
-        for side, features in (("user", self.user), ("item", self.item), ("context", self.context)):
+        items = [*self.item, *self.popularity_features]
+        for side, features in (("user", self.user), ("item", items), ("context", self.context)):
             names = [feature.name for feature in features]
             reserved = sorted(set(names) & {"id", "index", "bucket", f"{side}_id"})
             if reserved:

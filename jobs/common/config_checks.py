@@ -45,7 +45,8 @@ class Sections(Protocol):
 
 def contradictions(config: Sections) -> list[str]:
     """One message per contradiction: the keys and a remedy. Empty if the config can be used."""
-    faults = [*_histories(config), *_training(config), *_loss(config.loss), *_context(config), *_prior(config)]
+    faults = [*_histories(config), *_training(config), *_loss(config.loss), *_context(config)]
+    faults += [*_prior(config), *_item_popularity(config)]
     has_prior = config.prior_in_use is not None
     if config.index.factory and (fault := factory_fault(config.index.factory, config.model.dim, prior=has_prior)):
         faults.append(f"index.factory: {fault}")
@@ -149,6 +150,16 @@ def _prior(config: Sections) -> Iterator[str]:
         yield (
             "prior: counts positives of the last positives.window_days = 1 day, in which nothing is more recent than the "
             "rest: raise positives.window_days (several times the longest prior.half_life_days), or set prior: null"
+        )
+
+
+def _item_popularity(config: Sections) -> Iterator[str]:
+    """The counts of the state cover positives.window_days."""
+    longest, window = max(config.features.item_popularity, default=0), config.positives.window_days
+    if longest > window:
+        yield (
+            f"features.item_popularity: {longest} days are more than positives.window_days = {window}, the days that are "
+            "counted: raise positives.window_days, or list fewer days"
         )
 
 

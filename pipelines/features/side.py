@@ -66,7 +66,7 @@ class Side:
 
 def sides(features: Features) -> tuple[Side, Side]:
     """(user side, item side)."""
-    return Side("user", features.user), Side("item", features.item)
+    return Side("user", features.user), Side("item", [*features.item, *features.popularity_features])
 
 
 def context_side(features: Features) -> Side:

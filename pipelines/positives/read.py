@@ -13,12 +13,13 @@ from pipelines.contract.errors import InputError
 from pipelines.contract.indices import FIRST
 from pipelines.features import item_versions
 from pipelines.features.item_versions import ItemSnapshots
-from pipelines.features.side import check_columns, context_side, hashed_sizes, min_counts, sides
+from pipelines.features.side import Side, check_columns, context_side, hashed_sizes, min_counts, sides
 from pipelines.inputs.contracts import CONTEXT_STRUCT
 from pipelines.inputs.matching_ids import TableIds, refuse_mismatched_ids
 from pipelines.lost_day import carried_from
 from pipelines.night import Night, SampleConfig, log
 from pipelines.positives import select
+from pipelines.positives.item_popularity import with_popularity
 
 LOOKED_UP = 1000  # items of the night to look up in the catalogue before all of them are
 
@@ -106,7 +107,7 @@ def read_inputs(night: Night, config: SampleConfig, days: InputDays, keep_last_o
     interactions = _read_interactions(night, config, days.interactions)
     if update := night.warehouse.update:
         interactions = interactions.where(F.col("event_time") > F.lit(update.since).cast("timestamp"))
-    items = _read_items(night, config, days.items)
+    snapshots = _read_items(night, config, days.items)
     users = _read_users(night, config, days.user_snapshots)
     drift.compare_with_before(night, "positives", night.inputs.facts(), config.checks)
 
@@ -128,7 +129,9 @@ def read_inputs(night: Night, config: SampleConfig, days: InputDays, keep_last_o
         held_out = held_out.persist()
         persisted += [held_out, events.persist()]
         counts["dropped_held_out"] = held_out.count()
-    if len(days.items.to_read) > 1:
+    snapshots = with_popularity(snapshots, days.items, config.features, events, night)
+    items = item_versions.spans(snapshots, sides(config.features)[1], night.end)
+    if len(days.items.to_read) > 1 or config.features.item_popularity:
         persisted.append(items.persist())
     return NightInputs(events, items, users, held_out, counts, tuple(persisted))
 
@@ -142,9 +145,9 @@ def _read_interactions(night: Night, config: SampleConfig, days: list[str]) -> D
     return interactions
 
 
-def _read_items(night: Night, config: SampleConfig, days: ItemSnapshots) -> DataFrame:
-    """Published items by run of snapshots (item_versions.spans)."""
-    side = sides(config.features)[1]
+def _read_items(night: Night, config: SampleConfig, days: ItemSnapshots) -> dict[str, DataFrame]:
+    """Items snapshots by day."""
+    side = Side("item", config.features.item)
     snapshots = {day: night.inputs.snapshot("items", day) for day in days.to_read}
     for snapshot in snapshots.values():
         check_columns(side, snapshot)
@@ -155,7 +158,7 @@ def _read_items(night: Night, config: SampleConfig, days: ItemSnapshots) -> Data
         )
     if warning := days.warning():
         log.warning("%s", warning)
-    return item_versions.spans(snapshots, side, night.end)
+    return snapshots
 
 
 def _read_users(night: Night, config: SampleConfig, days: list[str]) -> dict[str, DataFrame]:

@@ -96,6 +96,14 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
     "a prior of one day": ("positives.window_days", {"prior": {}, "positives": {"window_days": 1}}),
     "a strength of the prior twice": ("prior.beta", {"prior": {"beta": [1, 1]}}),
     "a prior of negative strength": ("prior.beta", {"prior": {"beta": [-1]}}),
+    "popularity over more days than are counted": (
+        "features.item_popularity",
+        {"features": {"item_popularity": [7, 60]}},
+    ),
+    "popularity over the same days twice": (
+        "features.item: 'popularity_7d' is listed twice",
+        {"features": {"item_popularity": [7, 7]}},
+    ),
     "no half-life": ("prior.half_life_days", {"prior": {"half_life_days": []}}),
     "no cell": ("index.factory", {"index": {"factory": "IVF0,Flat"}}),
     "one link an item": ("index.factory", {"index": {"factory": "HNSW1"}}),
