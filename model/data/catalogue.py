@@ -24,9 +24,9 @@ from model.data.item_columns import (
     bytes_of,
     to_device,
 )
-from model.data.item_versions import VALID_BEFORE, StackedColumns, Versions
+from model.data.item_versions import VALID_BEFORE, StackedColumns, Versions, parts_of
 from model.io.arrow import ColumnError
-from model.io.urls import read_columns
+from model.io.urls import read_column_parts, read_columns
 from model.network.embeddings import Batch, history_column, lookup_column, rows_of
 from pipelines.contract.indices import DEFAULT, PADDING
 from pipelines.contract.schema import (
@@ -91,13 +91,14 @@ class Catalogue:
         places: Tensor,
         memory_mb: int | None,
     ) -> VectorColumn:
-        """The column of a vector. It may be larger than all others, so its file is mapped before it is filled."""
+        """The column of a vector. It may be larger than all others, so it is read in parts, and mapped before it is filled."""
         needed = bytes_of(self.columns) + 4 * shape[0] * shape[1]
         if self._files is None and memory_mb is not None and needed > memory_mb * 2**20:
             self._files = MappedFiles()
             self.columns = {name: self._files.move(name, column) for name, column in self.columns.items()}
         zeros_MN = self._files.zeros(feature.column, shape) if self._files else torch.zeros(shape)
-        return VectorColumn.fill(zeros_MN, places, _values(feature.column, rows, (feature.length,)))
+        parts = (_checked(part, feature.column, (feature.length,)) for part in parts_of(rows, feature.column))
+        return VectorColumn.fill(zeros_MN, places, parts)
 
     @property
     def mapped(self) -> bool:
@@ -170,6 +171,10 @@ class _LazyColumns(Mapping[str, np.ndarray]):
     def __getitem__(self, name: str) -> np.ndarray:
         return read_columns(self.urls, [name])[name]
 
+    def parts(self, name: str) -> Iterator[np.ndarray]:
+        """A column in parts, in order, so that it is never in memory as a whole."""
+        return read_column_parts(self.urls, name)
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)
 
@@ -215,7 +220,7 @@ def _columns(feature: Feature, rows: Mapping[str, np.ndarray], size: int, places
         column, default = feature.rows.column, float(DEFAULT)
     else:
         column, default = feature.column, feature.mean if isinstance(feature, NumericFeature) else float(DEFAULT)
-    values = _values(column, rows, (feature.length,) if isinstance(feature, MultiCategoricalFeature) else ())
+    values = _checked(rows[column], column, (feature.length,) if isinstance(feature, MultiCategoricalFeature) else ())
     if not isinstance(feature, NumericFeature):
         _check_indices(values, rows_of(feature), column)
     if not isinstance(feature, MultiCategoricalFeature):
@@ -228,9 +233,8 @@ def _columns(feature: Feature, rows: Mapping[str, np.ndarray], size: int, places
     return columns
 
 
-def _values(column: str, rows: Mapping[str, np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
-    """A column of `rows`. `shape`: of one row. Raises ColumnError if it has another one."""
-    values = rows[column]
+def _checked(values: np.ndarray, column: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The values of a column. `shape`: of one row. Raises ColumnError if it has another one."""
     if values.shape[1:] != shape:
         raise ColumnError(f"column {column!r} has shape {values.shape}, the schema says {shape} per row")
     return values

@@ -7,6 +7,7 @@ indices.
 """
 
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,9 +71,12 @@ class VectorColumn:
     values_MN: Tensor  # float32
 
     @classmethod
-    def fill(cls, zeros_MN: Tensor, places: Tensor, values: np.ndarray) -> "VectorColumn":
-        """A column with `values` [n, N] at the indices `places`, written into `zeros_MN`."""
-        zeros_MN.numpy()[places.numpy()] = values
+    def fill(cls, zeros_MN: Tensor, places: Tensor, parts: Iterable[np.ndarray]) -> "VectorColumn":
+        """A column with the vectors of all parts [n, N] at the indices `places`, written into `zeros_MN`."""
+        start = 0
+        for values in parts:
+            zeros_MN.numpy()[places[start : start + len(values)].numpy()] = values
+            start += len(values)
         return cls(zeros_MN)
 
     def gather(self, indices_S: Tensor) -> Tensor:

@@ -71,6 +71,12 @@ class Versions:
         return rows_S - torch.searchsorted(self.rows_V, rows_S.contiguous())
 
 
+def parts_of(columns: Mapping[str, np.ndarray], name: str) -> Iterator[np.ndarray]:
+    """A column in parts, in order, if the columns are read from files or stacked; else in one part."""
+    parts = getattr(columns, "parts", None)
+    return parts(name) if parts else iter([columns[name]])
+
+
 @dataclass(frozen=True)
 class StackedColumns(Mapping[str, np.ndarray]):
     """Columns of the current rows, followed by those of the earlier versions in their order."""
@@ -81,6 +87,11 @@ class StackedColumns(Mapping[str, np.ndarray]):
 
     def __getitem__(self, name: str) -> np.ndarray:
         return np.concatenate([self.current[name], self.earlier[name][self.order]])
+
+    def parts(self, name: str) -> Iterator[np.ndarray]:
+        """A column in parts, in order."""
+        yield from parts_of(self.current, name)
+        yield self.earlier[name][self.order]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.current)

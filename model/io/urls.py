@@ -16,6 +16,7 @@ from model.io.arrow import ColumnError, to_arrays
 from model.io.object_stores import STORES, StoreError, open_store, store_of
 
 # Messages of Arrow about the content of a file, as opposed to its path.
+PART_ROWS = 65_536  # Rows of a part of a column.
 _CONTENT_ERROR = re.compile(r"corrupt|deserialize|end of (stream|file|buffer)|footer|magic|page", re.IGNORECASE)
 
 
@@ -99,6 +100,23 @@ def naming_broken_file(url: str) -> Iterator[None]:
         raise BrokenFileError(f"the file {url} cannot be read: {error}") from error
 
 
+def _require_columns(url: str, parquet: pq.ParquetFile, columns: Sequence[str]) -> None:
+    names = parquet.schema_arrow.names
+    if missing := sorted(set(columns) - set(names)):
+        raise ColumnError(f"{url} lacks {', '.join(missing)}; it has {', '.join(names)}")
+
+
+def read_column_parts(urls: Sequence[str], column: str) -> Iterator[np.ndarray]:
+    """The values of a column of Parquet files in parts of at most PART_ROWS rows, in order. Errors as of `read_columns`."""
+    for url in urls:
+        filesystem, path = resolve(url)
+        with naming_broken_file(url), filesystem.open_input_file(path) as file:
+            parquet = pq.ParquetFile(file)
+            _require_columns(url, parquet, [column])
+            for batch in parquet.iter_batches(PART_ROWS, columns=[column]):
+                yield to_arrays(batch, url)[column]
+
+
 def read_columns(urls: Sequence[str], columns: Sequence[str]) -> dict[str, np.ndarray]:
     """Read columns of Parquet files and concatenate the files: scalars [rows], lists [rows, length].
 
@@ -112,9 +130,7 @@ def read_columns(urls: Sequence[str], columns: Sequence[str]) -> dict[str, np.nd
         filesystem, path = resolve(url)
         with naming_broken_file(url), filesystem.open_input_file(path) as file:
             parquet = pq.ParquetFile(file)
-            missing = sorted(set(columns) - set(parquet.schema_arrow.names))
-            if missing:
-                raise ColumnError(f"{url} lacks {', '.join(missing)}; it has {', '.join(parquet.schema_arrow.names)}")
+            _require_columns(url, parquet, columns)
             table = parquet.read(columns=list(columns))
         if table.num_rows:  # The list length of an empty file is unknown.
             parts.append(to_arrays(table, url))

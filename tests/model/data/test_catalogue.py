@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from model.data.catalogue import Catalogue
 from model.data.item_columns import bytes_of
+from model.io import urls
 from model.io.arrow import ColumnError
 from tests.model import toy_night
 
@@ -57,6 +59,30 @@ def test_vectors_of_items_are_gathered_and_are_zero_for_items_without_a_row(memo
     assert bytes_of({"item_look": catalogue.columns["item_look"]}) == 4 * 4 * (toy_night.ITEMS + 2)
     with pytest.raises(ColumnError, match=r"'item_look' has shape \(39, 3\), the schema says \(4,\) per row"):
         Catalogue(toy_night.vector_schema(), rows | {"item_look": rows["item_look"][:, :3]})
+
+
+@pytest.mark.parametrize("memory_mb", [None, 0])
+def test_vectors_are_read_from_files_in_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory_mb: int | None
+) -> None:
+    monkeypatch.setattr(urls, "PART_ROWS", 7)
+    current, earlier = rows_with_gaps(), toy_night.earlier_versions()
+    files = {}
+    for name, rows in (("features", current), ("versions", earlier)):
+        rows["item_look"] = toy_night.vectors("item", len(rows["item_index"])) + len(rows["item_index"])
+        pq.write_table(toy_night.table(rows), tmp_path / name)
+        files[name] = [str(tmp_path / name)]
+    schema = toy_night.vector_schema()
+    catalogue = Catalogue.read(schema, files["features"], memory_mb, files["versions"])
+    assert catalogue.mapped == (memory_mb == 0)
+    items = torch.from_numpy(current["item_index"]).long()
+    np.testing.assert_array_equal(catalogue.gather(catalogue.rows(items))["item_look"], current["item_look"])
+    for row, item in enumerate(earlier["item_index"]):
+        before = torch.tensor([int(earlier["valid_before"][row]) - 1])
+        gathered = catalogue.gather(catalogue.rows(torch.tensor([int(item)]), before))["item_look"]
+        np.testing.assert_array_equal(gathered[0], earlier["item_look"][row])
+    with pytest.raises(ColumnError, match="features lacks item_sound; it has item_index"):
+        next(urls.read_column_parts(files["features"], "item_sound"))
 
 
 def test_padding_takes_no_memory() -> None:
