@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from model.serving.request_encoder import example_request
 from model.serving.retriever import Retriever
 from pipelines.storage.warehouse import Warehouse
 from tests.jobs.nightly_run import SPARK, run_job
-from tests.two_nights import CONFIG, FIRST, context_of, item_of_index, logs, rows_of, taste_of
+from tests.two_nights import CONFIG, FIRST, SECOND, context_of, item_of_index, logs, rows_of, taste_of
 
 K = 10
 WITHOUT_TIME = {"hour": None, "weekday": None}  # null: the defaults, as in the batch job
@@ -111,3 +112,21 @@ def test_a_missing_hour_is_the_current_one_and_the_example_is_valid(published: P
     assert (example["hour"], len(example["query"]), len(example["taste"])) == (1, 2, 2)
     of_example, at_night, now = published.retriever.retrieve([example, {"hour": 3}, {}], 5)
     assert [len(one.item_ids) for one in (of_example, at_night, now)] == [5, 5, 5]
+
+
+def test_an_update_within_the_day_trains_on_rows_with_their_context(published: Published) -> None:
+    run_job("incremental", "--config", str(published.config), "--ds", SECOND, "--until", f"{SECOND}T14:00")
+    rows = (
+        pads.dataset(str(published.warehouse / "updates" / f"ds={SECOND}" / "001" / "samples")).to_table().to_pylist()
+    )
+    assert rows
+    for row in rows:
+        event = (SECOND, row["user_id"], int(row["item_id"]), row["event_time"].replace(tzinfo=None), "click", "")
+        _, words, weights, _, query = context_of(event)
+        assert row["context_query"] == (query or [0.0, 0.0])
+        assert row["context_words_weights"] == (weights if words else [0.0, 0.0])
+        assert row["context_hour"] == 2 + (row["event_time"] - timedelta(hours=5)).hour
+    release = json.loads((published.warehouse / "releases" / "current.json").read_text())["release_id"]
+    assert release.startswith(SECOND)
+    (answer,) = Retriever(str(published.warehouse / "releases" / release)).retrieve([{"hour": 4, "device": "tv"}], 5)
+    assert len(answer.item_ids) == 5
