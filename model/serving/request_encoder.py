@@ -50,7 +50,7 @@ def example_request(fields: Sequence[RequestField]) -> dict[str, Any]:
         if isinstance(field, MultiValueField) and field.weights:
             request[field.weights] = [1.0]
         if isinstance(field, HistoryField) and field.ages:
-            request[field.ages] = [3600]
+            request[field.ages] = [3600.0]
     return request
 
 
