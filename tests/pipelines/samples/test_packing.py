@@ -7,9 +7,14 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from pyspark.sql import DataFrame, Row
 from pyspark.sql import functions as F
 
+from model.config import ModelConfig, TrainingConfig
+from model.data.petastorm_reader import SampleFile, SampleReader, sample_columns
+from model.training.launch import launch
+from model.training.spec import TrainingSpec
 from pipelines.config import Features, Inputs
 from pipelines.contract.errors import InputError
 from pipelines.night import Night, SampleConfig
@@ -110,6 +115,54 @@ def test_a_row_of_one_positive_sees_its_whole_history(nights: Warehouse, tmp_pat
     assert same_positives(nights.read("samples", SECOND), warehouse.read("samples", SECOND)) == 0
     facts = warehouse.require("samples", SECOND, "").facts
     assert all(group["rows"] == group["positives"] for group in facts["splits"]["train"]["groups"])
+
+
+def training_on(warehouse: Warehouse, output: Any) -> TrainingSpec:
+    """A training of a sequence tower on the samples of the second night."""
+    facts, root = warehouse.require("samples", SECOND, "").facts, warehouse.path("samples", SECOND)
+    files = {
+        split: [
+            SampleFile(url=f"{root}/{group['path']}", rows=group["rows"], positives=group.get("positives"))
+            for group in described["groups"]
+        ]
+        for split, described in facts["splits"].items()
+    }
+    tables = {name: warehouse.data_files(warehouse.path(name, SECOND)) for name in ("item_features", "item_stats")}
+    return TrainingSpec(
+        features=facts["schema"],
+        **files,
+        **tables,
+        negatives=facts["negatives"],
+        pack=facts.get("pack"),
+        model=ModelConfig(tower="sequence"),
+        training=TrainingConfig(batch_size=16, threads=1),
+        seed=SEED,
+        output=str(output),
+    )
+
+
+def read_by_training(spec: TrainingSpec, files: list[SampleFile]) -> list[list[float]]:
+    """The positives of an epoch as training reads them, without their histories."""
+    columns = sample_columns(spec.features, versions=True, packing=spec.packing)
+    rows: list[list[float]] = []
+    with SampleReader(files, columns, spec.training, SEED, 0, 1, spec.packing).epoch(0) as batches:
+        for batch in batches:
+            read = [batch[name].double() for name in columns if name in batch and name != "history"]
+            rows += torch.cat([values.reshape(len(values), -1) for values in read], 1).tolist()
+    return sorted(rows)
+
+
+def test_training_reads_the_same_positives_from_packed_samples(
+    nights: Warehouse, packed: Warehouse, tmp_path: Any
+) -> None:
+    plain, together = (training_on(warehouse, tmp_path) for warehouse in (nights, packed))
+    assert together.pack == PACK
+    for split in ("train", "valid"):
+        expected = read_by_training(plain, getattr(plain, split))
+        assert read_by_training(together, getattr(together, split)) == expected
+    result = launch(together)
+    assert result.rows == sum(file.rows for file in plain.train)
+    assert result.epochs[0].valid_loss is not None
 
 
 def test_rows_have_one_user_with_equal_features_and_t_places(packed: Warehouse) -> None:
