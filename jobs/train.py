@@ -7,6 +7,7 @@ of ids.
 import sys
 from typing import Any
 
+from jobs.common.config import Config
 from jobs.common.plots import loss_curve, tower_weights
 from jobs.common.runner import Context, log, main, parser
 from jobs.common.stopping import Stopped
@@ -101,7 +102,7 @@ def _spec(
         training=training,
         seed=config.seed,
         epochs=1 if update else config.training.epochs if before else _bootstrap_epochs(training),
-        early_stopping=None if before else _early_stopping(context, inputs),
+        early_stopping=None if before else early_stopping(config, ds, inputs.positives("valid")),
         incremental=update is not None,
         # An update finds the model of the update before it under the date of yesterday.
         warm_start=warehouse.path("models", shift(ds, -1)) if before else None,
@@ -116,17 +117,24 @@ def _bootstrap_epochs(training: TrainingConfig) -> int:
     return training.bootstrap_max_epochs if training.bootstrap_epochs == "auto" else training.bootstrap_epochs
 
 
-def _early_stopping(context: Context, inputs: TrainingInputs) -> EarlyStopping | None:
-    """How a first night chooses its number of passes; None: the config has a number. UsageError without held-out rows."""
-    config = context.config
+def early_stopping(config: Config, ds: str, rows: int) -> EarlyStopping | None:
+    """How a first night chooses its number of passes; None: the config has a number.
+
+    `rows`: positives in the valid split. Logs a warning if they are few. Raises UsageError if there are none.
+    """
     if config.training.bootstrap_epochs != "auto":
         return None
-    if not inputs.row_groups(context, "valid"):
+    of_hours = f"in the last hours of ds={ds} (positives.valid_hours = {config.positives.valid_hours:g})"
+    if not rows:
         raise UsageError(
-            f"training.bootstrap_epochs: auto measures each pass on the last hours of ds={context.ds}, and samples have no "
-            f"row in them (positives.valid_hours = {config.positives.valid_hours:g}): raise positives.valid_hours, or set a "
-            "number of passes"
+            f"training.bootstrap_epochs: auto measures each pass on the positives {of_hours}, and there is none: raise "
+            "positives.valid_hours, or set a number of passes"
         )
+    if rows < config.gates.least_users:
+        log.warning(
+            "training.bootstrap_epochs: auto measures each pass on %d positives %s. With so few, the choice is mostly chance: "
+            "raise positives.valid_hours or training.bootstrap_patience, or set a number of passes", rows, of_hours,
+        )  # fmt: skip
     return EarlyStopping(patience=config.training.bootstrap_patience, recall_at=config.gates.recall_at)
 
 

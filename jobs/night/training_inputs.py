@@ -61,6 +61,11 @@ class TrainingInputs:
         counts = ("rows", "positives") if self.samples.facts.get("pack") else ("rows",)
         return [{"url": f"{folder}/{group['path']}"} | {name: group.get(name) for name in counts} for group in groups]
 
+    def positives(self, split: str) -> int:
+        """Number of positives in a split."""
+        groups = self.samples.facts["splits"].get(split, {"groups": []})["groups"]
+        return sum(group["positives"] if self.samples.facts.get("pack") else group["rows"] for group in groups)
+
     def processes(self, context: Context) -> int:
         """The number of training processes. Raises UsageError if the samples have fewer row groups than that.
 
