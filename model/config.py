@@ -182,8 +182,8 @@ class TrainingConfig(StrictModel):
     )
     bootstrap_epochs: PositiveInt | Literal["auto"] = Field(
         2,
-        description="Passes on the first night, which trains a new model. auto: until the recall on the last "
-        "positives.valid_hours stops rising; the model of the best epoch is kept.",
+        description="Passes on the first night, which trains a new model. auto: until the loss on the last "
+        "positives.valid_hours stops falling; the model of the best epoch is kept.",
     )
     bootstrap_max_epochs: PositiveInt = Field(
         20, description="For auto: most passes. `schedule` is planned for this number, so use constant with a high one."

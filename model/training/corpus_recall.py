@@ -1,4 +1,4 @@
-"""Recall@K of the valid split over the whole catalogue, while training. Decides which epoch of a first night is the best.
+"""Recall@K of the valid split over the whole catalogue, while training. Recorded for each epoch of a first night.
 
 Shapes: B rows of a batch, V collected rows of this rank, C items of a piece of the catalogue, L history length, d vector
 length.

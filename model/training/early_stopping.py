@@ -1,15 +1,15 @@
 """Chooses the number of epochs of a first night: keeps the state of the best epoch, and stops when later ones are no better.
 
-The measure is Recall@K over the whole catalogue on the valid split (model/training/corpus_recall.py), not the validation
-loss. The loss compares a positive with the candidates of its batch. It rises as soon as the model becomes too sure of its
-scores, often while the ranking still improves, and losses of other temperatures or corrections cannot be compared. Recall is
-what the gates and users see.
+The measure is the loss on the valid split. Recall over the whole catalogue is recorded beside it, but it is a worse guide:
+it counts hits, so with a few hundred positives it differs between epochs by chance as much as by quality. docs/training.md has
+the comparison. Weights that grow with the quality of the model (top_k) are left out of this loss.
 
 The decision depends only on the recorded figures of the epochs, which are equal on all ranks and saved in every intermediate
 checkpoint. A resumed run therefore decides like an uninterrupted one.
 """
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 
 import pyarrow.fs as pafs
@@ -26,9 +26,9 @@ TENSORS = "tensors.safetensors"
 
 
 def best_epoch(epochs: Sequence[EpochMetrics]) -> int:
-    """Position of the epoch with the highest corpus recall; of equal ones the first."""
-    recalls = [-1.0 if epoch.valid_recall is None else epoch.valid_recall for epoch in epochs]
-    return recalls.index(max(recalls))
+    """Position of the epoch with the lowest validation loss; of equal ones the first."""
+    losses = [math.inf if epoch.valid_loss is None else epoch.valid_loss for epoch in epochs]
+    return losses.index(min(losses))
 
 
 def is_over(epochs: Sequence[EpochMetrics], patience: int) -> bool:
@@ -56,8 +56,8 @@ class BestEpoch:
             write_folder(f"{self._folder}/{self._prefix}{last.epoch}", {TENSORS: encode(state)})
         if not rank():
             log.info(
-                "epoch %d of at most %d: recall@%d %.4f on the held-out hours, loss %.4f%s",
-                last.epoch + 1, self._most, self._settings.recall_at, last.valid_recall, last.valid_loss,
+                "epoch %d of at most %d: loss %.4f on the held-out hours, recall@%d %.4f%s",
+                last.epoch + 1, self._most, last.valid_loss, self._settings.recall_at, last.valid_recall,
                 ", the best so far" if is_best else "",
             )  # fmt: skip
         return is_over(epochs, self._settings.patience)

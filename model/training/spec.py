@@ -13,12 +13,12 @@ from pipelines.contract.strict import StrictModel
 
 
 class EarlyStopping(StrictModel):
-    """Train until the recall of the valid split stops rising, and keep the best epoch (model/training/early_stopping.py)."""
+    """Train until the loss of the valid split stops falling, and keep the best epoch (model/training/early_stopping.py)."""
 
     patience: PositiveInt = Field(
         1, description="Epochs in a row that are no better than the best one before it stops."
     )
-    recall_at: PositiveInt = Field(50, description="K of the recall, over the whole catalogue.")
+    recall_at: PositiveInt = Field(50, description="K of the recall over the whole catalogue, which is recorded too.")
 
 
 class TrainingSpec(StrictModel):

@@ -61,6 +61,8 @@ class RetrievalStep(nn.Module):
         """
         super().__init__()
         self.towers, self.catalogue, self.q, self.config = towers, catalogue, q, config
+        # The weights of top_k grow with the quality of the model, so losses with them do not show which model is better.
+        self._validation_config = config.model_copy(update={"top_k": None})
         self.frequency, self.self_supervision = frequency, self_supervision
         self.log_temperature = nn.Parameter(
             torch.tensor(math.log(config.temperature)), requires_grad=config.learned_temperature
@@ -95,6 +97,7 @@ class RetrievalStep(nn.Module):
     def forward(self, batch: Batch, capacity: int | None) -> StepOutput:
         """Loss of this rank's rows against candidates of all ranks.
 
+        Without gradients, the loss has no weights of top_k.
         batch: the columns of `samples` that training reads, one row per positive. capacity: the most rows that any rank has
         in this step; None: the ranks exchange their numbers of rows, because those of packed rows are not known before.
         """
@@ -109,7 +112,7 @@ class RetrievalStep(nn.Module):
             candidates,
             expected_U,
             self.temperature,
-            self.config,
+            self.config if torch.is_grad_enabled() else self._validation_config,
             len(self.catalogue.present),
         )
         total, self_loss = self._add_self_loss(loss)

@@ -69,3 +69,19 @@ def test_frequencies_are_read_before_they_learn_from_the_batch(tmp_path: Path) -
     assert hits_when_read == [0, 2 * distinct_items]
     step.eval()(batch, 64)
     assert int(step.frequency.step) == 2
+
+
+def test_the_validation_loss_has_no_weights_of_top_k(tmp_path: Path) -> None:
+    """They grow with the quality of the model. An update within the day trains with them, in eval mode."""
+    losses: dict[tuple[int | None, bool], float] = {}
+    for top_k in (None, 3):
+        loss = {"top_k": top_k, "top_k_temperature": 0.1}
+        spec = toy_night.make_spec(tmp_path, [64], loss=loss, training={"batch_size": 64})
+        step = build_step(spec).eval()
+        with SampleReader(spec.train, sample_columns(spec.features), spec.training, 0, 0, 1).epoch(0) as batches:
+            batch = next(batches)
+        for gradients in (True, False):
+            with torch.set_grad_enabled(gradients):
+                losses[top_k, gradients] = float(step(batch, 64).loss.detach())
+    assert losses[3, True] < losses[None, True] - 0.01
+    assert losses[3, False] == losses[None, False] == losses[None, True]
