@@ -16,19 +16,20 @@ from pipelines.storage.lineage import described
 
 GATED_NIGHTS = 10  # Only the newest nights: more columns do not fit on a screen.
 MODELS = {"two_tower": "model", "popularity": "popularity", "item_cf": "item-CF", "best_reachable": "best reachable"}
+WITHOUT_PRIOR = {"two_tower_without_prior": "without prior"}  # Only with a recency prior.
 
 
 def run(context: Context) -> None:
     """Print the tables, and the command that opens the MLflow UI."""
     k = headline_k(context.config.evaluation.ks)
-    header = ["night", "samples", "uniform", "popular", "coarse", "fine", "loss"]
-    header += [f"{name}" for name in MODELS.values()] + ["release"]
+    models = MODELS | (WITHOUT_PRIOR if context.config.prior_in_use else {})
+    header = ["night", "samples", "uniform", "popular", "coarse", "fine", "loss", *models.values(), "release"]
     nights = [context.at(ds) for ds in days_of(context.args)]
-    table = [header] + [_night(night, k) for night in nights]
-    print(f"\nRecall@{k} in the columns {', '.join(MODELS.values())}; negatives per kind over all rows\n")
+    table = [header] + [_night(night, k, list(models)) for night in nights]
+    print(f"\nRecall@{k} in the columns {', '.join(models.values())}; negatives per kind over all rows\n")
     print(aligned(table))
-    models = [night.warehouse.manifest("models", night.ds) for night in nights]
-    if len(lineages := dict.fromkeys(model.lineage for model in models if model and model.lineage)) > 1:
+    trained = [night.warehouse.manifest("models", night.ds) for night in nights]
+    if len(lineages := dict.fromkeys(model.lineage for model in trained if model and model.lineage)) > 1:
         print(f"\nThese nights go back to {len(lineages)} bootstraps: {', '.join(map(described, lineages))}")
     stored = {night.ds: verdict_of(night, folder) for night in nights[-GATED_NIGHTS:] if (folder := _release(night))}
     if verdicts := {ds: verdict for ds, verdict in stored.items() if verdict}:
@@ -40,13 +41,13 @@ def run(context: Context) -> None:
     )
 
 
-def _night(context: Context, k: int) -> list[str]:
+def _night(context: Context, k: int, models: list[str]) -> list[str]:
     warehouse, ds = context.warehouse, context.ds
     samples, model = warehouse.manifest("samples", ds), warehouse.manifest("models", ds)
     if day := carried_from(model):
-        return [ds, f"no data: as {day}"] + [""] * 10
+        return [ds, f"no data: as {day}"] + [""] * (6 + len(models))
     if samples is None or model is None:
-        return [ds, "not run"] + [""] * 10
+        return [ds, "not run"] + [""] * (6 + len(models))
     kinds = samples.facts["kinds"]
     cells = [
         ds,
@@ -55,7 +56,7 @@ def _night(context: Context, k: int) -> list[str]:
     ]
     cells.append(f"{model.facts['loss']:.4f}")
     recall = recalls(context, k)
-    cells += [f"{recall[name]:.4f}" if name in recall else "-" for name in MODELS]
+    cells += [f"{recall[name]:.4f}" if name in recall else "-" for name in models]
     folder = _release(context)
     if folder is None:
         return [*cells, "not published"]

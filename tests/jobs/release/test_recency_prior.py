@@ -12,10 +12,11 @@ from typing import Any
 import mlflow
 import numpy as np
 import pytest
+from mlflow.tracking import MlflowClient
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from jobs import evaluate, incremental, publish_items, recommend
+from jobs import evaluate, incremental, publish_items, recommend, report
 from jobs.common.config import load_config
 from jobs.common.runner import Context
 from jobs.night.evaluations import recalls
@@ -138,19 +139,30 @@ def test_all_readers_answer_with_the_prior_and_the_gates_do_not_count_held_out_e
         assert answer.item_ids == by_pyfunc["item_ids"] == [row["item_id"] for row in batch]
         assert answer.scores == pytest.approx([row["score"] for row in batch], abs=1e-6)
         assert answer.scores == pytest.approx(by_pyfunc["scores"], abs=1e-6)
+    # MLflow.
+    client = MlflowClient(copy.tracking_uri)
+    run = client.get_run(client.get_model_version_by_alias("nightjar", "champion").run_id)
+    assert run.data.params["prior.beta"] == "1.5"
+    assert run.data.metrics["prior.recall_at_50.beta_1.5.half_life_2"] == pytest.approx(point["recall"])
     # A second run changes nothing; without the prior, the release of before is current again.
     assert publish(context).manifest == release.manifest
     assert publish(context_of("prior.beta=[0]")).manifest == before.manifest
     assert not (tmp_path / "w" / "item_priors" / f"ds={FIRST}").exists()
 
 
-def test_evaluations_have_the_model_with_and_without_the_prior(context_of: ContextOf) -> None:
+def test_evaluations_have_the_model_with_and_without_the_prior(
+    context_of: ContextOf, capsys: pytest.CaptureFixture[str]
+) -> None:
     without, context = recalls(context_of(), 50), context_of(*FIXED)
     as_job("evaluate", evaluate.run)(context)
     measured = recalls(context, 50)
     assert measured["two_tower_without_prior"] == pytest.approx(without["two_tower"])
     assert measured.keys() == without.keys() | {"two_tower_without_prior"}
     assert measured["two_tower"] != measured["two_tower_without_prior"]
+    report.run(replace(context, args=report._flags().parse_args(["--config", "x", "--ds", FIRST])))
+    header, night = capsys.readouterr().out.splitlines()[3:5]
+    assert "without prior" in header
+    assert f"{measured['two_tower_without_prior']:.4f}" in night.split()
 
 
 @pytest.mark.slow
