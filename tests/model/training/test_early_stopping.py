@@ -17,7 +17,7 @@ from model.training.launch import launch
 from model.training.spec import EarlyStopping, EpochMetrics, TrainingResult, TrainingSpec
 from model.training.trainer import train
 from model.training.validation import validate
-from tests.model import toy_night
+from tests.model import packed_night, toy_night
 from tests.model.training.test_resume import EVERYTHING, assert_same, interrupt
 
 VALID = [90, 70]
@@ -162,3 +162,15 @@ def test_two_processes_keep_the_same_epoch(tmp_path: Path) -> None:
     warm = fixed(spec, best + 1).output
     one = validate(build_step(spec.model_copy(update={"warm_start": warm})).eval(), spec)
     assert one.recall == pytest.approx(result.kept_epoch.valid_recall, abs=1.5 / sum(VALID))
+
+
+@pytest.mark.parametrize("model", [{}, {"tower": "sequence", "settings": {"width": 16}}], ids=["dssm", "sequence"])
+def test_recall_of_packed_rows_is_that_of_their_positives(tmp_path: Path, model: dict[str, Any]) -> None:
+    stopping = {"early_stopping": EarlyStopping(recall_at=8), "resume": str(tmp_path / "progress")}
+    recalls = []
+    for packed in (True, False):
+        spec = packed_night.make_spec(tmp_path, [30, 31], model, packed=packed, **stopping)
+        recalls.append(validate(build_step(spec).eval(), spec).recall)
+    assert recalls[0] is not None
+    assert 0 < recalls[0] < 1
+    assert recalls[0] == recalls[1]
