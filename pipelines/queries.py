@@ -54,7 +54,8 @@ def user_queries(night: Night, features: Features, users: DataFrame | None = Non
     past = "known_items" if history and history.order == "leave_one_out" else "history_items"
     ages = []
     if history and history.ages:
-        ages = [ages_at(F.lit(night.end).cast("timestamp"), F.col("history_times"), length).alias(HISTORY_AGES)]
+        midnight = F.timestamp_micros(F.unix_micros(F.lit(night.end).cast("timestamp")) + 1)  # the end is inclusive
+        ages = [ages_at(midnight, F.col("history_times"), length).alias(HISTORY_AGES)]
     return rows.select(
         "user_id",
         F.coalesce("user_index", F.lit(DEFAULT)).alias("user_index"),

@@ -19,6 +19,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
+from pipelines.contract.schema import FeatureSchema, columns_of
 from pipelines.features.feature_schema import HISTORY_AGES
 from pipelines.hashing import hashed
 from pipelines.histories.cuts import cut_micros
@@ -165,15 +166,16 @@ def is_packed(frame: DataFrame) -> bool:
     return isinstance(frame.schema["row_key"].dataType, T.ArrayType)
 
 
-def unpacked(frame: DataFrame, lists_of_context: Sequence[str] = ()) -> DataFrame:
+def unpacked(frame: DataFrame, schema: FeatureSchema | None = None) -> DataFrame:
     """Packed samples as one row per positive, with the columns of samples that are not packed; other samples unchanged.
 
     The history of a positive has the items that it sees in its packed row: at least the last L - L / 2 of its last L.
-    `frame`: table samples with row_key, item_index, history and history_seen among its columns. `lists_of_context`:
-    context columns with several values per request.
+    `frame`: table samples with row_key, item_index, history and history_seen among its columns. `schema`: the feature schema
+    in its manifest, which tells context columns with several values per request; without it they are left out.
     """
     if not is_packed(frame):
         return frame
+    lists_of_context = columns_of([f for f in schema.context if hasattr(f, "length")]) if schema else []
     place, seen = F.col("_place"), F.get("history_seen", F.col("_place"))
     size, newest = F.size("history"), F.array_max("history_seen")
     padding = F.array_repeat(F.lit(0), size - seen)
@@ -191,7 +193,7 @@ def unpacked(frame: DataFrame, lists_of_context: Sequence[str] = ()) -> DataFram
         return F.get(name, place) if name in OF_EACH or _is_padded(name) else F.col(name)
 
     exploded = frame.select("*", F.posexplode("row_key").alias("_place", "_row_key")).drop("_row_key")
-    names = [name for name in frame.columns if name not in (SEEN, LAG)]
+    names = [n for n in frame.columns if n not in (SEEN, LAG) and (schema or not n.startswith(CONTEXT))]
     return exploded.select(*(of_positive(name).alias(name) for name in names))
 
 

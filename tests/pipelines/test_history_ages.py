@@ -33,7 +33,7 @@ def check(row: Row, expected: list[int]) -> bool:
 
 def test_queries_have_the_ages_at_the_end_of_the_day(nights: Warehouse) -> None:
     rows = user_queries(Night.open(nights, Inputs(), SECOND, 17), FEATURES).collect()
-    end = datetime(2024, 3, 3, 23, 59, 59)
+    end = datetime(2024, 3, 4)
     assert sum(check(row, ages_before(row["user_id"], end, end)) for row in rows) > 10
     assert "history_ages" not in user_queries(Night.open(nights, Inputs(), SECOND, 17), CONFIG.features).columns
 

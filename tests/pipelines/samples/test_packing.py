@@ -17,6 +17,7 @@ from model.training.launch import launch
 from model.training.spec import TrainingSpec
 from pipelines.config import Features, Inputs
 from pipelines.contract.errors import InputError
+from pipelines.contract.schema import FeatureSchema
 from pipelines.night import Night, SampleConfig
 from pipelines.samples import build
 from pipelines.samples.build import build_negatives
@@ -66,9 +67,13 @@ def by_key(frame: DataFrame) -> dict[int, Row]:
     return rows
 
 
-def same_positives(plain: DataFrame, together: DataFrame, length: int = LENGTH) -> int:
+def schema_of(nights: Warehouse) -> FeatureSchema:
+    return FeatureSchema.model_validate(nights.require("samples", SECOND, "").facts["schema"])
+
+
+def same_positives(nights: Warehouse, plain: DataFrame, together: DataFrame, length: int = LENGTH) -> int:
     """Compare samples with packed ones. Returns how many positives see a shorter history in their packed row."""
-    expected, out = by_key(plain), by_key(unpacked(together))
+    expected, out = by_key(plain), by_key(unpacked(together, schema_of(nights)))
     assert out.keys() == expected.keys()
     shorter = 0
     for key, row in out.items():
@@ -90,9 +95,10 @@ def same_positives(plain: DataFrame, together: DataFrame, length: int = LENGTH) 
 def test_packed_samples_have_the_same_rows_once_they_are_unpacked(nights: Warehouse, packed: Warehouse) -> None:
     plain, together = nights.read("samples", SECOND), packed.read("samples", SECOND)
     assert unpacked(plain) is plain
-    assert unpacked(together).columns == plain.columns
-    assert unpacked(together).dtypes == plain.dtypes
-    assert same_positives(plain, together) > 0
+    assert unpacked(together, schema_of(nights)).dtypes == plain.dtypes
+    without_context = [name for name in plain.columns if not name.startswith("context_")]
+    assert unpacked(together).columns == without_context != plain.columns
+    assert same_positives(nights, plain, together) > 0
     before, after = (each.require("samples", SECOND, "").facts for each in (nights, packed))
     for name in ("kinds", "rows_fell_back", "fallback_share", "negatives", "quotas", "history"):
         assert after[name] == before[name]
@@ -102,7 +108,7 @@ def test_packed_samples_have_the_same_rows_once_they_are_unpacked(nights: Wareho
 def test_order_ahead_and_ages_survive_packing(nights: Warehouse, tmp_path: Any) -> None:
     plain = built(nights, tmp_path / "plain", config_of(None, ahead=True)).read("samples", SECOND)
     together = built(nights, tmp_path / "packed", config_of(PACK, ahead=True)).read("samples", SECOND)
-    same_positives(plain, together)
+    same_positives(nights, plain, together)
     lags = together.select(F.max(F.array_max("request_lag")), F.min(F.array_min("request_lag"))).first()
     assert lags is not None
     assert lags[0] > 0
@@ -112,7 +118,7 @@ def test_order_ahead_and_ages_survive_packing(nights: Warehouse, tmp_path: Any) 
 @pytest.mark.slow
 def test_a_row_of_one_positive_sees_its_whole_history(nights: Warehouse, tmp_path: Any) -> None:
     warehouse = built(nights, tmp_path, config_of(1))
-    assert same_positives(nights.read("samples", SECOND), warehouse.read("samples", SECOND)) == 0
+    assert same_positives(nights, nights.read("samples", SECOND), warehouse.read("samples", SECOND)) == 0
     facts = warehouse.require("samples", SECOND, "").facts
     assert all(group["rows"] == group["positives"] for group in facts["splits"]["train"]["groups"])
 
