@@ -14,17 +14,13 @@ from pyspark.sql import types as T
 from benchmarks import logs
 from benchmarks.logs import Day
 from benchmarks.support import say, write_once
-from pipelines.config import (
+from pipelines.config import Downsample, Inputs, Negatives, Positives, Samples
+from pipelines.feature_config import (
     CategoricalFeatureConfig,
-    Downsample,
     Features,
     History,
-    Inputs,
     MultiCategoricalFeatureConfig,
-    Negatives,
     NumericFeatureConfig,
-    Positives,
-    Samples,
 )
 from pipelines.hashing import mix, to_unit
 from pipelines.night import Night, SampleConfig

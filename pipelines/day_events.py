@@ -7,7 +7,7 @@ items that a user had.
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from pipelines.config import Features
+from pipelines.feature_config import Features
 from pipelines.features.encode import pad_left
 from pipelines.features.feature_schema import HISTORY_AGES
 from pipelines.features.side import context_side, sides

@@ -3,8 +3,9 @@
 import logging
 from dataclasses import dataclass, field
 
-from pipelines.config import Checks, Features, Inputs, Negatives, Positives, Samples
+from pipelines.config import Checks, Inputs, Negatives, Positives, Samples
 from pipelines.contract.errors import InputError
+from pipelines.feature_config import Features
 from pipelines.files.table_files import shortened
 from pipelines.inputs.tables import InputTables
 from pipelines.storage.dates import days_back, shift

@@ -5,8 +5,9 @@ from functools import reduce
 from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 
-from pipelines.config import Features, Positives
+from pipelines.config import Positives
 from pipelines.contract.indices import DEFAULT
+from pipelines.feature_config import Features
 from pipelines.features import encode, vocabulary
 from pipelines.features.feature_schema import HISTORY_AGES
 from pipelines.features.side import context_side, sides

@@ -4,7 +4,8 @@ import random
 from datetime import datetime, timedelta
 from typing import Any
 
-from pipelines.config import Features, Inputs, Negatives, Positives, Samples
+from pipelines.config import Inputs, Negatives, Positives, Samples
+from pipelines.feature_config import Features
 from pipelines.night import Night, SampleConfig
 from pipelines.positives.build import build_positives
 from pipelines.samples.build import build_negatives

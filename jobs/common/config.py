@@ -9,9 +9,10 @@ from pydantic import BaseModel, Field, PositiveInt, ValidationError, field_valid
 
 from jobs.common.config_checks import contradictions, tracking_uri_fault
 from model.config import IndexConfig, LossConfig, ModelConfig, PriorConfig, TrainingConfig
-from pipelines.config import Checks, Features, Inputs, Negatives, Positives, Samples, Simulation
+from pipelines.config import Checks, Inputs, Negatives, Positives, Samples, Simulation
 from pipelines.contract.errors import UsageError
 from pipelines.contract.strict import StrictModel
+from pipelines.feature_config import Features
 from pipelines.session import refuse_fixed
 from pipelines.storage.manifest import digest
 

@@ -10,8 +10,9 @@ from pydantic import ValidationError
 
 from model.config import IndexConfig, LossConfig, ModelConfig, PriorConfig, TrainingConfig
 from model.index_factory import factory_fault
-from pipelines.config import Features, Inputs, Positives, Samples
+from pipelines.config import Inputs, Positives, Samples
 from pipelines.contract.schema import CategoricalFeature, FeatureSchema, MultiCategoricalFeature
+from pipelines.feature_config import Features
 from pipelines.features.feature_schema import example_age, feature_schema
 from pipelines.features.side import hashed_sizes
 

@@ -7,7 +7,9 @@ from functools import reduce
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from pipelines.config import (
+from pipelines.contract.indices import DEFAULT, FIRST, PADDING
+from pipelines.contract.limits import LARGEST
+from pipelines.feature_config import (
     CategoricalFeatureConfig,
     ContextFeatureConfig,
     FeatureConfig,
@@ -18,8 +20,6 @@ from pipelines.config import (
     VectorFeatureConfig,
     VocabularyFeatureConfig,
 )
-from pipelines.contract.indices import DEFAULT, FIRST, PADDING
-from pipelines.contract.limits import LARGEST
 from pipelines.features.side import Side
 from pipelines.features.vocabulary import bucket_of, lookup
 

@@ -5,15 +5,6 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from pipelines.config import (
-    ContextFeatureConfig,
-    FeatureConfig,
-    Features,
-    MultiCategoricalFeatureConfig,
-    NumericFeatureConfig,
-    TimeFeatureConfig,
-    VectorFeatureConfig,
-)
 from pipelines.contract.indices import FIRST
 from pipelines.contract.schema import (
     BucketFeature,
@@ -27,6 +18,15 @@ from pipelines.contract.schema import (
     MultiCategoricalFeature,
     NumericFeature,
     VectorFeature,
+)
+from pipelines.feature_config import (
+    ContextFeatureConfig,
+    FeatureConfig,
+    Features,
+    MultiCategoricalFeatureConfig,
+    NumericFeatureConfig,
+    TimeFeatureConfig,
+    VectorFeatureConfig,
 )
 from pipelines.features.encode import Statistics
 from pipelines.features.side import Side, context_side, sides

@@ -12,7 +12,7 @@ from typing import Any
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
-from pipelines.config import CategoricalFeatureConfig, MultiCategoricalFeatureConfig, VectorFeatureConfig
+from pipelines.feature_config import CategoricalFeatureConfig, MultiCategoricalFeatureConfig, VectorFeatureConfig
 from pipelines.features.side import Side
 from pipelines.inputs.tables import InputTables
 from pipelines.joins import broadcast_few

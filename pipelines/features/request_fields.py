@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines.config import (
+from pipelines.feature_config import (
     Features,
     MultiCategoricalFeatureConfig,
     NumericFeatureConfig,

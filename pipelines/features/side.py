@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from pipelines.config import (
+from pipelines.contract.errors import InputError
+from pipelines.contract.indices import FIRST
+from pipelines.feature_config import (
     ContextFeatureConfig,
     FeatureConfig,
     Features,
@@ -17,8 +19,6 @@ from pipelines.config import (
     VectorFeatureConfig,
     VocabularyFeatureConfig,
 )
-from pipelines.contract.errors import InputError
-from pipelines.contract.indices import FIRST
 from pipelines.inputs.contracts import CONTEXT_STRUCT, VECTORS
 
 CONTEXT_SIDE = "context"

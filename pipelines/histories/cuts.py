@@ -7,7 +7,8 @@ positive of the next days and not only the next one (dense all-action objective 
 from pyspark.sql import Column
 from pyspark.sql import functions as F
 
-from pipelines.config import Features, Positives
+from pipelines.config import Positives
+from pipelines.feature_config import Features
 from pipelines.features.encode import pad_left
 from pipelines.hashing import unit
 

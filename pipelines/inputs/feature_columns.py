@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from pipelines.config import (
+from pipelines.feature_config import (
     ContextFeatureConfig,
     FeatureConfig,
     Features,

@@ -7,8 +7,9 @@ from typing import Any
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from pipelines.config import Checks, Features, Inputs, InputTable
+from pipelines.config import Checks, Inputs, InputTable
 from pipelines.contract.errors import InputError
+from pipelines.feature_config import Features
 from pipelines.files.broken_files import naming_broken_files
 from pipelines.files.parquet_reader import Wanted
 from pipelines.inputs.contracts import CONTEXT_STRUCT, CONTRACTS, KEYS, RawTable, quoted

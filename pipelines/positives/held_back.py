@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from pipelines.config import (
+from pipelines.feature_config import (
     ContextFeatureConfig,
     FeatureConfig,
     MultiCategoricalFeatureConfig,

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from pipelines.config import Features
+from pipelines.feature_config import Features
 from pipelines.features.item_versions import ItemSnapshots
 from pipelines.night import Night
 from pipelines.positives.popularity import count_days, day_ordinal

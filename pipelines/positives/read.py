@@ -8,9 +8,9 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from pipelines import drift
-from pipelines.config import Features
 from pipelines.contract.errors import InputError
 from pipelines.contract.indices import FIRST
+from pipelines.feature_config import Features
 from pipelines.features import item_versions
 from pipelines.features.item_versions import ItemSnapshots
 from pipelines.features.side import Side, check_columns, context_side, hashed_sizes, min_counts, sides

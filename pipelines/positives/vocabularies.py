@@ -7,8 +7,8 @@ from typing import Any
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from pipelines.config import VocabularyFeatureConfig
 from pipelines.contract.indices import FIRST
+from pipelines.feature_config import VocabularyFeatureConfig
 from pipelines.features import encode, item_versions, vocabulary
 from pipelines.features.feature_schema import as_json, example_age, feature_schema
 from pipelines.features.request_fields import request_fields

@@ -5,8 +5,9 @@ from datetime import datetime
 import pytest
 from pyspark.sql import Row
 
-from pipelines.config import Features, Inputs
+from pipelines.config import Inputs
 from pipelines.day_events import day_events
+from pipelines.feature_config import Features
 from pipelines.night import Night
 from pipelines.queries import user_queries
 from pipelines.storage.warehouse import Warehouse

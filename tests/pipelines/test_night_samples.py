@@ -8,8 +8,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.config import Features, Inputs
+from pipelines.config import Inputs
 from pipelines.contract.negative_kinds import COARSE, FINE, POPULARITY, UNIFORM
+from pipelines.feature_config import Features
 from pipelines.night import Night
 from pipelines.positives.build import build_positives
 from pipelines.samples.build import build_negatives

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from pyspark.sql import SparkSession
 
-from pipelines.config import Features, Inputs, Negatives, Positives, Samples
+from pipelines.config import Inputs, Negatives, Positives, Samples
 from pipelines.contract.errors import InputError
+from pipelines.feature_config import Features
 from pipelines.night import POSITIVE_TABLES, STATE_TABLES, Night, SampleConfig
 from pipelines.positives.build import build_positives
 from pipelines.storage.lineage import UNKNOWN, lineage_of_bootstrap, lineage_of_night

@@ -6,21 +6,19 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 from model.serving.request_encoder import RequestEncoder, RequestError
-from model.serving.vocabulary import Vocabulary, bucket_of, read_vocabularies
-from pipelines.config import Features, VocabularyFeatureConfig
+from model.serving.vocabulary import bucket_of, read_vocabularies
 from pipelines.contract.request_fields import RequestFields
+from pipelines.feature_config import Features, VocabularyFeatureConfig
 from pipelines.features import encode, vocabulary
 from pipelines.features.feature_schema import example_age, feature_schema
 from pipelines.features.request_fields import request_fields
 from pipelines.features.side import context_side, hashed_sizes, sides
 from pipelines.inputs.contracts import CONTEXT_STRUCT
-from tests.model import toy_night
 
 Encoded = tuple[list[dict[str, Any]], RequestEncoder]
 
@@ -198,52 +196,6 @@ def test_a_history_keeps_its_newest_items_and_is_padded_at_the_start(encoded: En
     assert columns["history"].tolist() == expected
     assert known_items[1].tolist() == [index(str(n)) for n in (4, 5, 6, 7)]
     assert known_items[2].tolist() == [five, five]
-
-
-def test_with_leave_one_out_a_repeated_item_counts_once() -> None:
-    field = {"name": "history", "kind": "history", "column": "history", "type": "text", "vocabulary": "item_id"}
-    fields = RequestFields.validate_python([field | {"length": 3, "order": "leave_one_out"}])
-    vocabularies = {"item_id": Vocabulary(pa.array(["a", "b", "c"], pa.large_string()), np.array([2, 3, 4], np.int32))}
-    columns, _ = RequestEncoder(fields, toy_night.schema(), vocabularies).encode([{"history": ["a", "b", "a", "c"]}])
-    assert columns["history"].tolist() == [[3, 2, 4]]
-
-
-def encoder_of_ages(order: str) -> RequestEncoder:
-    field = {"name": "history", "kind": "history", "column": "history", "type": "text", "vocabulary": "item_id"}
-    fields = RequestFields.validate_python([field | {"length": 3, "order": order, "ages": "history_ages"}])
-    vocabularies = {"item_id": Vocabulary(pa.array(["a", "b", "c"], pa.large_string()), np.array([2, 3, 4], np.int32))}
-    return RequestEncoder(fields, toy_night.schema(), vocabularies)
-
-
-def test_ages_of_history_items_are_aligned_with_the_items() -> None:
-    requests: list[dict[str, Any]] = [
-        {"history": ["a", "b", "a", "c"], "history_ages": [400.9, 30, None, 0]},
-        {"history": ["b"], "history_ages": [1e12]},
-        {"history": ["b", "c"]},
-        {},
-    ]
-    columns, _ = encoder_of_ages("strictly_before").encode(requests)
-    assert columns["history_ages"].dtype == np.int32
-    assert columns["history_ages"].tolist() == [[30, -1, 0], [0, 0, 2**31 - 1], [0, -1, -1], [0, 0, 0]]
-    columns, _ = encoder_of_ages("leave_one_out").encode(
-        [{"history": ["a", "b", "a", "c"], "history_ages": [400, 30, 20, 0]}]
-    )
-    assert columns["history"].tolist() == [[3, 2, 4]]
-    assert columns["history_ages"].tolist() == [[30, 20, 0]]
-
-
-@pytest.mark.parametrize(
-    ("ages", "message"),
-    [
-        ([1, 2], "'history_ages' holds 2 numbers, expected one for each of the 1 items of 'history'"),
-        ([-1], "'history_ages' holds a negative number at place 0, expected seconds before the request"),
-        (["1"], "'history_ages' is of type str, expected a number"),
-        (7, "'history_ages' is of type int, expected a list, each of its elements a number of seconds or null"),
-    ],
-)
-def test_wrong_ages_are_refused(ages: Any, message: str) -> None:
-    with pytest.raises(RequestError, match=message):
-        encoder_of_ages("strictly_before").encode([{"history": ["a"], "history_ages": ages}])
 
 
 @pytest.mark.parametrize(

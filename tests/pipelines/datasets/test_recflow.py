@@ -13,12 +13,13 @@ import pytest
 from pyspark.sql import DataFrame, SparkSession
 
 from jobs import import_recflow
-from pipelines.config import Features, Inputs, Negatives, Positives, Samples
+from pipelines.config import Inputs, Negatives, Positives, Samples
 from pipelines.contract.errors import InputError
 from pipelines.contract.negative_kinds import COARSE, FINE
 from pipelines.datasets import feather
 from pipelines.datasets.feather import BatchRange, find_files, inspect_files, read_ranges, to_bool, to_int64
 from pipelines.datasets.recflow import COLUMNS, FLAGS, count_rows, ranking_logs, recflow_tables, source_files
+from pipelines.feature_config import Features
 from pipelines.night import Night, SampleConfig
 from pipelines.positives.build import build_positives
 from pipelines.samples.build import build_negatives

@@ -1,7 +1,7 @@
 """The JSON of the feature schema in manifests: later versions must read the manifests of earlier ones."""
 
-from pipelines.config import Features, History
 from pipelines.contract.schema import FeatureSchema
+from pipelines.feature_config import Features, History
 from pipelines.features.feature_schema import as_json, example_age, feature_schema
 from pipelines.features.request_fields import request_fields
 

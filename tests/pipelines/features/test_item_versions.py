@@ -12,9 +12,10 @@ import torch
 from pyspark.sql import SparkSession
 
 from model.data.catalogue import Catalogue
-from pipelines.config import Features, Inputs, Negatives, Positives, Samples
+from pipelines.config import Inputs, Negatives, Positives, Samples
 from pipelines.contract.negative_kinds import UNIFORM
 from pipelines.contract.schema import FeatureSchema
+from pipelines.feature_config import Features
 from pipelines.night import Night, SampleConfig
 from pipelines.positives.build import build_positives
 from pipelines.samples.build import build_negatives

@@ -5,7 +5,7 @@ from pydantic import ValidationError
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from pipelines.config import Features
+from pipelines.feature_config import Features
 from pipelines.features import encode, vocabulary
 from pipelines.features.feature_schema import as_json, example_age, feature_schema
 from pipelines.features.side import hashed_sizes, sides

@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.config import Features, Inputs
+from pipelines.config import Inputs
 from pipelines.contract.errors import InputError
+from pipelines.feature_config import Features
 from pipelines.files.column_types import widest
 from pipelines.files.parquet_reader import Wanted
 from pipelines.files.table_files import list_files

@@ -7,7 +7,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.config import Features, Inputs, Negatives, Positives, Samples
+from pipelines.config import Inputs, Negatives, Positives, Samples
+from pipelines.feature_config import Features
 from pipelines.night import Night, SampleConfig
 from pipelines.positives.build import build_positives
 from pipelines.samples.build import build_negatives

@@ -10,8 +10,9 @@ import pytest
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
-from pipelines.config import Features, Inputs
+from pipelines.config import Inputs
 from pipelines.contract.errors import InputError, NightjarError, UsageError
+from pipelines.feature_config import Features
 from pipelines.features import encode
 from pipelines.features.side import Side
 from pipelines.night import Night

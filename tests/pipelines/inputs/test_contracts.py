@@ -10,8 +10,9 @@ import pytest
 from pyspark.sql import SparkSession
 
 from model.serving import request_encoder
-from pipelines.config import Checks, Features, Inputs
+from pipelines.config import Checks, Inputs
 from pipelines.contract.errors import InputError
+from pipelines.feature_config import Features
 from pipelines.inputs import contracts
 from pipelines.inputs.row_checks import DAYS_REPORTED
 from pipelines.inputs.tables import InputTables

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from pyspark.sql import SparkSession
 
-from pipelines.config import Features, Inputs
+from pipelines.config import Inputs
+from pipelines.feature_config import Features
 from pipelines.night import Night
 from pipelines.positives.build import build_positives
 from pipelines.storage.warehouse import Warehouse

@@ -9,7 +9,8 @@ import pytest
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
-from pipelines.config import Features, Inputs
+from pipelines.config import Inputs
+from pipelines.feature_config import Features
 from pipelines.histories.cuts import DAY_MICROS, cut_micros
 from pipelines.night import Night
 from pipelines.samples.build import build_negatives

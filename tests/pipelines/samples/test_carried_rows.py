@@ -9,7 +9,8 @@ import pytest
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
-from pipelines.config import Features, Inputs, Negatives, Positives, Samples
+from pipelines.config import Inputs, Negatives, Positives, Samples
+from pipelines.feature_config import Features
 from pipelines.lost_day import carry_state
 from pipelines.night import Night, SampleConfig
 from pipelines.positives.build import build_positives

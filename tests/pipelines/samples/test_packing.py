@@ -15,9 +15,10 @@ from model.config import ModelConfig, TrainingConfig
 from model.data.petastorm_reader import SampleFile, SampleReader, sample_columns
 from model.training.launch import launch
 from model.training.spec import TrainingSpec
-from pipelines.config import Features, Inputs
+from pipelines.config import Inputs
 from pipelines.contract.errors import InputError
 from pipelines.contract.schema import FeatureSchema
+from pipelines.feature_config import Features
 from pipelines.night import Night, SampleConfig
 from pipelines.samples import build
 from pipelines.samples.build import build_negatives

@@ -1,0 +1,56 @@
+"""The history of a request and the ages of its items become the columns that the user tower reads."""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from model.serving.request_encoder import RequestEncoder, RequestError
+from model.serving.vocabulary import Vocabulary
+from pipelines.contract.request_fields import RequestFields
+from tests.model import toy_night
+
+
+def encoder_of(**settings: str) -> RequestEncoder:
+    """Requests hold a history of the items a, b and c, whose indices are 2, 3 and 4."""
+    field = {"name": "history", "kind": "history", "column": "history", "type": "text", "vocabulary": "item_id"}
+    fields = RequestFields.validate_python([field | {"length": 3} | settings])
+    vocabularies = {"item_id": Vocabulary(pa.array(["a", "b", "c"], pa.large_string()), np.array([2, 3, 4], np.int32))}
+    return RequestEncoder(fields, toy_night.schema(), vocabularies)
+
+
+def test_with_leave_one_out_a_repeated_item_counts_once() -> None:
+    columns, _ = encoder_of(order="leave_one_out").encode([{"history": ["a", "b", "a", "c"]}])
+    assert columns["history"].tolist() == [[3, 2, 4]]
+
+
+def test_ages_of_history_items_are_aligned_with_the_items() -> None:
+    requests: list[dict[str, Any]] = [
+        {"history": ["a", "b", "a", "c"], "history_ages": [400.9, 30, None, 0]},
+        {"history": ["b"], "history_ages": [1e12]},
+        {"history": ["b", "c"]},
+        {},
+    ]
+    columns, _ = encoder_of(order="strictly_before", ages="history_ages").encode(requests)
+    assert columns["history_ages"].dtype == np.int32
+    assert columns["history_ages"].tolist() == [[30, -1, 0], [0, 0, 2**31 - 1], [0, -1, -1], [0, 0, 0]]
+    columns, _ = encoder_of(order="leave_one_out", ages="history_ages").encode(
+        [{"history": ["a", "b", "a", "c"], "history_ages": [400, 30, 20, 0]}]
+    )
+    assert columns["history"].tolist() == [[3, 2, 4]]
+    assert columns["history_ages"].tolist() == [[30, 20, 0]]
+
+
+@pytest.mark.parametrize(
+    ("ages", "message"),
+    [
+        ([1, 2], "'history_ages' holds 2 numbers, expected one for each of the 1 items of 'history'"),
+        ([-1], "'history_ages' holds a negative number at place 0, expected seconds before the request"),
+        (["1"], "'history_ages' is of type str, expected a number"),
+        (7, "'history_ages' is of type int, expected a list, each of its elements a number of seconds or null"),
+    ],
+)
+def test_wrong_ages_are_refused(ages: Any, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        encoder_of(order="strictly_before", ages="history_ages").encode([{"history": ["a"], "history_ages": ages}])
