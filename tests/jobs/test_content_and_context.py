@@ -114,6 +114,7 @@ def test_a_missing_hour_is_the_current_one_and_the_example_is_valid(published: P
     assert [len(one.item_ids) for one in (of_example, at_night, now)] == [5, 5, 5]
 
 
+@pytest.mark.slow
 def test_an_update_within_the_day_trains_on_rows_with_their_context(published: Published) -> None:
     run_job("incremental", "--config", str(published.config), "--ds", SECOND, "--until", f"{SECOND}T14:00")
     rows = (

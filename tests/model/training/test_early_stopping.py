@@ -145,6 +145,7 @@ def test_states_of_another_run_in_the_same_folder_are_not_used(tmp_path: Path, m
 
 
 @pytest.mark.processes
+@pytest.mark.slow
 def test_two_processes_keep_the_same_epoch(tmp_path: Path) -> None:
     """With sharded tables. The result is that of two processes with that number of epochs, up to the order of sums."""
     spec = make_spec(tmp_path, processes=2, embedding_rows_sharded=20, timeout_seconds=60)

@@ -146,6 +146,7 @@ def test_a_partition_without_a_manifest_does_not_exist(copied: Warehouse) -> Non
         copied.read("positives", LAST)
 
 
+@pytest.mark.slow
 def test_the_next_night_does_not_build_on_a_step_that_died(copied: Warehouse, monkeypatch: pytest.MonkeyPatch) -> None:
     late = {"user_id": "aaron", "item_id": 19}  # a new user: indices may change their meaning
     put(root_of(copied), "interactions", LAST, [*interactions(LAST), interactions(LAST)[0] | late])

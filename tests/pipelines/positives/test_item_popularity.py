@@ -59,6 +59,7 @@ def run_positives(warehouse: Warehouse, ds: str, bootstrap_days: int) -> None:
     build_positives(Night.open(warehouse, Inputs(), ds, 5, bootstrap_days), POPULAR, "config")
 
 
+@pytest.mark.slow
 def test_a_bootstrap_and_a_night_count_the_days_before_each_snapshot(spark: SparkSession, tmp_path: Path) -> None:
     whole, rolled = write_world(spark, tmp_path / "whole"), write_world(spark, tmp_path / "rolled")
     run_positives(whole, LAST, 3)

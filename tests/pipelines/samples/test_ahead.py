@@ -91,6 +91,7 @@ def test_on_later_nights_the_cut_may_lie_before_the_night(nights: Warehouse, bot
     assert keys[0] == keys[1]
 
 
+@pytest.mark.slow
 def test_a_tiny_look_ahead_gives_the_rows_of_strictly_before(nights: Warehouse, both: Warehouse) -> None:
     build_negatives(Night.open(both, Inputs(), SECOND, SEED), looking_ahead(1e-12), "tiny", force=True)
     strict, tiny = (

@@ -106,6 +106,7 @@ def test_packed_samples_have_the_same_rows_once_they_are_unpacked(nights: Wareho
     assert after["checked_history_items"] > 0
 
 
+@pytest.mark.slow
 def test_order_ahead_and_ages_survive_packing(nights: Warehouse, tmp_path: Any) -> None:
     plain = built(nights, tmp_path / "plain", config_of(None, ahead=True)).read("samples", SECOND)
     together = built(nights, tmp_path / "packed", config_of(PACK, ahead=True)).read("samples", SECOND)
