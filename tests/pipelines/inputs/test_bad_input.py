@@ -108,6 +108,7 @@ def test_the_page_of_bad_inputs_shows_the_messages(spark: SparkSession, product:
     assert page == PAGE.read_text()
 
 
+@pytest.mark.slow
 def test_columns_may_be_renamed_and_a_few_bad_rows_go_to_quarantine(spark: SparkSession, copied: Warehouse) -> None:
     rows = [{"ts" if name == "event_time" else name: value for name, value in row.items()} for row in interactions()]
     rows[0]["user_id"] = None

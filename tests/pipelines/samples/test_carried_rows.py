@@ -18,7 +18,7 @@ from pipelines.samples.build import build_negatives
 from pipelines.storage.dates import shift
 from pipelines.storage.warehouse import Warehouse
 
-pytestmark = pytest.mark.joins
+pytestmark = [pytest.mark.joins, pytest.mark.slow]
 
 FIRST = "2024-03-02"
 ITEMS = 12
@@ -77,7 +77,7 @@ def first(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path
     ("lost_day", "exposed_days", "excluded"),
     [
         (False, 1, {CLICKED, VIEWED, SHOWN}),
-        pytest.param(True, 2, {CLICKED, VIEWED, SHOWN, SHOWN_BEFORE}, marks=pytest.mark.slow),
+        pytest.param(True, 2, {CLICKED, VIEWED, SHOWN, SHOWN_BEFORE}),
     ],
 )
 def test_items_of_the_day_of_a_carried_row_are_excluded_for_its_user(
