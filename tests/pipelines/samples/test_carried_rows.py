@@ -77,7 +77,7 @@ def first(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path
     ("lost_day", "exposed_days", "excluded"),
     [
         (False, 1, {CLICKED, VIEWED, SHOWN}),
-        pytest.param(True, 2, {CLICKED, VIEWED, SHOWN, SHOWN_BEFORE}),
+        (True, 2, {CLICKED, VIEWED, SHOWN, SHOWN_BEFORE}),
     ],
 )
 def test_items_of_the_day_of_a_carried_row_are_excluded_for_its_user(
