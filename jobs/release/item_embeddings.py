@@ -26,7 +26,7 @@ from pipelines.storage.manifest import Manifest, Recipe, digest
 from pipelines.storage.update import Update
 from pipelines.storage.warehouse import Warehouse
 
-COUNTS = "recent_counts"
+RECENT_COUNTS = "recent_counts"
 
 
 def write_item_embeddings(context: Context) -> Manifest:
@@ -52,7 +52,7 @@ def write_item_embeddings(context: Context) -> Manifest:
     columns = FeatureSchema.model_validate(model.facts["schema"]).item_columns
     rows, prior = warehouse.read("item_features", ds).select("item_id", *columns), prior_of(priors) if priors else None
     if priors:
-        counts = warehouse.read(TABLE, ds).select("item_index", COUNTS)
+        counts = warehouse.read(TABLE, ds).select("item_index", RECENT_COUNTS)
         rows = rows.join(broadcast_small(counts, priors.rows), on="item_index", how="inner").sort("item_index")
     embedded = _embedded(rows, warehouse.path("models", ds), model.fingerprint, columns, release, prior)
     facts = {"release_id": release} | ({PRIOR: prior} if prior else {})
@@ -76,7 +76,7 @@ def _embedded(
         for batch in batches:
             vectors = embed_items(cached_model(uri, fingerprint), batch_columns(batch, columns))
             if prior and len(vectors):
-                counts = to_arrays(batch.select([COUNTS]))[COUNTS]
+                counts = to_arrays(batch.select([RECENT_COUNTS]))[RECENT_COUNTS]
                 vectors = with_bonus(vectors, bonus_of_counts(prior)(counts), prior["scale"])
             yield pa.RecordBatch.from_arrays(
                 [

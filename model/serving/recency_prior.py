@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
 # In units of cosine, as the other components are: clusters, graphs and quantisers of an index then weigh the prior as the
-# score does. docs/index.md has the recall of indices with other values.
+# score does (docs/index.md).
 SCALE = 1.0
 
 

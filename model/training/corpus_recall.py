@@ -15,9 +15,8 @@ from model.network.embeddings import Batch
 from model.training.step import RetrievalStep
 from pipelines.contract.indices import PADDING
 
-MOST_ROWS = (
-    20_000  # Rows of the valid split that are ranked, evenly spread over it. The standard error is then below 0.0036.
-)
+# Rows of the valid split that are ranked, evenly spread over it. The standard error is then below 0.0036.
+MOST_ROWS = 20_000
 ITEMS, ROWS = 4096, 2048  # Items of a piece of the catalogue and rows of a block: 32 MiB of scores at once.
 
 

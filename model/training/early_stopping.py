@@ -1,8 +1,8 @@
 """Chooses the number of epochs of a first night: keeps the state of the best epoch, and stops when later ones are no better.
 
 The measure is the loss on the valid split. Recall over the whole catalogue is recorded beside it, but it is a worse guide:
-it counts hits, so with a few hundred positives it differs between epochs by chance as much as by quality. docs/training.md has
-the comparison. Weights that grow with the quality of the model (top_k) are left out of this loss.
+it counts hits, so with a few hundred positives it differs between epochs by chance as much as by quality. Weights that grow
+with the quality of the model (top_k) are left out of this loss.
 
 The decision depends only on the recorded figures of the epochs, which are equal on all ranks and saved in every intermediate
 checkpoint. A resumed run therefore decides like an uninterrupted one.

@@ -24,9 +24,8 @@ class Histories:
 
     items_NL: Indices
     until_N: Ints  # time of the newest item in microseconds; -1 if the history is empty or has no times
-    past_N: Ints | None = (
-        None  # number of the user's entries before the cut, those beyond L included; None: no order of time
-    )
+    # Number of the user's entries before the cut, those beyond L included; None: the history has no order of time.
+    past_N: Ints | None = None
     ages_NL: Indices | None = None  # seconds from each item to the cut of the row, 0 for padding; None: not wanted
 
 
