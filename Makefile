@@ -1,6 +1,7 @@
 # Every target creates its virtual environment if it does not exist.
 #   make setup | demo | demo-grocery | test | test-fast | test-slow | test-crash | test-gpu | lint | bench (or one: bench-samples | bench-loss | bench-frequency |
 #   bench-consistency | bench-towers | bench-index | bench-training | bench-nights | bench-links LINKS=folder of Wikispeedia)      SPARK=4 runs the same on pyspark 4.0
+#   bench-quality: beside tuned peers, hours: MOVIELENS=folder WIKISPEEDIA=folder QUALITY="other flags"; SMOKE=1 runs tiny worlds in minutes
 PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3.10 python3))
 SPARK  ?= 3
 ifeq ($(SPARK),4)
@@ -14,7 +15,7 @@ BIN   := $(VENV)/bin
 STAMP := $(VENV)/.nightjar-installed
 
 BENCHES := bench-samples bench-loss bench-frequency bench-consistency bench-towers bench-index bench-training bench-nights
-.PHONY: setup demo demo-grocery test test-fast test-slow test-crash test-gpu bench $(BENCHES) bench-links lint clean
+.PHONY: setup demo demo-grocery test test-fast test-slow test-crash test-gpu bench $(BENCHES) bench-links bench-quality lint clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -76,6 +77,10 @@ $(BENCHES): bench-%: $(STAMP)
 
 bench-links: $(STAMP)
 	$(BIN)/python -m benchmarks.links $(LINKS)
+
+bench-quality: $(STAMP)
+	$(BIN)/python -m benchmarks.quality $(if $(SMOKE),--smoke) $(if $(MOVIELENS),--movielens $(MOVIELENS)) \
+		$(if $(WIKISPEEDIA),--wikispeedia $(WIKISPEEDIA)) $(QUALITY)
 
 clean:
 	rm -rf warehouse warehouse-* spark-warehouse .pytest_cache .mypy_cache .ruff_cache

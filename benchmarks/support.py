@@ -36,17 +36,17 @@ def say(text: str) -> None:
     print(f"[{time.monotonic() - STARTED:7.1f} s] {text}", flush=True)
 
 
-def peer_python(folder: str, package: str) -> Path:
-    """The interpreter of the virtual environment `folder` with a peer's package. Creates it if it does not exist.
+def peer_python(folder: str, *packages: str) -> Path:
+    """The interpreter of the virtual environment `folder` with packages of peers. Creates it if it does not exist.
 
     The environment has the same versions of torch and numpy as this one.
     """
     python = ROOT / folder / "bin/python"
     if not python.exists():
-        say(f"installing {package} into {folder}")
+        say(f"installing {', '.join(packages)} into {folder}")
         subprocess.run([sys.executable, "-m", "venv", str(ROOT / folder)], check=True)
         same_versions = [f"{name}=={version(name).partition('+')[0]}" for name in ("torch", "numpy")]
-        subprocess.run([str(python), "-m", "pip", "install", "-q", package, *same_versions], check=True)
+        subprocess.run([str(python), "-m", "pip", "install", "-q", *packages, *same_versions], check=True)
     return python
 
 

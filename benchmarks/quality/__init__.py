@@ -1,0 +1,1 @@
+"""Retrieval quality beside what people would use instead: docs/quality.md."""

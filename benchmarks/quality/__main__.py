@@ -1,0 +1,124 @@
+"""Measures retrieval quality beside tuned peers, in several worlds: docs/quality.md.
+
+    python -m benchmarks.quality --movielens ml-latest-small --wikispeedia wikispeedia    # hours; continues where it stopped
+    python -m benchmarks.quality --worlds grocery --models ours,popularity,item_cf
+    python -m benchmarks.quality --worlds grocery --variant "wide: model.dim=128"           # ours under other settings
+    python -m benchmarks.quality --worlds grocery --variants benchmarks/quality/ladder.yaml --group loss
+    python -m benchmarks.quality --summarise                                              # figures of what is in the store
+    python -m benchmarks.quality --smoke                                                  # minutes; figures mean nothing
+
+Writes benchmarks/results/quality.json, and prints it as the last line.
+"""
+
+import argparse
+import json
+import math
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.quality import variants
+from benchmarks.quality.peers import PEERS
+from benchmarks.quality.run import run_world
+from benchmarks.quality.store import Store
+from benchmarks.quality.summary import summarise, table_of
+from benchmarks.quality.worlds import ROOT, WORLDS
+from benchmarks.support import say
+from pipelines.storage.manifest import code_version
+
+RESULT = ROOT / "benchmarks" / "results" / "quality.json"
+
+
+def names(text: str) -> list[str]:
+    """A list separated by commas."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def flags() -> argparse.ArgumentParser:
+    """The flags."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.quality", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    models = [variants.OURS, variants.TUNED, *PEERS]
+    parser.add_argument("--worlds", type=names, default=list(WORLDS), help=f"default: all of {','.join(WORLDS)}")
+    parser.add_argument("--models", type=names, help=f"default: all of {','.join(models)}; with variants: ours")
+    parser.add_argument("--nights", type=names, default=[], help="days; default: all nights of each world")
+    parser.add_argument("--seeds", type=int, help="runs with seeds 1 to N (default: 3, smoke: 1)")
+    parser.add_argument("--minutes", type=float, help="to tune each peer in each world (default: 10, smoke: 0.1)")
+    parser.add_argument("--movielens", metavar="FOLDER", help="the unpacked ml-latest-small")
+    parser.add_argument("--wikispeedia", metavar="FOLDER", help="the folder of links.tsv and categories.tsv")
+    parser.add_argument("--variant", action="append", type=variants.parse, default=[], help="'NAME: a.b=c d.e=f'")
+    parser.add_argument("--variants", type=Path, metavar="FILE", help="a YAML file: group -> name -> list of overrides")
+    parser.add_argument("--group", action="append", default=[], help="only this group of --variants (repeatable)")
+    parser.add_argument("--store", type=Path, help="folder of results (default: warehouse-quality, or -smoke)")
+    parser.add_argument("--peer-python", type=Path, help="interpreter with the peers (default: makes .venv-peers)")
+    parser.add_argument("--summarise", action="store_true", help="run nothing, summarise the store")
+    parser.add_argument("--smoke", action="store_true", help="tiny worlds, one night, one seed")
+    parser.add_argument(
+        "--out", type=Path, default=None, help=f"default: {RESULT.relative_to(ROOT)}, smoke: in the store"
+    )
+    return parser
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """The options, with defaults that depend on other options. Exits with 2 for names that do not exist."""
+    parser = flags()
+    options = parser.parse_args(argv)
+    options.variant += variants.read(options.variants, options.group) if options.variants else []
+    everything = [variants.OURS, variants.TUNED, *PEERS]
+    options.models = options.models or ([variants.OURS] if options.variant else everything)
+    for kind, chosen, known in (("world", options.worlds, list(WORLDS)), ("model", options.models, everything)):
+        if unknown := [name for name in chosen if name not in known]:
+            parser.error(f"no {kind} is named {unknown[0]!r}; there are {', '.join(known)}")
+    taken = [variant.name for variant in options.variant]
+    if len(set(taken)) < len(taken) or set(taken) & set(everything):
+        parser.error("variants need different names, none of which is the name of a model")
+    options.seeds = options.seeds or (1 if options.smoke else 3)
+    options.minutes = options.minutes or (0.1 if options.smoke else 10)
+    options.store = options.store or ROOT / ("warehouse-quality-smoke" if options.smoke else "warehouse-quality")
+    options.out = options.out or (options.store / "quality.json" if options.smoke else RESULT)
+    return options
+
+
+def left_out(options: argparse.Namespace, store: Store) -> dict[str, str]:
+    """Worlds without their data: no folder was passed, and the store has no question of them."""
+    missing = {}
+    for name, world in WORLDS.items():
+        if world.folder and not getattr(options, world.folder) and name not in store.worlds():
+            missing[name] = f"needs --{world.folder} FOLDER"
+    return missing
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the chosen worlds, then summarise the store."""
+    options = parse(argv)
+    store = Store(options.store.absolute())
+    missing = left_out(options, store)
+    for name in [] if options.summarise else options.worlds:
+        if name in missing:
+            say(f"{name} is left out: it {missing[name]}")
+            continue
+        run_world(WORLDS[name], store, options)
+    summary = summarise(store, missing)
+    print(table_of(summary))
+    command = shlex.join(["python", "-m", "benchmarks.quality", *(argv if argv is not None else sys.argv[1:])])
+    summary = {"command": command, "commit": code_version(), "smoke": options.smoke} | summary
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(plain(summary), indent=1) + "\n")
+    print(json.dumps(plain({name: value for name, value in summary.items() if name != "worlds"})))
+
+
+def plain(value: Any) -> Any:
+    """The value with rounded numbers, and null for NaN, which JSON lacks."""
+    if isinstance(value, dict):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    if isinstance(value, float):
+        return round(value, 5) if math.isfinite(value) else None
+    return value
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""Variants of our model: from flags, from files like ladder.yaml, and those that belong to a world."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from benchmarks.quality.ours import Variant
+from benchmarks.quality.store import Store
+from benchmarks.quality.worlds import EASY_ONLY, World
+
+OURS, TUNED = "ours", "tuned"
+
+
+def parse(text: str) -> Variant:
+    """Parse `NAME: a.b=c d.e=f`. Values with spaces are quoted as in a shell.
+
+    >>> parse("ahead: features.history.order=ahead 'prior={beta: [0, 1]}'").overrides
+    ('features.history.order=ahead', 'prior={beta: [0, 1]}')
+    """
+    name, _, overrides = text.partition(":")
+    return Variant(name.strip(), tuple(shlex.split(overrides)))
+
+
+def read(file: Path, groups: Sequence[str] = ()) -> list[Variant]:
+    """The variants of a YAML file: group -> name -> list of overrides. `groups`: only these; default: all."""
+    tree = yaml.safe_load(file.read_text())
+    if unknown := sorted(set(groups) - set(tree)):
+        raise SystemExit(f"{file} has no group {unknown[0]!r}; it has {', '.join(tree)}")
+    return [
+        Variant(f"{group}: {name}", tuple(overrides))
+        for group, variants in tree.items()
+        if not groups or group in groups
+        for name, overrides in variants.items()
+    ]
+
+
+def of_world(world: World, store: Store, models: Sequence[str], asked: Sequence[Variant]) -> list[Variant]:
+    """Our models that a run trains: the default, the asked variants, the tuned config, and easy negatives alone."""
+    found = [Variant(OURS)] if OURS in models else []
+    if TUNED in models and store.tuned_config(world.name).exists():
+        found.append(Variant(TUNED, config=store.tuned_config(world.name)))
+    if world.simulated and not asked and OURS in models:
+        found.append(Variant(EASY_ONLY, ("negatives.coarse=0", "negatives.fine=0")))
+    return found + list(asked)
