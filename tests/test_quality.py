@@ -11,7 +11,7 @@ from benchmarks.quality.figures import Metrics, bootstrap, coverage_of, metrics_
 from benchmarks.quality.peers import ease, item_cf, search
 from benchmarks.quality.peers.popularity import Popularity
 from benchmarks.quality.question import DAY, Question, validation_tail
-from benchmarks.quality.run import runs_of
+from benchmarks.quality.run import WorldRun
 from benchmarks.quality.store import Answer, Store
 from benchmarks.quality.summary import WorldFigures, summarise, table_of
 from benchmarks.quality.worlds import EASY_ONLY, ROOT, WORLDS, AskedNight
@@ -213,17 +213,18 @@ def test_runs_that_are_stored_with_the_same_settings_are_skipped(tmp_path: Path)
     options = command.parse(
         ["--variant", "wide: model.dim=128", "--variant", "more: negatives.uniform=3", "--seeds", "2"]
     )
-    store, world, night = Store(tmp_path), WORLDS["grocery"], AskedNight("2017-11-27", 331)
+    store, night = Store(tmp_path), AskedNight("2017-11-27", 331)
+    run = WorldRun(WORLDS["grocery"], store, options)
     asked = question(EVENTS)
     asked.save(store.question_file("grocery", night.ds))
-    planned = [(variant.name, seed) for variant, seed, _ in runs_of(world, store, options, night)]
+    planned = [(variant.name, seed) for variant, seed, _ in run.missing_runs(night)]
     tables_then_seeds = [("ours", 1), ("wide", 1), ("ours", 2), ("wide", 2), ("more", 1), ("more", 2)]
     assert planned == tables_then_seeds
-    config = next(config for variant, _, config in runs_of(world, store, options, night) if variant.name == "wide")
+    config = next(config for variant, _, config in run.missing_runs(night) if variant.name == "wide")
     facts = {"config": ours.digest_of(config), "question": asked.fingerprint}
     store.write("grocery", night.ds, "wide", 1, Answer(np.zeros((4, 100)), facts))
     store.write("grocery", night.ds, "wide", 2, Answer(np.zeros((4, 100)), facts | {"config": "of another batch size"}))
-    again = [(variant.name, seed) for variant, seed, _ in runs_of(world, store, options, night)]
+    again = [(variant.name, seed) for variant, seed, _ in run.missing_runs(night)]
     assert ("wide", 1) not in again
     assert ("wide", 2) in again
 

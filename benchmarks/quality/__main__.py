@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks.quality import variants
 from benchmarks.quality.peers import PEERS
-from benchmarks.quality.run import run_world
+from benchmarks.quality.run import WorldRun
 from benchmarks.quality.store import Store
 from benchmarks.quality.summary import summarise, table_of
 from benchmarks.quality.worlds import ROOT, WORLDS
@@ -99,7 +99,7 @@ def main(argv: list[str] | None = None) -> None:
         if name in missing:
             say(f"{name} is left out: it {missing[name]}")
             continue
-        run_world(WORLDS[name], store, options)
+        WorldRun(WORLDS[name], store, options).run()
     summary = summarise(store, missing)
     print(table_of(summary))
     command = shlex.join(["python", "-m", "benchmarks.quality", *(argv if argv is not None else sys.argv[1:])])

@@ -17,7 +17,6 @@ from benchmarks.quality.figures import metrics_of
 from benchmarks.quality.question import Question
 from benchmarks.quality.ranking import lists_of
 from benchmarks.quality.store import Answer
-from benchmarks.quality.worlds import AskedNight
 from benchmarks.support import say
 from jobs import build_negatives, build_positives, evaluate, train
 from jobs.common.config import Config
@@ -98,6 +97,12 @@ def answer(context: Context, question: Question, config: Config, seed: int, chec
     return Answer(lists, facts)
 
 
+def headline(question: Question, answer: Answer) -> str:
+    """Recall@50 and the seconds of a run, for the log."""
+    recall = np.nanmean(metrics_of(question, answer.lists)["recall", "all", 50])
+    return f"Recall@50 {recall:.4f}, {answer.facts['seconds']:.0f} s"
+
+
 def lists_of_model(context: Context, question: Question) -> np.ndarray:
     """The lists of the trained model, as `evaluate` and `publish_items` would rank: user vector x item vectors."""
     warehouse, ds = context.warehouse, context.ds
@@ -147,7 +152,7 @@ def _compare_with_evaluate(context: Context, tracker: Tracker, question: Questio
     say(f"Recall@50 {here:.4f}, as jobs.evaluate wrote ({rows[0]['value']:.4f})")
 
 
-def question_of(context: Context, night: AskedNight) -> Question:
+def question_of(context: Context) -> Question:
     """What a night is asked, from the tables of build_positives. Items are in the order of their indices."""
     config, warehouse, ds = context.config, context.warehouse, context.ds
     opened = open_night(context)

@@ -5,15 +5,18 @@ import json
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from benchmarks.quality import ours, variants
 from benchmarks.quality.ours import Variant
 from benchmarks.quality.peers import PACKAGES, PEERS
+from benchmarks.quality.question import Question
 from benchmarks.quality.store import Answer, Store
 from benchmarks.quality.summary import REACHABLE
 from benchmarks.quality.worlds import ROOT, AskedNight, World, nights_of
@@ -27,157 +30,193 @@ from pipelines.storage.warehouse import Warehouse
 Run = tuple[Variant, int, Config]  # with the config of the night, whose seed is that of the tables
 
 
-def run_world(world: World, store: Store, options: argparse.Namespace) -> None:
-    """Answer the questions of a world with all chosen models that have not answered them yet."""
-    nights = _known_nights(world, store)
-    if nights is None or _missing(world, store, options, nights):
-        nights = _run_ours(world, store, options)
-    for peer in (name for name in options.models if name in PEERS):
-        run_peer(world.name, [night.ds for night in nights], peer, store, options)
+@dataclass(frozen=True)
+class WorldRun:
+    """One sitting with one world: adds to the store what the options ask for and the store lacks."""
 
+    world: World
+    store: Store
+    options: argparse.Namespace
 
-def _nights_file(world: World, store: Store) -> Path:
-    return store.root / world.name / "nights.json"
+    def run(self) -> None:
+        """Answer the questions with all chosen models."""
+        nights = self._known_nights()
+        if nights is None or self._is_incomplete(nights):
+            nights = self._run_ours()
+        for peer in (name for name in self.options.models if name in PEERS):
+            PeerRun(self.world.name, peer, self.store, self.options).run(nights)
 
+    @cached_property
+    def _nights_file(self) -> Path:
+        return self.store.root / self.world.name / "nights.json"
 
-def _known_nights(world: World, store: Store) -> list[AskedNight] | None:
-    """The nights that an earlier run found in the warehouse."""
-    path = _nights_file(world, store)
-    if not path.exists():
-        return None
-    return [AskedNight(n["ds"], n["bootstrap_days"], tuple(n["overrides"])) for n in json.loads(path.read_text())]
+    def _known_nights(self) -> list[AskedNight] | None:
+        """The nights that an earlier run found in the warehouse."""
+        if not self._nights_file.exists():
+            return None
+        rows = json.loads(self._nights_file.read_text())
+        return [AskedNight(row["ds"], row["bootstrap_days"], tuple(row["overrides"])) for row in rows]
 
+    def _is_incomplete(self, nights: list[AskedNight]) -> bool:
+        """Whether a night has no question, or a run of ours is missing."""
+        files = [self.store.question_file(self.world.name, night.ds) for night in self._asked(nights, with_first=True)]
+        return not all(file.exists() for file in files) or any(self.missing_runs(n) for n in self._asked(nights))
 
-def _config(
-    world: World, store: Store, options: argparse.Namespace, night: AskedNight | None, variant: Variant
-) -> Config:
-    overrides = (*(world.smoke if options.smoke else ()), *(night.overrides if night else ()), *variant.overrides)
-    return world.load(store.warehouse(world.warehouse or world.name), overrides, variant.config)
+    def _asked(self, nights: list[AskedNight], with_first: bool = False) -> list[AskedNight]:
+        """The nights of --nights (default: all). `with_first`: with peers also the first night, on which they are tuned."""
+        first = nights[:1] if with_first and set(self.options.models) & set(PEERS) else []
+        return [n for n in nights if n in first or not self.options.nights or n.ds in self.options.nights]
 
+    def config(self, night: AskedNight | None, variant: Variant) -> Config:
+        """The config of a variant at a night."""
+        smoke = self.world.smoke if self.options.smoke else ()
+        overrides = (*smoke, *(night.overrides if night else ()), *variant.overrides)
+        return self.world.load(self.store.warehouse(self.world.warehouse or self.world.name), overrides, variant.config)
 
-def runs_of(world: World, store: Store, options: argparse.Namespace, night: AskedNight) -> list[Run]:
-    """Our runs of a night that are not in the store, or that are there with other settings."""
-    question = store.question(world.name, night.ds)
-    fingerprint = question.fingerprint if question else ""
-    runs: list[Run] = []
-    for variant in variants.of_world(world, store, options.models, options.variant):
-        config = _config(world, store, options, night, variant)
-        for seed in range(1, options.seeds + 1):
-            stored = store.read(world.name, night.ds, variant.name, seed) if question else None
+    def missing_runs(self, night: AskedNight) -> list[Run]:
+        """Our runs of a night that are not in the store, or that are there with other settings."""
+        question = self.store.question(self.world.name, night.ds)
+        fingerprint = question.fingerprint if question else ""
+        runs: list[Run] = []
+        for variant in variants.of_world(self.world, self.store, self.options.models, self.options.variant):
+            config = self.config(night, variant)
             wanted = {"config": ours.digest_of(config), "question": fingerprint}
-            if stored is None or wanted != {name: stored.facts[name] for name in wanted}:
-                runs.append((variant, seed, config))
-    return ours.order_of(runs)
+            for seed in range(1, self.options.seeds + 1):
+                stored = self.store.read(self.world.name, night.ds, variant.name, seed)
+                if stored is None or not wanted.items() <= stored.facts.items():
+                    runs.append((variant, seed, config))
+        return ours.order_of(runs)
+
+    def _run_ours(self) -> list[AskedNight]:
+        """Fill the warehouse, write the questions, and run our models. Returns all nights."""
+        base = self.config(None, Variant(variants.OURS))
+        spark = open_session("nightjar-quality", {name: _spark_value(value) for name, value in base.spark.items()})
+        source = getattr(self.options, self.world.folder) if self.world.folder else None
+        context = Context(base, spark, Warehouse(spark, base.warehouse), argparse.Namespace(source=source))
+        if source or not self.world.folder:
+            self.world.fill(context)
+        nights = nights_of(self.world, context, self.options.smoke)
+        self._nights_file.parent.mkdir(parents=True, exist_ok=True)
+        self._nights_file.write_text(json.dumps([asdict(night) for night in nights], indent=1))
+        asked = self._asked(nights)
+        for night in self._asked(nights, with_first=True):
+            at = _at(context, self.config(night, Variant(variants.OURS)), night)
+            question = self._question(at)
+            if night in asked:
+                self._run_night(at, night, question, check=night == asked[0])
+        spark.stop()
+        return nights
+
+    def _question(self, context: Context) -> Question:
+        """The question of a night. Writes it if the store lacks it; for a simulated world also the best reachable lists."""
+        name, ds = self.world.name, context.ds
+        question = self.store.question(name, ds)
+        if question is None:
+            ours.build_tables(context)
+            question = ours.question_of(context)
+            question.save(self.store.question_file(name, ds))
+        if self.world.simulated and self.store.read(name, ds, REACHABLE, 1) is None:
+            facts = {"question": question.fingerprint, "commit": code_version()}
+            self.store.write(name, ds, REACHABLE, 1, Answer(ours.best_reachable(context, question), facts))
+        return question
+
+    def _run_night(self, context: Context, night: AskedNight, question: Question, check: bool) -> None:
+        """Train our missing models of a night, and store their lists. `context`: with the default config.
+
+        `check`: compare the first run of the default with jobs.evaluate.
+        """
+        name, ds = self.world.name, night.ds
+        default, built = ours.digest_of(context.config), None
+        for variant, seed, config in self.missing_runs(night):
+            same = self.store.read(name, ds, variants.OURS, seed) if ours.digest_of(config) == default else None
+            wanted = {"config": default, "question": question.fingerprint}
+            if same and variant.name != variants.OURS and wanted.items() <= same.facts.items():
+                self.store.write(name, ds, variant.name, seed, same)  # The variant is the default.
+                continue
+            here = _at(context, config, night)
+            if built != ours.tables_of(config):
+                seconds, built = ours.build_tables(here), ours.tables_of(config)
+            compare = check and (variant.name, seed) == (variants.OURS, 1)
+            answer = ours.answer(here, question, config, seed, compare)
+            answer.facts.update(overrides=list(variant.overrides), tables_seconds=seconds)
+            self.store.write(name, ds, variant.name, seed, answer)
+            say(f"{name} {ds}: {variant.name}, seed {seed}: {ours.headline(question, answer)}")
 
 
-def _missing(world: World, store: Store, options: argparse.Namespace, nights: list[AskedNight]) -> bool:
-    """Whether a night has no question, or a run of ours is missing."""
-    chosen = [night for night in nights if not options.nights or night.ds in options.nights]
-    return any(
-        not store.question_file(world.name, night.ds).exists() or runs_of(world, store, options, night)
-        for night in chosen
-    )
+def _at(context: Context, config: Config, night: AskedNight) -> Context:
+    """The context of a night under a config."""
+    return Context(config, context.spark, context.warehouse, context.args, night.ds, False, night.bootstrap_days)
 
 
-def _run_ours(world: World, store: Store, options: argparse.Namespace) -> list[AskedNight]:
-    """Fill the warehouse, write the questions, and run our models. Returns the nights."""
-    base = _config(world, store, options, None, Variant(variants.OURS))
-    settings = {
-        name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in base.spark.items()
-    }
-    spark = open_session("nightjar-quality", settings)
-    source = getattr(options, world.folder) if world.folder else None
-    context = Context(base, spark, Warehouse(spark, base.warehouse), argparse.Namespace(source=source))
-    if source or not world.folder:
-        world.fill(context)
-    nights = nights_of(world, context, argparse.Namespace(smoke=options.smoke, nights=[]))
-    _nights_file(world, store).parent.mkdir(parents=True, exist_ok=True)
-    _nights_file(world, store).write_text(json.dumps([asdict(night) for night in nights], indent=1))
-    for night in nights:
-        if not options.nights or night.ds in options.nights:
-            _run_night(world, store, options, context, night)
-    spark.stop()
-    return nights
+def _spark_value(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _run_night(world: World, store: Store, options: argparse.Namespace, context: Context, night: AskedNight) -> None:
-    base = _config(world, store, options, night, Variant(variants.OURS))
-    context = Context(base, context.spark, context.warehouse, context.args, night.ds, False, night.bootstrap_days)
-    question = store.question(world.name, night.ds)
-    if question is None:
-        ours.build_tables(context)
-        question = ours.question_of(context, night)
-        question.save(store.question_file(world.name, night.ds))
-    if world.simulated and store.read(world.name, night.ds, REACHABLE, 1) is None:
-        facts = {"question": question.fingerprint, "commit": code_version()}
-        store.write(world.name, night.ds, REACHABLE, 1, Answer(ours.best_reachable(context, question), facts))
-    built, default = None, ours.digest_of(base)
-    for variant, seed, config in runs_of(world, store, options, night):
-        same = store.read(world.name, night.ds, variants.OURS, seed) if ours.digest_of(config) == default else None
-        wanted = {"config": default, "question": question.fingerprint}
-        if same and variant.name != variants.OURS and wanted.items() <= same.facts.items():
-            store.write(world.name, night.ds, variant.name, seed, same)
-            continue
-        here = Context(config, context.spark, context.warehouse, context.args, night.ds, False, night.bootstrap_days)
-        if built != ours.tables_of(config):
-            seconds, built = ours.build_tables(here), ours.tables_of(config)
-        check = variant.name == variants.OURS and seed == 1
-        answer = ours.answer(here, question, config, seed, check)
-        answer.facts.update(overrides=list(variant.overrides), tables_seconds=seconds)
-        store.write(world.name, night.ds, variant.name, seed, answer)
-        say(f"{world.name} {night.ds}: {variant.name}, seed {seed}: {answer.facts['seconds']:.0f} s")
+@dataclass(frozen=True)
+class PeerRun:
+    """One peer in one world."""
 
+    world: str
+    peer: str
+    store: Store
+    options: argparse.Namespace
 
-def run_peer(world: str, nights: list[str], peer: str, store: Store, options: argparse.Namespace) -> None:
-    """Tune a peer on the past of the first night, and list items for the asked users of all nights."""
-    file, minutes = PEERS[peer], options.minutes
-    seeds = range(1, options.seeds + 1) if file.random else [1]
-    wanted = [night for night in nights if not options.nights or night in options.nights]
-    missing = [(night, seed) for night in wanted for seed in seeds if not _is_answered(store, world, night, peer, seed)]
-    if not missing:
-        return
-    chosen = store.setting(world, peer)
-    if chosen is None:
-        path = store.setting_file(world, peer)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        staging = path.with_name(f"_half-{path.name}")
-        _call("tune", peer, _past(store, world, nights[0]), staging, options, "--seconds", str(60 * minutes))
-        staging.rename(path)
-        chosen = store.setting(world, peer)
-        assert chosen is not None
-        say(f"{world}: {peer} tuned in {chosen['seconds']:.0f} s, {len(chosen['tried'])} tried: {chosen['setting']}")
-    for night, seed in missing:
-        started, out = time.perf_counter(), store.root / world / f"_{peer}.npz"
-        setting = json.dumps(chosen["setting"])
-        _call("rank", peer, _past(store, world, night), out, options, "--setting", setting, "--seed", str(seed))
-        question = store.question(world, night)
-        assert question is not None
+    def run(self, nights: list[AskedNight]) -> None:
+        """Tune the peer on the past of the first night, and list items for the asked users of all chosen nights."""
+        seeds = range(1, self.options.seeds + 1) if PEERS[self.peer].random else [1]
+        wanted = [night.ds for night in nights if not self.options.nights or night.ds in self.options.nights]
+        missing = [(ds, seed) for ds in wanted for seed in seeds if not self._is_answered(ds, seed)]
+        if not missing:
+            return
+        setting = self._tuned(nights[0].ds)
+        for ds, seed in missing:
+            answer = self._answer(ds, seed, setting)
+            self.store.write(self.world, ds, self.peer, seed, answer)
+            said = ours.headline(self._question(ds), answer)
+            say(f"{self.world} {ds}: {self.peer}, seed {seed}: {said}")
+
+    def _question(self, ds: str) -> Question:
+        question = self.store.question(self.world, ds)
+        assert question is not None, f"{self.world} {ds} has no question"
+        return question
+
+    def _is_answered(self, ds: str, seed: int) -> bool:
+        answer = self.store.read(self.world, ds, self.peer, seed)
+        return answer is not None and answer.facts["question"] == self._question(ds).fingerprint
+
+    def _tuned(self, ds: str) -> dict[str, Any]:
+        """The setting that the peer chose on the past of ds, now or earlier."""
+        chosen = self.store.setting(self.world, self.peer)
+        if chosen is None:
+            path = self.store.setting_file(self.world, self.peer)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            staging = path.with_name(f"_half-{path.name}")
+            self._call("tune", ds, staging, "--seconds", str(60 * self.options.minutes))
+            chosen = json.loads(staging.read_text()) | {"night": ds, "minutes": self.options.minutes}
+            path.write_text(json.dumps(chosen, indent=1))
+            staging.unlink()
+            tried = len(chosen["tried"])
+            say(f"{self.world}: {self.peer} tried {tried} settings in {chosen['seconds']:.0f} s: {chosen['setting']}")
+        setting: dict[str, Any] = chosen["setting"]
+        return setting
+
+    def _answer(self, ds: str, seed: int, setting: dict[str, Any]) -> Answer:
+        """Fit the peer on the whole past of ds."""
+        started, out = time.perf_counter(), self.store.root / self.world / f"_{self.peer}.npz"
+        self._call("rank", ds, out, "--setting", json.dumps(setting), "--seed", str(seed))
         with np.load(out) as arrays:
-            lists = arrays["lists"]
+            lists = arrays["lists"].astype(np.int64)
         out.unlink()
-        facts = {"setting": chosen["setting"], "seconds": time.perf_counter() - started, "commit": code_version()}
-        store.write(world, night, peer, seed, Answer(lists, facts | {"question": question.fingerprint}))
-        say(f"{world} {night}: {peer}, seed {seed}: {facts['seconds']:.0f} s")
+        facts = {"setting": setting, "seconds": time.perf_counter() - started, "commit": code_version()}
+        return Answer(lists, facts | {"question": self._question(ds).fingerprint})
 
-
-def _is_answered(store: Store, world: str, night: str, peer: str, seed: int) -> bool:
-    answer, question = store.read(world, night, peer, seed), store.question(world, night)
-    return answer is not None and question is not None and answer.facts["question"] == question.fingerprint
-
-
-def _past(store: Store, world: str, night: str) -> Path:
-    """The question without its targets, as a file. Written again each time: the question may be newer."""
-    question = store.question(world, night)
-    assert question is not None
-    path = store.root / world / night / "past.npz"
-    question.without_targets().save(path)
-    return path
-
-
-def _call(step: str, peer: str, past: Path, out: Path, options: argparse.Namespace, *flags: str) -> None:
-    """Run a step of a peer in its interpreter. Raises CalledProcessError if it fails; its errors are on stderr."""
-    python: Path | str = sys.executable
-    if PEERS[peer].venv:
-        python = options.peer_python or peer_python(".venv-peers", *PACKAGES, f"pyarrow=={version('pyarrow')}")
-    command = [str(python), "-m", "benchmarks.quality.peers.search", step, peer, str(past), str(out), *flags]
-    subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    def _call(self, step: str, ds: str, out: Path, *flags: str) -> None:
+        """Run a step of the peer in its interpreter. Raises CalledProcessError if it fails; its errors are on stderr."""
+        past = self.store.root / self.world / ds / "past.npz"
+        self._question(ds).without_targets().save(past)
+        python: Path | str = sys.executable
+        if PEERS[self.peer].venv:
+            packages = (*PACKAGES, f"pyarrow=={version('pyarrow')}")
+            python = self.options.peer_python or peer_python(".venv-peers", *packages)
+        command = [str(python), "-m", "benchmarks.quality.peers.search", step, self.peer, str(past), str(out), *flags]
+        subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)

@@ -158,7 +158,7 @@ def _world(world: WorldFigures) -> dict[str, Any]:
         "ours_minus_peer": {peer: world.compared(OURS, peer) for peer in world.peers} if ours else {},
         "variant_minus_ours": {variant: world.compared(variant, OURS) for variant in variants} if ours else {},
         "tuning": {
-            peer: {name: setting[name] for name in ("setting", "recall", "seconds", "tail")}
+            peer: {name: setting[name] for name in ("setting", "recall", "night", "minutes", "seconds", "tail")}
             | {"tried": len(setting["tried"])}
             for peer, setting in world.settings.items()
         },

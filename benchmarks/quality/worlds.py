@@ -1,6 +1,5 @@
 """The worlds of the benchmark: a config, how the product's jobs fill the warehouse, and the nights that are asked about."""
 
-import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,12 +124,11 @@ EASY_ONLY = "easy negatives alone"  # a variant of ours in simulated worlds
 SMOKE_DAYS = 30
 
 
-def nights_of(world: World, context: Context, options: argparse.Namespace) -> list[AskedNight]:
-    """The nights to run: those of --nights, or all. A smoke run has the last one, with at most 30 days."""
+def nights_of(world: World, context: Context, smoke: bool) -> list[AskedNight]:
+    """The nights of a world, oldest first. A smoke run has the last one; the groceries then have 30 days."""
     nights = world.nights(context)
-    if options.smoke:
-        night = nights[-1]
-        short = min(night.bootstrap_days, SMOKE_DAYS if world.name == "grocery" else night.bootstrap_days)
-        nights = [AskedNight(night.ds, short, night.overrides)]
-    wanted = options.nights
-    return [night for night in nights if not wanted or night.ds in wanted]
+    if not smoke:
+        return nights
+    night = nights[-1]
+    days = min(night.bootstrap_days, SMOKE_DAYS) if world.name == "grocery" else night.bootstrap_days
+    return [AskedNight(night.ds, days, night.overrides)]
