@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from benchmarks.quality import __main__ as command
-from benchmarks.quality import ours, variants
+from benchmarks.quality import ours, ranking, variants
 from benchmarks.quality.figures import Metrics, bootstrap, coverage_of, metrics_of
-from benchmarks.quality.peers import ease, item_cf, search
+from benchmarks.quality.peers import ease, item_cf, rechub, search
 from benchmarks.quality.peers.popularity import Popularity
 from benchmarks.quality.question import DAY, Question, validation_tail
 from benchmarks.quality.run import WorldRun
@@ -103,6 +103,36 @@ def test_popularity_counts_a_window_and_leaves_out_what_a_user_had() -> None:
     # In the last three days items 2, 0 and 3 have one event each; over all days item 0 has the most.
     assert lists[0, :6].tolist() == [0, 2, 3, 1, 4, 5]
     assert lists[1, :6].tolist() == [0, 3, 1, 4, 5, -1]
+
+
+def test_lists_do_not_depend_on_the_blocks_of_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = question(EVENTS, excluded=(np.array([3, 0, 1]), np.array([2, 1, 5])))
+    scores = np.random.default_rng(1).random((4, 6))
+    whole = ranking.lists_of(asked, lambda block: scores[block])
+    assert {user: set(range(6)) - set(whole[user, :6].tolist()) for user in range(4)} == {
+        0: {1},
+        1: {5},
+        2: set(),
+        3: {2},
+    }
+    monkeypatch.setattr(ranking, "CELLS", 12)  # two users at a time
+    np.testing.assert_array_equal(ranking.lists_of(asked, lambda block: scores[block]), whole)
+
+
+def test_rows_of_neural_peers_have_the_items_before_the_event_as_history() -> None:
+    batches = rechub.Batches(question(EVENTS), negatives=3, pointwise=False, seed=1)
+    rows, _ = batches._batch(np.arange(len(EVENTS)))
+    histories = [[item - 1 for item in history if item] for history in rows["history"].tolist()]
+    # By user, oldest event first: user 0 has items 0, 1; user 1 has items 0, 2, 0; user 2 has items 4, 3.
+    assert (rows["item_id"] - 1).tolist() == [0, 1, 0, 2, 0, 4, 3]
+    assert histories == [[], [0], [], [0], [0, 2], [], [4]]
+    assert rows["neg_items"].shape == (7, 3)
+    assert 6 not in rows["neg_items"], "item 5 has no event, so it is never drawn"
+    now = batches.now(np.array([1, 3]))["history"]
+    assert now[:, -3:].tolist() == [[1, 3, 1], [0, 0, 0]]
+    pointwise, labels = rechub.Batches(question(EVENTS), negatives=1, pointwise=True, seed=1)._batch(np.array([3]))
+    assert labels.tolist() == [1.0, 0.0]
+    assert pointwise["history"].shape == (2, rechub.HISTORY)
 
 
 def test_item_cf_finds_the_nearest_neighbours() -> None:

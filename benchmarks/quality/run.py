@@ -24,6 +24,7 @@ from benchmarks.support import peer_python, say
 from jobs.common.config import Config
 from jobs.common.runner import Context
 from pipelines.session import open_session
+from pipelines.storage.locks import locked
 from pipelines.storage.manifest import code_version
 from pipelines.storage.warehouse import Warehouse
 
@@ -101,9 +102,10 @@ class WorldRun:
         asked = self._asked(nights)
         for night in self._asked(nights, with_first=True):
             at = _at(context, self.config(night, Variant(variants.OURS)), night)
-            question = self._question(at)
-            if night in asked:
-                self._run_night(at, night, question, check=night == asked[0])
+            with locked(context.warehouse, night.ds, "quality"):
+                question = self._question(at)
+                if night in asked:
+                    self._run_night(at, night, question, check=night == asked[0])
         spark.stop()
         return nights
 
