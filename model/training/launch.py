@@ -22,7 +22,7 @@ from model.config import TrainingConfig
 from model.training.device import backend_of, training_device
 from model.training.progress_lines import log_to_stdout
 from model.training.spec import TrainingResult, TrainingSpec
-from model.training.trainer import train
+from model.training.trainer import AfterEpoch, train
 
 ROOT = Path(__file__).resolve().parents[2]
 # Lines of stderr to quote per process after a failure. The message of the process that failed first is followed by those of
@@ -37,8 +37,10 @@ class LaunchError(RuntimeError):
     exit_code = 1
 
 
-def launch(spec: TrainingSpec) -> TrainingResult:
+def launch(spec: TrainingSpec, after_epoch: AfterEpoch | None = None) -> TrainingResult:
     """Train with `spec.training.processes` processes. With one, raises what `train` raises; with more, LaunchError.
+
+    `after_epoch`: see `train`. Only for one process, which is this one.
 
     Raises DeviceError if the config asks for a GPU that this machine does not have.
     """
@@ -46,7 +48,8 @@ def launch(spec: TrainingSpec) -> TrainingResult:
         training_device(spec.training)  # Raises before processes are started.
     if spec.training.processes == 1:
         with _threads(spec.training):
-            return train(spec)
+            return train(spec, after_epoch)
+    assert after_epoch is None, "after_epoch needs the process that trains"
     if spec.training.launcher == "spark":
         return _launch_spark(spec)
     return _launch_torchrun(spec)

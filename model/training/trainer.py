@@ -6,7 +6,7 @@ Shapes: U shared candidates, B rows of this rank, d vector length.
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -19,6 +19,7 @@ from model.distributed.replicated_embedding import distribute, exchange_gradient
 from model.distributed.sharded_embedding import parameter_count, restore, shares_of, whole_state
 from model.io.tensor_file import StreamedTensor, TensorFile
 from model.network.embeddings import Batch
+from model.network.two_tower import TwoTower
 from model.seeds import derive_seed
 from model.training.build import build_step
 from model.training.checkpoint import FREQUENCY, OPTIMIZER, PARAMETER, save_checkpoint, state_file
@@ -45,10 +46,14 @@ from model.training.unseen_items import reset_unseen_items
 from model.training.validation import validate
 
 log = logging.getLogger(__name__)
+AfterEpoch = Callable[[list[EpochMetrics], TwoTower], None]
 
 
-def train(spec: TrainingSpec) -> TrainingResult:
+def train(spec: TrainingSpec, after_epoch: AfterEpoch | None = None) -> TrainingResult:
     """Train as `spec` says and write the checkpoint. In a process group every rank calls this with the same spec.
+
+    `after_epoch` gets the metrics of all epochs so far and the towers in eval mode, which it must not change. If it raises,
+    training ends with that error.
 
     Raises DegenerateLossError, WarmStartError, ColumnError or TooFewRowGroupsError; no checkpoint is written then.
     """
@@ -57,7 +62,7 @@ def train(spec: TrainingSpec) -> TrainingResult:
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         started = time.perf_counter()
         step = build_step(spec)
-        loop = TrainingLoop(step, spec)
+        loop = TrainingLoop(step, spec, after_epoch)
         epochs, recorder = loop.run(), loop.recorder
         result = TrainingResult(
             parameters=parameter_count(step.towers),
@@ -79,9 +84,10 @@ def train(spec: TrainingSpec) -> TrainingResult:
 class TrainingLoop:
     """Epochs and steps, with the state that changes from step to step: optimisers, recorder, progress."""
 
-    def __init__(self, step: RetrievalStep, spec: TrainingSpec) -> None:
+    def __init__(self, step: RetrievalStep, spec: TrainingSpec, after_epoch: AfterEpoch | None = None) -> None:
         """Starts at step 0, or resumes from the newest intermediate checkpoint of the same run in `spec.resume`."""
         self.step, self.spec, self.run_id = step, spec, identity(spec)
+        self.after_epoch = after_epoch
         if spec.incremental:
             train_only_id_tables(step)
         self.optimizers = build_optimizers(step, spec.training)
@@ -113,6 +119,10 @@ class TrainingLoop:
         for epoch in range(progress.epoch if progress else 0, self.spec.epochs):
             self._epoch(epoch, bar, progress)
             progress = None
+            if self.after_epoch:
+                called = time.perf_counter()
+                self.after_epoch(self.epochs, self.step.towers)
+                self.recorder.skip_time(time.perf_counter() - called)
             if self.best:
                 is_over = self.best.after_epoch(self.epochs, self._whole_state())
                 if not self.spec.training.checkpoint_steps:  # There is no checkpoint that may need an earlier state.

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from model.network.two_tower import TwoTower
 from model.serving.embed import embed_users
 from model.training.build import build_step
 from model.training.checkpoint import load_checkpoint
 from model.training.launch import launch
+from model.training.spec import EpochMetrics
 from model.training.step import TEMPERATURES
 from model.training.trainer import train
 from tests.model import toy_night
@@ -79,3 +81,30 @@ def test_sparse_tables_are_trained(tmp_path: Path) -> None:
         )
         result = train(spec)
         assert result.epochs[-1].loss < result.epochs[0].loss
+
+
+@pytest.mark.trains
+def test_what_is_called_after_an_epoch_sees_the_towers_changes_nothing_and_may_end_training(tmp_path: Path) -> None:
+    spec = toy_night.make_spec(tmp_path, [200], model={"id_dropout": 0.2}, epochs=3)
+    without = train(spec).without_timings()
+    parameters = load_checkpoint(spec.output).state_dict()
+    seen = []
+
+    def embed(epochs: list[EpochMetrics], towers: TwoTower) -> None:
+        torch.rand(3)
+        seen.append((len(epochs), embed_users(towers, toy_night.sample_rows(5))))
+        assert not towers.training
+
+    assert launch(spec, embed).without_timings() == without
+    assert [number for number, _ in seen] == [1, 2, 3]
+    assert not np.array_equal(seen[0][1], seen[1][1])
+    again = load_checkpoint(spec.output).state_dict()
+    assert all(torch.equal(parameters[name], again[name]) for name in parameters)
+
+    def stop(epochs: list[EpochMetrics], towers: TwoTower) -> None:
+        raise InterruptedError
+
+    other = spec.model_copy(update={"output": str(tmp_path / "other")})
+    with pytest.raises(InterruptedError):
+        launch(other, stop)
+    assert not (tmp_path / "other").exists()
