@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.quality import variants
-from benchmarks.quality.peers import PEERS
+from benchmarks.quality.peers import PEER_VENV, PEERS
 from benchmarks.quality.run import WorldRun
 from benchmarks.quality.store import Store
 from benchmarks.quality.summary import summarise, table_of
@@ -41,7 +41,7 @@ def flags() -> argparse.ArgumentParser:
         prog="python -m benchmarks.quality", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     models = [variants.OURS, variants.TUNED, *PEERS]
-    parser.add_argument("--worlds", type=names, default=list(WORLDS), help=f"default: all of {','.join(WORLDS)}")
+    parser.add_argument("--worlds", type=names, help=f"default: all of {','.join(WORLDS)}")
     parser.add_argument("--models", type=names, help=f"default: all of {','.join(models)}; with variants: ours")
     parser.add_argument("--nights", type=names, default=[], help="days; default: all nights of each world")
     parser.add_argument("--seeds", type=int, help="runs with seeds 1 to N (default: 3, smoke: 1)")
@@ -67,7 +67,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     options.variant += variants.read(options.variants, options.group) if options.variants else []
     everything = [variants.OURS, variants.TUNED, *PEERS]
+    by_size = sorted(WORLDS, key=lambda name: options.smoke and not WORLDS[name].simulated)
+    options.worlds = options.worlds or by_size
     options.models = options.models or ([variants.OURS] if options.variant else everything)
+    if options.smoke and not options.peer_python and not (ROOT / PEER_VENV).exists():
+        options.models = [name for name in options.models if name not in PEERS or not PEERS[name].venv]
     for kind, chosen, known in (("world", options.worlds, list(WORLDS)), ("model", options.models, everything)):
         if unknown := [name for name in chosen if name not in known]:
             parser.error(f"no {kind} is named {unknown[0]!r}; there are {', '.join(known)}")

@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks.quality import ours, variants
 from benchmarks.quality.ours import Variant
-from benchmarks.quality.peers import PACKAGES, PEERS
+from benchmarks.quality.peers import PACKAGES, PEER_VENV, PEERS
 from benchmarks.quality.question import Question
 from benchmarks.quality.store import Answer, Store
 from benchmarks.quality.summary import REACHABLE
@@ -45,7 +45,9 @@ class WorldRun:
         if nights is None or self._is_incomplete(nights):
             nights = self._run_ours()
         for peer in (name for name in self.options.models if name in PEERS):
-            PeerRun(self.world.name, peer, self.store, self.options).run(nights)
+            # A smoke run starts each peer of another environment only once: its imports take longer than the rest.
+            if not (self.options.smoke and PEERS[peer].venv and self.world.name != self.options.worlds[0]):
+                PeerRun(self.world.name, peer, self.store, self.options).run(nights)
 
     @cached_property
     def _nights_file(self) -> Path:
@@ -219,6 +221,6 @@ class PeerRun:
         python: Path | str = sys.executable
         if PEERS[self.peer].venv:
             packages = (*PACKAGES, f"pyarrow=={version('pyarrow')}")
-            python = self.options.peer_python or peer_python(".venv-peers", *packages)
+            python = self.options.peer_python or peer_python(PEER_VENV, *packages)
         command = [str(python), "-m", "benchmarks.quality.peers.search", step, self.peer, str(past), str(out), *flags]
         subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)

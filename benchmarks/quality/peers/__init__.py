@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-PACKAGES = ("rectools[torch]==0.19.0", "torch-rechub==0.9.0")  # of .venv-peers; rectools brings implicit
+PEER_VENV = ".venv-peers"
+PACKAGES = ("rectools[torch]==0.19.0", "torch-rechub==0.9.0")  # of PEER_VENV; rectools brings implicit
 
 
 @dataclass(frozen=True)
