@@ -1,6 +1,7 @@
 """Evaluate a night's model: recall, NDCG and hit rate over all items, beside recent popularity and item-item CF."""
 
 import sys
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,12 @@ from jobs.common.plots import recall_by_third
 from jobs.common.runner import Context, log, main, parser
 from jobs.inference.embed import within_model
 from jobs.inference.score import ScoringInputs, score_users
-from jobs.night.evaluations import headline_k
+from jobs.night.baselines import Margin, margin_in, margin_of, with_best_popularity
+from jobs.night.evaluations import headline_k, question_of
 from jobs.night.preconditions import require_truth
 from jobs.night.steps import as_job, open_night
 from jobs.release.item_embeddings import write_item_embeddings
+from jobs.tracking.job_run import JobRun
 from jobs.tracking.tracker import Tracker
 from model.evaluation.ranking_metrics import METRICS, bootstrap_interval
 from model.serving.release import PRIOR
@@ -57,44 +60,79 @@ def run(context: Context, tracker: Tracker) -> None:
     existing = warehouse.manifest("evaluations", ds)
     if existing and existing.made_by(recipe) and not context.force:
         log.info("evaluate %s: already done", ds)
+        _warn_unless_certain(ds, margin_in(existing.facts))
         return
     users, shares = _scored_users(context, night, days)
     if users.isEmpty():
         log.info("evaluate %s: no user has a target that could be recalled; nothing to measure", ds)
         return
-    horizon = _horizon(context)
+    horizon = _horizon(context, days)
     with tracker.job("evaluate") as job:
-        scored = score_users(users, _scoring_inputs(context, embeddings)).toPandas()
-        rows = summarise(scored, config.bootstrap_samples, context.config.seed)
-        frame = context.spark.createDataFrame(pd.DataFrame(rows), SCHEMA)
-        facts = {"split": config.split, "days": days, "new_items_only": config.new_items_only, **horizon, **shares}
-        warehouse.write(frame.coalesce(1), "evaluations", ds, recipe, facts=facts)
         job.inputs(warehouse.root, inputs)
+        scored = score_users(users, _scoring_inputs(context, embeddings)).toPandas()
+        rows, compared = _measure(context, scored, job)
+        facts = {"split": config.split, "days": days, "new_items_only": config.new_items_only, **horizon, **shares}
+        frame = context.spark.createDataFrame(pd.DataFrame(rows), SCHEMA)
+        warehouse.write(frame.coalesce(1), "evaluations", ds, recipe, facts=facts | compared)
         job.params({"evaluation": config.model_dump(), "days": ",".join(days)})
-        job.metrics(metric_names(rows) | shares)
-        job.figure(recall_by_third(rows, headline_k(config.ks)), f"recall_at_{headline_k(config.ks)}_by_third")
+        job.tags({"question": horizon["question"]})
+        job.metrics(shares)
+    _report_night(context, tracker, rows, facts | compared)
+
+
+def _measure(context: Context, scored: pd.DataFrame, job: JobRun) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """(the rows of `evaluations`, facts on the baselines) from per-user metrics. Logs both to MLflow."""
+    config, seed = context.config.evaluation, context.config.seed
+    k, samples = headline_k(config.ks), config.bootstrap_samples
+    scored, popularity = with_best_popularity(scored, k)
+    margin, rows = margin_of(scored, k, samples, seed), summarise(scored, samples, seed)
+    windows = {f"popularity_{days}d.recall_at_{k}": recall for days, recall in popularity["recall"].items()}
+    job.metrics(metric_names(rows) | margin.metrics() | windows)
+    job.tags(margin.tags())
+    job.figure(recall_by_third(rows, k), f"recall_at_{k}_by_third")
+    return rows, {"popularity": popularity, "margin": asdict(margin)}
+
+
+def _report_night(context: Context, tracker: Tracker, rows: list[dict[str, Any]], facts: dict[str, Any]) -> None:
+    """Log the headline figures, and set them as metrics and tags of the night."""
+    ds, k, margin = context.ds, headline_k(context.config.evaluation.ks), Margin(**facts["margin"])
     headline = {
-        f"{row['model']}.recall_at_{row['k']}": row["value"]
+        f"{row['model']}.recall_at_{k}": row["value"]
         for row in rows
-        if row["metric"] == "recall" and row["slice"] == "all" and row["k"] == headline_k(config.ks)
+        if row["metric"] == "recall" and row["slice"] == "all" and row["k"] == k
     }
-    tracker.night_metrics(headline)
-    log.info("evaluate %s: %s", ds, ", ".join(f"{name} {value:.4f}" for name, value in headline.items()))
+    tracker.night_metrics(headline | margin.metrics())
+    tracker.night_tags({"question": facts["question"]} | margin.tags())
+    figures = ", ".join(f"{name} {value:.4f}" for name, value in headline.items())
+    windows = ", ".join(facts["popularity"]["recall"])
+    log.info("evaluate %s: %s; popularity over %d days (best of %s)", ds, figures, facts["popularity"]["days"], windows)
+    if margin.certain:
+        log.info("evaluate %s: %s", ds, margin.line())
+    _warn_unless_certain(ds, margin)
 
 
-def _horizon(context: Context) -> dict[str, Any]:
-    """How many days ahead the evaluation and the training rows look (None: to the next positive), and the history order."""
+def _warn_unless_certain(ds: str, margin: Margin | None) -> None:
+    """Warn if the model does not beat the best baseline with certainty."""
+    if margin and not margin.certain:
+        log.warning("evaluate %s: %s", ds, margin.line())
+
+
+def _horizon(context: Context, days: list[str]) -> dict[str, Any]:
+    """The question, how many days ahead the evaluation and the training rows look (None: to the next positive), and the
+    history order.
+    """
     config = context.config
     history = config.features.history
     horizon = {
+        "question": question_of(config.evaluation, days),
         "evaluated_days": config.evaluation.days if config.evaluation.split == "next_days" else None,
         "history": history.order if history else None,
         "ahead_days": ahead_of(config.features, config.positives),
     }
     log.info(
-        "evaluate %s: looks ahead by %s; histories of training rows: %s%s",
+        "evaluate %s: the question is: %s; histories of training rows: %s%s",
         context.ds,
-        "each user's next positive" if horizon["evaluated_days"] is None else f"{horizon['evaluated_days']} days",
+        horizon["question"],
         horizon["history"],
         f", up to {horizon['ahead_days']:g} days before the event" if horizon["ahead_days"] else "",
     )
@@ -170,7 +208,8 @@ def _scoring_inputs(context: Context, embeddings: Manifest) -> ScoringInputs:
         item_features=files("item_features"),
         neighbours=_neighbours(context),
         truth=truth,
-        first_popular_day=day_ordinal(ds) - config.popularity_days + 1,
+        last_day=day_ordinal(ds),
+        popularity_days=tuple(config.popularity_days),
         first_new_day=day_ordinal(ds) - config.new_item_days + 1,
         ks=tuple(sorted(config.ks)),
         prior_scale=embeddings.facts[PRIOR]["scale"] if PRIOR in embeddings.facts else None,

@@ -2,10 +2,12 @@
 
 import argparse
 import sys
+from collections.abc import Iterator
 
 from jobs.common.days import add_days, days_of
 from jobs.common.runner import Context, aligned, main, parser
-from jobs.night.evaluations import headline_k, recalls
+from jobs.night.baselines import margin_in
+from jobs.night.evaluations import facts_of, headline_k, recalls
 from jobs.release.item_embeddings import release_id_at
 from jobs.release.store import folder_of
 from jobs.release.verdict import Verdict, refused_by, verdict_of
@@ -28,6 +30,8 @@ def run(context: Context) -> None:
     table = [header] + [_night(night, k, list(models)) for night in nights]
     print(f"\nRecall@{k} in the columns {', '.join(models.values())}; negatives per kind over all rows\n")
     print(aligned(table))
+    for line in _answers(nights):
+        print(line)
     trained = [night.warehouse.manifest("models", night.ds) for night in nights]
     if len(lineages := dict.fromkeys(model.lineage for model in trained if model and model.lineage)) > 1:
         print(f"\nThese nights go back to {len(lineages)} bootstraps: {', '.join(map(described, lineages))}")
@@ -62,6 +66,23 @@ def _night(context: Context, k: int, models: list[str]) -> list[str]:
         return [*cells, "not published"]
     release, refused = folder.rpartition("/")[2], refused_by(context, folder)
     return [*cells, f"{release} refused: {', '.join(refused)}" if refused else release]
+
+
+def _answers(nights: list[Context]) -> Iterator[str]:
+    """Which question the figures answer, over how many days popularity counts, and where the model is not certainly better."""
+    facts = {night.ds: measured for night in nights if (measured := facts_of(night)) and "margin" in measured}
+    questions: dict[str, list[str]] = {}
+    for ds, measured in facts.items():
+        questions.setdefault(measured["question"], []).append(ds)
+    for question, days in questions.items():
+        yield f"\nQuestion{'' if len(questions) == 1 else ' of ' + ', '.join(days)}: {question}"
+    windows = dict.fromkeys(measured["popularity"]["days"] for measured in facts.values())
+    if windows:
+        yield f"Popularity counts the best of evaluation.popularity_days: {', '.join(map(str, windows))}"
+    for ds, measured in facts.items():
+        margin = margin_in(measured)
+        if margin and not margin.certain:
+            yield f"WARNING {ds}: {margin.line()}"
 
 
 def _release(context: Context) -> str | None:

@@ -4,7 +4,9 @@ Gates compare releases on these events. Samples do not suffice: they are down-sa
 items that a user had.
 """
 
-from pyspark.sql import DataFrame
+from collections.abc import Sequence
+
+from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 
 from pipelines.feature_config import Features
@@ -88,19 +90,25 @@ def _with_past(events: DataFrame, rows: DataFrame, night: Night) -> DataFrame:
     return events.withColumns({"past": past, "past_times": times, "had": had}).drop("day", *STATE)
 
 
-def popular_items(night: Night, days: int, most: int, *, since: str) -> DataFrame:
-    """item_index of the `most` most popular live items, by positives in the last `days` days; ties by lower index.
+def popular_items(night: Night, windows: Sequence[int], most: int, *, since: str) -> DataFrame:
+    """The `most` most popular live items of each window: window_days, rank (from 1), item_index.
 
-    Positives at or after `since` (UTC) do not count.
+    Popularity is the number of positives in the last `window_days` days; ties by lower index. Positives at or after `since`
+    (UTC) do not count.
     """
-    first = day_ordinal(night.ds) - days + 1
+    last = day_ordinal(night.ds)
     stats = night.warehouse.read("item_stats", night.ds).where("live")
     counts = stats.select("item_index", F.inline(F.arrays_zip("day_ordinals", "day_counts")))
-    counts = counts.where(F.col("day_ordinals") >= first).select("item_index", F.col("day_counts").alias("count"))
-    late = late_counts(night, since).select("item_index", (-F.col("count")).alias("count"))
+    counts = counts.select("item_index", F.col("day_ordinals").alias("day"), F.col("day_counts").alias("count"))
+    late = late_counts(night, since).select("item_index", F.lit(last).alias("day"), (-F.col("count")).alias("count"))
     late = late.join(stats.select("item_index"), on="item_index", how="left_semi")
-    totals = counts.unionByName(late).groupBy("item_index").agg(F.sum("count").alias("count")).where("count > 0")
-    return totals.orderBy(F.desc("count"), "item_index").limit(most).select("item_index")
+    each_window = F.explode(F.array(*[F.lit(days) for days in windows])).alias("window_days")
+    rows = counts.unionByName(late).select("item_index", "day", "count", each_window)
+    rows = rows.where(F.col("day") > F.lit(last) - F.col("window_days"))
+    totals = rows.groupBy("window_days", "item_index").agg(F.sum("count").alias("count")).where("count > 0")
+    best = Window.partitionBy("window_days").orderBy(F.desc("count"), "item_index")
+    ranked = totals.withColumn("rank", F.row_number().over(best)).where(F.col("rank") <= most)
+    return ranked.select("window_days", "rank", "item_index")
 
 
 def late_counts(night: Night, since: str) -> DataFrame:

@@ -72,11 +72,21 @@ def aligned(table: Sequence[Sequence[str]]) -> str:
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in table)
 
 
+class LogLines(logging.Formatter):
+    """Lines of a job's log: time and message. Warnings and errors also have their level."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (the name that logging calls)
+        """The line, with the level before the message from WARNING on."""
+        if record.levelno >= logging.WARNING:
+            record.message = f"{record.levelname} {record.message}"
+        return super().formatMessage(record)
+
+
 def main(flags: argparse.ArgumentParser, run: Callable[[Context], None], argv: list[str] | None = None) -> int:
     """Run a job. Returns its exit code: 0 done, 1 other error, 2 usage, 3 input, 4 gate."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    handler.setFormatter(LogLines("%(asctime)s %(message)s", "%H:%M:%S"))
     log.handlers, log.propagate = [handler], False
     log.setLevel(logging.INFO)
     args = flags.parse_args(argv)

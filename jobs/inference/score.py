@@ -33,7 +33,8 @@ class ScoringInputs:
     item_features: tuple[str, ...]
     neighbours: tuple[str, ...]  # files of item_neighbours
     truth: tuple[str, ...]  # files of the simulator's true items; empty for real data
-    first_popular_day: int  # ordinal of the first day that the popularity baseline counts
+    last_day: int  # ordinal of ds
+    popularity_days: tuple[int, ...]  # windows of the popularity baseline
     first_new_day: int  # ordinal of the first day on which an item that counts as new was published
     ks: tuple[int, ...]
     prior_scale: float | None = None  # of the recency prior, if the vectors in item_embeddings include one
@@ -46,7 +47,8 @@ class Corpus:
     item_index: np.ndarray  # [M]
     position: np.ndarray  # [V] item index -> position; -1 if the item is not live
     vectors: np.ndarray  # [M, d]
-    recent: np.ndarray  # [M] clicks of the last days
+    windows: tuple[int, ...]  # windows of popularity: `popularity_days` without those that count the same
+    recent: np.ndarray  # [W, M] clicks in each window
     thirds: np.ndarray  # [M] head, mid, tail
     new: np.ndarray  # [M] published in the last days (first clicked, if publish_time is null)
     unseen: np.ndarray  # [M] never a positive so far
@@ -67,13 +69,9 @@ def load_corpus(inputs: ScoringInputs) -> Corpus:
     position = np.full(size, -1, np.int64)
     position[item_index] = np.arange(len(item_index))
 
-    counts, recent = np.zeros(size, np.int64), np.zeros(size, np.int64)
-    index = stats["item_index"].to_numpy()
-    counts[index] = stats["window_count"].to_numpy()
-    owner = np.repeat(index, np.diff(stats["day_ordinals"].offsets.to_numpy()))
-    days, by_day = stats["day_ordinals"].flatten().to_numpy(), stats["day_counts"].flatten().to_numpy()
-    late = days >= inputs.first_popular_day
-    np.add.at(recent, owner[late], by_day[late])
+    counts = np.zeros(size, np.int64)
+    counts[stats["item_index"].to_numpy()] = stats["window_count"].to_numpy()
+    windows, recent = _recent_counts(stats, inputs, size)
 
     born = np.full(size, np.iinfo(np.int64).min)
     _set_days(born, stats["item_index"], stats["first_seen"])
@@ -92,7 +90,8 @@ def load_corpus(inputs: ScoringInputs) -> Corpus:
         item_index,
         position,
         vectors,
-        recent[item_index],
+        windows,
+        recent[:, item_index],
         popularity_thirds(counts[item_index]),
         born[item_index] >= inputs.first_new_day,
         ~seen,
@@ -153,6 +152,29 @@ def _parts(batch: pa.RecordBatch, targets: tuple[np.ndarray, np.ndarray], corpus
     return {part: parts[part] for part in SLICES}
 
 
+def distinct_windows(windows: Iterable[int], history_days: int) -> tuple[int, ...]:
+    """The windows (days) in ascending order. Of those that cover the whole history only the shortest, as they count the same.
+
+    >>> distinct_windows([30, 1, 7], history_days=4)
+    (1, 7)
+    """
+    ordered = sorted(windows)
+    longer = [days for days in ordered if days >= history_days]
+    return (*ordered[: len(ordered) - len(longer)], *longer[:1])
+
+
+def _recent_counts(stats: dict[str, pa.Array], inputs: ScoringInputs, size: int) -> tuple[tuple[int, ...], np.ndarray]:
+    """(windows, clicks per window and item index [W, size])."""
+    days, by_day = stats["day_ordinals"].flatten().to_numpy(), stats["day_counts"].flatten().to_numpy()
+    owner = np.repeat(stats["item_index"].to_numpy(), np.diff(stats["day_ordinals"].offsets.to_numpy()))
+    windows = distinct_windows(inputs.popularity_days, inputs.last_day - int(days.min(initial=inputs.last_day)) + 1)
+    recent = np.zeros((len(windows), size), np.int64)
+    for row, window in enumerate(windows):
+        late = days > inputs.last_day - window
+        np.add.at(recent[row], owner[late], by_day[late])
+    return windows, recent
+
+
 def _set_days(days: np.ndarray, index: pa.Array, moments: pa.Array) -> None:
     """Set days[index] to the days since 1970 of dates or times. Nulls are skipped."""
     valid = moments.is_valid().to_numpy(zero_copy_only=False)
@@ -166,13 +188,16 @@ def _scorers(batch: pa.RecordBatch, inputs: ScoringInputs, corpus: Corpus) -> It
     yield "two_tower", with_scale(vectors, inputs.prior_scale) @ corpus.vectors.T
     if inputs.prior_scale is not None:
         yield "two_tower_without_prior", vectors @ corpus.vectors[:, :-1].T
-    yield "popularity", np.broadcast_to(corpus.recent.astype(np.float32), (batch.num_rows, len(corpus.recent)))
+    for days, recent in zip(corpus.windows, corpus.recent):
+        yield f"popularity_{days}d", np.broadcast_to(recent.astype(np.float32), (batch.num_rows, len(recent)))
     rows, items = _flat(batch.column("known_items"))
     history = sp.csr_matrix(
         (np.ones(len(rows), np.float32), (rows, items)), shape=(batch.num_rows, corpus.similar.shape[0])
     )
-    # Popularity breaks ties, and ranks for users without history. Its weight of 1e-6 never outweighs a neighbour.
-    by_popularity = corpus.recent / (1e6 * max(int(corpus.recent.max()), 1))
+    # Popularity breaks ties, and ranks for users without history. Its weight of 1e-6 never outweighs a neighbour. The sum
+    # over the windows counts recent days more.
+    popularity = corpus.recent.sum(axis=0)
+    by_popularity = popularity / (1e6 * max(int(popularity.max()), 1))
     yield "item_cf", (history @ corpus.similar).toarray() + by_popularity.astype(np.float32)
     if corpus.true_taste is not None and corpus.attractiveness is not None:
         taste = np.array(batch.column("true_taste").to_pylist(), np.float32)

@@ -1,11 +1,34 @@
-"""Reads table `evaluations`, for the tables that jobs print."""
+"""Reads table `evaluations`, for the tables that jobs print; and says which question it answers."""
 
+from typing import Any
+
+from jobs.common.config import Evaluation
 from jobs.common.runner import Context
 
 
 def headline_k(ks: list[int]) -> int:
     """The cut-off that tables and plots show: 50 if it is measured, else the largest."""
     return 50 if 50 in ks else max(ks)
+
+
+def question_of(config: Evaluation, days: list[str]) -> str:
+    """The question that an evaluation answers. `days`: the days after ds whose logs it reads.
+
+    >>> question_of(Evaluation(days=7), ["2024-03-08", "2024-03-09"])
+    'positives of the next 7 days (logs of 2 so far), items new to the user'
+    """
+    if config.split == "last_positive":
+        asked = "next positive of each user (the last one, held out)"
+    else:
+        asked = "positives of the next day" if config.days == 1 else f"positives of the next {config.days} days"
+        asked += f" (logs of {len(days)} so far)" if len(days) < config.days else ""
+    return f"{asked}, {'items new to the user' if config.new_items_only else 'all items'}"
+
+
+def facts_of(context: Context) -> dict[str, Any]:
+    """The facts in the manifest of `evaluations` of ds; empty if ds was not evaluated."""
+    manifest = context.warehouse.manifest("evaluations", context.ds)
+    return manifest.facts if manifest else {}
 
 
 def recalls(context: Context, k: int, release_id: str | None = None) -> dict[str, float]:

@@ -73,8 +73,8 @@ def compare(context: Context, release: Release, before: Release | None) -> Compa
     if before is not None:
         then = examined(before, events, config.recall_at)
         compared.gates.extend(_recall(now, then, before, config, seed))
-    popular = _popularity(context, events, since)
-    compared.gates.append(_beats_popularity(now, popular, config, seed))
+    days, popular = _popularity(context, events, since)
+    compared.gates.append(_beats_popularity(now, popular, days, config, seed))
     return _slow(context, compared, now, popular)
 
 
@@ -106,23 +106,31 @@ def _recall(now: RecallResult, then: RecallResult, before: Release, config: Gate
     )  # fmt: skip
 
 
-def _popularity(context: Context, events: HeldOutEvents, since: str) -> RecallResult:
-    """The recall of recent popularity, counted up to `since`, on the events."""
-    k = context.config.gates.recall_at
+def _popularity(context: Context, events: HeldOutEvents, since: str) -> tuple[int, RecallResult]:
+    """The window (days) of recent popularity with the highest recall on the events, and that recall; ties: the shortest.
+
+    Popularity is counted up to `since`.
+    """
+    k, windows = context.config.gates.recall_at, sorted(context.config.evaluation.popularity_days)
     most = k + max(map(len, events.excluded), default=0) if events.excluded is not None else k
-    rows = popular_items(open_night(context), context.config.evaluation.popularity_days, most, since=since).collect()
-    items = np.array([row["item_index"] for row in rows], np.int64)
-    return measure_ranking_recall(items, events, "item_index", k)
+    rows = popular_items(open_night(context), windows, most, since=since).sort("window_days", "rank").collect()
+    rankings = {
+        days: np.array([row["item_index"] for row in rows if row["window_days"] == days], np.int64) for days in windows
+    }
+    results = {days: measure_ranking_recall(items, events, "item_index", k) for days, items in rankings.items()}
+    best = max(windows, key=lambda days: results[days].recall)
+    return best, results[best]
 
 
-def _beats_popularity(now: RecallResult, popular: RecallResult, config: Gates, seed: int) -> Gate:
+def _beats_popularity(now: RecallResult, popular: RecallResult, days: int, config: Gates, seed: int) -> Gate:
     certain_loss = recall_loss_bound(popular.by_user(), now.by_user(), config.bootstrap_samples, seed)
     share = certain_loss / popular.recall if popular.recall else 0.0
     return Gate(
         "beats_popularity", share, config.beats_popularity, False,
         f"Share of popularity's Recall@{config.recall_at} that the model certainly lacks, on held-out events of "
-        f"{len(now.by_user()):,} users: model {now.recall:.4f}, recent popularity {popular.recall:.4f}. Above: popularity is "
-        "better; check the loss, the features and the training days.",
+        f"{len(now.by_user()):,} users: model {now.recall:.4f}, recent popularity {popular.recall:.4f} (over {days} days, the "
+        "best window of evaluation.popularity_days). Above: popularity is better; check the loss, the features and the "
+        "training days.",
     )  # fmt: skip
 
 
@@ -176,4 +184,4 @@ def _measured(context: Context) -> str:
     """A digest of the settings that two records must share to be comparable."""
     config, evaluation = context.config, context.config.evaluation
     settings = [config.gates.recall_at, config.positives.valid_hours]
-    return digest([*settings, evaluation.new_items_only, evaluation.popularity_days])
+    return digest([*settings, evaluation.new_items_only, sorted(evaluation.popularity_days)])

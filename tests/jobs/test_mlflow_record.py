@@ -94,6 +94,14 @@ def test_sampling_logs_skew_and_the_share_of_fallbacks(record: Record) -> None:
     assert record.jobs["build_positives"].data.metrics["skew.heaviest_item_rows"] >= 1
 
 
+def test_the_evaluation_logs_its_question_and_the_margin_over_the_best_baseline(record: Record) -> None:
+    for run in (record.jobs["evaluate"], record.night):
+        assert run.data.tags["question"] == "positives of the next day, items new to the user"
+        assert run.data.tags["best_baseline"] in ("popularity", "item_cf")
+        above = [run.data.metrics[f"two_tower.recall_at_50.above_best_baseline{end}"] for end in (".low", "", ".high")]
+        assert above == sorted(above)
+
+
 def test_the_champion_is_the_current_release(record: Record, nightly_run: NightlyRun) -> None:
     champion = record.client.get_model_version_by_alias("nightjar", "champion")
     assert champion.tags["release_id"] == nightly_run.current()

@@ -225,6 +225,23 @@ def test_the_report_shows_both_nights_and_their_gates(nightly_run: NightlyRun) -
     assert "mlflow ui" in report
 
 
+def test_the_report_names_the_question_and_the_nights_that_are_not_certainly_better(nightly_run: NightlyRun) -> None:
+    report = nightly_run.run("report", "--from", FIRST, "--to", SECOND)
+    assert "Question: positives of the next day, items new to the user" in report
+    for ds in (FIRST, SECOND):
+        facts = nightly_run.manifest("evaluations", ds)["facts"]
+        rows = {
+            row["model"]: row["value"]
+            for row in nightly_run.rows("evaluations", ds)
+            if (row["metric"], row["k"], row["slice"]) == ("recall", 50, "all")
+        }
+        assert rows["popularity"] == pytest.approx(max(facts["popularity"]["recall"].values()))
+        margin = facts["margin"]
+        best = max(rows["popularity"], rows["item_cf"])
+        assert margin["difference"] == pytest.approx(rows["two_tower"] - best)
+        assert (f"WARNING {ds}: two_tower is not certainly better" in report) is (margin["low"] <= 0)
+
+
 TWO_PROCESSES = ("train", "--ds", FIRST, "--force", "--set", "training.processes=2")
 
 

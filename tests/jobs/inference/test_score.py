@@ -17,6 +17,7 @@ from tests.model import toy_night
 
 TODAY = 19_800  # days since 1970
 HEAD, MID, TAIL = 2, 3, 4  # items with 100, 60 and 1 clicks; all others have 1
+EARLIER = 3  # days before TODAY on which the head item had its clicks
 UNSEEN = 39  # an item without clicks
 
 
@@ -32,7 +33,9 @@ def inputs(folder: Path) -> ScoringInputs:
     clicks[:2] = 100, 60
     clicks[rows["item_index"] == UNSEEN] = 0
     stats = toy_night.table({"item_index": rows["item_index"], "window_count": clicks})
-    stats = stats.append_column("day_ordinals", pa.array([[TODAY]] * count, pa.list_(pa.int32())))
+    stats = stats.append_column(
+        "day_ordinals", pa.array([[TODAY - EARLIER], *[[TODAY]] * (count - 1)], pa.list_(pa.int32()))
+    )
     stats = stats.append_column("day_counts", pa.array([[n] for n in clicks.tolist()], pa.list_(pa.int64())))
     first = [None if index == UNSEEN else date(2020, 1, 1) for index in rows["item_index"]]
     stats = stats.append_column("first_seen", pa.array(first, pa.date32()))
@@ -47,7 +50,7 @@ def inputs(folder: Path) -> ScoringInputs:
     urls = {name: (f"file://{folder}/{name}.parquet",) for name in tables}
     return ScoringInputs(
         model_uri=spec.output, model_fingerprint=str(folder), embeddings=urls["embeddings"], item_stats=urls["stats"],
-        item_features=urls["features"], neighbours=urls["near"], truth=(), first_popular_day=TODAY - 7,
+        item_features=urls["features"], neighbours=urls["near"], truth=(), last_day=TODAY, popularity_days=(1, 7, 30),
         first_new_day=TODAY - 7, ks=(1, 10),
     )  # fmt: skip
 
@@ -67,7 +70,7 @@ def test_a_batch_may_have_no_targets_of_a_slice(spark: SparkSession, tmp_path: P
         scored = score_users(frame, inputs(tmp_path)).toPandas()
     finally:
         spark.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", before)
-    recall = scored[scored["model"] == "popularity"].set_index(["user_id", "slice", "k"])["recall"].to_dict()
+    recall = scored[scored["model"] == "popularity_7d"].set_index(["user_id", "slice", "k"])["recall"].to_dict()
     assert {name for _, name, _ in recall} == set(SLICES)
     assert recall["old", "all", 1] == 0.5
     assert recall["old", "head", 1] == 1.0
@@ -76,4 +79,6 @@ def test_a_batch_may_have_no_targets_of_a_slice(spark: SparkSession, tmp_path: P
     assert recall["newcomer", "tail", 10] == recall["newcomer", "new_users", 10] == 1 / 3
     assert recall["newcomer", "new_items", 10] == recall["newcomer", "unseen_items", 10] == 0.0
     assert not {("old", "tail", 10), ("old", "new_users", 10), ("newcomer", "head", 10)} & set(recall)
-    assert set(scored["model"]) == {"two_tower", "popularity", "item_cf"}
+    yesterday = scored[scored["model"] == "popularity_1d"].set_index(["user_id", "slice", "k"])["recall"].to_dict()
+    assert (yesterday["old", "head", 1], yesterday["old", "mid", 1]) == (0.0, 1.0)
+    assert set(scored["model"]) == {"two_tower", "popularity_1d", "popularity_7d", "item_cf"}, "the logs have 4 days"
