@@ -37,6 +37,10 @@ SCHEMA = "model string, metric string, k int, slice string, value double, low do
 def run(context: Context, tracker: Tracker) -> None:
     """Write table `evaluations`, and log it to MLflow. Without interactions after ds, only logs that there are none."""
     warehouse, config, ds = context.warehouse, context.config.evaluation, context.ds
+    file = getattr(context.args, "config", "FILE")
+    warehouse.require(
+        "models", ds, f"train it first, with the whole night: python -m jobs.nightly --config {file} --ds {ds}"
+    )
     night = open_night(context)
     days = _later_days(night, config.days) if config.split == "next_days" else []
     if config.split == "next_days" and not days:

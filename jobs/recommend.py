@@ -1,6 +1,7 @@
 """Write the top K items of many users from a release: user_id, item_id, rank (1 is best), score."""
 
 import argparse
+import logging
 import sys
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from dataclasses import replace
@@ -32,7 +33,8 @@ def run(context: Context) -> None:
         context = replace(context, warehouse=UpdateWarehouse(warehouse, context.ds, update))
     require_same_lineage(context, release)
     night = open_night(context)
-    users = _listed(context, night, args.users) if args.users else None
+    id_type = user_id_type(night)
+    users = _listed(context, night, args.users, id_type, refuse=args.unknown == "refuse") if args.users else None
     queries = user_queries(night, context.config.features, users)
     if args.exclude_seen:
         queries = with_held_out_items(queries, night)
@@ -43,8 +45,6 @@ def run(context: Context) -> None:
     model = f"{release.uri}/{MODEL}"
     top = top_items(rows, model, index, release.release_id, files, args.k, args.exclude_seen)
     embedded = context.spark.read.parquet(*files).select("item_index", "item_id")
-    snapshot = night.inputs.snapshot_at("users", context.ds, strictly_before=False)
-    id_type = night.inputs.id_type("users", snapshot) if snapshot else "string"
     out = (
         top.join(broadcast_small(embedded, release.manifest["items"]), on="item_index", how="inner")
         .select(F.col("user_id").cast(id_type).alias("user_id"), "item_id", "rank", "score")
@@ -54,9 +54,28 @@ def run(context: Context) -> None:
     log.info("recommend %s: %s rows from release %s in %s", context.ds, f"{written:,}", release.release_id, args.output)
 
 
-def _listed(context: Context, night: Night, path: str) -> DataFrame:
-    """The user ids in a file. Logs how many of them are known; raises InputError if none is."""
+def user_id_type(night: Night) -> str:
+    """The Spark type of user_id in the output: that of the newest users snapshot, if every id fits it.
+
+    It is string if there is no snapshot, or if interactions has ids of another kind.
+    """
+    snapshot = night.inputs.snapshot_at("users", night.ds, strictly_before=False)
+    if snapshot is None:
+        return "string"
+    days = [ds for ds in night.inputs.days("interactions") if ds <= night.ds]
+    types = {night.inputs.id_type("users", snapshot), *[night.inputs.id_type("interactions", ds) for ds in days[-1:]]}
+    if len(types) > 1:
+        return "bigint" if types <= {"tinyint", "smallint", "int", "bigint"} else "string"
+    return types.pop()
+
+
+def _listed(context: Context, night: Night, path: str, id_type: str, *, refuse: bool) -> DataFrame:
+    """The user ids in a file. Logs how many of them are known.
+
+    Raises InputError if none is known, if one cannot be written as `id_type`, or, with `refuse`, if one is unknown.
+    """
     listed = context.spark.createDataFrame([(user,) for user in _read_ids(context, path)], "user_id string")
+    _refuse_unwritable(listed, path, id_type)
     known = known_users(night)
     count, known_count = listed.count(), listed.join(known, on="user_id", how="left_semi").count()
     unknown = listed.join(known, on="user_id", how="left_anti").agg(F.min("user_id")).first()
@@ -67,12 +86,30 @@ def _listed(context: Context, night: Night, path: str) -> DataFrame:
             f"--users {path}: none of its {count:,} users is known on ds={context.ds}, for example {example!r}. Known ids "
             f"look like {', '.join(map(repr, forms))}: write the values of column user_id of interactions, one per line"
         )
+    if refuse and example is not None:
+        raise InputError(
+            f"--users {path}: {count - known_count:,} of its {count:,} users are unknown on ds={context.ds}, for example "
+            f"{example!r}: remove them, or give them the items of a new user with --unknown default"
+        )
     note = f", for example {example!r}; unknown users get the items of a new user" if example is not None else ""
-    log.info(
+    log.log(
+        logging.INFO if example is None else logging.WARNING,
         "recommend %s: of %s users in %s, %s known, %s unknown%s",
         context.ds, f"{count:,}", path, f"{known_count:,}", f"{count - known_count:,}", note,
     )  # fmt: skip
     return listed
+
+
+def _refuse_unwritable(listed: DataFrame, path: str, id_type: str) -> None:
+    """Raises InputError if an id is not written as a value of this type would be: its user_id would be null, or another's."""
+    as_written = F.col("user_id").cast(id_type).cast("string")
+    wrong = listed.where(~as_written.eqNullSafe(F.col("user_id"))).agg(F.count(F.lit(1)).alias("n"), F.min("user_id"))
+    count, example = wrong.first() or (0, None)
+    if count:
+        raise InputError(
+            f"--users {path}: {count:,} of its lines cannot be user ids, which are {id_type} in table users, for example "
+            f"{example!r}: correct or remove them"
+        )
 
 
 def _read_ids(context: Context, path: str) -> list[str]:
@@ -109,6 +146,12 @@ def _flags() -> argparse.ArgumentParser:
     flags.add_argument("--exclude-seen", action="store_true", help="leave out items that the user already has")
     flags.add_argument("--output", required=True, metavar="DIR", help="folder for the Parquet files")
     flags.add_argument("--users", metavar="FILE", help="file with one user id per line; default: all known users")
+    flags.add_argument(
+        "--unknown",
+        choices=["default", "refuse"],
+        default="default",
+        help="users of the file that are unknown on ds: write the items of a new user (default), or refuse the file",
+    )
     flags.add_argument("--release", metavar="ID", help="release to use; default: the current one")
     return flags
 

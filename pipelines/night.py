@@ -8,7 +8,7 @@ from pipelines.contract.errors import InputError
 from pipelines.feature_config import Features
 from pipelines.files.table_files import shortened
 from pipelines.inputs.tables import InputTables
-from pipelines.storage.dates import days_back, shift
+from pipelines.storage.dates import days_back, shift, span_of
 from pipelines.storage.manifest import Manifest, Recipe
 from pipelines.storage.warehouse import Warehouse
 
@@ -78,10 +78,20 @@ class Night:
         missing = [table for table, manifest in manifests.items() if manifest is None]
         if missing:
             raise InputError(
-                f"no state of the night before: table {missing[0]} has no partition ds={self.yesterday}. Run ds="
-                f"{self.yesterday} first, or start here from the raw logs with --bootstrap-days N (N days up to {self.ds})"
+                f"no state of the night before: table {missing[0]} has no partition ds={self.yesterday}. "
+                f"{self._where_to_start(missing[0])}"
             )
         return {table: manifest for table, manifest in manifests.items() if manifest is not None}
+
+    def _where_to_start(self, table: str) -> str:
+        """The remedy for a missing night before, with the days that have logs and the newest night. `table`: of the state."""
+        logs, nights = self.inputs.days("interactions"), self.warehouse.days(table)
+        known = f"interactions has {span_of(logs)}" if logs else "interactions has no partition at all"
+        known += f"; the newest night is ds={nights[-1]}" if nights else "; no night is complete"
+        if self.ds not in logs:
+            return f"There are no logs of ds={self.ds}: check the ds ({known})"
+        first = f"Run ds={self.yesterday} first, or start" if self.yesterday in logs else "Start"
+        return f"{first} here from the raw logs with --bootstrap-days N (N days up to {self.ds}); {known}"
 
 
 STATE_TABLES = ("vocabularies", "user_histories", "item_stats")

@@ -6,7 +6,8 @@ An index is exact (Flat), or approximate with one setting that trades time for r
 Shapes: M items, n queries, d vector length, k items per query.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ NO_ITEM = -1  # Item index of a position that no item fills.
 FLAT = "Flat"
 ROWS_PER_CELL = 64  # Training vectors per IVF cell; Faiss warns below 39.
 ROUNDS = 10  # Iterations of k-means.
+# Up to so many queries are searched on one thread. Faiss splits a search by queries, so one query gains nothing from threads,
+# but waits for them to start and to end: several ms where PyTorch keeps its own threads busy.
+FEW_QUERIES = 8
 CODEBOOK = 256  # Centroids of an 8-bit product quantiser. Each needs as many training vectors as a cell.
 
 
@@ -95,7 +99,8 @@ def _search(
     for group_depth in np.unique(depth):
         rows = np.flatnonzero(depth == group_depth)
         group_vectors = np.ascontiguousarray(vectors[rows])
-        group = index.search(group_vectors, int(min(group_depth, index.ntotal)), params=parameters)
+        with _threads(1 if len(rows) <= FEW_QUERIES else None):
+            group = index.search(group_vectors, int(min(group_depth, index.ntotal)), params=parameters)
         for row, row_scores, row_items in zip(rows, *group):
             keep = row_items >= 0
             if excluded is not None and counts[row]:
@@ -136,12 +141,19 @@ def _train(index: faiss.Index, batches: Batches, factory: str, seed: int) -> Non
         )
     cells: Any = faiss.extract_index_ivf(index)
     cells.cp.niter, cells.cp.seed = ROUNDS, seed % 2**31
-    threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    try:
+    with _threads(1):
         index.train(sample_sd)
+
+
+@contextmanager
+def _threads(number: int | None) -> Iterator[None]:
+    """Let Faiss use this many OpenMP threads, in the calling thread only; None: as many as before."""
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(number or before)
+    try:
+        yield
     finally:
-        faiss.omp_set_num_threads(threads)
+        faiss.omp_set_num_threads(before)
 
 
 def _sample(batches: Iterable[tuple[Ints, Floats]], rows: int, seed: int) -> Floats:

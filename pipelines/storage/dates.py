@@ -1,6 +1,7 @@
 """Days as `ds` strings (YYYY-MM-DD): parsing, ranges, shifts."""
 
 import re
+from collections.abc import Sequence
 from datetime import date, timedelta
 
 from pipelines.contract.errors import UsageError
@@ -20,6 +21,15 @@ def days_back(ds: str, days: int) -> list[str]:
     """The last `days` days up to and including ds, oldest first."""
     last = parse_ds(ds)
     return [(last - timedelta(days=back)).isoformat() for back in range(days - 1, -1, -1)]
+
+
+def span_of(days: Sequence[str]) -> str:
+    """Days in order, as text for messages.
+
+    >>> span_of(["2024-03-01", "2024-03-02", "2024-03-04"])
+    '2024-03-01 to 2024-03-04 (3 days)'
+    """
+    return days[0] if len(days) == 1 else f"{days[0]} to {days[-1]} ({len(days)} days)"
 
 
 def shift(ds: str, days: int) -> str:

@@ -19,7 +19,7 @@ from pipelines.files.broken_files import naming_broken_files
 from pipelines.files.filesystem import FileSystem
 from pipelines.files.parquet_reader import InputReader, InputRows, Wanted
 from pipelines.files.table_files import DAY, list_files
-from pipelines.storage.dates import parse_ds
+from pipelines.storage.dates import parse_ds, span_of
 from pipelines.storage.manifest import MANIFEST, Manifest, Recipe, code_version, digest
 from pipelines.storage.table_keys import check_keys
 from pipelines.storage.update import Update
@@ -102,8 +102,14 @@ class Warehouse(FileSystem):
         """The manifest of a partition. Raises InputError with the remedy if the partition does not exist."""
         manifest = self.manifest(table, ds)
         if manifest is None:
-            raise InputError(f"table {table} has no partition ds={ds} in {self.root}: {remedy}")
+            days = self.days(table)
+            has = f". It has {span_of(days)}" if days else ""
+            raise InputError(f"table {table} has no partition ds={ds} in {self.root}: {remedy}{has}")
         return manifest
+
+    def days(self, table: str) -> list[str]:
+        """The days for which a written table has a complete partition, in order."""
+        return [ds for ds in self.input_days(self.path(table)) if self.exists(f"{self.path(table, ds)}/{MANIFEST}")]
 
     def retract(self, tables: tuple[str, ...], ds: str) -> None:
         """Delete the manifests of partitions that a step is about to rewrite together.

@@ -178,14 +178,15 @@ def test_spark_submit_writes_the_same_samples_as_python(nightly_run: NightlyRun)
 
 def test_recommendations_are_the_nearest_unseen_items(nightly_run: NightlyRun) -> None:
     users, top = nightly_run.folder / "users.txt", nightly_run.folder / "top"
-    users.write_text("1\n2\n3\nnobody\n")
+    users.write_text("1\n2\n3\n99999\n")
     flags = ("--ds", SECOND, "--k", "20", "--exclude-seen", "--output", str(top), "--users", str(users))
-    nightly_run.run("recommend", *flags)
+    assert "WARNING recommend" in nightly_run.run("recommend", *flags)
     rows = pads.dataset(str(top)).to_table().to_pylist()
     assert set(rows[0]) == {"user_id", "item_id", "rank", "score"}
     index_of = {(row["feature"], row["value"]): row["index"] for row in nightly_run.rows("vocabularies", SECOND)}
     seen = {int(row["user_id"]): set(row["known_items"]) for row in nightly_run.rows("user_histories", SECOND)}
     live = {row["item_id"] for row in nightly_run.rows("item_features", SECOND)}
+    assert {row["user_id"] for row in rows} == {1, 2, 3, 99999}
     for user in (1, 2, 3):
         ranked = sorted((row for row in rows if row["user_id"] == user), key=lambda row: row["rank"])
         assert [row["rank"] for row in ranked] == list(range(1, 21))
@@ -193,6 +194,16 @@ def test_recommendations_are_the_nearest_unseen_items(nightly_run: NightlyRun) -
         assert {row["item_id"] for row in ranked} <= live
         assert not seen.get(user, set()) & {index_of["item_id", str(row["item_id"])] for row in ranked}
     assert "exists" in nightly_run.run("recommend", *flags, code=2)
+    users.write_text("1\n2\nnobody\n")
+    output = nightly_run.run("recommend", *flags, "--force", code=3)
+    assert "1 of its lines cannot be user ids, which are bigint in table users, for example 'nobody'" in output
+
+
+def test_evaluating_a_night_without_a_model_names_the_model_and_the_command(nightly_run: NightlyRun) -> None:
+    output = nightly_run.run("evaluate", "--ds", "2024-03-06", code=3)
+    assert "table models has no partition ds=2024-03-06" in output
+    assert f"python -m jobs.nightly --config {nightly_run.config} --ds 2024-03-06" in output
+    assert f"It has {FIRST} to {SECOND}" in output
 
 
 @pytest.mark.parametrize(
@@ -202,6 +213,11 @@ def test_recommendations_are_the_nearest_unseen_items(nightly_run: NightlyRun) -
         (["--ds", FIRST, "--set", "training.epoch=2"], 2, "did you mean 'epochs'"),
         (["--from", SECOND, "--to", FIRST], 2, "swap them"),
         (["--ds", "2024-03-02"], 3, "--bootstrap-days N"),
+        (
+            ["--ds", "2022-12-31"],
+            3,
+            "no logs of ds=2022-12-31: check the ds (interactions has 2024-03-01 to 2024-03-06",
+        ),
         (["--ds", SECOND, "--set", "model.dim=8"], 2, "cannot continue from"),
         (["--ds", "2024-03-20", "--bootstrap-days", "3"], 3, "it has 2024-03-01 to 2024-03-06"),
     ],

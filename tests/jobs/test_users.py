@@ -1,15 +1,18 @@
 """Users of a night: user files of `recommend`, items that each user has seen, and targets of the days after."""
 
 import argparse
+from datetime import datetime
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 from jobs.common.config import Config
 from jobs.common.runner import Context
-from jobs.recommend import _listed, _read_ids
+from jobs.recommend import _listed, _read_ids, user_id_type
 from pipelines.config import Inputs, Positives
 from pipelines.contract.errors import InputError, UsageError
 from pipelines.night import Night
@@ -58,7 +61,7 @@ def test_known_and_unknown_users_of_a_file_are_counted(
     file = tmp_path / "users.txt"
     file.write_text("u1\nU-9\nnewcomer\n  u19 \nother\n")  # u19 is in the users table, newcomer in interactions only
     with caplog.at_level("INFO", logger="nightjar"):
-        assert _listed(context, night, str(file)).count() == 5
+        assert _listed(context, night, str(file), "string", refuse=False).count() == 5
     assert f"of 5 users in {file}, 3 known, 2 unknown, for example 'U-9'" in caplog.text
 
 
@@ -66,8 +69,47 @@ def test_a_file_without_any_known_user_is_refused(context: Context, night: Night
     file = tmp_path / "users.txt"
     file.write_text("U-1\nU-2\n")
     with pytest.raises(InputError, match="none of its 2 users is known on ds=2024-03-03, for example 'U-1'") as refused:
-        _listed(context, night, str(file))
+        _listed(context, night, str(file), "string", refuse=False)
     assert "Known ids look like 'newcomer', 'u0', 'u1'" in str(refused.value)
+
+
+def test_unknown_users_are_refused_on_request(context: Context, night: Night, tmp_path: Path) -> None:
+    file = tmp_path / "users.txt"
+    file.write_text("u1\nU-9\nother\n")
+    with pytest.raises(InputError, match="2 of its 3 users are unknown on ds=2024-03-03, for example 'U-9'"):
+        _listed(context, night, str(file), "string", refuse=True)
+
+
+@pytest.mark.parametrize("wrong", ["nobody", "1.5", "007", "9223372036854775808"])
+def test_an_id_that_the_type_of_users_cannot_hold_is_refused(
+    context: Context, night: Night, tmp_path: Path, wrong: str
+) -> None:
+    """A cast would write it as null, or as the id of another user."""
+    file = tmp_path / "users.txt"
+    file.write_text(f"12\n-3\n{wrong}\n")
+    with pytest.raises(InputError, match=f"1 of its lines cannot be user ids, which are bigint .*'{wrong}'"):
+        _listed(context, night, str(file), "bigint", refuse=False)
+
+
+@pytest.mark.parametrize(
+    ("users", "interactions", "expected"),
+    [
+        (pa.int64(), pa.int64(), "bigint"),
+        (pa.int32(), pa.int64(), "bigint"),
+        (pa.int64(), pa.string(), "string"),
+        (None, pa.int64(), "string"),
+    ],
+)
+def test_the_type_of_recommended_users_holds_every_id(
+    spark: SparkSession, tmp_path: Path, users: pa.DataType | None, interactions: pa.DataType, expected: str
+) -> None:
+    for table, kind in (("users", users), ("interactions", interactions)):
+        if kind is not None:
+            (folder := tmp_path / table / f"ds={FIRST}").mkdir(parents=True)
+            columns = {"user_id": pa.array([1]).cast(kind), "item_id": pa.array([1]), "action": pa.array(["click"])}
+            columns["event_time"] = pa.array([datetime(2024, 3, 2)], pa.timestamp("us"))
+            pq.write_table(pa.table(columns), folder / "part-0.parquet")
+    assert user_id_type(Night.open(Warehouse(spark, str(tmp_path)), Inputs(), SECOND, 17)) == expected
 
 
 def test_held_out_items_of_all_nights_count_as_known(night: Night) -> None:

@@ -9,7 +9,16 @@ import pytest
 from pydantic import ValidationError
 
 from model.config import IndexConfig
-from model.serving.faiss_index import NO_ITEM, Batches, IndexFactoryError, build_index, load_index, save_index, search
+from model.serving.faiss_index import (
+    NO_ITEM,
+    Batches,
+    IndexFactoryError,
+    _threads,
+    build_index,
+    load_index,
+    save_index,
+    search,
+)
 from model.serving.index_choice import (
     EXACT_BELOW,
     choose_index,
@@ -168,3 +177,15 @@ def test_an_index_written_by_earlier_versions_answers_alike(tmp_path: Path, fact
         answers.append(search(loaded, QUERIES, 10, [best(3)[row] for row in range(USERS)]))
     for now, before in zip(*answers):
         np.testing.assert_array_equal(now, before)
+
+
+def test_threads_are_limited_inside_the_block_only() -> None:
+    before = faiss.omp_get_max_threads()
+    with _threads(1):
+        assert faiss.omp_get_max_threads() == 1
+        with _threads(None):
+            assert faiss.omp_get_max_threads() == 1
+    assert faiss.omp_get_max_threads() == before
+    with pytest.raises(RuntimeError, match="stop"), _threads(1):
+        raise RuntimeError("stop")
+    assert faiss.omp_get_max_threads() == before

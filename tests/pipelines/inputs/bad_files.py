@@ -144,6 +144,11 @@ STATE = [
         lambda root: (root / "item_stats" / f"ds={LAST}" / MANIFEST).unlink(),
     ),
     Case(
+        "a ds without logs and without a night before it",
+        ["There are no logs of ds=2024-01-01: check the ds", "interactions has 2024-03-01 to 2024-03-05"],
+        run=lambda warehouse: night(warehouse, "2024-01-01"),
+    ),
+    Case(
         "build_negatives before build_positives",
         ["table positives has no partition ds=2024-03-05", "run build_positives for ds=2024-03-05 first"],
         run=lambda warehouse: samples(warehouse, DS, 0),
