@@ -13,8 +13,9 @@ from jobs.common.plots import recall_by_third
 from jobs.common.runner import Context, log, main, parser
 from jobs.inference.embed import within_model
 from jobs.inference.score import ScoringInputs, score_users
-from jobs.night.baselines import Margin, margin_in, margin_of, with_best_popularity
+from jobs.night.baselines import margin_of, with_best_popularity
 from jobs.night.evaluations import headline_k, question_of
+from jobs.night.margin import Margin, margin_in
 from jobs.night.preconditions import require_truth
 from jobs.night.steps import as_job, open_night
 from jobs.release.item_embeddings import write_item_embeddings

@@ -22,7 +22,6 @@ from jobs.release.store import (
     write_current,
 )
 from jobs.release.verdict import refused_by, verdict_of
-from jobs.tracking.tracker import Tracker
 from model.serving.release import SERVED, Release
 from pipelines.contract.errors import InputError, UsageError
 from pipelines.storage.lineage import UNKNOWN, described
@@ -70,6 +69,8 @@ def rollback(context: Context) -> None:
     A release that was rolled back does not become current again if its night runs again. Use publish_items --force, or
     name it.
     """
+    from jobs.tracking.tracker import Tracker  # imports mlflow, which takes a second; list and show do not need it
+
     warehouse, before = context.warehouse, read_current(context.warehouse)
     target = _target(context, before)
     with ExitStack() as locks:
@@ -187,4 +188,4 @@ def _flags() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main(_flags(), run))
+    sys.exit(main(_flags(), run, reads_only=lambda args: args.action in ("list", "show")))

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 from jobs.common.days import add_days, days_of
 from jobs.common.runner import Context, aligned, main, parser
-from jobs.night.baselines import margin_in
 from jobs.night.evaluations import facts_of, headline_k, recalls
-from jobs.release.item_embeddings import release_id_at
+from jobs.night.margin import margin_in
+from jobs.release.release_id import release_id_at
 from jobs.release.store import folder_of
 from jobs.release.verdict import Verdict, refused_by, verdict_of
-from jobs.tracking.client import tracking_uri
+from jobs.tracking.address import tracking_uri
 from pipelines.lost_day import carried_from
 from pipelines.samples.packing import positives_in
 from pipelines.storage.lineage import described
@@ -112,4 +112,4 @@ def _flags() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main(_flags(), run))
+    sys.exit(main(_flags(), run, reads_only=lambda _: True))

@@ -13,12 +13,14 @@ from py4j.protocol import Py4JError
 from pyspark.sql import SparkSession
 
 from jobs.common.config import Config, load_config
+from jobs.common.examples import examples_of
 from jobs.common.known_faults import explained
 from jobs.common.stopping import Stopping, stoppable
 from pipelines.contract.errors import NightjarError
 from pipelines.files.object_stores import share_stores
 from pipelines.session import open_session
 from pipelines.storage.dates import parse_ds
+from pipelines.storage.local_warehouse import LocalWarehouse, is_local
 from pipelines.storage.warehouse import Warehouse
 
 log = logging.getLogger("nightjar")
@@ -26,7 +28,10 @@ log = logging.getLogger("nightjar")
 
 @dataclass(frozen=True)
 class Context:
-    """What a job's `run` gets. `bootstrap_days`: days of logs that a first night reads; 0 on other nights."""
+    """What a job's `run` gets. `bootstrap_days`: days of logs that a first night reads; 0 on other nights.
+
+    `spark` is None in jobs that only read, on a local warehouse (`reads_only` of `main`).
+    """
 
     config: Config
     spark: SparkSession
@@ -42,8 +47,13 @@ class Context:
 
 
 def parser(name: str, description: str, *, with_ds: bool = True) -> argparse.ArgumentParser:
-    """A parser with the flags that all jobs share."""
-    flags = argparse.ArgumentParser(prog=f"jobs.{name}", description=description)
+    """A parser with the flags that all jobs share. Its help ends with the examples of the job (jobs/common/examples.py)."""
+    flags = argparse.ArgumentParser(
+        prog=f"jobs.{name}",
+        description=description,
+        epilog=examples_of(name),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     flags.add_argument("--config", required=True, metavar="FILE", help="the YAML config file")
     if with_ds:
         flags.add_argument("--ds", required=True, metavar="YYYY-MM-DD", help="the day to work on")
@@ -82,8 +92,18 @@ class LogLines(logging.Formatter):
         return super().formatMessage(record)
 
 
-def main(flags: argparse.ArgumentParser, run: Callable[[Context], None], argv: list[str] | None = None) -> int:
-    """Run a job. Returns its exit code: 0 done, 1 other error, 2 usage, 3 input, 4 gate."""
+def main(
+    flags: argparse.ArgumentParser,
+    run: Callable[[Context], None],
+    argv: list[str] | None = None,
+    *,
+    reads_only: Callable[[argparse.Namespace], bool] = lambda _: False,
+) -> int:
+    """Run a job. Returns its exit code: 0 done, 1 other error, 2 usage, 3 input, 4 gate.
+
+    `reads_only`: whether a job with these flags only reads manifests and other small files. On a local warehouse it then
+    starts no JVM and answers at once.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(LogLines("%(asctime)s %(message)s", "%H:%M:%S"))
@@ -92,7 +112,7 @@ def main(flags: argparse.ArgumentParser, run: Callable[[Context], None], argv: l
     args = flags.parse_args(argv)
     with stoppable() as stopping:
         try:
-            return _run(flags.prog, args, run, stopping)
+            return _run(flags.prog, args, run, stopping, reads_only(args))
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):  # Spark has replaced our handler of Ctrl-C.
                 stopping.signal = signal.SIGINT
@@ -103,14 +123,20 @@ def main(flags: argparse.ArgumentParser, run: Callable[[Context], None], argv: l
         return stopping.exit_code
 
 
-def _run(name: str, args: argparse.Namespace, run: Callable[[Context], None], stopping: Stopping) -> int:
-    spark = warehouse = None
+def _run(
+    name: str, args: argparse.Namespace, run: Callable[[Context], None], stopping: Stopping, reads_only: bool
+) -> int:
+    spark: Any = None
+    warehouse: Warehouse | None = None
     try:
         config = load_config(args.config, args.overrides)
         ds = parse_ds(args.ds).isoformat() if getattr(args, "ds", None) else ""
-        spark = open_session(name, {key: _spark_value(value) for key, value in config.spark.items()})
-        share_stores(spark)
-        warehouse = Warehouse(spark, config.warehouse)
+        if reads_only and is_local(config.warehouse):
+            warehouse = LocalWarehouse(config.warehouse)
+        else:
+            spark = open_session(name, {key: _spark_value(value) for key, value in config.spark.items()})
+            share_stores(spark)
+            warehouse = Warehouse(spark, config.warehouse)
         run(Context(config, spark, warehouse, args, ds, args.force, getattr(args, "bootstrap_days", None) or 0))
     except Exception as problem:
         if stopping.signal is not None:

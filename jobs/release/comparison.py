@@ -10,8 +10,9 @@ from jobs.common.config import Gates
 from jobs.common.runner import Context, log
 from jobs.night.steps import open_night
 from jobs.release.heldout import events_of, examined, held_out_since
-from jobs.release.item_embeddings import release_id_at, vector_batches
+from jobs.release.item_embeddings import vector_batches
 from jobs.release.recency_prior import index_before_holdout
+from jobs.release.release_id import release_id_at
 from jobs.release.store import folder_of
 from jobs.release.verdict import Gate, verdict_of
 from model.evaluation.release_recall import (

@@ -13,6 +13,7 @@ from jobs.common.runner import Context
 from jobs.inference.embed import as_lists, cached_model
 from jobs.night.steps import require_model
 from jobs.release.recency_prior import TABLE, bonus_of_counts, prior_of, write_item_priors
+from jobs.release.release_id import release_id_of
 from model.io.arrow import to_arrays
 from model.io.urls import resolve
 from model.serving.embed import batch_columns, embed_items
@@ -22,9 +23,7 @@ from pipelines.contract.errors import InputError
 from pipelines.contract.schema import FeatureSchema
 from pipelines.joins import broadcast_small
 from pipelines.storage.lineage import one_lineage
-from pipelines.storage.manifest import Manifest, Recipe, digest
-from pipelines.storage.update import Update
-from pipelines.storage.warehouse import Warehouse
+from pipelines.storage.manifest import Manifest, Recipe
 
 RECENT_COUNTS = "recent_counts"
 
@@ -89,21 +88,6 @@ def _embedded(
             )
 
     return rows.mapInArrow(embed, schema)
-
-
-def release_id_of(
-    model: Manifest, item_features: Manifest, priors: Manifest | None, update: Update | None = None
-) -> str:
-    """The id of the release of a model, its items and its prior. It is the same if the night runs again."""
-    name = f"{model.ds}-{update.name}" if update else model.ds
-    made_of = [manifest.fingerprint for manifest in (model, item_features, priors) if manifest]
-    return f"{name}-{digest(made_of)[:8]}"
-
-
-def release_id_at(warehouse: Warehouse, ds: str) -> str | None:
-    """The id of the release of the model of ds; None if there is no model."""
-    model, features, priors = (warehouse.manifest(table, ds) for table in ("models", "item_features", TABLE))
-    return release_id_of(model, features, priors) if model and features else None
 
 
 def vector_batches(context: Context) -> Iterator[tuple[Any, Any]]:

@@ -16,6 +16,7 @@ from jobs.common.runner import Context, log
 from jobs.inference.prior_grid import COUNTS, Grid, ItemTower, hits_of_grid
 from jobs.night.steps import open_night
 from jobs.release.heldout import events_of, held_out_since
+from jobs.release.release_id import PRIORS
 from jobs.release.store import find_release
 from jobs.tracking.job_run import JobRun
 from model.evaluation.prior_grid import choose, grid_points
@@ -31,7 +32,7 @@ from pipelines.recency import recent_counts
 from pipelines.storage.lineage import one_lineage
 from pipelines.storage.manifest import Manifest, Recipe, digest
 
-TABLE = "item_priors"
+TABLE = PRIORS
 OF_NIGHT = ("beta", "half_life_days", "temperature", "unseen_count", "scale", "as_of")  # What an update takes over.
 Facts = dict[str, Any]
 

@@ -60,9 +60,9 @@ def write_current(warehouse: Warehouse, current: Current) -> None:
 
 def all_releases(warehouse: Warehouse) -> list[Release]:
     """All releases, newest day first."""
-    releases = []
-    for status in warehouse.children(f"{warehouse.root}/{FOLDER}"):
-        uri = folder_of(warehouse, status.getPath().getName())
+    releases, folder = [], f"{warehouse.root}/{FOLDER}"
+    for entry in warehouse.entries(folder) if warehouse.exists(folder) else []:
+        uri = folder_of(warehouse, entry.name)
         if warehouse.exists(f"{uri}/manifest.json"):
             manifest = json.loads(warehouse.read_text(f"{uri}/manifest.json"))
             releases.append(Release(manifest["release_id"], uri, manifest))

@@ -1,4 +1,4 @@
-"""The MLflow client, its address, and the error that says that the tracking server does not answer."""
+"""The MLflow client, and the error that says that the tracking server does not answer."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,25 +9,12 @@ import requests
 import urllib3
 from mlflow.tracking import MlflowClient
 
-from jobs.common.config import Config
 from jobs.common.known_faults import causes
 from pipelines.contract.errors import NightjarError, UsageError
 
 
 class TrackingError(NightjarError):
     """The tracking server does not answer (exit 1)."""
-
-
-def tracking_uri(config: Config, root: str) -> str:
-    """The MLflow tracking URI: `tracking.uri`, else a sqlite file in a local warehouse.
-
-    Raises UsageError if `tracking.uri` is not set and the warehouse is not local.
-    """
-    if config.tracking.uri:
-        return config.tracking.uri
-    if not root.startswith("file://"):
-        raise UsageError(f"tracking.uri is not set, and the warehouse {root} is not local: name an MLflow server")
-    return f"sqlite:///{root.removeprefix('file://')}/mlflow.db"
 
 
 class TrackingClient:

@@ -10,7 +10,8 @@ from typing import Any
 from mlflow.exceptions import MlflowException
 
 from jobs.common.config import Config
-from jobs.tracking.client import TrackingClient, tracking_uri
+from jobs.tracking.address import tracking_uri
+from jobs.tracking.client import TrackingClient
 from jobs.tracking.job_run import JobRun, now
 from jobs.tracking.model_version import save_model_version
 from pipelines.storage.dates import parse_ds

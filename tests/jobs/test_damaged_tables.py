@@ -10,14 +10,6 @@ from tests.jobs.nightly_run import FIRST, SECOND, NightlyRun
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def sampled(first_night_copy: NightlyRun) -> NightlyRun:
-    """The first night and the samples of the second. Every test leaves both in place."""
-    succeeds("build_positives", first_night_copy)
-    succeeds("build_negatives", first_night_copy)
-    return first_night_copy
-
-
 @pytest.fixture(autouse=True)
 def _current_stays(first_night_copy: NightlyRun) -> Iterator[None]:
     before = first_night_copy.current()

@@ -9,8 +9,9 @@ import pytest
 from jobs.common.config import Evaluation
 from jobs.evaluate import _warn_unless_certain
 from jobs.inference.score import distinct_windows
-from jobs.night.baselines import Margin, margin_of, with_best_popularity
+from jobs.night.baselines import margin_of, with_best_popularity
 from jobs.night.evaluations import question_of
+from jobs.night.margin import Margin
 
 USERS, K = 400, 50
 POPULAR = {"popularity_1d": 0.20, "popularity_7d": 0.30, "popularity_30d": 0.10}

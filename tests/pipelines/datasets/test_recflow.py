@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pyarrow.feather as pf
 import pytest
 from pyspark.sql import DataFrame, SparkSession
@@ -16,38 +15,14 @@ from jobs import import_recflow
 from pipelines.config import Inputs, Negatives, Positives, Samples
 from pipelines.contract.errors import InputError
 from pipelines.contract.negative_kinds import COARSE, FINE
-from pipelines.datasets import feather
-from pipelines.datasets.feather import BatchRange, find_files, inspect_files, read_ranges, to_bool, to_int64
+from pipelines.datasets.feather import find_files
 from pipelines.datasets.recflow import COLUMNS, FLAGS, count_rows, ranking_logs, recflow_tables, source_files
 from pipelines.feature_config import Features
 from pipelines.night import Night, SampleConfig
 from pipelines.positives.build import build_positives
 from pipelines.samples.build import build_negatives
 from pipelines.storage.warehouse import Warehouse
-
-NOON = 1_705_147_200_000  # 2024-01-13 12:00 UTC in milliseconds
-DAY = 86_400_000
-ORDER = [  # columns as published
-    *("request_id", "request_timestamp", "user_id", "device_id", "age", "gender", "province", "video_id", "author_id"),
-    *("category_level_one", "category_level_two", "upload_type", "upload_timestamp", "duration", "realshow"),
-    *("rerank_pos", "rerank_neg", "rank_pos", "rank_neg", "coarse_neg", "prerank_neg", "rank_index", "rerank_index"),
-    *("playing_time", "effective_view", "long_view", "like", "follow", "forward", "comment"),
-]
-
-
-def source_row(request: int, user: int, video: int, time: int = NOON, **values: Any) -> dict[str, Any]:
-    """A row with all 30 published columns. Flags are 0 unless given in `values`."""
-    context = {"device_id": user + 500, "age": user % 5, "gender": user % 2, "province": 3}
-    item = {"author_id": video % 7, "category_level_one": video % 3, "category_level_two": video % 9, "upload_type": 1}
-    row = {"request_id": request, "request_timestamp": time, "user_id": user, "video_id": video, **context, **item}
-    row |= {"upload_timestamp": 1_704_067_200 + video, "duration": 15_000, "rank_index": -1, "rerank_index": -1}
-    return row | dict.fromkeys(FLAGS, 0) | {"playing_time": 0} | values
-
-
-def write(path: Path, rows: list[dict[str, Any]], **types: Any) -> None:
-    """Write a Feather file with pandas: version 2, lz4."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(rows)[ORDER].astype(types).to_feather(path)
+from tests.pipelines.datasets.recflow_files import DAY, NOON, ORDER, source_row, write
 
 
 def imported(spark: SparkSession, folder: Path) -> tuple[dict[str, list[dict[str, Any]]], Any]:
@@ -190,32 +165,6 @@ def test_rows_without_a_valid_key_or_time_are_counted_and_refused(spark: SparkSe
     ) as refused:
         imported(spark, tmp_path)
     assert '{"request_id":1,"user_id":7,"video_id":10,"request_timestamp":1705147200}' in str(refused.value)
-
-
-def test_only_the_requested_columns_are_read_in_ranges_of_batches(
-    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    table = pa.table({"unread": ["x"] * 11, "n": list(range(11)), "f": [0.0, 1.0, None] + [0.0] * 8})
-    pf.write_feather(table, str(tmp_path / "many.feather"), compression="lz4", chunksize=2)
-    monkeypatch.setattr(feather, "BATCHES_PER_TASK", 4)
-    ranges = inspect_files(spark, str(tmp_path), find_files(str(tmp_path)), ["n", "f"])
-    path = str(tmp_path / "many.feather")
-    assert ranges == [BatchRange(path, 0, 4), BatchRange(path, 4, 6)]
-    frame = read_ranges(spark, str(tmp_path), ranges, {"n": feather.WHOLE, "f": feather.FLAG})
-    assert frame.rdd.getNumPartitions() == 2
-    assert [tuple(row) for row in frame.sort("n").collect()] == [(n, n == 1) for n in range(11)]
-
-
-def test_columns_of_any_numeric_type_give_the_same_values() -> None:
-    floats = pa.array([1.0, 0.0, float("nan"), None, 2.5, 1e300])
-    assert to_int64(floats).to_pylist() == [1, 0, None, None, None, None]
-    assert to_int64(pa.array([True, None])).to_pylist() == [1, None]
-    assert to_int64(pa.array([2**53 + 1], pa.int64())).to_pylist() == [
-        2**53 + 1
-    ]  # above 2**53 a float cannot represent it
-    assert to_bool(floats).to_pylist() == [True, False, False, False, True, True]
-    assert to_bool(pa.array([1, 0, None], pa.int8())).to_pylist() == [True, False, False]
-    assert to_bool(pa.array([True, None])).to_pylist() == [True, False]
 
 
 def request_rows(request: int, user: int, time: int, videos: list[int]) -> list[dict[str, Any]]:
