@@ -85,9 +85,9 @@ class Night:
 
     def _where_to_start(self, table: str) -> str:
         """The remedy for a missing night before, with the days that have logs and the newest night. `table`: of the state."""
-        logs, nights = self.inputs.days("interactions"), self.warehouse.days(table)
+        logs, newest = self.inputs.days("interactions"), self.warehouse.newest(table)
         known = f"interactions has {span_of(logs)}" if logs else "interactions has no partition at all"
-        known += f"; the newest night is ds={nights[-1]}" if nights else "; no night is complete"
+        known += f"; the newest night is ds={newest}" if newest else "; no night is complete"
         if self.ds not in logs:
             return f"There are no logs of ds={self.ds}: check the ds ({known})"
         first = f"Run ds={self.yesterday} first, or start" if self.yesterday in logs else "Start"

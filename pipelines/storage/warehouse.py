@@ -102,14 +102,15 @@ class Warehouse(FileSystem):
         """The manifest of a partition. Raises InputError with the remedy if the partition does not exist."""
         manifest = self.manifest(table, ds)
         if manifest is None:
-            days = self.days(table)
+            days = [day for day in self.input_days(self.path(table)) if day != ds]
             has = f". It has {span_of(days)}" if days else ""
             raise InputError(f"table {table} has no partition ds={ds} in {self.root}: {remedy}{has}")
         return manifest
 
-    def days(self, table: str) -> list[str]:
-        """The days for which a written table has a complete partition, in order."""
-        return [ds for ds in self.input_days(self.path(table)) if self.exists(f"{self.path(table, ds)}/{MANIFEST}")]
+    def newest(self, table: str) -> str | None:
+        """The newest day for which a written table has a complete partition; None if there is none."""
+        days = reversed(self.input_days(self.path(table)))
+        return next((ds for ds in days if self.exists(f"{self.path(table, ds)}/{MANIFEST}")), None)
 
     def retract(self, tables: tuple[str, ...], ds: str) -> None:
         """Delete the manifests of partitions that a step is about to rewrite together.
