@@ -28,6 +28,8 @@ from pipelines.storage.update_warehouse import UpdateWarehouse
 def run(context: Context) -> None:
     """Write the recommendations to --output."""
     args, warehouse = context.args, context.warehouse
+    if args.unknown == "refuse" and not args.users:
+        raise UsageError("--unknown refuse is for the users of a file: name it with --users FILE")
     release = find_release(context, args.release)
     if (update := update_of(release)) and release.manifest["ds"] == context.ds:
         context = replace(context, warehouse=UpdateWarehouse(warehouse, context.ds, update))
