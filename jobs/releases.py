@@ -7,7 +7,8 @@ import sys
 from contextlib import ExitStack
 
 from jobs.common.runner import Context, aligned, log, main, parser, positive
-from jobs.night.evaluations import headline_k, recalls
+from jobs.night.evaluations import evaluation_of, headline_k, recalls
+from jobs.night.margin import margin_in
 from jobs.release.store import (
     FOLDER,
     Current,
@@ -49,13 +50,18 @@ def list_releases(context: Context) -> None:
 
 
 def show(context: Context) -> None:
-    """Print the manifest of a release (default: the current one), its gates, and whether its files are unchanged."""
+    """Print the manifest of a release (default: the current one), its gates, how it compares with the best baseline, and
+    whether its files are unchanged.
+    """
     release, current = find_release(context, context.args.release), read_current(context.warehouse)
     facts = {name: value for name, value in release.manifest.items() if name not in ("files", "schema")}
     print(json.dumps({"uri": release.uri, "state": _state(context, release, current), **facts}, indent=1))
     verdict = verdict_of(context, release.uri)
     for gate in verdict.gates if verdict else []:
         print(gate.line())
+    evaluation = evaluation_of(context.at(release.manifest["ds"]), release.release_id)
+    if evaluation and (margin := margin_in(evaluation.facts)):
+        print(f"{'' if margin.certain else 'WARNING '}{margin.line()} ({evaluation.facts['question']})")
     faults = release.faults()
     for name, fault in faults.items():
         print(f"{name}: {fault}")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from jobs.common.days import add_days, days_of
 from jobs.common.runner import Context, aligned, main, parser
-from jobs.night.evaluations import facts_of, headline_k, recalls
+from jobs.night.evaluations import evaluation_of, headline_k, recalls
 from jobs.night.margin import margin_in
 from jobs.release.release_id import release_id_at
 from jobs.release.store import folder_of
@@ -70,7 +70,8 @@ def _night(context: Context, k: int, models: list[str]) -> list[str]:
 
 def _answers(nights: list[Context]) -> Iterator[str]:
     """Which question the figures answer, over how many days popularity counts, and where the model is not certainly better."""
-    facts = {night.ds: measured for night in nights if (measured := facts_of(night)) and "margin" in measured}
+    made = {night.ds: evaluation for night in nights if (evaluation := evaluation_of(night))}
+    facts = {ds: evaluation.facts for ds, evaluation in made.items() if "margin" in evaluation.facts}
     questions: dict[str, list[str]] = {}
     for ds, measured in facts.items():
         questions.setdefault(measured["question"], []).append(ds)

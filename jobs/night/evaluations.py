@@ -7,6 +7,7 @@ from pyarrow import parquet as pq
 from jobs.common.config import Evaluation
 from jobs.common.runner import Context
 from model.io.urls import resolve
+from pipelines.storage.manifest import Manifest
 
 
 def headline_k(ks: list[int]) -> int:
@@ -28,29 +29,28 @@ def question_of(config: Evaluation, days: list[str]) -> str:
     return f"{asked}, {'items new to the user' if config.new_items_only else 'all items'}"
 
 
-def facts_of(context: Context) -> dict[str, Any]:
-    """The facts in the manifest of `evaluations` of ds; empty if ds was not evaluated."""
-    manifest = context.warehouse.manifest("evaluations", context.ds)
-    return manifest.facts if manifest else {}
+def evaluation_of(context: Context, release_id: str | None = None) -> Manifest | None:
+    """The manifest of `evaluations` of ds; None if ds was not evaluated.
 
-
-def recalls(context: Context, k: int, release_id: str | None = None) -> dict[str, float]:
-    """Recall@k of ds for each model; empty if ds was not evaluated.
-
-    With `release_id`, also empty if another release of ds was evaluated.
+    With `release_id`, also None if another release of ds was evaluated.
     """
     warehouse, ds = context.warehouse, context.ds
     evaluations, embeddings = warehouse.manifest("evaluations", ds), warehouse.manifest("item_embeddings", ds)
     if evaluations is None or embeddings is None:
-        return {}
+        return None
     same_release = embeddings.facts["release_id"] == release_id
     same_vectors = evaluations.inputs["item_embeddings"] == embeddings.fingerprint
-    if release_id is not None and not (same_release and same_vectors):
+    return evaluations if release_id is None or (same_release and same_vectors) else None
+
+
+def recalls(context: Context, k: int, release_id: str | None = None) -> dict[str, float]:
+    """Recall@k of ds for each model; empty where `evaluation_of` is None."""
+    if evaluation_of(context, release_id) is None:
         return {}
     rows: list[dict[str, Any]] = []
-    for url in warehouse.data_files(warehouse.path("evaluations", ds)):  # a few hundred rows: faster without Spark
+    for url in context.warehouse.data_files(context.warehouse.path("evaluations", context.ds)):
         filesystem, path = resolve(url)
-        with filesystem.open_input_file(path) as file:
+        with filesystem.open_input_file(path) as file:  # a few hundred rows: faster without Spark
             rows += pq.ParquetFile(file).read().to_pylist()
     headline = ("recall", "all", k)
     return {row["model"]: row["value"] for row in rows if (row["metric"], row["slice"], row["k"]) == headline}

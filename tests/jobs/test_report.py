@@ -109,6 +109,29 @@ def test_nothing_is_published_yet(config: str, capsys: pytest.CaptureFixture[str
     assert "nothing is published yet" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("ds", "warning"), [(WINS, False), (LOSES, True)])
+def test_a_release_is_shown_with_its_margin_over_the_best_baseline(
+    config: str, capsys: pytest.CaptureFixture[str], ds: str, warning: bool
+) -> None:
+    root, release = Path(config).parent / "my warehouse", f"{ds}-0a1b2c3d"
+    (root / "releases" / release).mkdir(parents=True)
+    manifest = {"release_id": release, "ds": ds, "files": {}}
+    (root / "releases" / release / "manifest.json").write_text(json.dumps(manifest))
+    embeddings = Manifest("item_embeddings", ds, "", {}, 7, {"release_id": release})
+    (root / "item_embeddings" / f"ds={ds}" / MANIFEST).write_text(json.dumps(asdict(embeddings)))
+    evaluations = json.loads((root / "evaluations" / f"ds={ds}" / MANIFEST).read_text())
+    shown = context(config, releases._flags(), "show", release)
+    releases.run(shown)
+    assert "certainly better" not in capsys.readouterr().out, "another version of this release was evaluated"
+    evaluations["inputs"] = {"item_embeddings": embeddings.fingerprint}
+    (root / "evaluations" / f"ds={ds}" / MANIFEST).write_text(json.dumps(evaluations))
+    releases.run(shown)
+    text = capsys.readouterr().out
+    assert f"certainly better than popularity: Recall@50 {RECALLS[ds]['two_tower']:.4f}" in text
+    assert QUESTION in text
+    assert ("WARNING two_tower is not" in text) is warning
+
+
 @pytest.mark.processes
 @pytest.mark.parametrize("command", [["jobs.report", "--ds", WINS], ["jobs.releases", "list"]])
 def test_both_answer_without_java_and_without_large_libraries(config: str, command: list[str]) -> None:
