@@ -25,9 +25,6 @@ NO_ITEM = -1  # Item index of a position that no item fills.
 FLAT = "Flat"
 ROWS_PER_CELL = 64  # Training vectors per IVF cell; Faiss warns below 39.
 ROUNDS = 10  # Iterations of k-means.
-# Up to so many queries are searched on one thread. Faiss splits a search by queries, so one query gains nothing from threads,
-# but waits for them to start and to end: several ms where PyTorch keeps its own threads busy.
-FEW_QUERIES = 8
 CODEBOOK = 256  # Centroids of an 8-bit product quantiser. Each needs as many training vectors as a cell.
 
 
@@ -99,7 +96,8 @@ def _search(
     for group_depth in np.unique(depth):
         rows = np.flatnonzero(depth == group_depth)
         group_vectors = np.ascontiguousarray(vectors[rows])
-        with _threads(1 if len(rows) <= FEW_QUERIES else None):
+        # Faiss shares a search between threads by query: one query would only wait for the others to start and to end.
+        with _threads(1 if len(rows) == 1 else None):
             group = index.search(group_vectors, int(min(group_depth, index.ntotal)), params=parameters)
         for row, row_scores, row_items in zip(rows, *group):
             keep = row_items >= 0
