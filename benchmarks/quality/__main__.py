@@ -21,11 +21,10 @@ from typing import Any
 from benchmarks.quality import variants
 from benchmarks.quality.peers import PEER_VENV, PEERS
 from benchmarks.quality.run import WorldRun
-from benchmarks.quality.store import Store
+from benchmarks.quality.store import Store, commit
 from benchmarks.quality.summary import summarise, table_of
 from benchmarks.quality.worlds import ROOT, WORLDS
 from benchmarks.support import say
-from pipelines.storage.manifest import code_version
 
 RESULT = ROOT / "benchmarks" / "results" / "quality.json"
 
@@ -107,7 +106,7 @@ def main(argv: list[str] | None = None) -> None:
     summary = summarise(store, missing)
     print(table_of(summary))
     command = shlex.join(["python", "-m", "benchmarks.quality", *(argv if argv is not None else sys.argv[1:])])
-    summary = {"command": command, "commit": code_version(), "smoke": options.smoke} | summary
+    summary = {"command": command, "commit": commit(), "seeds": options.seeds, "smoke": options.smoke} | summary
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(plain(summary), indent=1) + "\n")
     print(json.dumps(plain({name: value for name, value in summary.items() if name != "worlds"})))

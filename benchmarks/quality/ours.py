@@ -16,7 +16,7 @@ from pyspark.sql import functions as F
 from benchmarks.quality.figures import metrics_of
 from benchmarks.quality.question import Question
 from benchmarks.quality.ranking import lists_of
-from benchmarks.quality.store import Answer
+from benchmarks.quality.store import Answer, commit
 from benchmarks.support import say
 from jobs import build_negatives, build_positives, evaluate, train
 from jobs.common.config import Config
@@ -32,7 +32,6 @@ from pipelines.contract.schema import FeatureSchema
 from pipelines.positives import select
 from pipelines.simulation.truth import true_utility
 from pipelines.storage.dates import parse_ds, shift
-from pipelines.storage.manifest import code_version
 
 TABLES = ("inputs", "features", "positives", "negatives", "samples")  # sections that determine the sample tables
 MODEL = ("model", "loss", "training")
@@ -93,7 +92,7 @@ def answer(context: Context, question: Question, config: Config, seed: int, chec
         _compare_with_evaluate(context, tracker, question, lists)
     tracker.close_night("FINISHED")
     facts = {"train_seconds": seconds, "seconds": time.perf_counter() - started, "config": digest_of(config)}
-    facts |= {"question": question.fingerprint, "commit": code_version()}
+    facts |= {"question": question.fingerprint, "commit": commit()}
     return Answer(lists, facts)
 
 

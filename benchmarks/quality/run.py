@@ -17,7 +17,7 @@ from benchmarks.quality import ours, variants
 from benchmarks.quality.ours import Variant
 from benchmarks.quality.peers import PACKAGES, PEER_VENV, PEERS
 from benchmarks.quality.question import Question
-from benchmarks.quality.store import Answer, Store
+from benchmarks.quality.store import Answer, Store, commit
 from benchmarks.quality.summary import REACHABLE
 from benchmarks.quality.worlds import ROOT, AskedNight, World, nights_of
 from benchmarks.support import peer_python, say
@@ -25,7 +25,6 @@ from jobs.common.config import Config
 from jobs.common.runner import Context
 from pipelines.session import open_session
 from pipelines.storage.locks import locked
-from pipelines.storage.manifest import code_version
 from pipelines.storage.warehouse import Warehouse
 
 Run = tuple[Variant, int, Config]  # with the config of the night, whose seed is that of the tables
@@ -120,7 +119,7 @@ class WorldRun:
             question = ours.question_of(context)
             question.save(self.store.question_file(name, ds))
         if self.world.simulated and self.store.read(name, ds, REACHABLE, 1) is None:
-            facts = {"question": question.fingerprint, "commit": code_version()}
+            facts = {"question": question.fingerprint, "commit": commit()}
             self.store.write(name, ds, REACHABLE, 1, Answer(ours.best_reachable(context, question), facts))
         return question
 
@@ -211,7 +210,7 @@ class PeerRun:
         with np.load(out) as arrays:
             lists = arrays["lists"].astype(np.int64)
         out.unlink()
-        facts = {"setting": setting, "seconds": time.perf_counter() - started, "commit": code_version()}
+        facts = {"setting": setting, "seconds": time.perf_counter() - started, "commit": commit()}
         return Answer(lists, facts | {"question": self._question(ds).fingerprint})
 
     def _call(self, step: str, ds: str, out: Path, *flags: str) -> None:

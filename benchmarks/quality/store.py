@@ -9,13 +9,16 @@ STORE/WORLD/tuned.yaml                    a config that jobs.tune made for this 
 
 import json
 import re
+import subprocess
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.quality.question import Question
+from pipelines.storage.manifest import code_version
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,17 @@ class Store:
             answer = read_answer(path)
             answers.setdefault(answer.facts["model"], {})[answer.facts["seed"]] = answer
         return answers
+
+
+@cache
+def commit() -> str:
+    """The commit of this code, with a plus if files differ from it; the version of the package if there is no Git."""
+    run = partial(subprocess.run, cwd=Path(__file__).parent, capture_output=True, text=True)
+    name = run(["git", "rev-parse", "--short=10", "HEAD"])
+    if name.returncode:
+        return code_version()
+    changed = run(["git", "status", "--porcelain", "--untracked-files=no"]).stdout.strip()
+    return name.stdout.strip() + ("+" if changed else "")
 
 
 def read_answer(path: Path) -> Answer:
