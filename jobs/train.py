@@ -135,7 +135,7 @@ def early_stopping(config: Config, ds: str, rows: int) -> EarlyStopping | None:
             "training.bootstrap_epochs: auto measures each pass on %d positives %s. With so few, the choice is mostly chance: "
             "raise positives.valid_hours or training.bootstrap_patience, or set a number of passes", rows, of_hours,
         )  # fmt: skip
-    return EarlyStopping(patience=config.training.bootstrap_patience, recall_at=config.gates.recall_at)
+    return EarlyStopping(patience=config.training.bootstrap_patience)
 
 
 def _train(context: Context, spec: TrainingSpec) -> TrainingResult:

@@ -1,8 +1,8 @@
 """Chooses the number of epochs of a first night: keeps the state of the best epoch, and stops when later ones are no better.
 
-The measure is the loss on the valid split. Recall over the whole catalogue is recorded beside it, but it is a worse guide:
-it counts hits, so with a few hundred positives it differs between epochs by chance as much as by quality. Weights that grow
-with the quality of the model (top_k) are left out of this loss.
+The measure is the loss on the valid split. Recall is a worse guide: it counts hits, so with a few hundred positives it
+differs between epochs by chance as much as by quality. Weights that grow with the quality of the model (top_k) are left out
+of this loss.
 
 The decision depends only on the recorded figures of the epochs, which are equal on all ranks and saved in every intermediate
 checkpoint. A resumed run therefore decides like an uninterrupted one.
@@ -56,9 +56,8 @@ class BestEpoch:
             write_folder(f"{self._folder}/{self._prefix}{last.epoch}", {TENSORS: encode(state)})
         if not rank():
             log.info(
-                "epoch %d of at most %d: loss %.4f on the held-out hours, recall@%d %.4f%s",
-                last.epoch + 1, self._most, last.valid_loss, self._settings.recall_at, last.valid_recall,
-                ", the best so far" if is_best else "",
+                "epoch %d of at most %d: loss %.4f on the held-out hours%s",
+                last.epoch + 1, self._most, last.valid_loss, ", the best so far" if is_best else "",
             )  # fmt: skip
         return is_over(epochs, self._settings.patience)
 

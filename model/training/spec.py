@@ -18,7 +18,6 @@ class EarlyStopping(StrictModel):
     patience: PositiveInt = Field(
         1, description="Epochs in a row that are no better than the best one before it stops."
     )
-    recall_at: PositiveInt = Field(50, description="K of the recall over the whole catalogue, which is recorded too.")
 
 
 class TrainingSpec(StrictModel):
@@ -130,9 +129,6 @@ class EpochMetrics(StrictModel):
     valid_loss: float | None
     valid_recall_in_batch: float | None = Field(
         description="Share of rows whose positive is among the 10 best shared candidates."
-    )
-    valid_recall: float | None = Field(
-        None, description="With early stopping: Recall@K over the whole catalogue, of at most 20,000 rows."
     )
     step: int = Field(0, description="Steps of the run at the end of the epoch.")
     weights: dict[str, float] = Field(

@@ -190,7 +190,6 @@ class TrainingLoop:
                 loss=loss,
                 valid_loss=valid.loss,
                 valid_recall_in_batch=valid.recall_in_batch,
-                valid_recall=valid.recall,
                 step=self.recorder.step,
                 weights=self.step.tower_weights(batch),
                 seconds=time.perf_counter() - started,

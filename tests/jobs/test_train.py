@@ -7,15 +7,13 @@ from jobs.train import early_stopping
 from model.training.spec import EarlyStopping
 from pipelines.contract.errors import UsageError
 
-AUTO = Config.model_validate(
-    {"training": {"bootstrap_epochs": "auto", "bootstrap_patience": 2}, "gates": {"recall_at": 20}}
-)
+AUTO = Config.model_validate({"training": {"bootstrap_epochs": "auto", "bootstrap_patience": 2}})
 DS = "2024-03-05"
 
 
-def test_auto_measures_the_recall_of_the_gates(caplog: pytest.LogCaptureFixture) -> None:
+def test_auto_has_the_patience_of_the_config(caplog: pytest.LogCaptureFixture) -> None:
     assert early_stopping(Config(), DS, 0) is None
-    assert early_stopping(AUTO, DS, 100) == EarlyStopping(patience=2, recall_at=20)
+    assert early_stopping(AUTO, DS, 100) == EarlyStopping(patience=2)
     assert not caplog.records
 
 

@@ -94,9 +94,7 @@ def test_context_and_ages_create_no_tensor_on_another_device(tmp_path: Path) -> 
 
 
 def test_validation_creates_no_tensor_on_another_device(tmp_path: Path) -> None:
-    spec = toy_night.make_spec(
-        tmp_path, [60], early_stopping=EarlyStopping(recall_at=3), resume=str(tmp_path / "progress")
-    )
+    spec = toy_night.make_spec(tmp_path, [60], early_stopping=EarlyStopping(), resume=str(tmp_path / "progress"))
     step = build_step(spec).eval()
     expected = validate(step, spec)
     with torch.device("meta"):

@@ -3,21 +3,16 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
 
-from model.serving.embed import embed_items, embed_users
-from model.training import corpus_recall
-from model.training.build import build_step
 from model.training.checkpoint import load_checkpoint, read_state
 from model.training.early_stopping import best_epoch, is_over
 from model.training.launch import launch
 from model.training.spec import EarlyStopping, EpochMetrics, TrainingResult, TrainingSpec
 from model.training.trainer import train
-from model.training.validation import validate
-from tests.model import packed_night, toy_night
+from tests.model import toy_night
 from tests.model.training.test_resume import EVERYTHING, assert_same, interrupt
 
 VALID = [90, 70]
@@ -30,7 +25,7 @@ def make_spec(folder: Path, **training: Any) -> TrainingSpec:
         {"batch_size": 42, "embedding_rows_sparse": 50, "checkpoint_steps": 3, "embedding_learning_rate": 0.1, **training},
         epochs=12, resume=str(folder / "progress"), output=str(folder / "checkpoint"),
         valid=toy_night.write_samples(folder / "held_out", VALID, seed=1),
-        early_stopping=EarlyStopping(patience=1, recall_at=3),
+        early_stopping=EarlyStopping(patience=1),
     )  # fmt: skip
 
 
@@ -74,30 +69,6 @@ def test_it_needs_rows_to_measure_on_and_a_folder(tmp_path: Path) -> None:
             TrainingSpec.model_validate(spec | missing)
 
 
-@pytest.mark.parametrize("most_rows", [1000, 50])
-def test_recall_is_that_over_the_whole_catalogue(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most_rows: int
-) -> None:
-    """In small pieces, compared with the vectors of a release. With a limit of 50, every fourth of 160 rows counts."""
-    for name, value in (("ITEMS", 7), ("ROWS", 13), ("MOST_ROWS", most_rows)):
-        monkeypatch.setattr(corpus_recall, name, value)
-    spec = make_spec(tmp_path)
-    train(fixed(spec, 1))
-    measured = validate(build_step(spec.model_copy(update={"warm_start": fixed(spec, 1).output})).eval(), spec)
-    model, items = load_checkpoint(fixed(spec, 1).output), toy_night.item_rows()
-    rows = toy_night.sample_rows(sum(VALID), seed=1)
-    rows = {name: values[:: 1 if most_rows == 1000 else 4] for name, values in rows.items()}
-    scores = embed_users(model, rows) @ embed_items(model, items).T
-    scores[(rows["history"][:, :, None] == items["item_index"]).any(1)] = -np.inf
-    hits = []
-    for row, positive in enumerate(rows["item_index"]):
-        place = np.flatnonzero(items["item_index"] == positive)  # One item has left the catalogue: a miss.
-        own = embed_users(model, {n: v[[row]] for n, v in rows.items()}) @ embed_items(model, items)[place].T
-        hits.append(len(place) > 0 and (np.delete(scores[row], place) > own).sum() < 3)
-    assert 0.1 < np.mean(hits) < 0.9
-    assert measured.recall == pytest.approx(np.mean(hits), abs=1e-9)
-
-
 @pytest.mark.trains
 def test_the_checkpoint_is_that_of_the_best_epoch(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Bit for bit the parameters, optimisers and frequencies of a training with that number of epochs."""
@@ -109,13 +80,14 @@ def test_the_checkpoint_is_that_of_the_best_epoch(tmp_path: Path, caplog: pytest
     assert len(result.epochs) == best + 2 < 12
     losses = valid_losses(result)
     assert losses[best] == min(losses) < losses[0], "not the first epoch"
-    assert len({epoch.valid_recall for epoch in result.epochs}) > 1, "recall is recorded too"
     shorter = train(fixed(spec, best + 1))
     assert_same_state(spec.output, fixed(spec, best + 1).output)
     assert result.temperature == shorter.temperature
     assert result.kept_epoch.loss == shorter.epochs[-1].loss
     assert result.kept_metrics.step == 5 * (best + 1) == shorter.metrics[-1].step
-    assert f"epoch {best + 1} of at most 12: loss {min(losses):.4f} on the held-out hours, recall@3 0." in caplog.text
+    assert (
+        f"epoch {best + 1} of at most 12: loss {min(losses):.4f} on the held-out hours, the best so far" in caplog.text
+    )
     assert f"training keeps epoch {best + 1} of {best + 2}" in caplog.text
     states = [path.name for path in Path(str(spec.resume)).iterdir() if path.name.startswith("best-")]
     assert [name.rpartition("=")[2] for name in states] == [str(best)], "earlier states are deleted"
@@ -159,19 +131,3 @@ def test_two_processes_keep_the_same_epoch(tmp_path: Path) -> None:
         assert kept.keys() == shorter.keys()
         for name in kept:
             torch.testing.assert_close(kept[name], shorter[name], rtol=1e-4, atol=1e-5, msg=name)
-    # One process measures the same recall for the same model. (Its frequency estimator counts other steps.)
-    warm = fixed(spec, best + 1).output
-    one = validate(build_step(spec.model_copy(update={"warm_start": warm})).eval(), spec)
-    assert one.recall == pytest.approx(result.kept_epoch.valid_recall, abs=1.5 / sum(VALID))
-
-
-@pytest.mark.parametrize("model", [{}, {"tower": "sequence", "settings": {"width": 16}}], ids=["dssm", "sequence"])
-def test_recall_of_packed_rows_is_that_of_their_positives(tmp_path: Path, model: dict[str, Any]) -> None:
-    stopping = {"early_stopping": EarlyStopping(recall_at=8), "resume": str(tmp_path / "progress")}
-    recalls = []
-    for packed in (True, False):
-        spec = packed_night.make_spec(tmp_path, [30, 31], model, packed=packed, **stopping)
-        recalls.append(validate(build_step(spec).eval(), spec).recall)
-    assert recalls[0] is not None
-    assert 0 < recalls[0] < 1
-    assert recalls[0] == recalls[1]

@@ -55,7 +55,7 @@ def test_a_night_on_a_gpu_has_the_losses_of_the_cpu(tmp_path: Path, loss: dict[s
 def test_early_stopping_resumes_and_returns_to_its_best_epoch_on_a_gpu(tmp_path: Path) -> None:
     spec = toy_night.make_spec(
         tmp_path, [200], {"dropout": 0.2, "history_dropout": 0.2}, None, {"embedding_learning_rate": 0.1}, epochs=12,
-        early_stopping=EarlyStopping(recall_at=3), resume=str(tmp_path / "progress"),
+        early_stopping=EarlyStopping(), resume=str(tmp_path / "progress"),
     )  # fmt: skip
     result = train_on("cuda", spec, checkpoint_steps=2, precision="bfloat16")
     assert result.best_epoch is not None
