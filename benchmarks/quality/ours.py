@@ -213,7 +213,7 @@ def _ids(context: Context, users: np.ndarray) -> DataFrame:
 
 def _flat(lists: Any, place_of_index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """A column of lists of item indices as (row, position), without items outside the corpus."""
-    rows = np.repeat(np.arange(len(lists)), [len(values) for values in lists])
+    rows = np.repeat(np.arange(len(lists)), np.array([len(values) for values in lists], np.int64))
     index = np.concatenate([np.zeros(0, np.int64), *(np.asarray(values, np.int64) for values in lists)])
     places = np.where(index < len(place_of_index), place_of_index[np.minimum(index, len(place_of_index) - 1)], -1)
     return rows[places >= 0], places[places >= 0]
@@ -223,7 +223,9 @@ def _indices(frame: Any, prefix: str) -> dict[str, np.ndarray]:
     """The encoded features of a table that are indices, or lists of indices of one length, by name."""
     found = {}
     for name in (
-        name for name in frame.columns if name.startswith(prefix) and name not in ("user_index", "item_index")
+        name
+        for name in frame.columns
+        if name.startswith(prefix) and name not in ("user_id", "user_index", "item_id", "item_index")
     ):
         first = frame[name].iloc[0]
         values = np.stack(frame[name].to_numpy()) if isinstance(first, np.ndarray) else frame[name].to_numpy()
