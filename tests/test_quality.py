@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from benchmarks.quality import __main__ as command
@@ -133,6 +134,21 @@ def test_rows_of_neural_peers_have_the_items_before_the_event_as_history() -> No
     pointwise, labels = rechub.Batches(question(EVENTS), negatives=1, pointwise=True, seed=1)._batch(np.array([3]))
     assert labels.tolist() == [1.0, 0.0]
     assert pointwise["history"].shape == (2, rechub.HISTORY)
+
+
+def test_peers_get_encoded_features_and_no_ids() -> None:
+    rows = {
+        "item_id": [70_000_001, 70_000_002],
+        "item_index": [2, 3],
+        "item_category": [5, 6],
+        "item_tags": [np.array([1, 0]), np.array([2, 3])],
+        "item_price": [0.5, -0.5],
+    }
+    features = ours._indices(pd.DataFrame(rows), "item_")
+    assert {name: values.tolist() for name, values in features.items()} == {
+        "category": [5, 6],
+        "tags": [[1, 0], [2, 3]],
+    }
 
 
 def test_item_cf_finds_the_nearest_neighbours() -> None:
