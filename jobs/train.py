@@ -42,7 +42,7 @@ def run(context: Context, tracker: Tracker) -> None:
     if inputs.before:
         require_model(context, shift(ds, -1), "")
     offered, schema = inputs.schemas(context.config)
-    training = _training(context, inputs)
+    training = training_of_night(context, inputs)
     # Measure the release in use on the events of the day before the new model has learned from them.
     if warehouse.update:
         tested: dict[str, Any] = {"within_day": test_update(context, tracker)}
@@ -52,7 +52,7 @@ def run(context: Context, tracker: Tracker) -> None:
     if context.force:
         warehouse.delete_progress("models", ds)
     with tracker.job("train") as job:
-        spec = _spec(context, inputs, schema, training, staging)
+        spec = training_spec(context, inputs, schema, training, staging)
         _record_inputs(context, inputs, spec, job)
         if context.config.loss.self_supervision and not warehouse.update:
             spec = spec.model_copy(update={"item_relations": item_relations(context, offered.item, schema.item, job)})
@@ -68,7 +68,7 @@ def run(context: Context, tracker: Tracker) -> None:
     )
 
 
-def _training(context: Context, inputs: TrainingInputs) -> TrainingConfig:
+def training_of_night(context: Context, inputs: TrainingInputs) -> TrainingConfig:
     """The training config with the processes and learning rates of this night."""
     training = context.config.training
     # An update within the day has few rows and learns at the full rate.
@@ -77,7 +77,7 @@ def _training(context: Context, inputs: TrainingInputs) -> TrainingConfig:
     return training.model_copy(update=rates | {"processes": inputs.processes(context)})
 
 
-def _spec(
+def training_spec(
     context: Context, inputs: TrainingInputs, schema: FeatureSchema, training: TrainingConfig, staging: str
 ) -> TrainingSpec:
     """Everything that the training processes need."""

@@ -85,6 +85,8 @@ def test_the_contract_needs_neither_pyspark_nor_torch() -> None:
     ("library", "modules"),
     [
         ("petastorm", ["model/data/petastorm_reader.py"]),
+        ("optuna", [f"jobs/tuning/{name}.py" for name in ("plots", "search", "study")]),
+        ("ruamel", ["jobs/tuning/tuned_config.py"]),
         (
             "mlflow",
             [f"jobs/tracking/{name}.py" for name in ("client", "job_run", "model_version", "pyfunc", "tracker")],

@@ -72,6 +72,10 @@ class JobRun:
         """Log a table that the UI displays, as tables/NAME.json. `columns`: name -> values."""
         self._client.log_table(self.run_id, columns, f"tables/{name}.json")
 
+    def text(self, text: str, name: str) -> None:
+        """Log a text artifact."""
+        self._client.log_text(self.run_id, text, name)
+
     def json(self, value: Any, name: str) -> None:
         """Log a JSON artifact."""
         self._client.log_dict(self.run_id, value, name)

@@ -28,6 +28,8 @@ class Tracker:
     done creates no run.
     """
 
+    tag, job_name = NIGHT, "nightly"  # of the parent run
+
     def __init__(self, config: Config, warehouse: Warehouse, ds: str, *, join_finished: bool = False) -> None:
         """`join_finished`: also add to the newest run of this ds if it has ended (for jobs that run one by one)."""
         self._config, self._root, self.ds, self._join = config, warehouse.root, ds, join_finished
@@ -70,17 +72,21 @@ class Tracker:
         return self._night_run
 
     def _new_night(self, experiment: str) -> str:
-        tags = {NIGHT: self.name} | self._tags("incremental" if self._update else "nightly")
-        name = self.name if self._update else f"night {self.name}"
-        run_id: str = self._client.create_run(experiment, self._since, run_name=name, tags=tags).info.run_id
+        tags = {self.tag: self.name} | self._tags("incremental" if self._update else self.job_name)
+        run_id: str = self._client.create_run(experiment, self._since, run_name=self.title, tags=tags).info.run_id
         night, config = JobRun(self._client, run_id), self._config.model_dump(mode="json")
         night.params(config)
         night.json(config, "config.json")
         return run_id
 
+    @property
+    def title(self) -> str:
+        """The name of the parent run."""
+        return self.name if self._update else f"night {self.name}"
+
     def _newest(self, experiment: str) -> Any:
         """The newest parent run of this name, or None."""
-        runs = self._client.search_runs([experiment], f"tags.`{NIGHT}` = '{self.name}'", max_results=1)
+        runs = self._client.search_runs([experiment], f"tags.`{self.tag}` = '{self.name}'", max_results=1)
         return runs[0] if runs else None
 
     def _end_killed(self, experiment: str, night: str) -> None:

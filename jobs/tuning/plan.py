@@ -1,0 +1,67 @@
+"""Which trial comes next: a pure function of the trials so far and of the share of the budget that is used.
+
+1. The config as it is, then the defaults.
+2. TPE over model, loss and training, with the sample tables of the best trial so far.
+3. In the middle of the budget, if it allows: the best trial with one setting of the sample tables changed, each choice once.
+4. At the end of the budget: the best trial with one of its changes taken back, each once. Changes without effect go.
+"""
+
+from typing import NamedTuple
+
+from jobs.common.config import Config
+from jobs.tuning.space import Parameter, Values, changes, encoded, start_values
+from jobs.tuning.study import CHANGES, KIND, WHAT, Study
+
+CONFIG, DEFAULTS, SEARCH, TABLES, REVERT = "config", "defaults", "search", "tables", "revert"
+TABLES_FROM, REVERT_FROM = 0.4, 0.75  # shares of the budget
+
+
+class Step(NamedTuple):
+    """The kind of the next trial, and the values that are fixed; TPE chooses the others."""
+
+    kind: str
+    fixed: Values
+    what: str = ""  # the setting that is changed or taken back
+
+
+class Planner:
+    """Plans the trials of a study."""
+
+    def __init__(self, study: Study, config: Config, training: list[Parameter], sampling: list[Parameter]) -> None:
+        self._study, self._config, self._training, self._sampling = study, config, training, sampling
+        self._start = start_values([*training, *sampling], config)
+
+    def next(self, used: float, *, may_build: bool) -> Step:
+        """`used`: share of the budget. `may_build`: whether time remains to build other sample tables."""
+        kinds = {trial.user_attrs.get(KIND) for trial in self._study.ended}
+        if CONFIG not in kinds:
+            return Step(CONFIG, self._start)
+        if DEFAULTS not in kinds:
+            return Step(DEFAULTS, self._start | start_values(self._training, Config()))
+        best = self._study.values_of(self._study.best)
+        tried = [trial.user_attrs[CHANGES] for trial in self._study.ended]
+        steps: list[Step] = []
+        if used >= REVERT_FROM:
+            steps = self._reverts(best)
+        elif used >= TABLES_FROM and may_build:
+            steps = self._other_tables(best)
+        done = {trial.user_attrs.get(WHAT) for trial in self._study.ended}
+        for step in steps:
+            if step.what not in done and changes(step.fixed, self._config) not in tried:
+                return step
+        return Step(SEARCH, {parameter.name: best[parameter.name] for parameter in self._sampling})
+
+    def _other_tables(self, best: Values) -> list[Step]:
+        """The best trial with another choice of one setting of the sample tables."""
+        return [
+            Step(TABLES, best | {parameter.name: choice}, f"{parameter.name}={encoded(choice)}")
+            for parameter in self._sampling
+            for choice in parameter.choices
+            if choice != best[parameter.name]
+        ]
+
+    def _reverts(self, best: Values) -> list[Step]:
+        """The best trial with one changed setting as it is in the config."""
+        changed = changes(best, self._config)
+        names = [name for name in best if name in changed and name in self._start]
+        return [Step(REVERT, best | {name: self._start[name]}, name) for name in names]

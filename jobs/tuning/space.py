@@ -1,0 +1,213 @@
+"""The search space of jobs.tune: which settings a trial may change, in which ranges, and why.
+
+A trial changes model, loss, training and prior (`training_parameters`), which all read the same sample tables. A few settings
+of the tables themselves are tried one at a time (`sampling_parameters`), because each choice has its own tables.
+
+Each range also contains the value of the user's config and the default, so that both can be trials.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from jobs.common.config import Config
+from model.config import PriorConfig
+
+Values = dict[str, Any]  # key of the config, as in --set -> value
+
+# A pass of the transformer over more history items than this (rows x history length) takes minutes on a few cores.
+SEQUENCE_TOKENS = 5_000_000
+
+
+@dataclass(frozen=True)
+class TuningData:
+    """What the space must know about the data."""
+
+    rows: int  # positives of the bootstrap
+    days: int  # days of logs that the bootstrap reads
+    ranking_logs: bool  # whether the bootstrap has ranking logs: hard negatives come from them
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A setting and its range: `choices`, or numbers from `low` to `high`."""
+
+    name: str  # key of the config, as in --set
+    choices: tuple[Any, ...] = ()
+    low: float = 0
+    high: float = 0
+    whole: bool = False  # whole numbers; other ranges are logarithmic
+    known: tuple[float, ...] = ()  # numbers of the config and of the defaults, which are not rounded
+
+    def including(self, *values: Any) -> "Parameter":
+        """The parameter with a range that contains these values."""
+        if self.choices:
+            choices = list(self.choices)
+            choices += [value for place, value in enumerate(values) if value not in (*choices, *values[:place])]
+            return replace(self, choices=tuple(choices))
+        numbers = [value for value in values if isinstance(value, int | float)]
+        return replace(self, low=min(self.low, *numbers), high=max(self.high, *numbers), known=tuple(numbers))
+
+    def decoded(self, stored: Any) -> Any:
+        """A value that Optuna stored, as the config has it. Numbers get two digits: the search is no more precise."""
+        if self.choices:
+            return next(choice for choice in self.choices if encoded(choice) == stored)
+        if self.whole or stored in self.known:
+            return int(stored) if self.whole else stored
+        return float(f"{stored:.2g}")
+
+
+def encoded(value: Any) -> Any:
+    """A value as Optuna stores it: lists and dicts as JSON."""
+    return json.dumps(value) if isinstance(value, list | dict) else value
+
+
+def training_parameters(config: Config, data: TuningData) -> list[Parameter]:
+    """The settings that need no other sample tables, with ranges that fit the features and the data."""
+    defaults = Config()
+    return [
+        parameter.including(value_of(config, parameter.name), *_default_in_range(defaults, parameter))
+        for parameter in (*_model(config, data), *_loss(config), *_training(config), *_prior(config))
+    ]
+
+
+def _default_in_range(defaults: Config, parameter: Parameter) -> list[Any]:
+    """The default, unless it is a choice that was left out for this data."""
+    default = value_of(defaults, parameter.name)
+    return [] if parameter.choices and default not in parameter.choices else [default]
+
+
+def _model(config: Config, data: TuningData) -> Iterator[Parameter]:
+    features, history = config.features, config.features.history
+    towers = ["dssm"]  # All features go through one MLP per side.
+    if not config.loss.self_supervision:
+        towers.append("youtube_dnn")  # Items are only ids: strong if they have many clicks.
+    tokens = data.rows * (history.length if history else 0)
+    if history and history.order != "leave_one_out" and (config.samples.pack or tokens <= SEQUENCE_TOKENS):
+        towers.append("sequence")  # Reads the order of the history.
+    yield Parameter("model.tower", tuple(towers))
+    yield Parameter("model.dim", (32, 64, 128))  # The index grows with it; more than 128 seldom gains anything.
+    yield Parameter("model.embedding_dim", (16, 32, 64))  # Ids with few clicks overfit long embeddings.
+    yield Parameter("model.hidden", ([], [128], [256, 128]))  # None: nothing to overfit; two: interactions of features.
+    yield Parameter("model.id_dropout", (0.0, 0.05, 0.1, 0.3))  # High: rely on features, for new and rare ids.
+    yield Parameter("model.dropout", (0.0, 0.1, 0.3))
+    if not history:
+        return
+    yield Parameter("model.history_dropout", (0.0, 0.1, 0.3))  # Hides items, so that no single one decides the vector.
+    yield Parameter(
+        "model.history_pooling", ("mean", "decay", "attention")
+    )  # mean: tastes are steady; others: recent ones count.
+    kinds = ("categorical", "multi_categorical")
+    pooled = [f.name for f in features.item if f.kind in kinds and f.name not in config.model.leave_out]
+    if pooled:
+        yield Parameter("model.history_features", ([], pooled))
+
+
+def _loss(config: Config) -> Iterator[Parameter]:
+    yield Parameter("loss.kind", ("listwise",))  # The best in docs/losses.md; the config's own kind is tried too.
+    yield Parameter("loss.temperature", low=0.03, high=0.5)  # Low for many clean clicks, high for few noisy ones.
+    if config.loss.top_k:
+        return  # Needs a correction, and works best with the one that it was set up with.
+    yield Parameter("loss.correction", ("none", "classic", "revisited"))  # none leaves popular items ahead.
+
+
+def _training(config: Config) -> Iterator[Parameter]:
+    size = config.training.batch_size
+    # In-batch negatives per step. Half or twice: the number of steps, and so the learning rates, stay comparable.
+    sizes = [size // 2, size, size * 2]
+    yield Parameter("training.batch_size", tuple(s for s in sizes if s >= max(32, config.training.processes)))
+    yield Parameter("training.learning_rate", low=2e-4, high=1e-2)
+    yield Parameter("training.embedding_learning_rate", low=1e-3, high=5e-2)  # Each row is updated in few steps.
+    yield Parameter("training.embedding_weight_decay", (0.0, 0.01, 0.1, 1.0))  # 1 with rate 0.005: 0.5% per step.
+    passes = config.training.bootstrap_epochs
+    if passes != "auto":  # auto already chooses the passes while training.
+        yield Parameter("training.bootstrap_epochs", low=1, high=max(4, 2 * passes), whole=True)
+
+
+def _prior(config: Config) -> Iterator[Parameter]:
+    """With its grid, as a night would choose it: a prior needs held-out hours, and counts of several days."""
+    grid = (config.prior_in_use or PriorConfig()).model_dump()
+    if config.positives.valid_hours and config.positives.window_days > 1:
+        yield Parameter("prior", (None, grid))
+
+
+def sampling_parameters(config: Config, data: TuningData) -> list[Parameter]:
+    """The settings of the sample tables that may be tried: few, because each choice builds its own tables."""
+    parameters = [*_orders(config), *_quotas(data)]
+    share = {"form": "word2vec", "threshold": 1e-3, "exponent": 0.5}
+    parameters.append(
+        Parameter("positives.downsample", (None, share))
+    )  # Popular items: keep their clicks, or thin them.
+    if data.days >= 7:
+        parameters.append(
+            Parameter("features.example_age", (False, True))
+        )  # Says how old a click is, over several days.
+    return [parameter.including(value_of(config, parameter.name)) for parameter in parameters]
+
+
+def _orders(config: Config) -> Iterator[Parameter]:
+    history = config.features.history
+    if not history:
+        return
+    orders = ["strictly_before"]
+    if config.evaluation.split == "next_days":
+        orders.append("ahead")  # Trains on what users want up to evaluation.days later, as the evaluation asks.
+    if not history.ages and not config.samples.pack and config.model.tower != "sequence":
+        orders.append("leave_one_out")  # For data entered in one sitting, where the order has no meaning.
+    yield Parameter("features.history.order", tuple(orders))
+
+
+def _quotas(data: TuningData) -> Iterator[Parameter]:
+    yield Parameter("negatives.uniform", (1, 2, 4))  # Shared by the batch; they keep rare items in the loss.
+    yield Parameter("negatives.popularity", (1, 2, 4))  # Push down items that are only popular.
+    if data.ranking_logs:  # Without ranking logs, easy negatives would only take their places.
+        yield Parameter("negatives.coarse", (0, 2, 4))
+        yield Parameter("negatives.fine", (0, 2))  # More of these make recall worse (docs/losses.md).
+
+
+def changes(values: Mapping[str, Any], config: Config) -> Values:
+    """The settings among `values` that differ from the config, after removing those that have no effect.
+
+    Settings that follow from others are added: a tower other than the config's has its default settings.
+    """
+    chosen, model = dict(values), config.model
+    tower = chosen.get("model.tower", model.tower)
+    settings = model.settings if tower == model.tower else {}
+    if tower == "youtube_dnn" or settings.get("items") == "ids":
+        chosen["model.embedding_dim"] = chosen.get("model.dim", model.dim)  # An item's vector is its embedding.
+    if tower == "sequence" and "model.history_pooling" in chosen:
+        chosen["model.history_pooling"] = "mean"
+    if not chosen.get("model.hidden", model.hidden) and "model.dropout" in chosen:
+        chosen["model.dropout"] = model.dropout
+    chosen["model.settings"] = settings
+    order = chosen.get("features.history.order")
+    if order and order != value_of(config, "features.history.order"):
+        chosen["positives.ahead_days"] = float(config.evaluation.days) if order == "ahead" else None
+    return {name: value for name, value in chosen.items() if value != value_of(config, name)}
+
+
+def with_changes(config: Config, changed: Mapping[str, Any]) -> Config:
+    """The config with other values. Raises ValidationError if they contradict each other."""
+    tree = config.model_dump()
+    for name, value in changed.items():
+        *parents, last = name.split(".")
+        node = tree
+        for parent in parents:
+            node = node[parent]
+        node[last] = value
+    return Config.model_validate(tree)
+
+
+def value_of(config: Config, name: str) -> Any:
+    """The value of a key such as model.dim; of a section, as a dict. None if a section above it is off."""
+    value: Any = config
+    for part in name.split("."):
+        value = getattr(value, part, None)
+    return value.model_dump() if hasattr(value, "model_dump") else value
+
+
+def start_values(parameters: list[Parameter], config: Config) -> Values:
+    """The values of a config, as a trial. A value that is not in the range is left out."""
+    values = {p.name: value_of(config, p.name) for p in parameters}
+    return {p.name: values[p.name] for p in parameters if not p.choices or values[p.name] in p.choices}

@@ -1,0 +1,108 @@
+"""The search space: it contains the config and the defaults, offers only what the data allows, and gives valid configs."""
+
+import random
+from typing import Any
+
+import pytest
+
+from jobs.common.config import Config, load_config
+from jobs.tuning.space import (
+    Parameter,
+    TuningData,
+    changes,
+    encoded,
+    sampling_parameters,
+    start_values,
+    training_parameters,
+    with_changes,
+)
+from tests.jobs.nightly_run import ROOT
+
+DATA = TuningData(rows=27_000, days=6, ranking_logs=True)
+CONFIGS = ("demo", "grocery", "movielens", "production.example", "recflow")
+
+
+def names(parameters: list[Parameter]) -> set[str]:
+    return {parameter.name for parameter in parameters}
+
+
+def of(parameters: list[Parameter], name: str) -> Parameter:
+    return next(parameter for parameter in parameters if parameter.name == name)
+
+
+def made(**sections: Any) -> Config:
+    return Config.model_validate(sections)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_config_itself_changes_nothing_and_the_defaults_can_be_trained(name: str) -> None:
+    config = load_config(str(ROOT / f"conf/{name}.yaml"))
+    training, sampling = training_parameters(config, DATA), sampling_parameters(config, DATA)
+    start = start_values([*training, *sampling], config)
+    assert start.keys() == names([*training, *sampling])
+    assert changes(start, config) == {}
+    defaults = with_changes(config, changes(start | start_values(training, Config()), config))
+    assert (defaults.loss.temperature, defaults.model.dim) == (0.07, 64)
+    assert defaults.features == config.features
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_each_combination_is_a_valid_config(name: str) -> None:
+    config = load_config(str(ROOT / f"conf/{name}.yaml"))
+    training = training_parameters(config, DATA)
+    for seed in range(12):
+        rng = random.Random(seed)
+        values = {
+            p.name: rng.choice(p.choices) if p.choices else p.decoded(rng.uniform(p.low, p.high)) for p in training
+        }
+        with_changes(config, changes(values, config))
+    for parameter in sampling_parameters(config, DATA):
+        for choice in parameter.choices:
+            with_changes(config, changes({parameter.name: choice}, config))
+
+
+def test_hard_negatives_are_tried_only_with_ranking_logs() -> None:
+    without = TuningData(rows=27_000, days=6, ranking_logs=False)
+    assert {"negatives.coarse", "negatives.fine"} <= names(sampling_parameters(Config(), DATA))
+    assert not {"negatives.coarse", "negatives.fine"} & names(sampling_parameters(Config(), without))
+    assert "negatives.uniform" in names(sampling_parameters(Config(), without))
+
+
+def test_the_data_decides_on_the_example_age_and_on_towers() -> None:
+    week = TuningData(rows=27_000, days=7, ranking_logs=False)
+    assert "features.example_age" in names(sampling_parameters(Config(), week))
+    assert "features.example_age" not in names(sampling_parameters(Config(), DATA))
+    many = TuningData(rows=10_000_000, days=6, ranking_logs=False)
+    towers = {data.rows: of(training_parameters(Config(), data), "model.tower").choices for data in (DATA, many)}
+    assert ("sequence" in towers[DATA.rows], "sequence" in towers[many.rows]) == (True, False)
+    packed = made(samples={"pack": 4})
+    assert "sequence" in of(training_parameters(packed, many), "model.tower").choices
+    assert "leave_one_out" not in of(sampling_parameters(packed, DATA), "features.history.order").choices
+
+
+def test_settings_of_what_the_config_lacks_are_not_tried() -> None:
+    no_history = made(features={"history": None})
+    assert not {n for n in names(training_parameters(no_history, DATA)) if n.startswith("model.history")}
+    assert "features.history.order" not in names(sampling_parameters(no_history, DATA))
+    assert "prior" in names(training_parameters(Config(), DATA))
+    assert "prior" not in names(training_parameters(made(positives={"valid_hours": 0}), DATA))
+    last = made(evaluation={"split": "last_positive"})
+    assert "ahead" not in of(sampling_parameters(last, DATA), "features.history.order").choices
+
+
+def test_settings_without_effect_are_no_changes_and_others_follow() -> None:
+    config = made(model={"tower": "sequence", "settings": {"width": 32}, "history_features": []})
+    changed = changes({"model.tower": "youtube_dnn", "model.dim": 32, "model.embedding_dim": 16}, config)
+    assert changed == {"model.tower": "youtube_dnn", "model.dim": 32, "model.settings": {}}
+    assert changes({"model.tower": "sequence", "model.history_pooling": "decay"}, config) == {}
+    assert changes({"model.hidden": [], "model.dropout": 0.3}, config) == {"model.hidden": []}
+    ahead = changes({"features.history.order": "ahead"}, made(evaluation={"days": 3}))
+    assert ahead == {"features.history.order": "ahead", "positives.ahead_days": 3.0}
+
+
+def test_stored_values_become_those_of_the_config() -> None:
+    parameter = Parameter("loss.temperature", low=0.03, high=0.5).including(0.0625, 0.07)
+    assert parameter.decoded(0.0625) == 0.0625, "the value of the config is not rounded"
+    assert parameter.decoded(0.123456) == 0.12
+    lists = Parameter("model.hidden", ([], [128])).including([64])
+    assert [lists.decoded(encoded(choice)) for choice in lists.choices] == [[], [128], [64]]
