@@ -6,6 +6,7 @@ those of the release that the night would publish: the prior is chosen on the he
 Shapes: B users, M items, d vector length, H half-lives, G points of the grid.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -77,8 +78,11 @@ class Judge:
         self._priors: dict[str, PriorData] = {}
 
     def recall(self, towers: TwoTower, config: Config, temperature: float, *, few: bool = False) -> np.ndarray:
-        """Recall@K by user, [B]. `few`: only of the first users that judge trials, for the figure of an epoch."""
-        chosen = np.flatnonzero(~self.users.checks_B)[:FEW] if few else np.arange(len(self.users))
+        """Recall@K by user, [B]. `few`: only of about FEW users that judge trials, for the figure of an epoch."""
+        chosen = np.arange(len(self.users))
+        if few:
+            judging = chosen[~self.users.checks_B]
+            chosen = judging[:: math.ceil(len(judging) / FEW)]
         catalogue = history_catalogue(towers, self.items.files)
         vectors_Md = self.items.vectors(towers)
         bonus_M = self._bonus(towers, catalogue, vectors_Md, config, temperature, few)

@@ -152,7 +152,13 @@ class Trials:
         resume = f"{staging}-progress" if spec.early_stopping else None  # where early stopping keeps the best pass
         training = spec.training.model_copy(update={"checkpoint_steps": None})
         spec = spec.model_copy(
-            update={"seed": seed, "item_relations": relations, "resume": resume, "training": training}
+            update={
+                "seed": seed,
+                "item_relations": relations,
+                "resume": resume,
+                "training": training,
+                "progress": False,
+            }
         )
 
         def judge_epoch(past: list[EpochMetrics], towers: TwoTower) -> None:
