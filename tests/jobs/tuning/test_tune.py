@@ -73,7 +73,7 @@ def test_tuning_is_judged_as_evaluate_judges_and_its_config_runs_a_night(tmp_pat
     assert metrics["recall_at_50.low"] < metrics["recall_at_50"] < metrics["recall_at_50.high"]
     epochs = client.get_metric_history(by_kind["config"].info.run_id, "recall_at_50.epoch")
     assert [point.step for point in epochs] == [1, 2, 3, 4]
-    assert len([run for run in children if run.data.tags["kind"] == "check"]) == 4
+    assert len([run for run in children if run.data.tags["kind"] == "check"]) in (4, 6)
 
     flags = ("--config", str(tuned), "--set", f"warehouse={tmp_path / 'tuned'}")
     for table in ("interactions", "ranking_logs", "users", "items"):
