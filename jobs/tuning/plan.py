@@ -2,7 +2,8 @@
 
 1. The config as it is, then the defaults.
 2. TPE over model, loss and training, with the sample tables of the best trial so far.
-3. In the middle of the budget, if it allows: the best trial with one setting of the sample tables changed, each choice once.
+3. In the middle of the budget, if it allows, every other trial: the best one with another choice of one setting of the
+   sample tables, each choice once.
 4. At the end of the budget: the best trial with one of its changes taken back, each once. Changes without effect go.
 """
 
@@ -43,7 +44,7 @@ class Planner:
         steps: list[Step] = []
         if used >= REVERT_FROM:
             steps = self._reverts(best)
-        elif used >= TABLES_FROM and may_build:
+        elif used >= TABLES_FROM and may_build and self._study.ended[-1].user_attrs.get(KIND) != TABLES:
             steps = self._other_tables(best)
         done = {trial.user_attrs.get(WHAT) for trial in self._study.ended}
         for step in steps:
