@@ -32,6 +32,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         f"prune --keep 7 {_DEMO}",
     ),
     "report": (f"{_DEMO} {_NIGHTS}",),
+    "tune": (f"{_DEMO} {_DAY}", f"{_DEMO} {_DAY} --minutes 60 --output tuned.yaml"),
 }
 
 
