@@ -119,7 +119,11 @@ def _request(context: Context, schema: dict[str, Any]) -> list[dict[str, Any]]:
             return value == "true"
         return int(value) if field["type"] == "integer" else value
 
-    return [field | {"example": example(field)} for field in facts["request"] if field["column"] in columns]
+    fields = [field | {"example": example(field)} for field in facts["request"] if field["column"] in columns]
+    for field in fields:
+        if "actions" in field:
+            field["actions"] = field["actions"] | {"example": first_values.get(field["actions"]["vocabulary"])}
+    return fields
 
 
 def _table(verdict: Verdict) -> dict[str, list[Any]]:

@@ -11,15 +11,16 @@ from pyspark.sql import functions as F
 
 from pipelines.feature_config import Features
 from pipelines.features.encode import pad_left
-from pipelines.features.feature_schema import HISTORY_AGES
+from pipelines.features.feature_schema import HISTORY_ACTIONS, HISTORY_AGES
 from pipelines.features.side import context_side, sides
 from pipelines.hashing import hashed
 from pipelines.histories.cuts import ages_at
+from pipelines.histories.user_histories import action_of, actions_of
 from pipelines.joins import broadcast_few
 from pipelines.night import Night
 from pipelines.positives.popularity import day_ordinal
 
-STATE = ("history_items", "history_times", "known_items")  # columns of user_histories
+STATE = ("history_items", "history_times", HISTORY_ACTIONS, "known_items")  # columns of user_histories
 SPARE = 4  # candidate events per requested one: many are of items that the user already had
 
 
@@ -27,7 +28,8 @@ def day_events(night: Night, features: Features, most: int, *, since: str | None
     """Up to `most` positives of ds, chosen by hash: user_id, user_index, user_NAME..., context_NAME..., history, item_index,
     had.
 
-    With features.history.ages also history_ages: seconds from each item of the history to the event.
+    With features.history.ages also history_ages: seconds from each item of the history to the event. With
+    features.history.actions also history_actions: the action of each item.
 
     They include positives that down-sampling or the cap dropped, but only of items that can be recalled. `history` (padded
     left) and `had` (all known items) are arrays of item indices from strictly before the event.
@@ -46,9 +48,11 @@ def day_events(night: Night, features: Features, most: int, *, since: str | None
         events = events.where(~F.array_contains("had", F.col("item_index")))
     length = features.history.length if features.history else 1
     past = "had" if features.history and features.history.order == "leave_one_out" else "past"
-    ages = []
+    of_past = []
     if features.history and features.history.ages:
-        ages = [ages_at(F.col("event_time"), F.col("past_times"), length).alias(HISTORY_AGES)]
+        of_past.append(ages_at(F.col("event_time"), F.col("past_times"), length).alias(HISTORY_AGES))
+    if features.history and features.history.actions:
+        of_past.append(pad_left(F.col("past_actions"), length).alias(HISTORY_ACTIONS))
     return (
         events.orderBy(*order)
         .limit(most)
@@ -58,7 +62,7 @@ def day_events(night: Night, features: Features, most: int, *, since: str | None
             *sides(features)[0].encoded_columns(),
             *context_side(features).encoded_columns(),
             pad_left(F.col(past), length).alias("history"),
-            *ages,
+            *of_past,
             "item_index",
             "had",
         )
@@ -66,28 +70,34 @@ def day_events(night: Night, features: Features, most: int, *, since: str | None
 
 
 def _with_past(events: DataFrame, rows: DataFrame, night: Night) -> DataFrame:
-    """Adds `past` (the user's last items), `past_times` and `had` (all known items of the user), from before the event.
+    """Adds `past` (the user's last items), `past_times`, `past_actions` and `had` (all known items of the user), from before
+    the event.
 
     `rows`: the positives of the window.
     """
     users = broadcast_few(events.select("user_id").distinct())
     empty, no_times = F.array().cast("array<int>"), F.array().cast("array<timestamp>")
-    day = F.array_sort(F.collect_list(F.struct("event_time", "row_key", "item_index"))).alias("day")
+    event = F.struct("event_time", "row_key", "item_index", action_of(rows).alias("action"))
+    day = F.array_sort(F.collect_list(event)).alias("day")
     days = rows.join(users, on="user_id", how="left_semi").groupBy("user_id").agg(day)
     events = events.join(days, on="user_id", how="left")
     if night.yesterday:
         state = night.warehouse.read("user_histories", night.yesterday).join(users, on="user_id", how="left_semi")
+        state = state.withColumn(HISTORY_ACTIONS, actions_of(state))
         events = events.join(state.select("user_id", *STATE), on="user_id", how="left")
     else:
-        events = events.withColumns({"history_items": empty, "history_times": no_times, "known_items": empty})
+        nothing = {"history_items": empty, "history_times": no_times, HISTORY_ACTIONS: empty, "known_items": empty}
+        events = events.withColumns(nothing)
     earlier = F.filter("day", lambda event: event["event_time"] < F.col("event_time"))
     before = F.transform(earlier, lambda event: event["item_index"])
     times = F.concat(F.coalesce("history_times", no_times), F.transform(earlier, lambda event: event["event_time"]))
     past = F.concat(F.coalesce("history_items", empty), before)
+    actions = F.concat(F.coalesce(HISTORY_ACTIONS, empty), F.transform(earlier, lambda event: event["action"]))
     all_items = F.concat(F.coalesce("known_items", empty), before)
     # Reverse twice to keep the last occurrence of each item.
     had = F.reverse(F.array_distinct(F.reverse(all_items)))
-    return events.withColumns({"past": past, "past_times": times, "had": had}).drop("day", *STATE)
+    added = {"past": past, "past_times": times, "past_actions": actions, "had": had}
+    return events.withColumns(added).drop("day", *STATE)
 
 
 def popular_items(night: Night, windows: Sequence[int], most: int, *, since: str) -> DataFrame:

@@ -161,14 +161,20 @@ class History(StrictModel):
         description="write the column history_ages: the seconds from each item of the history to the request, for towers "
         "that read time gaps",
     )
+    actions: bool = Field(
+        False,
+        description="write the column history_actions: the action by which each item of the history became a positive, for "
+        "towers that tell a purchase from a click; useful with several positives.actions",
+    )
 
     @model_validator(mode="after")
-    def _times(self) -> "History":
-        if self.ages and self.order == "leave_one_out":
-            raise ValueError(
-                "ages: true needs times, and the order leave_one_out takes known items, which have none: set ages: false, "
-                "or another order"
-            )
+    def _facts_of_events(self) -> "History":
+        for name, needed in (("ages", "times"), ("actions", "actions")):
+            if getattr(self, name) and self.order == "leave_one_out":
+                raise ValueError(
+                    f"{name}: true needs {needed}, and the order leave_one_out takes known items, which have none: set "
+                    f"{name}: false, or another order"
+                )
         return self
 
 
@@ -237,7 +243,8 @@ class Features(StrictModel):
         names = {name for feature in self.context for name in _fields_of(feature)}
         if outcome := sorted(names & UNKNOWN_AT_REQUEST_TIME):
             raise ValueError(f"features.context: {outcome[0]!r} is not known when the request is made")
-        if taken := sorted(names & {"user_id", "history", "example_age"}):
+        of_history = [f"history_{name}" for name in ("ages", "actions") if self.history and getattr(self.history, name)]
+        if taken := sorted(names & {"user_id", "history", "example_age", *of_history}):
             raise ValueError(f"features.context: the name {taken[0]!r} is reserved for a feature that is built in")
         if shared := sorted(names & {name for feature in self.user for name in _fields_of(feature)}):
             raise ValueError(

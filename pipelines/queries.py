@@ -9,10 +9,11 @@ from pipelines.config import Positives
 from pipelines.contract.indices import DEFAULT
 from pipelines.feature_config import Features
 from pipelines.features import encode, vocabulary
-from pipelines.features.feature_schema import HISTORY_AGES
+from pipelines.features.feature_schema import HISTORY_ACTIONS, HISTORY_AGES
 from pipelines.features.side import context_side, sides
 from pipelines.hashing import hashed
 from pipelines.histories.cuts import ages_at
+from pipelines.histories.user_histories import actions_of
 from pipelines.night import Night
 from pipelines.positives import select
 from pipelines.storage.dates import shift
@@ -22,7 +23,8 @@ def user_queries(night: Night, features: Features, users: DataFrame | None = Non
     """One row per user at the end of ds: user_id, user_index, user_NAME..., context_NAME..., history (padded left),
     known_items.
 
-    With features.history.ages also history_ages: seconds from each item of the history to the end of ds.
+    With features.history.ages also history_ages: seconds from each item of the history to the end of ds. With
+    features.history.actions also history_actions: the action of each item.
 
     `users`: user_id (string) of the requested users, known or not; default: all users in the state or the newest snapshot.
     An unknown user gets the defaults: index 1, an empty history. There is no request, so its features have their defaults.
@@ -38,6 +40,8 @@ def user_queries(night: Night, features: Features, users: DataFrame | None = Non
         users = known_users(night)
     history = features.history
     unread = ["user_index"] if history and history.ages else ["user_index", "history_times"]
+    if history and history.actions:
+        state = state.withColumn(HISTORY_ACTIONS, actions_of(state))
     rows = users.join(state.drop(*unread), on="user_id", how="left")
     buckets = features.ids.user.buckets
     if buckets is None:
@@ -53,7 +57,9 @@ def user_queries(night: Night, features: Features, users: DataFrame | None = Non
     length = history.length if history else 1
     # leave_one_out ignores order: the history is all known items, each once, as in the training rows.
     past = "known_items" if history and history.order == "leave_one_out" else "history_items"
-    ages = []
+    ages, actions = [], []
+    if history and history.actions:
+        actions = [encode.pad_left(F.col(HISTORY_ACTIONS), length).alias(HISTORY_ACTIONS)]
     if history and history.ages:
         midnight = F.timestamp_micros(F.unix_micros(F.lit(night.end).cast("timestamp")) + 1)  # the end is inclusive
         ages = [ages_at(midnight, F.col("history_times"), length).alias(HISTORY_AGES)]
@@ -64,6 +70,7 @@ def user_queries(night: Night, features: Features, users: DataFrame | None = Non
         *[blank.alias(column) for column, blank in encode.without_snapshot(request, facts["numeric"]).items()],
         encode.pad_left(F.col(past), length).alias("history"),
         *ages,
+        *actions,
         F.coalesce("known_items", F.array().cast("array<int>")).alias("known_items"),
     )
 

@@ -15,7 +15,7 @@ from model.network.two_tower import TwoTower
 from model.serving.embed import batch_columns, embed_users, history_catalogue
 from model.training.checkpoint import load_checkpoint
 from pipelines.contract.indices import DEFAULT
-from pipelines.contract.schema import FeatureSchema, HistoryFeature, MultiCategoricalFeature
+from pipelines.contract.schema import FeatureSchema, MultiCategoricalFeature
 
 
 @lru_cache(maxsize=2)
@@ -29,9 +29,10 @@ def cached_model(uri: str, fingerprint: str) -> TwoTower:
 def within_model(queries: DataFrame, schema: FeatureSchema) -> DataFrame:
     """Replace indices that a model does not know (they were added after it was trained) by DEFAULT."""
     features = [feature for feature in schema.of_user_tower if has_table(feature)]
-    for feature in [*features, *([schema.history] if schema.history else [])]:
+    of_history = schema.history.indexed if schema.history else []
+    for feature in [*features, *of_history]:
         replace = _default_from(feature.size)
-        is_list = isinstance(feature, MultiCategoricalFeature | HistoryFeature)
+        is_list = isinstance(feature, MultiCategoricalFeature) or feature in of_history
         column = F.transform(feature.column, replace) if is_list else replace(F.col(feature.column))
         queries = queries.withColumn(feature.column, column)
     return queries

@@ -54,8 +54,9 @@ def _differences(samples: FeatureSchema, config: FeatureSchema) -> Iterator[str]
         made, wanted = (getattr(schema, name) is not None for schema in (samples, config))
         if made != wanted:
             yield f"features.{name} was {'on' if made else 'off'} for the samples and is {'on' if wanted else 'off'} now"
-    made, wanted = (
-        schema.history is not None and schema.history.ages_column is not None for schema in (samples, config)
-    )
-    if made != wanted and samples.history and config.history:
-        yield f"features.history.ages was {'on' if made else 'off'} for the samples and is {'on' if wanted else 'off'} now"
+    if samples.history and config.history:
+        for name, field in (("ages", "ages_column"), ("actions", "actions")):
+            made, wanted = (getattr(history, field) is not None for history in (samples.history, config.history))
+            if made != wanted:
+                was, is_now = ("on" if on else "off" for on in (made, wanted))
+                yield f"features.history.{name} was {was} for the samples and is {is_now} now"

@@ -63,6 +63,8 @@ def _columns(fields: list[RequestField]) -> list[ColSpec]:
             columns.append(ColSpec(Array(DataType.double), field.weights, required=False))
         if isinstance(field, HistoryField) and field.ages:
             columns.append(ColSpec(Array(DataType.double), field.ages, required=False))
+        if isinstance(field, HistoryField) and field.actions:
+            columns.append(ColSpec(Array(DataType.string), field.actions.name, required=False))
     return columns
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from model.data.item_versions import SNAPSHOT
 from model.io.arrow import ColumnError
-from model.network.sequence_encoder import PACKED_AGES, PACKED_HISTORY, PACKED_ROW, PACKED_SEEN
+from model.network.sequence_encoder import PACKED_ACTIONS, PACKED_AGES, PACKED_HISTORY, PACKED_ROW, PACKED_SEEN
 from pipelines.contract.indices import PADDING
 from pipelines.contract.schema import FeatureSchema, columns_of
 
@@ -108,8 +108,9 @@ def _shape(values: np.ndarray) -> str:
 def unpack(batch: Arrays, schema: FeatureSchema, pack: int) -> Arrays:
     """Convert P packed rows to N rows, one per positive, in the order of the packed rows.
 
-    All columns that training reads have the shapes of rows that were never packed. Adds PACKED_HISTORY, PACKED_AGES (if the
-    schema has ages), PACKED_ROW and PACKED_SEEN if there is a history. Uses numpy: see batching._Window.
+    All columns that training reads have the shapes of rows that were never packed. Adds PACKED_HISTORY, PACKED_AGES and
+    PACKED_ACTIONS (if the schema has them), PACKED_ROW and PACKED_SEEN if there is a history. Uses numpy: see
+    batching._Window.
     """
     packing = Packing(schema, pack)
     scalars, lists, history = packing.scalars, packing.lists, schema.history
@@ -121,7 +122,7 @@ def unpack(batch: Arrays, schema: FeatureSchema, pack: int) -> Arrays:
             unpacked[name] = values.reshape(-1).take(places_N)
         elif name in lists:
             unpacked[name] = values.reshape(len(values) * pack, values.shape[1] // pack).take(places_N, axis=0)
-        elif history is None or name not in (history.column, history.ages_column):
+        elif history is None or name not in history.columns:
             unpacked[name] = values.take(rows_N, axis=0)
     if history is None:
         return unpacked
@@ -134,6 +135,12 @@ def unpack(batch: Arrays, schema: FeatureSchema, pack: int) -> Arrays:
         # Ages in the row are those at its newest request.
         ages_NL = _without_newest(ages_PL, rows_N, unseen_N) - unpacked[LAG][:, None]
         packed |= {PACKED_AGES: ages_PL, history.ages_column: np.where(history_NL != PADDING, ages_NL, 0)}
+    if history.actions:
+        actions_PL = batch[history.actions.column]
+        packed |= {
+            PACKED_ACTIONS: actions_PL,
+            history.actions.column: _without_newest(actions_PL, rows_N, unseen_N),
+        }
     return unpacked | packed
 
 
@@ -168,7 +175,7 @@ def share_of(batch: dict[str, Tensor], rank: int, world_size: int) -> dict[str, 
         return {name: values[rank::world_size] for name, values in batch.items()}
     mine_N = batch[PACKED_ROW] % world_size == rank
     share = {
-        name: values[rank::world_size] if name in (PACKED_HISTORY, PACKED_AGES) else values[mine_N]
+        name: values[rank::world_size] if name in (PACKED_HISTORY, PACKED_AGES, PACKED_ACTIONS) else values[mine_N]
         for name, values in batch.items()
     }
     share[PACKED_ROW] = share[PACKED_ROW] // world_size

@@ -102,7 +102,7 @@ def user_columns_of(schema: FeatureSchema, events: Arrays) -> dict[str, np.ndarr
         )
     columns = {name: events[name] for name in names}
     indices = [feature for feature in schema.of_user_tower if has_table(feature)]
-    for feature in [*indices, *([schema.history] if schema.history else [])]:
+    for feature in [*indices, *(schema.history.indexed if schema.history else [])]:
         values = columns[feature.column]
         columns[feature.column] = np.where(values < feature.size, values, DEFAULT).astype(values.dtype)
     return columns

@@ -19,16 +19,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.network.embeddings import Batch, column_of, hide_positions, mean_of_values
-from pipelines.contract.indices import PADDING
+from pipelines.contract.indices import DEFAULT, PADDING
 from pipelines.contract.schema import HistoryFeature
 from pipelines.contract.strict import StrictModel
 
-# Columns of a batch of packed rows, beside those of its positives: histories and ages [P, L]; the packed row of each positive,
-# and how many items of its history the positive sees [N].
-PACKED_HISTORY, PACKED_AGES, PACKED_ROW, PACKED_SEEN = "packed_history", "packed_ages", "packed_row", "packed_seen"
+# Columns of a batch of packed rows, beside those of its positives: histories, ages and actions [P, L]; the packed row of each
+# positive, and how many items of its history the positive sees [N].
+PACKED_HISTORY, PACKED_AGES, PACKED_ACTIONS = "packed_history", "packed_ages", "packed_actions"
+PACKED_ROW, PACKED_SEEN = "packed_row", "packed_seen"
 UNKNOWN_AGE = -1  # An age of a history item that a request does not state, in seconds.
 OLDEST_AGE = 2**31 - 1  # 68 years: tables store ages as int32.
-UNKNOWN_SHARE = 0.05  # Histories whose ages training hides, so that the model also serves requests without ages.
+UNKNOWN_SHARE = 0.05  # Share of histories whose ages, and actions, training hides: a request may come without them.
 _UNKNOWN, _BUCKETS = 0, 33  # Gaps of 0, 1, 2-3, 4-7, … seconds have buckets 1, 2, 3, 4, … up to OLDEST_AGE.
 
 
@@ -48,6 +49,11 @@ class TransformerSettings(StrictModel):
         "none",
         description="gaps: the tokens know the time since the item before, and the state knows the time from the newest item "
         "to the request. Needs features.history.ages. none: only the order.",
+    )
+    actions: bool = Setting(
+        False,
+        description="true: the tokens know by which action (click, purchase, …) each item became a positive. Needs "
+        "features.history.actions.",
     )
 
     @field_validator("width")
@@ -79,15 +85,21 @@ class SequenceEncoder(nn.Module):
     ) -> None:
         """`parts`: the parts of a token; the first one is the item. `history_dropout`: see ModelConfig.
 
-        Raises ValueError if the settings need ages and the history has none.
+        Raises ValueError if the settings need ages or actions and the history has none.
         """
         super().__init__()
+        if settings.actions and history.actions is None:
+            raise ValueError(
+                "model.settings.actions: true needs the actions of history items: set features.history.actions: true, or "
+                "actions: false"
+            )
         if settings.time == "gaps" and history.ages_column is None:
             raise ValueError(
                 "model.settings.time: gaps needs the ages of history items: set features.history.ages: true, or time: none"
             )
         self.history, self.parts, self.length = history, list(parts), settings.width
         self.ages_column = history.ages_column if settings.time == "gaps" else None
+        self.actions_column = history.actions.column if settings.actions and history.actions else None
         self.history_dropout = history_dropout
         width = settings.width
         self.projections = nn.ModuleList(
@@ -106,7 +118,7 @@ class SequenceEncoder(nn.Module):
     def forward(self, tables: nn.ModuleDict, batch: Batch) -> Tensor:
         """[N, w]: the state that each row reads. Raises KeyError with the missing column."""
         packed = PACKED_HISTORY in batch
-        values = [column_of(batch, self._column(part, packed)) for part in self.parts]
+        values = [self._values(part, batch, packed) for part in self.parts]
         lengths_P = (values[0] != PADDING).sum(1)
         seen_N = batch[PACKED_SEEN] if packed else lengths_P
         rows_N = batch[PACKED_ROW] if packed else torch.arange(lengths_P.shape[0], device=lengths_P.device)
@@ -114,7 +126,7 @@ class SequenceEncoder(nn.Module):
         alignment = Alignment.build(values[0].shape[1], lengths_P, longest)
         x_PSw = self._tokens(tables, [alignment.align(column) for column in values]) + self.position_Sw[: longest + 1]
         if self.ages_column:
-            known_P1 = self._with_known_ages(lengths_P)
+            known_P1 = self._with_known_facts(lengths_P[:, None])
             x_PSw = x_PSw + self.gap_before(self._gaps_before(batch, packed, alignment, known_P1))
         x_PSw = self.dropout(x_PSw)
         for block in self.blocks[:-1]:
@@ -124,9 +136,20 @@ class SequenceEncoder(nn.Module):
             states_Nw = states_Nw + self.gap_to_request(self._gaps_to_request(batch, seen_N, known_P1[rows_N, 0]))
         return states_Nw
 
-    def _column(self, part: TokenPart, packed: bool) -> str:
-        """Features of packed histories are in the same columns as those of other histories."""
-        return PACKED_HISTORY if packed and part.column == self.history.column else part.column
+    def _values(self, part: TokenPart, batch: Batch, packed: bool) -> Tensor:
+        """[P, L] or [P, L, V]. Features of packed histories are in the same columns as those of other histories."""
+        if part.column == self.actions_column:
+            return self._actions(batch, packed)
+        return column_of(batch, PACKED_HISTORY if packed and part.column == self.history.column else part.column)
+
+    def _actions(self, batch: Batch, packed: bool) -> Tensor:
+        """[P, L] actions of the items: unknown if the batch has none, and in training in some histories."""
+        items_PL = self._values(self.parts[0], batch, packed)
+        unknown_PL = (items_PL != PADDING) * DEFAULT
+        actions_PL = batch.get(PACKED_ACTIONS if packed else str(self.actions_column), unknown_PL)
+        if not self.training:
+            return actions_PL
+        return torch.where(self._with_known_facts(items_PL), actions_PL, unknown_PL)
 
     def _tokens(self, tables: nn.ModuleDict, values: list[Tensor]) -> Tensor:
         """[P, S, w] from the aligned columns: the sum of the parts, scaled to components of about unit variance.
@@ -142,9 +165,9 @@ class SequenceEncoder(nn.Module):
         )
         return sum(features, item_PSw) * math.sqrt(self.length)
 
-    def _with_known_ages(self, lengths_P: Tensor) -> Tensor:
-        """[P, 1] bool: the histories whose ages the model reads. In training some are hidden."""
-        known_P1 = torch.ones_like(lengths_P, dtype=torch.bool)[:, None]
+    def _with_known_facts(self, rows: Tensor) -> Tensor:
+        """[P, 1] bool: the histories (`rows`: [P, any]) whose ages or actions the model reads. In training some are hidden."""
+        known_P1 = torch.ones_like(rows[:, :1], dtype=torch.bool)
         return torch.rand_like(known_P1, dtype=torch.float32) >= UNKNOWN_SHARE if self.training else known_P1
 
     def _gaps_before(self, batch: Batch, packed: bool, alignment: "Alignment", known_P1: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ from model.network.embeddings import (
     table_name,
 )
 from model.network.sequence_encoder import TokenPart
-from model.network.towers import Field, build_history_encoder, build_towers, fields_read
+from model.network.towers import Field, build_history_encoder, build_towers, fields_read, settings_of
 from pipelines.contract.schema import (
     CategoricalFeature,
     Feature,
@@ -57,11 +57,12 @@ class TwoTower(nn.Module):
         self.schema, self.config = schema, config
         self.prior_scale: float | None = None  # Set by load_checkpoint for a release with a recency prior.
         self.history_features = _history_features(schema, config)
+        self.history_actions = _history_actions(schema, config)
         self.encoder = build_history_encoder(schema.history, self._token_parts(), config)
         self.user_tower, self.item_tower = build_towers(self.user_fields(), self.item_fields(), config)
         read = fields_read(self.item_tower, self.item_fields())
         self.item_features = [feature for feature in schema.item if feature.name in read]
-        embedded = [*schema.of_user_tower, *self.item_features, *self.history_features]
+        embedded = [*schema.of_user_tower, *self.item_features, *self.history_features, *self.history_actions]
         self.tables = EmbeddingTables(embedded, schema, config, sparse_rows, sharded_rows)
         pooled = schema.history if self.encoder is None else None
         self.pooling = HistoryPooling(pooled.length, config) if pooled else None
@@ -160,7 +161,8 @@ class TwoTower(nn.Module):
 
     def _tables_of(self, side: str) -> set[str]:
         """Names of the embedding tables that a side reads."""
-        features = [*self.schema.of_user_tower, *self._pooled_features()] if side == "user" else self.item_features
+        of_users = [*self.schema.of_user_tower, *self._pooled_features(), *self.history_actions]
+        features = of_users if side == "user" else self.item_features
         names = {table_name(feature) for feature in features if has_table(feature)}
         if side == "user" and self.schema.history:
             names.add(self._history_table())
@@ -189,13 +191,15 @@ class TwoTower(nn.Module):
         return history_column(ids.table_column) if ids.hashed else history.column
 
     def _token_parts(self) -> list[TokenPart]:
-        """What a tower can read of each item of the history: the id, then the history features."""
+        """What a tower can read of each item of the history: the id, then the history features and the action."""
         if self.schema.history is None:
             return []
         parts = [TokenPart(self._history_ids(), self._history_table(), self.config.embedding_dim)]
+        columns = [(history_column(feature.column), feature) for feature in self._pooled_features()]
+        columns += [(feature.column, feature) for feature in self.history_actions]
         return parts + [
-            TokenPart(history_column(feature.column), table_name(feature), embedded_length([feature], self.config))
-            for feature in self._pooled_features()
+            TokenPart(column, table_name(feature), embedded_length([feature], self.config))
+            for column, feature in columns
         ]
 
     def _pooled_features(self) -> list[Feature]:
@@ -235,3 +239,9 @@ def _history_features(schema: FeatureSchema, config: ModelConfig) -> list[Featur
             )
     ids: list[Feature] = [schema.item_id] if schema.history and schema.item_id.hashed else []
     return ids + [by_name[name] for name in config.history_features]
+
+
+def _history_actions(schema: FeatureSchema, config: ModelConfig) -> list[Feature]:
+    """The actions of history items if the tower reads them, else an empty list."""
+    wanted = getattr(settings_of(config.tower, config.settings), "actions", False)
+    return [schema.history.actions] if wanted and schema.history and schema.history.actions else []

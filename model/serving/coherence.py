@@ -59,7 +59,8 @@ def check_release(release: Release) -> None:
 
 def check_vocabularies(release: Release, schema: FeatureSchema, vocabularies: Mapping[str, Vocabulary]) -> None:
     """Raises ReleaseError if a vocabulary has an index beyond the size of the model's table."""
-    features = [*schema.of_user_tower, schema.item_id, *([schema.history] if schema.history else [])]
+    features: list[Any] = [*schema.of_user_tower, schema.item_id]
+    features += schema.history.indexed if schema.history else []
     for feature in features:
         name, size = str(getattr(feature, "vocabulary", "")), getattr(feature, "size", 0)
         if name in vocabularies and vocabularies[name].largest >= size:

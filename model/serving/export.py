@@ -104,6 +104,7 @@ def _user_columns(model: TwoTower) -> dict[str, Feature | HistoryFeature]:
             columns[schema.history.column] = schema.history
         if model.encoder and model.encoder.ages_column:
             columns[model.encoder.ages_column] = schema.history
+        columns |= {feature.column: feature for feature in model.history_actions}
         columns |= {history_column(lookup_column(feature)): feature for feature in model.history_features}
     return columns
 
@@ -123,7 +124,8 @@ def _signature(columns: Mapping[str, Feature | HistoryFeature], model: TwoTower)
     inputs: dict[str, dict[str, Any]] = {}
     for name, feature in columns.items():
         shape: list[Any] = ["rows"]
-        if history and (feature is history or name.startswith(history_column(""))):
+        of_history = history and (feature in (history, history.actions) or name.startswith(history_column("")))
+        if history and of_history:
             shape.append(history.length)
         if isinstance(feature, MultiCategoricalFeature | VectorFeature):
             shape.append(feature.length)

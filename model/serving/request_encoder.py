@@ -51,7 +51,16 @@ def example_request(fields: Sequence[RequestField]) -> dict[str, Any]:
             request[field.weights] = [1.0]
         if isinstance(field, HistoryField) and field.ages:
             request[field.ages] = [3600.0]
+        if isinstance(field, HistoryField) and field.actions:
+            request[field.actions.name] = [field.actions.example]
     return request
+
+
+def vocabularies_of(fields: Sequence[RequestField]) -> set[str]:
+    """Names of the vocabularies that encode the fields."""
+    encoded: list[VocabularyField] = [field for field in fields if isinstance(field, VocabularyField)]
+    encoded += [field.actions for field in fields if isinstance(field, HistoryField) and field.actions]
+    return {field.vocabulary for field in encoded if field.buckets is None}
 
 
 class RequestEncoder:
@@ -70,8 +79,10 @@ class RequestEncoder:
         numbers = [feature for feature in schema.of_user_tower if isinstance(feature, NumericFeature)]
         self._means = {feature.column: feature.mean for feature in numbers}
         weighted = [field for field in fields if isinstance(field, MultiValueField) and field.weights]
-        aged = [field.ages for field in fields if isinstance(field, HistoryField) and field.ages]
-        self.names = [*(field.name for field in fields), *(str(field.weights) for field in weighted), *aged]
+        histories = [field for field in fields if isinstance(field, HistoryField)]
+        of_history = [field.ages for field in histories if field.ages]
+        of_history += [field.actions.name for field in histories if field.actions]
+        self.names = [*(field.name for field in fields), *(str(field.weights) for field in weighted), *of_history]
         self._numbers = {
             field.column for field in fields if isinstance(field, NumberField) and field.boundaries is None
         }
@@ -124,8 +135,12 @@ class RequestEncoder:
             if None in values:
                 raise RequestError(f"{field.name!r} holds null at place {values.index(None)}, expected ids of items")
             items = [self._index(field, item, field.name) for item in values]
-            ages = _ages(request.get(field.ages), items, field) if field.ages else [UNKNOWN_AGE] * len(items)
-            return self._history(field, items, ages)
+            of_items = {field.column: items}
+            if field.ages:
+                of_items[_ages_column(field)] = _ages(request.get(field.ages), items, field)
+            if field.actions:
+                of_items[field.actions.column] = self._actions(field, field.actions, request, len(items))
+            return self._history(field, of_items)
         values = values[: field.length]
         indices = [self._index(field, item, field.name) for item in values]
         columns = {field.column: _padded(indices, field.length)}
@@ -156,15 +171,26 @@ class RequestEncoder:
             number = float(np.float32(number))  # The boundaries were computed from a float32 column.
         return DEFAULT + 1 + sum(number >= edge for edge in field.boundaries)
 
-    def _history(self, field: HistoryField, items: list[int], ages: list[int]) -> dict[str, Any]:
+    def _actions(self, field: HistoryField, actions: VocabularyField, request: Request, count: int) -> list[int]:
+        """The index of each item's action. DEFAULT where it is missing or not in the vocabulary."""
+        value, name = request.get(actions.name), actions.name
+        if value is None:
+            return [DEFAULT] * count
+        elements = _list(value, name, "the name of an action or null")
+        _one_per_item(len(elements), "actions", count, name, field)
+        return [self._index(actions, element, name) for element in elements]
+
+    def _history(self, field: HistoryField, of_items: dict[str, list[int]]) -> dict[str, Any]:
+        """The columns of a history. `of_items`: column -> a value per item; the column of the field has the items."""
+        items = of_items[field.column]
         columns: dict[str, Any] = {_KNOWN: [item for item in items if item != DEFAULT]}
+        places = list(range(len(items)))
         if field.order == "leave_one_out":  # As in the training rows: each item once, at its last occurrence.
             places = sorted({item: place for place, item in enumerate(items)}.values())
-            items, ages = [items[place] for place in places], [ages[place] for place in places]
         if field.length:
-            read = {field.column: items} | ({_ages_column(field): ages} if field.ages else {})
-            for column, values in read.items():
-                columns[column] = [PADDING] * (field.length - len(values)) + values[-field.length :]
+            for column, values in of_items.items():
+                kept = [values[place] for place in places[-field.length :]]
+                columns[column] = [PADDING] * (field.length - len(kept)) + kept
         return columns
 
 
@@ -244,10 +270,7 @@ def _ages(value: Any, items: list[int], field: HistoryField) -> list[int]:
     if value is None:
         return [UNKNOWN_AGE] * len(items)
     elements = _list(value, name, "a number of seconds or null")
-    if len(elements) != len(items):
-        raise RequestError(
-            f"{name!r} holds {len(elements)} numbers, expected one for each of the {len(items)} items of {field.name!r}"
-        )
+    _one_per_item(len(elements), "numbers", len(items), name, field)
     ages = []
     for position, element in enumerate(elements):
         seconds = None if element is None else _finite(element, False, name)
@@ -257,6 +280,14 @@ def _ages(value: Any, items: list[int], field: HistoryField) -> list[int]:
             )
         ages.append(UNKNOWN_AGE if seconds is None else min(int(seconds), OLDEST_AGE))
     return ages
+
+
+def _one_per_item(values: int, what: str, items: int, name: str, field: HistoryField) -> None:
+    """Raises RequestError if a list that goes with a history has another length."""
+    if values != items:
+        raise RequestError(
+            f"{name!r} holds {values} {what}, expected one for each of the {items} items of {field.name!r}"
+        )
 
 
 def _list(value: Any, name: str, expected: str) -> list[Any]:

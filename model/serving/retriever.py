@@ -10,10 +10,10 @@ from model.serving.coherence import check_parts, check_vocabularies, read_ids
 from model.serving.embed import embed_users, history_catalogue
 from model.serving.faiss_index import load_index, search
 from model.serving.release import INDEX, ITEMS, MODEL, VOCABULARIES, ReleaseError, open_release
-from model.serving.request_encoder import RequestEncoder, RequestError
+from model.serving.request_encoder import RequestEncoder, RequestError, vocabularies_of
 from model.serving.vocabulary import read_vocabularies
 from model.training.checkpoint import load_checkpoint
-from pipelines.contract.request_fields import RequestFields, VocabularyField
+from pipelines.contract.request_fields import RequestFields
 
 
 class Recommendation(NamedTuple):
@@ -45,9 +45,7 @@ class Retriever:
         self._model = load_checkpoint(f"{self.release.uri}/{MODEL}")
         schema, items = self._model.schema, self.release.files(ITEMS)
         self.fields = RequestFields.validate_python(manifest["request"])
-        names = {
-            field.vocabulary for field in self.fields if isinstance(field, VocabularyField) and field.buckets is None
-        }
+        names = vocabularies_of(self.fields)
         vocabularies = read_vocabularies(self.release.files(VOCABULARIES), names)
         check_vocabularies(self.release, schema, vocabularies)
         self._encoder = RequestEncoder(self.fields, schema, vocabularies)

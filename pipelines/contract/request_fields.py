@@ -35,13 +35,15 @@ class MultiValueField(VocabularyField):
 class HistoryField(VocabularyField):
     """Past items of the user, newest last. `length`: the number of items that the model reads; None: it reads none.
 
-    `ages`: names the field with the seconds from each item to the request; None: the model does not read them.
+    `ages`: names the field with the seconds from each item to the request; None: the model does not read them. `actions`:
+    the field with the action of each item; None: the model does not read them.
     """
 
     kind: Literal["history"]
     length: PositiveInt | None = None
     order: Literal["strictly_before", "leave_one_out", "ahead"] | None = None
     ages: str | None = None
+    actions: VocabularyField | None = None
 
 
 class NumberField(StrictModel):

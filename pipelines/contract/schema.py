@@ -124,6 +124,7 @@ class HistoryFeature(StrictModel):
     """The user's last `length` positives, 0-padded on the left.
 
     `ages_column`: the column with the seconds from each history item to the request, 0 for padding; None: not written.
+    `actions`: the action by which each history item became a positive, as a feature of [length]; None: not written.
     """
 
     kind: Literal["history"]
@@ -133,6 +134,18 @@ class HistoryFeature(StrictModel):
     size: PositiveInt
     length: PositiveInt
     ages_column: str | None = None
+    actions: CategoricalFeature | None = None
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns with one value per history item: the items, then those of their ages and actions that are written."""
+        further = (self.ages_column, self.actions.column if self.actions else None)
+        return [self.column, *(column for column in further if column)]
+
+    @property
+    def indexed(self) -> list["HistoryFeature | CategoricalFeature"]:
+        """The features whose values, [length] each, are indices: the items and, if they are written, the actions."""
+        return [self, *([self.actions] if self.actions else [])]
 
 
 IndexedFeature = IdFeature | CategoricalFeature | MultiCategoricalFeature | BucketFeature
@@ -205,10 +218,10 @@ class FeatureSchema(StrictModel):
 
     @property
     def user_columns(self) -> list[str]:
-        """Columns of `samples` that the user tower reads: features of user and request, history, its ages and example age."""
+        """Columns of `samples` that the user tower reads: features of user and request, those of the history, example age."""
         columns = columns_of(self.of_user_tower)
         if self.history:
-            columns += [self.history.column, *([self.history.ages_column] if self.history.ages_column else [])]
+            columns += self.history.columns
         return columns + ([self.example_age.column] if self.example_age else [])
 
     @property

@@ -33,6 +33,9 @@ from pipelines.features.side import Side, context_side, sides
 
 VALUES_OF_TIME = {"hour": 24, "weekday": 7}
 HISTORY_AGES = "history_ages"  # column of samples: seconds from each item of the history to the cut
+HISTORY_ACTIONS = "history_actions"  # column of samples and user_histories: the action of each item of the history
+ACTION = "action"  # vocabulary of the actions of positives
+ACTION_INDEX = "action_index"  # column of positives
 ITEM_ROW = "item_row"  # column of item_features: the row of the item in the embedding table
 
 
@@ -66,6 +69,7 @@ def feature_schema(
             size=sizes["item_id"],
             length=features.history.length,
             **({"ages_column": HISTORY_AGES} if features.history.ages else {}),
+            **({"actions": _history_actions(sizes)} if features.history.actions else {}),
         )
     user_id: list[Feature] = []
     if features.user_id:
@@ -90,6 +94,11 @@ def feature_schema(
         example_age=age if features.example_age else None,
         **({"context": context} if context else {}),
     )
+
+
+def _history_actions(sizes: Mapping[str, int]) -> CategoricalFeature:
+    name = HISTORY_ACTIONS
+    return CategoricalFeature(kind="categorical", name=name, column=name, vocabulary=ACTION, size=sizes[ACTION])
 
 
 def as_json(schema: FeatureSchema) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pipelines.feature_config import (
     TimeFeatureConfig,
     VectorFeatureConfig,
 )
-from pipelines.features.feature_schema import HISTORY_AGES
+from pipelines.features.feature_schema import ACTION, HISTORY_ACTIONS, HISTORY_AGES
 from pipelines.features.side import Side, context_side, sides
 
 
@@ -34,6 +34,8 @@ def request_fields(
     history |= {"type": _request_type(item_type), "length": features.history.length if features.history else None}
     if features.history and features.history.ages:
         history["ages"] = HISTORY_AGES
+    if features.history and features.history.actions:
+        history["actions"] = {"name": HISTORY_ACTIONS, "column": HISTORY_ACTIONS, "type": "text", "vocabulary": ACTION}
     return [*fields, history | {"order": features.history.order if features.history else None}]
 
 

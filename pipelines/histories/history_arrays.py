@@ -27,6 +27,7 @@ class Histories:
     # Number of the user's entries before the cut, those beyond L included; None: the history has no order of time.
     past_N: Ints | None = None
     ages_NL: Indices | None = None  # seconds from each item to the cut of the row, 0 for padding; None: not wanted
+    actions_NL: Indices | None = None  # the action of each item, 0 for padding; None: not known
 
 
 @dataclass(frozen=True)
@@ -37,19 +38,28 @@ class Entries:
     time_E: Ints  # microseconds
     item_E: Ints
     forgotten: int = 0  # number of older entries of user 0 that were dropped
+    action_E: Ints | None = None  # None: not wanted
+
+    def _at(self, places: Ints | slice, group_E: Ints, forgotten: int) -> "Entries":
+        """The entries at some places, with these users."""
+        action_E = None if self.action_E is None else self.action_E[places]
+        return Entries(group_E, self.time_E[places], self.item_E[places], forgotten, action_E)
 
     def then(self, later: "Entries") -> "Entries":
         """The entries with those of `later` appended, user by user."""
         group = np.concatenate([self.group_E, later.group_E])
         order = np.argsort(group, kind="stable")
         time, item = np.concatenate([self.time_E, later.time_E]), np.concatenate([self.item_E, later.item_E])
-        return Entries(group[order], time[order], item[order], self.forgotten)
+        action = None
+        if self.action_E is not None and later.action_E is not None:
+            action = np.concatenate([self.action_E, later.action_E])
+        return Entries(group, time, item, self.forgotten, action)._at(order, group[order], self.forgotten)
 
     def of_group(self, group: int) -> "Entries":
         """The entries of one user, renumbered 0."""
         start, stop = np.searchsorted(self.group_E, [group, group + 1])
         forgotten = self.forgotten if group == 0 else 0
-        return Entries(np.zeros(stop - start, np.int64), self.time_E[start:stop], self.item_E[start:stop], forgotten)
+        return self._at(slice(start, stop), np.zeros(stop - start, np.int64), forgotten)
 
     def last(self, length: int, since: int, *, counted: bool = False) -> "Entries":
         """The entries that rows with cuts at or after `since` (microseconds) may still need; all must be of one user.
@@ -63,8 +73,8 @@ class Entries:
             keep = np.concatenate(
                 [np.arange(start, first), np.arange(max(first, len(self.time_E) - length), len(self.time_E))]
             )
-            return Entries(self.group_E[keep], self.time_E[keep], self.item_E[keep])
-        return Entries(self.group_E[start:], self.time_E[start:], self.item_E[start:], self.forgotten + start)
+            return self._at(keep, self.group_E[keep], 0)
+        return self._at(slice(start, None), self.group_E[start:], self.forgotten + start)
 
 
 def histories_before(entries: Entries, group_N: Ints, cut_N: Ints, length: int, *, ages: bool = False) -> Histories:
@@ -83,16 +93,21 @@ def histories_before(entries: Entries, group_N: Ints, cut_N: Ints, length: int, 
     padding_NL = np.arange(length) < (length - count)[:, None]
     items_NL = _windows(entries.item_E.astype(np.int32), end, length)
     items_NL[padding_NL] = 0
+    actions_NL = None
+    if entries.action_E is not None:
+        actions_NL = np.where(padding_NL, np.int32(0), _windows(entries.action_E.astype(np.int32), end, length))
     if len(entries.time_E) == 0:
-        return Histories(items_NL, np.full(len(group_N), -1), count, np.zeros_like(items_NL) if ages else None)
+        none_NL = np.zeros_like(items_NL) if ages else None
+        return Histories(items_NL, np.full(len(group_N), -1), count, none_NL, actions_NL)
     until_N = np.where(count > 0, entries.time_E[np.maximum(end - 1, 0)], -1)
     past_N = count + np.where(group_N == 0, entries.forgotten, 0)
     if not ages:
-        return Histories(items_NL, until_N, past_N)
+        return Histories(items_NL, until_N, past_N, actions_NL=actions_NL)
     # Both times are rounded down to whole seconds first, so that ages at two cuts differ by the seconds between the cuts.
     ages_NL = cut_N[:, None] // SECOND - _windows(entries.time_E // SECOND, end, length)
     ages_NL[padding_NL] = 0
-    return Histories(items_NL, until_N, past_N, np.clip(ages_NL, 0, np.iinfo(np.int32).max).astype(np.int32))
+    ages_NL = np.clip(ages_NL, 0, np.iinfo(np.int32).max)
+    return Histories(items_NL, until_N, past_N, ages_NL.astype(np.int32), actions_NL)
 
 
 def _windows(values_E: npt.NDArray[Any], end_N: Ints, length: int) -> npt.NDArray[Any]:
@@ -117,15 +132,18 @@ def histories_of_others(pools: Entries, group_N: Ints, item_N: Ints, length: int
     return np.take_along_axis(pool, others, axis=1)
 
 
-def last_rows(batches: Iterable[pa.RecordBatch], length: int, known_items: int) -> Iterator[pa.RecordBatch]:
+def last_rows(
+    batches: Iterable[pa.RecordBatch], length: int, known_items: int, *, actions: bool = False
+) -> Iterator[pa.RecordBatch]:
     """One row per user, with the last `length` events and the last `known_items` distinct items.
 
-    `batches`: rows sorted by user. Column `number` numbers the rows of each user from 1; raises AssertionError if they are
-    not in that order. Of the last user of a batch, only `length` events and `known_items` touches (the last event of each
-    distinct item) are carried into the next batch.
+    `batches`: rows sorted by user. `actions`: they have an action_index, which the result has for each event. Column `number`
+    numbers the rows of each user from 1; raises AssertionError if they are not in that order. Of the last user of a batch,
+    only `length` events and `known_items` touches (the last event of each distinct item) are carried into the next batch.
     """
     user: pa.Scalar | None = None  # the last user of the previous batch, whose rows may continue
-    events, touches = np.zeros((3, 0), np.int64), np.zeros((3, 0), np.int64)  # that user's item, time, hash of the pair
+    # That user's events and touches: item, time, hash of the pair, and action.
+    events, touches = (np.zeros((4 if actions else 3, 0), np.int64) for _ in range(2))
     kind = pa.timestamp("us")
     for batch in batches:
         if batch.num_rows == 0:
@@ -140,7 +158,8 @@ def last_rows(batches: Iterable[pa.RecordBatch], length: int, known_items: int) 
             yield _user_rows(pa.array([user.as_py()]), (events, _zeros(events)), (touches, _zeros(touches)), kind)
             events, touches = events[:, :0], touches[:, :0]
         columns = [batch.column("item_index").to_numpy(), _micros(batch.column("event_time"))]
-        rows = np.stack([*columns, batch.column("pair").to_numpy()])
+        columns.append(batch.column("pair").to_numpy())
+        rows = np.stack([*columns, batch.column("action_index").to_numpy()] if actions else columns)
         group = np.cumsum(begins) - begins[0]
 
         # Carried rows always belong to the first user of the batch.
@@ -164,14 +183,14 @@ def last_rows(batches: Iterable[pa.RecordBatch], length: int, known_items: int) 
 
 
 def _last(rows: Ints, group: Ints, number: int) -> tuple[Ints, Ints]:
-    """The last `number` rows [3, n] of each group [n]; groups are ascending."""
+    """The last `number` rows [any, n] of each group [n]; groups are ascending."""
     ends = np.cumsum(np.bincount(group))[group]
     keep = ends - np.arange(len(group)) <= number
     return rows[:, keep], group[keep]
 
 
 def _last_touches(rows: Ints, group: Ints) -> tuple[Ints, Ints]:
-    """The last row of each item of each group, in the order of (time, hash of the pair). `rows` [3, n]: by group and time."""
+    """The last row of each item of each group, in the order of (time, hash of the pair). `rows` [any, n]: by group, time."""
     pair_of = group << 32 | rows[0]
     by_pair = np.argsort(pair_of)
     first = np.flatnonzero(np.diff(pair_of[by_pair], prepend=-1))
@@ -189,17 +208,17 @@ def _last_touches(rows: Ints, group: Ints) -> tuple[Ints, Ints]:
 def _user_rows(
     users: pa.Array, events: tuple[Ints, Ints], touches: tuple[Ints, Ints], kind: pa.DataType
 ) -> pa.RecordBatch:
-    """One row per user: items and times of the events, items of the touches. Group n is user n."""
+    """One row per user: items, times and actions (if any) of the events, items of the touches. Group n is user n."""
     sizes = np.bincount(events[1], minlength=len(users))
-    return pa.RecordBatch.from_arrays(
-        [
-            users,
-            _lists(events[0][0], sizes, pa.int32()),
-            _lists(events[0][1], sizes, kind),
-            _lists(touches[0][0], np.bincount(touches[1], minlength=len(users)), pa.int32()),
-        ],
-        names=["user_id", "items_today", "times_today", "known_today"],
-    )
+    columns = {
+        "user_id": users,
+        "items_today": _lists(events[0][0], sizes, pa.int32()),
+        "times_today": _lists(events[0][1], sizes, kind),
+        "known_today": _lists(touches[0][0], np.bincount(touches[1], minlength=len(users)), pa.int32()),
+    }
+    if len(events[0]) > 3:
+        columns["actions_today"] = _lists(events[0][3], sizes, pa.int32())
+    return pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
 
 
 def _lists(flat: Ints, sizes: Ints, element: pa.DataType) -> pa.ListArray:

@@ -12,7 +12,8 @@ from pyspark.sql import functions as F
 EXCLUDED, DROPPED, PAST, ROW = range(4)  # roles of rows, in the order of the stream
 ORDER = ("user_key", "role", "at", "key")
 CONTEXT = "user_key long, role int, at long, key long, values array<long>"
-CHUNK = 512  # most values per row: the size of an Arrow batch is limited by rows, not by bytes
+# Most values per row: the size of an Arrow batch is limited by rows, not by bytes. A multiple of 2 and 3: see `interleaved`.
+CHUNK = 510
 
 
 def key_of(column: str) -> Column:
@@ -34,10 +35,12 @@ def context(frame: DataFrame, role: int, values: Column, at: Column | None = Non
     ).withColumn("key", F.col("key").cast("long"))
 
 
-def pairs(items: Column, times: Column) -> Column:
-    """Items and times (microseconds) in alternation, as one array. CHUNK is even, so no pair is cut."""
-    pair = F.zip_with(items, times, lambda item, time: F.array(item.cast("long"), F.unix_micros(time)))
-    return F.flatten(pair)
+def interleaved(items: Column, times: Column, actions: Column | None = None) -> Column:
+    """Item, time (microseconds) and action of each event, one after the other in one array. `_chunks` cuts no event."""
+    events = F.zip_with(items, times, lambda item, time: F.array(item.cast("long"), F.unix_micros(time)))
+    if actions is not None:
+        events = F.zip_with(events, actions, lambda event, action: F.concat(event, F.array(action.cast("long"))))
+    return F.flatten(events)
 
 
 def _chunks(values: Column) -> Column:

@@ -12,7 +12,9 @@ from pipelines.feature_config import (
     VectorFeatureConfig,
 )
 from pipelines.features import encode
+from pipelines.features.feature_schema import ACTION_INDEX
 from pipelines.features.side import Side
+from pipelines.histories.user_histories import action_of
 from pipelines.joins import broadcast_small
 from pipelines.night import Night
 from pipelines.positives import select
@@ -61,6 +63,8 @@ def carry_held_back(step: PositivesStep, vocabularies: Vocabularies, tonight: Da
     # The items include those of the snapshots that the rows' own day sees, so also items that have left since.
     wanted = broadcast_small(rows.select("item_id").distinct(), held_back_rows(step.held_back))
     described = step.inputs.items.select("item_id").join(wanted, on="item_id", how="left_semi").distinct()
+    if ACTION_INDEX in tonight.columns:
+        rows = rows.withColumn(ACTION_INDEX, action_of(rows))
     rows = select.carry(rows, described, config.positives, night.ds)
     sides = (step.user_side, step.context_side)
     blanks = {name: blank for s in sides for name, blank in encode.without_snapshot(s, vocabularies.statistics).items()}

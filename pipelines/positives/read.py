@@ -111,7 +111,9 @@ def read_inputs(night: Night, config: SampleConfig, days: InputDays, keep_last_o
     users = _read_users(night, config, days.user_snapshots)
     drift.compare_with_before(night, "positives", night.inputs.facts(), config.checks)
 
-    rewarded = select.reward_events(interactions, config.positives)
+    history = config.features.history
+    with_action = history is not None and history.actions
+    rewarded = select.reward_events(interactions, config.positives, with_action=with_action)
     marked = select.select_events(rewarded, config.positives).persist()
     counts, persisted = select.count_selected(marked), [marked]
     try:

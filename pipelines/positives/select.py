@@ -19,11 +19,12 @@ NOT_LIVE, DOWNSAMPLED, OVER_CAP = DROPPED = ("item_not_live", "downsampled", "ov
 LIGHTEST = 1e-30  # the smallest weight: a half-life must not round the weight of old rows to 0
 
 
-def reward_events(interactions: DataFrame, config: Positives) -> DataFrame:
+def reward_events(interactions: DataFrame, config: Positives, *, with_action: bool = False) -> DataFrame:
     """Interactions whose action is in the config: ds, user_key, user_id, item_key, item_id, request_id, event_time, reward,
     row_key, `worth`, the configured reward of the action, and CONTEXT_STRUCT if the interactions have it.
 
-    The row key is a hash of user, item, time, action and request: rows with the same key are copies of one event.
+    `with_action`: also the action. The row key is a hash of user, item, time, action and request: rows with the same key are
+    copies of one event.
     """
     return interactions.where(F.col("action").isin(*config.actions)).select(
         "ds",
@@ -37,6 +38,7 @@ def reward_events(interactions: DataFrame, config: Positives) -> DataFrame:
         # xxhash64 skips nulls, so replace a missing request by a value.
         F.xxhash64("user_id", "item_id", "event_time", "action", F.coalesce("request_id", F.lit(""))).alias("row_key"),
         _worth(config).alias("worth"),
+        *(["action"] if with_action else []),
         *[name for name in interactions.columns if name == CONTEXT_STRUCT],
     )
 

@@ -7,13 +7,14 @@ from pyspark.sql import functions as F
 
 from pipelines.contract.indices import DEFAULT
 from pipelines.features import encode, item_versions
+from pipelines.features.feature_schema import ACTION_INDEX
 from pipelines.inputs.contracts import CONTEXT_STRUCT
 from pipelines.joins import broadcast_few, broadcast_small
 from pipelines.night import log
 from pipelines.positives import checks, popularity, select
 from pipelines.positives.held_back import carry_held_back, held_back_rows
 from pipelines.positives.step import PositivesStep, persisted
-from pipelines.positives.users import with_user_features, with_user_index
+from pipelines.positives.users import with_action_index, with_user_features, with_user_index
 from pipelines.positives.vocabularies import Vocabularies
 from pipelines.storage.manifest import Manifest
 
@@ -88,7 +89,8 @@ def _finish(step: PositivesStep, vocabularies: Vocabularies, chosen: DataFrame) 
     columns = ["row_key", "user_id", "item_id", "request_id", "event_time", "user_index", "item_index"]
     columns += [*step.user_side.encoded_columns(), *step.context_side.encoded_columns()]
     columns += ["item_snapshot", "example_age", "weight", "keep_probability", "dropped", "split", "carried"]
-    rows = with_context(rows, step, vocabularies)
+    rows = with_action_index(with_context(rows, step, vocabularies), vocabularies)
+    columns += [name for name in rows.columns if name == ACTION_INDEX]
     finished = select.finish(rows, step.config.positives, step.night.ds)
     return finished.withColumn("carried", F.lit(False)).select(*columns)
 

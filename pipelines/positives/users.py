@@ -7,6 +7,7 @@ from pyspark.sql import functions as F
 
 from pipelines.contract.indices import DEFAULT
 from pipelines.features import encode, vocabulary
+from pipelines.features.feature_schema import ACTION, ACTION_INDEX
 from pipelines.histories import user_histories
 from pipelines.joins import broadcast_few
 from pipelines.positives.step import PositivesStep
@@ -19,6 +20,7 @@ def write_histories(step: PositivesStep, vocabularies: Vocabularies) -> None:
     length = features.history.length if features.history else 1
     known_items = step.config.positives.known_items
     indexed = step.inputs.events.join(vocabularies.item_indices(), on="item_id", how="inner")
+    indexed = with_action_index(indexed, vocabularies)
     today = with_user_index(user_histories.last_of_users(indexed, length, known_items), step, vocabularies)
     rolled = user_histories.roll_histories(today, step.read_previous("user_histories"), length, known_items)
     step.write(rolled, "user_histories")
@@ -43,6 +45,14 @@ def with_user_index(rows: DataFrame, step: PositivesStep, vocabularies: Vocabula
     if "user_key" in rows.columns:
         return rows.join(indices.select("*", user_histories.user_key()), on=user_histories.USER, how="left")
     return rows.join(indices, on="user_id", how="left")
+
+
+def with_action_index(rows: DataFrame, vocabularies: Vocabularies) -> DataFrame:
+    """Adds action_index, if the rows have an action (select.reward_events)."""
+    if "action" not in rows.columns:
+        return rows
+    rows = rows.join(vocabularies.lookup(ACTION, "action", ACTION_INDEX), on="action", how="left")
+    return rows.withColumn(ACTION_INDEX, F.coalesce(ACTION_INDEX, F.lit(DEFAULT)))
 
 
 def with_user_features(rows: DataFrame, step: PositivesStep, vocabularies: Vocabularies) -> DataFrame:

@@ -10,7 +10,7 @@ from pyspark.sql import functions as F
 from pipelines.contract.indices import FIRST
 from pipelines.feature_config import VocabularyFeatureConfig
 from pipelines.features import encode, item_versions, vocabulary
-from pipelines.features.feature_schema import as_json, example_age, feature_schema
+from pipelines.features.feature_schema import ACTION, as_json, example_age, feature_schema
 from pipelines.features.request_fields import request_fields
 from pipelines.features.side import all_sides, hashed_sizes, min_counts
 from pipelines.histories import user_histories
@@ -43,7 +43,7 @@ def write_vocabularies(step: PositivesStep, previous_facts: dict[str, Any]) -> V
     features, night = step.config.features, step.night
     statistics = _statistics(step, previous_facts.get("numeric", {}))
     hashed = hashed_sizes(features)
-    names = ["user_id", "item_id"]
+    names = ["user_id", "item_id", *([ACTION] if _has_actions(step) else [])]
     sides = all_sides(features)
     names += [side.label(f) for side in sides for f in side.features if isinstance(f, VocabularyFeatureConfig)]
 
@@ -79,6 +79,11 @@ def _request(step: PositivesStep) -> list[dict[str, Any]]:
     return request_fields(step.config.features, types, inputs.id_type("items", days.items.newest), context_types)
 
 
+def _has_actions(step: PositivesStep) -> bool:
+    history = step.config.features.history
+    return history is not None and history.actions
+
+
 def _values(step: PositivesStep) -> DataFrame:
     """All values that may need an index: feature, value, count."""
     inputs = step.inputs
@@ -93,6 +98,10 @@ def _values(step: PositivesStep) -> DataFrame:
     parts += [ids("item_id", frame.withColumn("count", F.lit(1))) for frame in (*held_out, listed)]
     if step.config.features.ids.user.buckets is None:
         parts += [ids("user_id", frame.groupBy(*user_histories.USER).count()) for frame in (inputs.events, *held_out)]
+    if _has_actions(step):  # all of the config, so that their indices do not depend on the events of the night
+        actions = [(ACTION, action, 1) for action in step.config.positives.actions]
+        spark = step.night.warehouse.spark
+        parts.append(spark.createDataFrame(actions, "feature string, value string, count long"))
     of_features = [encode.values_of(step.item_side, inputs.items, versions=has_versions)]
     of_features += [encode.values_of(step.user_side, snapshot) for snapshot in inputs.users.values()]
     of_features += [encode.values_of(step.context_side, inputs.events)]

@@ -8,8 +8,10 @@ from pyspark.sql import functions as F
 
 from pipelines.contract.negative_kinds import POPULARITY, UNIFORM
 from pipelines.drift import compare_with_before
+from pipelines.features.feature_schema import ACTION_INDEX
 from pipelines.features.side import context_side, sides
 from pipelines.histories.cuts import ahead_of, cut_micros
+from pipelines.histories.user_histories import action_of
 from pipelines.histories.user_stream import key_of
 from pipelines.inputs.matching_ids import TableIds, refuse_mismatched_ids
 from pipelines.joins import broadcast_small
@@ -131,6 +133,7 @@ def _sampling_settings(
         leave_one_out=history is not None and history.order == "leave_one_out",
         ahead_days=ahead_of(config.features, config.positives),
         ages=history is not None and history.ages,
+        actions=history is not None and history.actions,
         counts_past=_pack_of(night, config) is not None,
         availability=availability(stats, night.warehouse.read("item_features", night.ds), first_day, width),
     )
@@ -195,6 +198,7 @@ def _samples(
         "carried",
         "cell",
         *([] if settings.ahead_days is None else [cut_micros(settings.ahead_days, settings.seed).alias("cut")]),
+        *([action_of(inputs.positives).alias(ACTION_INDEX)] if settings.actions else []),
     )
     if not settings.alias_tables:
         draws = {kind: settings.written_draws(kind) for kind in (UNIFORM, POPULARITY)}

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from pipelines.histories.user_stream import EXCLUDED, PAST, context, key_of, pairs
+from pipelines.histories.user_histories import actions_of
+from pipelines.histories.user_stream import EXCLUDED, PAST, context, interleaved, key_of
 from pipelines.joins import broadcast_few
 from pipelines.samples.funnel import requests_of
 from pipelines.samples.user_context import SamplingSettings
@@ -42,7 +43,8 @@ class ContextTables:
             newest = F.slice(F.reverse("known_items"), 1, self.settings.history_length + 1)
             parts.append(context(histories, PAST, F.reverse(newest)))
         elif self.histories_before is not None:
-            past = pairs(F.col("history_items"), F.col("history_times"))
+            actions = actions_of(self.histories_before) if self.settings.actions else None
+            past = interleaved(F.col("history_items"), F.col("history_times"), actions)
             parts.append(context(_of_users(self.histories_before, self.users), PAST, past))
         return parts
 

@@ -15,7 +15,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import types as T
 
 from pipelines.contract.negative_kinds import COARSE, FINE, NONE, POPULARITY, UNIFORM
-from pipelines.features.feature_schema import HISTORY_AGES
+from pipelines.features.feature_schema import HISTORY_ACTIONS, HISTORY_AGES
 from pipelines.hashing import UInt64, mix
 from pipelines.histories.user_stream import stream_of
 from pipelines.samples.draws import (
@@ -46,6 +46,8 @@ def added_fields(settings: SamplingSettings) -> list[T.StructField]:
     ]
     if settings.ages:
         fields.append(T.StructField(HISTORY_AGES, _INDICES))
+    if settings.actions:
+        fields.append(T.StructField(HISTORY_ACTIONS, _INDICES))
     return [*fields, T.StructField("past", T.LongType())] if settings.counts_past else fields
 
 
@@ -53,13 +55,15 @@ def make_samples(rows: DataFrame, contexts: list[DataFrame], keep: list[str], se
     """Add histories and negatives to rows. Returns the `keep` columns of the rows and the columns of `added_fields`.
 
     `history_until` is the time of the newest item of the history, null if it is empty. `negatives`, `negative_kinds` and
-    `negative_log_q` are arrays of K. `history_ages` (with `settings.ages`) has the age of each item of the history. `past`
-    (with `settings.counts_past`) is the number of the user's positives before the cut.
+    `negative_log_q` are arrays of K. `history_ages` (with `settings.ages`) has the age of each item of the history, and
+    `history_actions` (with `settings.actions`) its action. `past` (with `settings.counts_past`) is the number of the user's
+    positives before the cut.
 
     `rows`: user_key, at (microseconds), key (the row key), item_index, request_key (null if the event has no request), cell
     (a row without a cell extends histories and is not returned), carried (the event is in the past already). Without
     `settings.alias_tables` also the columns of samplers.with_written_draws; with `settings.ahead_days` also `cut`
-    (microseconds: the history ends before it). `contexts`: see user_stream.stream_of.
+    (microseconds: the history ends before it); with `settings.actions` also action_index. `contexts`: see
+    user_stream.stream_of.
     """
     shared = rows.sparkSession.sparkContext.broadcast(settings)
     schema = T.StructType([*rows.select(*keep).schema.fields, *added_fields(settings)])
@@ -89,6 +93,8 @@ def complete(
     }
     if histories.ages_NL is not None:
         added[HISTORY_AGES] = list_array(histories.ages_NL, pa.int32())
+    if histories.actions_NL is not None:
+        added[HISTORY_ACTIONS] = list_array(histories.actions_NL, pa.int32())
     if settings.counts_past:
         added["past"] = pa.array(histories.past_N)
     out = rows.select(keep)

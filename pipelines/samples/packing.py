@@ -20,7 +20,7 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from pipelines.contract.schema import FeatureSchema, columns_of
-from pipelines.features.feature_schema import HISTORY_AGES
+from pipelines.features.feature_schema import HISTORY_ACTIONS, HISTORY_AGES
 from pipelines.hashing import hashed
 from pipelines.histories.cuts import cut_micros
 from pipelines.histories.history_arrays import SECOND, Ints
@@ -184,7 +184,7 @@ def unpacked(frame: DataFrame, schema: FeatureSchema | None = None) -> DataFrame
         if name in NEGATIVES or name in lists_of_context:
             number = (F.size(name) / F.size("item_index")).cast("int")
             return F.slice(name, place * number + 1, number)
-        if name == "history":
+        if name in ("history", HISTORY_ACTIONS):
             return F.concat(padding, F.slice(name, size - newest + 1, seen))
         if name == HISTORY_AGES:
             lag = F.get(LAG, place)

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from pipelines.config import Negatives
 from pipelines.contract.negative_kinds import COARSE, FINE, POPULARITY, UNIFORM
+from pipelines.features.feature_schema import ACTION_INDEX
 from pipelines.histories.history_arrays import Entries, Histories, histories_before, histories_of_others
 from pipelines.histories.user_stream import DROPPED, EXCLUDED, PAST, ROW
 from pipelines.samples.availability import Availability
@@ -29,6 +30,7 @@ class SamplingSettings:
     availability: Availability | None = None  # of items that are not available on all days of the rows
     ahead_days: float | None = None  # a history ends up to this many days before its row; None: at the row
     ages: bool = False  # add the column history_ages
+    actions: bool = False  # add the column history_actions
     counts_past: bool = False  # add the column past, for packed rows
 
     @property
@@ -91,13 +93,14 @@ class UserContexts:
         if settings.leave_one_out:
             entries = Entries(group[places], at[places], values)
         else:
-            # Items and times by turns (user_stream.pairs).
-            entries = Entries(group[places[::2]], values[1::2], values[::2])
+            entries = _entries(group[places], values, settings.actions)
         if first_user is not None:
             entries = first_user.entries.then(entries)
         if not settings.leave_one_out:
             rows = np.flatnonzero((role == ROW) & (numbers(table, "carried") == 0))
-            entries = entries.then(Entries(group[rows], at[rows], numbers(table, "item_index")[rows]))
+            actions = numbers(table, ACTION_INDEX)[rows] if settings.actions else None
+            own = Entries(group[rows], at[rows], numbers(table, "item_index")[rows], action_E=actions)
+            entries = entries.then(own)
         return cls(forbidden, candidates, entries)
 
     def of_group(self, group: int, settings: SamplingSettings, at: int) -> "UserContexts":
@@ -118,6 +121,13 @@ class UserContexts:
             items_NL = histories_of_others(self.entries, group_N, item_N, settings.history_length)
             return Histories(items_NL, np.full(len(group_N), -1))
         return histories_before(self.entries, group_N, cut_N, settings.history_length, ages=settings.ages)
+
+
+def _entries(group_V: Ints, values_V: Ints, actions: bool) -> Entries:
+    """The past from the values of user_stream.interleaved: item, time and, with `actions`, action of each event."""
+    step = 3 if actions else 2
+    action_E = values_V[2::step] if actions else None
+    return Entries(group_V[::step], values_V[1::step], values_V[::step], action_E=action_E)
 
 
 def with_contexts(

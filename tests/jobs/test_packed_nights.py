@@ -11,14 +11,14 @@ pytestmark = pytest.mark.slow
 PACK, LENGTH = 4, 10
 SETTINGS = {
     "samples.pack": PACK,
-    "features.history": {"length": LENGTH, "order": "ahead", "ages": True},
+    "features.history": {"length": LENGTH, "order": "ahead", "ages": True, "actions": True},
     "positives.ahead_days": 2,
     "model": {
         "tower": "sequence",
         "dim": 16,
         "hidden": [],
         "embedding_dim": 8,
-        "settings": {"width": 8, "time": "gaps"},
+        "settings": {"width": 8, "time": "gaps", "actions": True},
     },
     "loss.self_supervision": None,
     "training.processes": 2,
@@ -47,3 +47,5 @@ def test_a_night_trains_on_every_positive_and_an_update_continues_from_it_on_pla
     rows = rows_of(packed.warehouse / "updates" / f"ds={SECOND}" / "001" / "samples" / f"ds={SECOND}")
     assert rows
     assert all(isinstance(row["row_key"], int) and len(row["history_ages"]) == LENGTH for row in rows)
+    assert all([item > 0 for item in row["history"]] == [act > 0 for act in row["history_actions"]] for row in rows)
+    assert {action for row in rows for action in row["history_actions"]} == {0, 2}, "known actions of night and update"

@@ -10,7 +10,7 @@ from model.data.petastorm_reader import SampleFile
 from model.training.spec import TrainingSpec
 from pipelines.contract.schema import FeatureSchema
 from tests.model import toy_night
-from tests.model.toy_night import BLOCKS, HISTORY, ITEMS, NEGATIVES, SCHEMA, USERS
+from tests.model.toy_night import BLOCKS, HISTORY, ITEMS, NEGATIVES, USERS
 
 PACK = 4
 CONTEXT = [
@@ -26,8 +26,8 @@ Arrays = dict[str, np.ndarray]
 
 
 def schema(**changes: Any) -> FeatureSchema:
-    """The schema of the small night with ages of history items."""
-    return toy_night.schema(history={**SCHEMA["history"], "ages_column": "history_ages"}, **changes)
+    """The schema of the small night with ages and actions of history items."""
+    return toy_night.schema(history=toy_night.FULL_HISTORY, **changes)
 
 
 def packed_rows(rows: int, seed: int = 0, pack: int = PACK) -> Arrays:
@@ -56,6 +56,9 @@ def packed_rows(rows: int, seed: int = 0, pack: int = PACK) -> Arrays:
         "user_income": rng.normal(3, 2, rows).astype(np.float32),
         "history": np.where(places >= 0, items[:, pack:], 0).astype(np.int32),
         "history_ages": np.where(places >= 0, 100 * (length[:, None] - places), 0).astype(np.int32),
+        "history_actions": np.where(places >= 0, 1 + (items[:, pack:] + np.arange(rows)[:, None]) % 4, 0).astype(
+            np.int32
+        ),
         "item_index": integers(items[:, :pack]),
         "item_snapshot": integers(np.resize(np.array(toy_night.DAYS), (rows, pack))),
         "history_seen": integers(seen),
@@ -81,7 +84,8 @@ def unpacked(rows: Arrays, pack: int = PACK) -> Arrays:
             for name in ("context_words", "negatives", "negative_kinds"):
                 values[name] = rows[name][row].reshape(pack, -1)[place]
             seen = int(rows["history_seen"][row][place])
-            for name, subtract in (("history", 0), ("history_ages", rows["request_lag"][row][place])):
+            lag = rows["request_lag"][row][place]
+            for name, subtract in (("history", 0), ("history_ages", lag), ("history_actions", 0)):
                 oldest = rows[name][row][HISTORY - length :][:seen] - subtract
                 values[name] = np.concatenate([np.zeros(HISTORY - seen, np.int32), oldest])
             for name, value in values.items():

@@ -56,6 +56,12 @@ SCHEMA: dict[str, Any] = {
 }
 
 
+HISTORY_ACTIONS = {  # Actions of history items, for tests that add them to the history of SCHEMA.
+    "name": "history_actions", "kind": "categorical", "column": "history_actions", "vocabulary": "action", "size": 5,
+}  # fmt: skip
+# The history with all facts about its items.
+FULL_HISTORY = {**SCHEMA["history"], "ages_column": "history_ages", "actions": HISTORY_ACTIONS}
+
 VECTORS = {  # Vector features of both sides, for tests that add them to SCHEMA.
     "user": {"name": "taste", "kind": "vector", "column": "user_taste", "length": 3, "width": 5, "dropout": 0.5},
     "item": {"name": "look", "kind": "vector", "column": "item_look", "length": 4},

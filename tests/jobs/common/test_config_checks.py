@@ -49,6 +49,18 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
     "heads that do not divide the width": ("width", model(tower="sequence", settings={"width": 30, "heads": 4})),
     "an unknown setting of the sequence": ("layers", model(tower="sequence", settings={"layers": 4})),
     "times that the samples lack": ("features.history.ages", model(tower="sequence", settings={"time": "gaps"})),
+    "actions that the samples lack": ("features.history.actions", model(tower="sequence", settings={"actions": True})),
+    "actions of a tower that pools the history": (
+        "model.settings of tower senet: actions",
+        {
+            "features": FEATURES | {"history": {"actions": True}},
+            "model": {"tower": "senet", "settings": {"actions": True}},
+        },
+    ),
+    "actions of known items": (
+        "actions: true needs actions",
+        {"features": {"history": {"actions": True, "order": "leave_one_out"}}},
+    ),
     "self-supervision of a tower that reads the id alone": (
         "loss.self_supervision",
         model(tower="youtube_dnn", dim=32) | {"loss": supervised()},

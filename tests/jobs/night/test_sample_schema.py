@@ -81,6 +81,7 @@ def test_an_update_uses_at_most_as_many_processes_as_it_has_row_groups() -> None
         ({"user": []}, "user feature age is in the samples and not in the config"),
         ({"history": None}, "features.history was on for the samples and is off now"),
         ({"history": {"ages": True}}, "features.history.ages was off for the samples and is on now"),
+        ({"history": {"actions": True}}, "features.history.actions was off for the samples and is on now"),
         ({"example_age": True}, "features.example_age was off for the samples and is on now"),
     ],
 )  # fmt: skip

@@ -50,6 +50,7 @@ def test_unpacked_rows_are_those_that_were_packed(pack: int, features: dict[str,
         np.testing.assert_array_equal(unpacked["packed_seen"], (expected["history"] != 0).sum(1))
         np.testing.assert_array_equal(unpacked["packed_history"], rows["history"])
         np.testing.assert_array_equal(unpacked["packed_ages"], rows["history_ages"])
+        np.testing.assert_array_equal(unpacked["packed_actions"], rows["history_actions"])
     empty = unpack({name: rows[name][:0] for name in columns}, schema, pack)
     assert {name: values.shape for name, values in empty.items()} == {
         name: (0, *values.shape[1:]) for name, values in unpacked.items()
@@ -72,6 +73,7 @@ def test_parts_of_a_batch_keep_each_positive_with_its_packed_row() -> None:
     for share in shares:
         of_positives = share["packed_history"][share["packed_row"]]
         assert torch.equal(of_positives, torch.from_numpy(rows["history"])[share["row"]].long())
+        assert torch.equal(share["packed_actions"] > 0, share["packed_history"] > 0)
         assert len(share["packed_history"]) in (3, 4)
 
 

@@ -93,9 +93,12 @@ def test_a_trained_model_has_a_higher_recall_than_a_new_one(tmp_path: Path) -> N
 def test_indices_that_are_newer_than_the_model_become_the_default() -> None:
     rows = toy_night.sample_rows(20)
     newer = {**rows, "user_index": rows["user_index"] + 1000, "history": rows["history"] + 1000}
-    columns = user_columns_of(toy_night.schema(), newer)
+    newer |= {"history_ages": rows["history"] + 1000, "history_actions": rows["history"] % 5 + 3}
+    columns = user_columns_of(toy_night.schema(history=toy_night.FULL_HISTORY), newer)
     assert (columns["user_index"] == 1).all()
     assert (columns["history"] == 1).all()
+    assert columns["history_ages"].min() == 1000, "ages are no indices"
+    assert set(columns["history_actions"].ravel()) == {1, 3, 4}
     assert (columns["user_income"] == rows["user_income"]).all()
 
 

@@ -22,10 +22,11 @@ from pipelines.contract.schema import FeatureSchema
 from tests.model import toy_night
 
 L = toy_night.HISTORY
-SETTINGS = {"width": 16, "time": "gaps"}
+SETTINGS = {"width": 16, "time": "gaps", "actions": True}
 # Two packed histories, oldest item first, and the number of items that each of their positives sees.
 HISTORY = torch.tensor([[0, 0, 7, 9, 11], [3, 4, 5, 6, 7]])
 AGES = torch.tensor([[0, 0, 90, 31, 30], [5000, 4000, 100, 100, 0]])
+ACTIONS = torch.tensor([[0, 0, 2, 3, 1], [4, 4, 2, 3, 2]])
 ROW = torch.tensor([0, 0, 0, 0, 1, 1, 1])
 SEEN = torch.tensor([0, 1, 3, 2, 5, 4, 1])
 LAG = torch.tensor(
@@ -33,11 +34,12 @@ LAG = torch.tensor(
 )  # Seconds from the positive's request to the newest request of the row.
 
 
-def schema(ages: bool = True) -> FeatureSchema:
-    return toy_night.schema(history={**toy_night.SCHEMA["history"], "ages_column": "history_ages" if ages else None})
+def schema(facts: bool = True) -> FeatureSchema:
+    """`facts`: with ages and actions of history items."""
+    return toy_night.schema(history=toy_night.FULL_HISTORY if facts else toy_night.SCHEMA["history"])
 
 
-def build(ages: bool = True, history: bool = True, **config: Any) -> TwoTower:
+def build(facts: bool = True, history: bool = True, **config: Any) -> TwoTower:
     torch.manual_seed(0)
     base = {
         "tower": "sequence",
@@ -46,7 +48,7 @@ def build(ages: bool = True, history: bool = True, **config: Any) -> TwoTower:
         "settings": SETTINGS,
         "history_features": ["category", "tags"],
     }
-    features = schema(ages) if history else schema().without(["history"])
+    features = schema(facts) if history else schema().without(["history"])
     model = TwoTower(features, ModelConfig.model_validate({**base, **config}))
     with torch.no_grad():
         for parameter in model.encoder.parameters():  # type: ignore[union-attr]
@@ -59,21 +61,23 @@ def catalogue() -> Catalogue:
     return Catalogue(toy_night.schema(), toy_night.item_rows())
 
 
-def packed_batch(model: TwoTower, history: torch.Tensor = HISTORY) -> Batch:
+def packed_batch(model: TwoTower, history: torch.Tensor = HISTORY, actions: torch.Tensor = ACTIONS) -> Batch:
     """The positives of the packed histories, with all columns that the user tower reads."""
     rows = {name: torch.from_numpy(values) for name, values in toy_night.sample_rows(len(ROW)).items()}
     packed = {"packed_history": history, "packed_ages": AGES, "packed_row": ROW, "packed_seen": SEEN}
+    packed["packed_actions"] = actions
     return rows | packed | unpacked() | catalogue().history_columns(history, model.history_features)
 
 
 def unpacked() -> Batch:
-    """`history` and `history_ages` of each positive, one at a time."""
-    rows: dict[str, list[torch.Tensor]] = {"history": [], "history_ages": []}
+    """`history`, `history_ages` and `history_actions` of each positive, one at a time."""
+    rows: dict[str, list[torch.Tensor]] = {"history": [], "history_ages": [], "history_actions": []}
     for row, seen, lag in zip(ROW.tolist(), SEEN.tolist(), LAG.tolist()):
         start = int((HISTORY[row] == 0).sum())
         padding = torch.zeros(L - seen, dtype=torch.int64)
         rows["history"].append(torch.cat([padding, HISTORY[row][start : start + seen]]))
         rows["history_ages"].append(torch.cat([padding, AGES[row][start : start + seen] - lag]))
+        rows["history_actions"].append(torch.cat([padding, ACTIONS[row][start : start + seen]]))
     return {name: torch.stack(values) for name, values in rows.items()}
 
 
@@ -102,11 +106,15 @@ def test_a_packed_history_gives_the_vectors_and_gradients_of_its_rows(settings: 
 
 
 @pytest.mark.parametrize("item", range(3))
-def test_a_state_depends_only_on_the_items_before_it(item: int) -> None:
+@pytest.mark.parametrize("changed", ["item", "action"])
+def test_a_state_depends_only_on_the_items_and_actions_before_it(item: int, changed: str) -> None:
     model = build().eval()
-    changed = HISTORY.clone()
-    changed[0, 2 + item] = 33
-    before, after = (model.user_vectors(packed_batch(model, history)) for history in (HISTORY, changed))
+    history, actions = HISTORY.clone(), ACTIONS.clone()
+    if changed == "item":
+        history[0, 2 + item] = 33
+    else:
+        actions[0, 2 + item] = 4
+    before, after = model.user_vectors(packed_batch(model)), model.user_vectors(packed_batch(model, history, actions))
     differs = (before - after).abs().amax(1) > 1e-4
     assert differs.tolist() == ((ROW == 0) & (item < SEEN)).tolist()
     torch.testing.assert_close(before[~differs], after[~differs])
@@ -161,12 +169,13 @@ def test_gaps_are_in_buckets_of_powers_of_two() -> None:
     assert encoder.gap_before.num_embeddings == 33
 
 
-def test_unknown_ages_are_equal_to_no_ages_and_training_sees_them() -> None:
+@pytest.mark.parametrize(("column", "unknown"), [("history_ages", -1), ("history_actions", 1)])
+def test_unknown_facts_are_equal_to_no_facts_and_training_sees_them(column: str, unknown: int) -> None:
     model = build(id_dropout=0.0, settings=SETTINGS | {"dropout": 0.0}).eval()
     batch = plain_batch(model)
-    without = model.user_vectors({name: values for name, values in batch.items() if name != "history_ages"})
-    unknown = model.user_vectors({**batch, "history_ages": torch.full_like(batch["history_ages"], -1)})
-    torch.testing.assert_close(without, unknown)
+    without = model.user_vectors({name: values for name, values in batch.items() if name != column})
+    of_unknown = model.user_vectors({**batch, column: (batch["history"] > 0) * unknown})
+    torch.testing.assert_close(without, of_unknown)
     one = {name: values[[5]].expand(400, *values.shape[1:]) for name, values in batch.items()}
     hidden = (model.train().user_vectors(one) - without[5]).abs().amax(1) < 1e-5
     assert 0.01 < hidden.float().mean() < 0.15
@@ -218,9 +227,13 @@ def test_item_features_of_a_packed_history_are_no_newer_than_its_earliest_positi
     ("config", "message"),
     [
         ({"settings": {"width": 10, "heads": 3}}, "10 cannot be shared by 3 heads: take a multiple of 3"),
-        ({"settings": {"layers": 2}}, "layers.*its settings: blocks, heads, width, feed_forward, dropout, time, items"),
+        (
+            {"settings": {"layers": 2}},
+            "layers.*its settings: blocks, heads, width, feed_forward, dropout, time, actions, items",
+        ),
         ({"settings": {"items": "ids"}}, "tower sequence with items: ids: model.dim is 8 and model.embedding_dim 32"),
-        ({"settings": {"time": "gaps"}, "ages": False}, "time: gaps needs .* set features.history.ages: true"),
+        ({"settings": {"time": "gaps"}, "facts": False}, "time: gaps needs .* set features.history.ages: true"),
+        ({"settings": {"actions": True}, "facts": False}, "actions: true needs .* set features.history.actions: true"),
         ({"history_pooling": "decay"}, "history_pooling: decay has no effect"),
         ({"history": False, "history_features": []}, "sequence: reads the user's history.*set features.history"),
     ],

@@ -18,6 +18,7 @@ from model.serving.embed import embed_items, embed_users
 from model.serving.export import SIGNATURE, ExportError, export_towers
 from tests.model import toy_night
 
+ALL_SETTINGS = {"width": 16, "time": "gaps", "actions": True}
 # Runs an exported tower with torch and numpy only, and fails on any pickle.
 RUN_TOWERS = """
 import pickle, sys
@@ -39,20 +40,21 @@ for side in ("user", "item"):
         {"tower": "senet", "history_pooling": "decay"},
         {"tower": "parallel", "dim": 18, "history_pooling": "attention"},
         {"tower": "youtube_dnn", "dim": 32},
-        {"tower": "sequence", "history_features": ["category", "tags"], "settings": {"width": 16, "time": "gaps"}},
+        {"tower": "sequence", "history_features": ["category", "tags"], "settings": ALL_SETTINGS},
         {"tower": "sequence", "dim": 32, "settings": {"items": "ids"}},
     ],
 )
 @pytest.mark.processes
 def test_exported_towers_return_the_vectors_of_the_model(tmp_path: Path, config: dict[str, Any]) -> None:
     torch.manual_seed(1)
-    schema = toy_night.schema(history={**toy_night.SCHEMA["history"], "ages_column": "history_ages"})
+    schema = toy_night.schema(history=toy_night.FULL_HISTORY)
     model = TwoTower(schema, ModelConfig.model_validate({"dim": 16, "hidden": [8], **config})).eval()
     catalogue, rows = Catalogue(toy_night.schema(), toy_night.item_rows()), toy_night.sample_rows(11)
     signature = export_towers(model, tmp_path)
     assert json.loads((tmp_path / SIGNATURE).read_text()) == signature
     history = torch.from_numpy(rows["history"]).long()
     rows["history_ages"] = np.arange(rows["history"].size)[::-1].reshape(rows["history"].shape) * (rows["history"] > 0)
+    rows["history_actions"] = (rows["history"] > 0) * (1 + rows["history"] % 4)
     rows |= {n: v.numpy() for n, v in catalogue.history_columns(history, model.history_features).items()}
     for side, rows_of_side in (("user", rows), ("item", toy_night.item_rows())):
         inputs = signature[side]["inputs"]
@@ -64,7 +66,8 @@ def test_exported_towers_return_the_vectors_of_the_model(tmp_path: Path, config:
     np.testing.assert_allclose(np.load(tmp_path / "user.npy"), embed_users(model, rows, catalogue), atol=1e-5)
     np.testing.assert_allclose(np.load(tmp_path / "item.npy"), embed_items(model, toy_night.item_rows()), atol=1e-5)
     assert (history_column("item_tags") in signature["user"]["inputs"]) == ("history_features" in config)
-    assert ("history_ages" in signature["user"]["inputs"]) == ("time" in config.get("settings", {}))
+    for name, setting in (("history_ages", "time"), ("history_actions", "actions")):
+        assert (name in signature["user"]["inputs"]) == (setting in config.get("settings", {}))
 
 
 def test_vectors_are_inputs_of_an_exported_tower_and_its_file_holds_only_its_own_projection(tmp_path: Path) -> None:
@@ -85,7 +88,11 @@ def test_an_export_that_differs_from_the_model_is_refused(tmp_path: Path, monkey
         export_towers(model, tmp_path)
 
 
-NEED_A_HISTORY = [{"history_features": ["tags"]}, {"tower": "sequence"}]
+NEED_A_HISTORY = [
+    {"history_features": ["tags"]},
+    {"tower": "sequence"},
+    {"tower": "sequence", "settings": {"actions": True}},
+]
 
 
 @pytest.mark.parametrize(
@@ -103,7 +110,7 @@ def test_a_file_holds_only_the_tables_that_its_tower_reads(
     tmp_path: Path, config: dict[str, Any], history: bool
 ) -> None:
     """A table of the other side could be most of the file."""
-    schema = toy_night.schema() if history else toy_night.schema(history=None)
+    schema = toy_night.schema(history=toy_night.FULL_HISTORY if history else None)
     model = TwoTower(schema, ModelConfig.model_validate({"dim": 32, "hidden": [8], **config})).eval()
     export_towers(model, tmp_path)
     state = {side: dict(torch.export.load(tmp_path / f"{side}.pt2").state_dict) for side in ("user", "item")}
@@ -111,6 +118,7 @@ def test_a_file_holds_only_the_tables_that_its_tower_reads(
     user = {"user_id.weight", "user/age.weight", "user_tenure.weight"}
     user |= {"item_id.weight" if config.get("share_history", True) else "history.weight"} if history else set()
     user |= {"item/tags.weight"} if "history_features" in config else set()
+    user |= {"action.weight"} if "settings" in config else set()
     only_ids = config.get("tower") == "youtube_dnn"
     assert tables["user"] == user
     assert tables["item"] == {"item_id.weight"} | (set() if only_ids else {"item/category.weight", "item/tags.weight"})

@@ -25,7 +25,8 @@ def test_answers_are_the_nearest_items(release: Path) -> None:
     retriever = Retriever(str(release))
     samples = toy_night.sample_rows(9)
     samples["history_ages"] = (samples["history"] > 0) * np.arange(9 * toy_night.HISTORY, 0, -1).reshape(9, -1)
-    reads_ages = "history_ages" in retriever._model.schema.user_columns
+    samples["history_actions"] = (samples["history"] > 0) * (1 + samples["history"] % 4)
+    is_full = "history_ages" in retriever._model.schema.user_columns
     requests = [
         {
             "user_id": int(samples["user_index"][n]),
@@ -34,9 +35,12 @@ def test_answers_are_the_nearest_items(release: Path) -> None:
             "income": float(samples["user_income"][n]),
             "history": [f"i{item}" for item in samples["history"][n] if item],
         }
-        | ({"history_ages": [int(age) for age in samples["history_ages"][n] if age]} if reads_ages else {})
         for n in range(9)
     ]
+    for n, request in enumerate(requests):
+        if is_full:
+            request["history_ages"] = [int(age) for age in samples["history_ages"][n] if age]
+            request["history_actions"] = [f"did{action}" for action in samples["history_actions"][n] if action]
     samples["user_tenure"] = np.clip(samples["user_tenure"], 2, 4)
     model = retriever._model
     columns = {c: pq.read_table(release / "items")[c] for c in model.schema.item_columns}

@@ -35,6 +35,7 @@ REQUEST: list[dict[str, Any]] = [
         "order": "strictly_before",
     },
 ]
+ACTIONS = {"name": "history_actions", "column": "history_actions", "type": "text", "vocabulary": "action"}
 HASHED = {"column": "item_row", "size": 7, "hashed": True}
 
 
@@ -42,7 +43,7 @@ def write_release(folder: Path, kind: str) -> None:
     """Write a release.
 
     pooled: the user tower pools item features over the history; hashed: item ids are hashed; sequence: a sequence tower reads
-    items, their features and their ages.
+    items, their features, ages and actions.
     """
     torch.manual_seed(3)
     items = toy_night.item_rows()
@@ -50,9 +51,9 @@ def write_release(folder: Path, kind: str) -> None:
     pooled = ["category", "tags"] if kind in ("pooled", "sequence") else []
     config: dict[str, Any] = {"dim": 8, "hidden": [16], "history_features": pooled}
     if kind == "sequence":
-        config |= {"tower": "sequence", "settings": {"width": 16, "time": "gaps"}}
-        schema = toy_night.schema(history={**toy_night.SCHEMA["history"], "ages_column": "history_ages"})
-        fields = [*REQUEST[:-1], REQUEST[-1] | {"ages": "history_ages"}]
+        config |= {"tower": "sequence", "settings": {"width": 16, "time": "gaps", "actions": True}}
+        schema = toy_night.schema(history=toy_night.FULL_HISTORY)
+        fields = [*REQUEST[:-1], REQUEST[-1] | {"ages": "history_ages", "actions": ACTIONS}]
     if kind == "hashed":
         items = items | {"item_row": (2 + items["item_index"] % 5).astype(np.int32)}
         item_id, *others = toy_night.SCHEMA["item"]
@@ -78,6 +79,7 @@ def _vocabularies() -> pa.Table:
         *(("user_id", str(n), n) for n in range(2, toy_night.USERS + 2)),
         *(("item_id", f"i{n}", n) for n in range(2, toy_night.ITEMS + 2)),
         *(("user.age", f"a{n}", n) for n in range(2, 6)),
+        *(("action", f"did{n}", n) for n in range(2, 5)),
     ]
     features, texts, indices = zip(*values)
     return pa.table({"feature": features, "value": texts, "index": pa.array(indices, pa.int32())})

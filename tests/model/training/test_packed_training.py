@@ -26,7 +26,7 @@ SEQUENCE = {"width": 16, "dropout": 0.0}
 MODELS: dict[str, dict[str, Any]] = {
     "dssm": {"history_features": ["category"]},
     "sequence": {"tower": "sequence", "settings": SEQUENCE},
-    "sequence with gaps": {"tower": "sequence", "settings": {**SEQUENCE, "time": "gaps"}},
+    "sequence with all": {"tower": "sequence", "settings": {**SEQUENCE, "time": "gaps", "actions": True}},
 }
 
 

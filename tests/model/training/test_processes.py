@@ -16,6 +16,8 @@ from model.training.step import FIGURES
 from tests.model import packed_night, toy_night
 from tests.model.training import gradients_process
 
+SEQUENCE: dict[str, Any] = {"tower": "sequence", "settings": {"width": 16, "dropout": 0.0}}
+
 
 def run_gradients(specs: list[Any], folder: Path, processes: int) -> list[dict[str, Any]]:
     """Results of gradients_process for all specs, on this process or on several."""
@@ -52,8 +54,7 @@ def test_two_ranks_have_the_loss_and_gradients_of_one_rank(tmp_path: Path) -> No
     ]
     only_ids = base.model.model_copy(update={"tower": "youtube_dnn", "embedding_dim": base.model.dim})
     specs.append(base.model_copy(update={"model": only_ids}))
-    sequence = {"tower": "sequence", "settings": {"width": 16, "dropout": 0.0}}
-    specs.append(base.model_copy(update={"model": base.model.model_copy(update=sequence)}))
+    specs.append(base.model_copy(update={"model": base.model.model_copy(update=SEQUENCE)}))
     specs.append(toy_night.with_earlier_versions(base, toy_night.earlier_versions()))
     streaming = {"correction": "mns", "frequencies": "streaming"}
     specs += [
@@ -61,7 +62,7 @@ def test_two_ranks_have_the_loss_and_gradients_of_one_rank(tmp_path: Path) -> No
             tmp_path / "packed", [9, 8, 3, 8], {"id_dropout": 0.0, **model}, loss, {"batch_size": 200},
             item_versions=[toy_night.write_earlier_versions(tmp_path / "packed")],
         )
-        for model, loss in (({}, {}), (sequence, streaming))
+        for model, loss in (({}, {}), (SEQUENCE, streaming))
     ]  # fmt: skip
     pairs = zip(run_gradients(specs, tmp_path, 1), run_gradients(specs, tmp_path, 2), strict=True)
     distinct_losses = set()
@@ -83,13 +84,19 @@ def test_two_ranks_have_the_loss_and_gradients_of_one_rank(tmp_path: Path) -> No
     assert len(distinct_losses) == len(losses) + 5, "each loss, tower and feature set has its own value"
 
 
-@pytest.mark.parametrize("night", [toy_night, packed_night], ids=["rows", "packed rows"])
+@pytest.mark.parametrize(
+    ("night", "model"),
+    [(toy_night, {}), (packed_night, {}), pytest.param(packed_night, SEQUENCE, marks=pytest.mark.slow)],
+    ids=["rows", "packed rows", "sequence tower on packed rows"],
+)
 @pytest.mark.processes
-def test_two_processes_train_like_one(night: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_two_processes_train_like_one(
+    night: Any, model: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     spec = night.make_spec(
         tmp_path,
         [40, 40, 41],
-        model={"id_dropout": 0.0},
+        model={"id_dropout": 0.0, **model},
         training={"batch_size": 420, "optimizer": "adagrad"},  # The whole epoch.
         epochs=3,
     )

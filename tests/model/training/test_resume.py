@@ -28,6 +28,9 @@ EVERYTHING: dict[str, Any] = {
 }
 
 
+SEQUENCE: dict[str, Any] = {"tower": "sequence", "settings": {"width": 16, "time": "gaps", "actions": True}}
+
+
 def make_spec(folder: Path, night: Any = toy_night, **training: Any) -> TrainingSpec:
     """Seven steps per epoch, with everything that has state: dropout, estimator, self-supervision, both kinds of tables."""
     return night.make_spec(
@@ -130,9 +133,15 @@ def test_the_same_run_has_the_same_bits_on_two_threads(tmp_path: Path, model: di
         assert_same(first[0], other[0], [first[1], other[1]])
 
 
+@pytest.mark.parametrize(
+    ("night", "model"),
+    [(toy_night, {}), pytest.param(packed_night, SEQUENCE, marks=pytest.mark.slow)],
+    ids=["rows", "sequence tower on packed rows"],
+)
 @pytest.mark.processes
-def test_a_run_resumes_after_sigkill(tmp_path: Path) -> None:
-    spec = make_spec(tmp_path).model_copy(update={"epochs": 20})
+def test_a_run_resumes_after_sigkill(tmp_path: Path, night: Any, model: dict[str, Any]) -> None:
+    spec = make_spec(tmp_path, night, batch_size=105 if night is packed_night else 42)
+    spec = spec.model_copy(update={"epochs": 20, "model": spec.model.model_copy(update=model)})
     whole = train(spec.model_copy(update={"resume": None, "output": str(tmp_path / "whole")}))
     (tmp_path / "spec.json").write_text(spec.model_dump_json())
     lines = (
@@ -156,8 +165,7 @@ def test_a_run_resumes_after_sigkill(tmp_path: Path) -> None:
 def test_a_resumed_run_on_packed_rows_has_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`batch_size` counts positives, of which a packed row has 2.5 on average."""
     spec = make_spec(tmp_path, packed_night, batch_size=105)
-    sequence = {"tower": "sequence", "settings": {"width": 16}}
-    spec = spec.model_copy(update={"model": spec.model.model_copy(update=sequence)})
+    spec = spec.model_copy(update={"model": spec.model.model_copy(update=SEQUENCE)})
     whole = train(spec.model_copy(update={"resume": None, "output": str(tmp_path / "whole")}))
     assert (whole.steps, whole.rows) == (21, 3 * sum(file.positives or 0 for file in spec.train))
     interrupt(spec, monkeypatch, 8)

@@ -57,12 +57,21 @@ def test_optional_features_are_null_or_absent_when_switched_off() -> None:
     assert schema["example_age"] == {"name": "example_age", "kind": "age", "column": "example_age", "days": 30.0}
 
 
-def test_ages_of_the_history_are_in_the_schema_and_in_requests_only_if_they_are_on() -> None:
+def test_ages_and_actions_of_the_history_are_in_the_schema_and_in_requests_only_if_they_are_on() -> None:
+    types = {"user_id": "string", "age": "string", "likes": "array<string>"}
     aged = FEATURES.model_copy(update={"history": History(length=20, ages=True)})
     for features, column in ((FEATURES, None), (aged, "history_ages")):
         schema = feature_schema(features, SIZES, STATISTICS, example_age(30, {}))
         assert schema.history is not None
         assert schema.history.ages_column == column
         assert ("history_ages" in schema.user_columns) == (column is not None)
-        types = {"user_id": "string", "age": "string", "likes": "array<string>"}
         assert request_fields(features, types, "int")[-1].get("ages") == column
+    acting = FEATURES.model_copy(update={"history": History(length=20, actions=True)})
+    for features, columns in ((FEATURES, []), (acting, ["history_actions"])):
+        schema = feature_schema(features, SIZES | {"action": 4}, STATISTICS, example_age(30, {}))
+        assert schema.history is not None
+        assert [name for name in schema.user_columns if name.startswith("history_")] == columns
+        assert (schema.history.actions is not None and schema.history.actions.size == 4) == bool(columns)
+        field = request_fields(features, types, "int")[-1].get("actions", {})
+        assert field.get("name") == (columns[0] if columns else None)
+        assert FeatureSchema.model_validate(as_json(schema)) == schema

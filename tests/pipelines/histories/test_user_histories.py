@@ -35,11 +35,16 @@ def stream(seed: int, users: int = 12) -> list[Row]:
                     "row_key": place,
                     "number": place + 1,
                     "item_index": item,
+                    "action_index": action_of(user, item, time),
                     "past": past if place == 0 else None,
                     "pair": hash((user, item)),  # the hash of user and item
                 }
             )
     return rows
+
+
+def action_of(user: int, item: int, time: int) -> int:
+    return 1 + (user + item + time) % 5
 
 
 def batches(rows: list[Row], size: int) -> Iterator[pa.RecordBatch]:
@@ -54,8 +59,8 @@ def cut(rows: list[Row], schema: pa.Schema, size: int) -> Iterator[pa.RecordBatc
         yield pa.RecordBatch.from_pylist([], schema=schema)  # an empty batch must not change the result
 
 
-def histories_of(rows: list[Row], size: int, settings: SamplingSettings) -> Iterator[tuple[int, int, list[int], int]]:
-    """(user, row key, history, until) of each row, computed from the stream."""
+def histories_of(rows: list[Row], size: int, settings: SamplingSettings) -> Iterator[tuple[int, int, list[int], Any]]:
+    """(user, row key, history, until) of each row, computed from the stream. Instead of `until` what the settings want."""
     stream_rows: list[Row] = []
     for row in rows:
         user = int(row["user_id"][1:])
@@ -64,13 +69,17 @@ def histories_of(rows: list[Row], size: int, settings: SamplingSettings) -> Iter
         for start in range(0, len(past), 3):  # a past may be split into several rows
             values = past[start : start + 3]
             if not settings.leave_one_out:
-                values = [number for pair in zip(values, times[start : start + 3]) for number in pair]
+                columns = [values, times[start : start + 3]]
+                if settings.actions:
+                    columns.append([action_of(user, item, time) for item, time in zip(*columns)])
+                values = [number for event in zip(*columns) for number in event]
             stream_rows.append({"user_key": user, "role": PAST, "values": values})
         own = {"at": row["event_time"], "key": row["row_key"], "item_index": row["item_index"]}
         own |= {"carried": row.get("carried", False), "cut": row.get("cut", row["event_time"])}
+        own |= {"action_index": row.get("action_index")}
         stream_rows.append({"user_key": user, "role": ROW, **own})
     kinds = {"role": pa.int32(), "values": pa.list_(pa.int64()), "item_index": pa.int32(), "carried": pa.bool_()}
-    names = ("user_key", "role", "at", "key", "values", "item_index", "carried", "cut")
+    names = ("user_key", "role", "at", "key", "values", "item_index", "action_index", "carried", "cut")
     schema = pa.schema([(name, kinds.get(name, pa.int64())) for name in names])
     for table, context, group in with_contexts(cut(stream_rows, schema, size), settings):
         items, cuts = (table.column(name).to_numpy() for name in ("item_index", "cut"))
@@ -79,6 +88,8 @@ def histories_of(rows: list[Row], size: int, settings: SamplingSettings) -> Iter
         if settings.counts_past:
             assert histories.past_N is not None
             yield from zip(users, keys, histories.items_NL.tolist(), histories.past_N.tolist())
+        elif histories.actions_NL is not None:
+            yield from zip(users, keys, histories.items_NL.tolist(), histories.actions_NL.tolist())
         elif histories.ages_NL is None:
             yield from zip(users, keys, histories.items_NL.tolist(), histories.until_N.tolist())
         else:
@@ -110,6 +121,23 @@ def test_a_history_is_the_last_items_strictly_before_the_event(seed: int, size: 
         expected.append((user, row["row_key"], padded, before[-1][0] if before else -1))
     assert histories == expected
     assert any(history[0] for _, _, history, _ in histories)
+
+
+@pytest.mark.parametrize(("seed", "size"), CUTS)
+def test_the_actions_of_a_history_are_those_of_its_events(seed: int, size: int) -> None:
+    rows, length = stream(seed), 5
+    settings = SamplingSettings(Negatives(), 17, 1000, {}, history_length=length, actions=True)
+    rng, some = random.Random(seed), 0
+    for row in rows:
+        row["carried"] = rng.random() < 0.3
+    for (user, _, items, actions), row in zip(histories_of(rows, size, settings), rows, strict=True):
+        own = [other for other in rows if other["user_id"] == row["user_id"]]
+        events = [(500 + user, item) for item in own[0]["past"] or []]
+        events += [(other["event_time"], other["item_index"]) for other in own if not other["carried"]]
+        before = [(item, action_of(user, item, time)) for time, item in events if time < row["event_time"]][-length:]
+        assert list(zip(items, actions)) == [(0, 0)] * (length - len(before)) + before
+        some += len(set(actions)) > 2
+    assert some
 
 
 def last_before(rows: list[Row], row: Row, cut: int, length: int) -> tuple[list[int], int]:
@@ -218,12 +246,22 @@ def test_leave_one_out_gives_the_last_other_positives_in_any_order(seed: int, si
 @pytest.mark.parametrize(("seed", "size"), CUTS)
 def test_the_state_of_a_day_is_the_last_events_and_the_last_distinct_items(seed: int, size: int) -> None:
     rows, length, known = stream(seed), 5, 7
-    states = [row for b in history_arrays.last_rows(batches(rows, size), length, known) for row in b.to_pylist()]
+    with_actions, states = (
+        [
+            row
+            for batch in history_arrays.last_rows(batches(rows, size), length, known, actions=actions)
+            for row in batch.to_pylist()
+        ]
+        for actions in (True, False)
+    )
+    actions_today = [row.pop("actions_today") for row in with_actions]
+    assert with_actions == states
     by_user = defaultdict(list)
     for row in rows:
         by_user[row["user_id"]].append(row)
     assert [row["user_id"] for row in states] == list(by_user)
-    for row, own in zip(states, by_user.values()):
+    for row, own, actions in zip(states, by_user.values(), actions_today, strict=True):
+        assert actions == [other["action_index"] for other in own][-length:]
         assert row["items_today"] == [other["item_index"] for other in own][-length:]
         assert [micros(time) for time in row["times_today"]] == [other["event_time"] for other in own][-length:]
         touches = {other["item_index"]: (other["event_time"], other["pair"]) for other in own}  # the last one wins
