@@ -4,7 +4,7 @@ from typing import Any
 
 import mlflow
 
-from model.serving.request_encoder import RequestError
+from model.serving.request_values import RequestError
 from model.serving.retriever import Retriever
 
 

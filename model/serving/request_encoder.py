@@ -7,7 +7,6 @@ Shapes: n requests.
 """
 
 import difflib
-import math
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
@@ -15,10 +14,21 @@ from zoneinfo import ZoneInfo
 
 import numpy as np
 
-from model.network.sequence_encoder import OLDEST_AGE, UNKNOWN_AGE
+from model.serving.request_values import (
+    EXPECTED,
+    RequestError,
+    ages_of,
+    finite,
+    list_of,
+    part_of_time,
+    require_one_per_item,
+    text_of,
+    type_of,
+    vector_of,
+    weights_of,
+)
 from model.serving.vocabulary import Vocabulary, bucket_of
-from pipelines.contract.indices import DEFAULT, FIRST, PADDING
-from pipelines.contract.limits import LARGEST, LARGEST_WEIGHT
+from pipelines.contract.indices import DEFAULT, PADDING
 from pipelines.contract.request_fields import (
     HistoryField,
     MultiValueField,
@@ -33,12 +43,6 @@ from pipelines.contract.schema import FeatureSchema, NumericFeature
 
 Request = Mapping[str, Any]
 _KNOWN = "known items"  # Key of the history items that the vocabulary has, beside the encoded columns.
-EXACT = 2**53  # Floats represent all integers below this exactly.
-EXPECTED = {"text": "a string", "integer": "a whole number", "boolean": "true or false"}
-
-
-class RequestError(ValueError):
-    """A request that does not fit the release. The message contains no value of the request, which may be private."""
 
 
 def example_request(fields: Sequence[RequestField]) -> dict[str, Any]:
@@ -112,7 +116,7 @@ class RequestEncoder:
 
     def _check_names(self, number: int, request: Request) -> None:
         if not isinstance(request, Mapping):
-            raise RequestError(f"request {number} is {_type(request)}, expected an object of fields and values")
+            raise RequestError(f"request {number} is {type_of(request)}, expected an object of fields and values")
         for name in request:
             if name not in self.names:
                 near = difflib.get_close_matches(str(name), self.names, n=1, cutoff=0.5)
@@ -125,19 +129,19 @@ class RequestEncoder:
         if isinstance(field, NumberField):
             return {field.column: self._number(field, value)}
         if isinstance(field, VectorField):
-            return {field.column: _vector(field, value)}
+            return {field.column: vector_of(field, value)}
         if isinstance(field, TimeField):
-            return {field.column: _part_of_time(field, value if field.name in request else self._now(field))}
+            return {field.column: part_of_time(field, value if field.name in request else self._now(field))}
         if isinstance(field, SingleValueField):
             return {field.column: self._index(field, value, field.name)}
-        values = [] if value is None else _list(value, field.name, EXPECTED.get(field.type, EXPECTED["text"]))
+        values = [] if value is None else list_of(value, field.name, EXPECTED.get(field.type, EXPECTED["text"]))
         if isinstance(field, HistoryField):
             if None in values:
                 raise RequestError(f"{field.name!r} holds null at place {values.index(None)}, expected ids of items")
             items = [self._index(field, item, field.name) for item in values]
             of_items = {field.column: items}
             if field.ages:
-                of_items[_ages_column(field)] = _ages(request.get(field.ages), items, field)
+                of_items[_ages_column(field)] = ages_of(request.get(field.ages), items, field)
             if field.actions:
                 of_items[field.actions.column] = self._actions(field, field.actions, request, len(items))
             return self._history(field, of_items)
@@ -145,7 +149,7 @@ class RequestEncoder:
         indices = [self._index(field, item, field.name) for item in values]
         columns = {field.column: _padded(indices, field.length)}
         if field.weights:
-            weights = _weights(request.get(field.weights), len(values), field.weights)
+            weights = weights_of(request.get(field.weights), len(values), field.weights)
             columns[_weights_column(field)] = _padded(weights, field.length)
         return columns
 
@@ -156,13 +160,13 @@ class RequestEncoder:
     def _index(self, field: VocabularyField, value: Any, name: str) -> int:
         if value is None:
             return DEFAULT
-        text = _text(value, field.type, name)
+        text = text_of(value, field.type, name)
         if field.buckets is not None:
             return bucket_of(field.vocabulary, text, field.buckets)
         return self._vocabularies[field.vocabulary].index(text)
 
     def _number(self, field: NumberField, value: Any) -> float | int:
-        number = None if value is None else _finite(value, field.type == "boolean", field.name)
+        number = None if value is None else finite(value, field.type == "boolean", field.name)
         if field.boundaries is None:
             return float(self._means[field.column]) if number is None else number
         if number is None:
@@ -176,8 +180,8 @@ class RequestEncoder:
         value, name = request.get(actions.name), actions.name
         if value is None:
             return [DEFAULT] * count
-        elements = _list(value, name, "the name of an action or null")
-        _one_per_item(len(elements), "actions", count, name, field)
+        elements = list_of(value, name, "the name of an action or null")
+        require_one_per_item(len(elements), "actions", count, name, field)
         return [self._index(actions, element, name) for element in elements]
 
     def _history(self, field: HistoryField, of_items: dict[str, list[int]]) -> dict[str, Any]:
@@ -194,108 +198,6 @@ class RequestEncoder:
         return columns
 
 
-def _text(value: Any, kind: str, name: str) -> str:
-    """The string that represents a value in the vocabulary."""
-    if kind == "integer":
-        is_integer = isinstance(value, int) and not isinstance(value, bool)
-        if isinstance(value, float) and value.is_integer() and abs(value) < EXACT:
-            is_integer, value = True, int(value)
-        if is_integer:
-            return str(value)
-    elif kind == "boolean":
-        if isinstance(value, bool):
-            return str(value).lower()
-    elif isinstance(value, str):
-        return value
-    raise RequestError(f"{name!r} is {_type(value)}, expected {EXPECTED.get(kind, EXPECTED['text'])}")
-
-
-def _finite(value: Any, boolean: bool, name: str) -> float | None:
-    """The number as a double; None for NaN, which the tables treat as missing."""
-    if isinstance(value, bool) != boolean or not isinstance(value, int | float):
-        raise RequestError(f"{name!r} is {_type(value)}, expected {EXPECTED['boolean'] if boolean else 'a number'}")
-    if abs(value) > LARGEST:
-        raise RequestError(
-            f"{name!r} is infinite or beyond {LARGEST:g}, expected a number that float32 can compute with"
-        )
-    return None if math.isnan(value) else float(value)
-
-
-def _part_of_time(field: TimeField, value: Any) -> int:
-    """The index of an hour or a weekday; DEFAULT for null."""
-    first, last = (0, 23) if field.kind == "hour" else (1, 7)
-    if value is None:
-        return DEFAULT
-    number = int(_text(value, "integer", field.name))
-    if not first <= number <= last:
-        raise RequestError(f"{field.name!r} is a number outside {first} to {last}, expected the {field.kind}")
-    return FIRST + number - first
-
-
-def _vector(field: VectorField, value: Any) -> list[float]:
-    """The numbers of a vector; zeros if it is missing."""
-    if value is None:
-        return [0.0] * field.length
-    elements = _list(value, field.name, "a number")
-    if len(elements) != field.length:
-        raise RequestError(f"{field.name!r} holds {len(elements)} numbers, expected {field.length}")
-    numbers = []
-    for position, element in enumerate(elements):
-        number = _finite(element, False, field.name)
-        if number is None:
-            raise RequestError(f"{field.name!r} holds NaN at place {position}, expected finite numbers")
-        numbers.append(number)
-    return numbers
-
-
-def _weights(value: Any, count: int, name: str) -> list[float]:
-    """One weight per value. Without a list all weights are 1; values beyond the end of the list get weight 0."""
-    if value is None:
-        return [1.0] * count
-    weights = []
-    for position, weight in enumerate(_list(value, name, "a number")[:count]):
-        number = 0.0 if weight is None else _finite(weight, False, name)
-        if number is None or abs(number) > LARGEST_WEIGHT:
-            raise RequestError(
-                f"{name!r} holds NaN or a number that is too large at place {position}, expected finite numbers up to "
-                f"{LARGEST_WEIGHT:g}"
-            )
-        weights.append(number)
-    return weights + [0.0] * (count - len(weights))
-
-
-def _ages(value: Any, items: list[int], field: HistoryField) -> list[int]:
-    """Seconds from each item of the history to the request. UNKNOWN_AGE where they are missing."""
-    name = str(field.ages)
-    if value is None:
-        return [UNKNOWN_AGE] * len(items)
-    elements = _list(value, name, "a number of seconds or null")
-    _one_per_item(len(elements), "numbers", len(items), name, field)
-    ages = []
-    for position, element in enumerate(elements):
-        seconds = None if element is None else _finite(element, False, name)
-        if seconds is not None and seconds < 0:
-            raise RequestError(
-                f"{name!r} holds a negative number at place {position}, expected seconds before the request"
-            )
-        ages.append(UNKNOWN_AGE if seconds is None else min(int(seconds), OLDEST_AGE))
-    return ages
-
-
-def _one_per_item(values: int, what: str, items: int, name: str, field: HistoryField) -> None:
-    """Raises RequestError if a list that goes with a history has another length."""
-    if values != items:
-        raise RequestError(
-            f"{name!r} holds {values} {what}, expected one for each of the {items} items of {field.name!r}"
-        )
-
-
-def _list(value: Any, name: str, expected: str) -> list[Any]:
-    if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray):
-        raise RequestError(f"{name!r} is {_type(value)}, expected a list, each of its elements {expected}")
-    return [item.item() if isinstance(item, np.generic) else item for item in value]
-
-
 def _padded(values: list[Any], length: int) -> list[Any]:
     return values + [PADDING] * (length - len(values))
 
@@ -306,8 +208,3 @@ def _ages_column(field: HistoryField) -> str:
 
 def _weights_column(field: MultiValueField) -> str:
     return f"{field.column}_weights"
-
-
-def _type(value: Any) -> str:
-    """Describes a value in a message by its type only: the value may be private, and messages go to logs."""
-    return f"of type {type(value).__name__}"

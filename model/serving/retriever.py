@@ -10,7 +10,8 @@ from model.serving.coherence import check_parts, check_vocabularies, read_ids
 from model.serving.embed import embed_users, history_catalogue
 from model.serving.faiss_index import load_index, search
 from model.serving.release import INDEX, ITEMS, MODEL, VOCABULARIES, ReleaseError, open_release
-from model.serving.request_encoder import RequestEncoder, RequestError, vocabularies_of
+from model.serving.request_encoder import RequestEncoder, vocabularies_of
+from model.serving.request_values import RequestError
 from model.serving.vocabulary import read_vocabularies
 from model.training.checkpoint import load_checkpoint
 from pipelines.contract.request_fields import RequestFields

@@ -10,7 +10,8 @@ import pytest
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
-from model.serving.request_encoder import RequestEncoder, RequestError
+from model.serving.request_encoder import RequestEncoder
+from model.serving.request_values import RequestError
 from model.serving.vocabulary import bucket_of, read_vocabularies
 from pipelines.contract.request_fields import RequestFields
 from pipelines.feature_config import Features, VocabularyFeatureConfig

@@ -6,7 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from model.serving.request_encoder import RequestEncoder, RequestError
+from model.serving.request_encoder import RequestEncoder
+from model.serving.request_values import RequestError
 from model.serving.vocabulary import Vocabulary
 from pipelines.contract.request_fields import RequestFields
 from tests.model import toy_night

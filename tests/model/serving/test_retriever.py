@@ -14,7 +14,7 @@ from model.data.catalogue import Catalogue
 from model.serving.embed import embed_items, embed_users
 from model.serving.faiss_index import save_index
 from model.serving.release import ReleaseError
-from model.serving.request_encoder import RequestError
+from model.serving.request_values import RequestError
 from model.serving.retriever import Retriever
 from model.training.checkpoint import load_checkpoint
 from tests.model import toy_night
