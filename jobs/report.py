@@ -12,6 +12,7 @@ from jobs.release.release_id import release_id_at
 from jobs.release.store import folder_of
 from jobs.release.verdict import Verdict, refused_by, verdict_of
 from jobs.tracking.address import tracking_uri
+from pipelines.contract.negative_kinds import QUOTAS
 from pipelines.lost_day import carried_from
 from pipelines.samples.packing import positives_in
 from pipelines.storage.lineage import described
@@ -25,9 +26,11 @@ def run(context: Context) -> None:
     """Print the tables, and the command that opens the MLflow UI."""
     k = headline_k(context.config.evaluation.ks)
     models = MODELS | (WITHOUT_PRIOR if context.config.prior_in_use else {})
-    header = ["night", "samples", "uniform", "popular", "coarse", "fine", "loss", *models.values(), "release"]
+    kinds = {name: name for name in QUOTAS if name != "mined" or context.config.negatives.mined}
+    kinds["popularity"] = "popular"
+    header = ["night", "samples", *kinds.values(), "loss", *models.values(), "release"]
     nights = [context.at(ds) for ds in days_of(context.args)]
-    table = [header] + [_night(night, k, list(models)) for night in nights]
+    table = [header] + [_night(night, k, list(kinds), list(models)) for night in nights]
     print(f"\nRecall@{k} in the columns {', '.join(models.values())}; negatives per kind over all rows\n")
     print(aligned(table))
     for line in _answers(nights):
@@ -45,18 +48,17 @@ def run(context: Context) -> None:
     )
 
 
-def _night(context: Context, k: int, models: list[str]) -> list[str]:
+def _night(context: Context, k: int, kinds: list[str], models: list[str]) -> list[str]:
     warehouse, ds = context.warehouse, context.ds
     samples, model = warehouse.manifest("samples", ds), warehouse.manifest("models", ds)
     if day := carried_from(model):
-        return [ds, f"no data: as {day}"] + [""] * (6 + len(models))
+        return [ds, f"no data: as {day}"] + [""] * (2 + len(kinds) + len(models))
     if samples is None or model is None:
-        return [ds, "not run"] + [""] * (6 + len(models))
-    kinds = samples.facts["kinds"]
+        return [ds, "not run"] + [""] * (2 + len(kinds) + len(models))
     cells = [
         ds,
         f"{positives_in(samples):,}",
-        *(f"{kinds[kind]:,}" for kind in ("uniform", "popularity", "coarse", "fine")),
+        *(f"{samples.facts['kinds'].get(kind, 0):,}" for kind in kinds),  # Earlier versions mined none.
     ]
     cells.append(f"{model.facts['loss']:.4f}")
     recall = recalls(context, k)

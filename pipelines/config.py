@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, FiniteFloat, model_validator
 
+from pipelines.contract.negative_kinds import QUOTAS
 from pipelines.contract.strict import StrictModel
 
 STAGES = ("recall", "coarse", "fine", "rerank", "exposed")  # of the ranking funnel, in order
@@ -96,6 +97,19 @@ class Negatives(StrictModel):
     )
     coarse: int = Field(2, ge=0, description="medium hard: recalled for this user, dropped by coarse ranking")
     fine: int = Field(2, ge=0, description="hard: reached fine ranking at low positions, not exposed")
+    mined: int = Field(
+        0,
+        ge=0,
+        description="hard: ranked for this user at `mined_ranks` by the release before ds; needs no ranking logs. Nights "
+        "without such a release (the first one) draw easy negatives instead",
+    )
+    mined_ranks: list[Annotated[int, Field(ge=1, le=10_000)]] = Field(
+        [101, 500],
+        min_length=2,
+        max_length=2,
+        description="first and last rank of the items that mined negatives are drawn from, among the items that the user "
+        "does not have; the best ranks hold too many items that the user would like (Facebook, KDD 2020)",
+    )
     coarse_stages: list[str] = Field(
         ["coarse"],
         description="coarse negatives are drawn from items whose last stage (ranking_logs.stage) is one of these; with "
@@ -123,12 +137,24 @@ class Negatives(StrictModel):
     @property
     def total(self) -> int:
         """K: negatives per row."""
-        return self.uniform + self.popularity + self.coarse + self.fine
+        return sum(getattr(self, kind) for kind in QUOTAS)
 
     @model_validator(mode="after")
     def _some(self) -> "Negatives":
         if self.total == 0:
             raise ValueError("at least one kind of negative needs a quota above 0")
+        return self
+
+    @model_validator(mode="after")
+    def _ranks(self) -> "Negatives":
+        first, last = self.mined_ranks
+        if first > last:
+            raise ValueError(f"mined_ranks: the first rank, {first}, is after the last one, {last}: swap them")
+        if self.mined > last - first + 1:
+            raise ValueError(
+                f"mined: {self.mined} negatives per row cannot be drawn from the {last - first + 1} ranks of mined_ranks: "
+                "widen mined_ranks, or lower mined"
+            )
         return self
 
     @model_validator(mode="after")

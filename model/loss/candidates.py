@@ -19,7 +19,7 @@ from torch import Tensor
 
 from model.data.item_versions import Versions
 from pipelines.contract.indices import DEFAULT, PADDING
-from pipelines.contract.negative_kinds import COARSE, FINE, POPULARITY, UNIFORM
+from pipelines.contract.negative_kinds import HARD, POPULARITY, UNIFORM
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def collect_candidates(
         rows, places = _every_version(torch.cat([rows, own_rows]), torch.cat([places, own_places]), versions_U)
     keep = places != positive_B[rows]
 
-    hard_BK = local.negatives.masked_fill((local.kinds != COARSE) & (local.kinds != FINE), PADDING)
+    hard_BK = local.negatives.masked_fill(~_is_hard(local.kinds), PADDING)
     excluded_BK = (hard_BK == local.items[:, None]) | _among_positives(batch, local.users, hard_BK)
     if history_BL is not None:
         excluded_BK |= (hard_BK[:, :, None] == history_BL[:, None, :]).any(2)  # K is small, so no search is needed.
@@ -131,6 +131,10 @@ def collect_candidates(
         popularity=int((batch.kinds == POPULARITY).sum()),
         hard_excluded=int(excluded_BK.sum()),
     )
+
+
+def _is_hard(kinds_GK: Tensor) -> Tensor:
+    return torch.isin(kinds_GK, kinds_GK.new_tensor(HARD))
 
 
 def _entered(batch: BatchRows, versions: Versions, positives_once: bool) -> tuple[Tensor, Tensor]:

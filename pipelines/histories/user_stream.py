@@ -1,4 +1,5 @@
-"""One stream of rows per user, sorted by role: excluded items, items that the funnel dropped, past positives, then samples.
+"""One stream of rows per user, sorted by role: excluded items, items that the funnel dropped, items that a release ranks,
+past positives, then samples.
 
 Users and items are identified by 64-bit hashes of their ids, because joins and sorts of numbers cost a fraction of those of
 text. Among a hundred million ids, the probability that any two have the same hash is 0.03%.
@@ -9,7 +10,7 @@ from functools import reduce
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-EXCLUDED, DROPPED, PAST, ROW = range(4)  # roles of rows, in the order of the stream
+EXCLUDED, DROPPED, RANKED, PAST, ROW = range(5)  # roles of rows, in the order of the stream
 ORDER = ("user_key", "role", "at", "key")
 CONTEXT = "user_key long, role int, at long, key long, values array<long>"
 # Most values per row: the size of an Arrow batch is limited by rows, not by bytes. A multiple of 2 and 3: see `interleaved`.

@@ -1,12 +1,12 @@
 """The step build_negatives: reads positives and ranking logs, writes the table `samples` that training reads."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from pipelines.contract.negative_kinds import POPULARITY, UNIFORM
+from pipelines.contract.negative_kinds import POPULARITY, QUOTAS, UNIFORM
 from pipelines.drift import compare_with_before
 from pipelines.features.feature_schema import ACTION_INDEX
 from pipelines.features.side import context_side, sides
@@ -40,13 +40,21 @@ class SampleInputs:
     interactions: DataFrame
     ranking_logs: DataFrame | None  # None if no day has data
     ranking_facts: dict[str, Any]  # row counts of the checked days of ranking_logs, as in the manifest
+    mined: DataFrame | None = None  # mined_candidates; None if there are none
 
 
 def build_negatives(
-    night: Night, config: SampleConfig, config_hash: str, *, keep_last_out: bool = False, force: bool = False
+    night: Night,
+    config: SampleConfig,
+    config_hash: str,
+    *,
+    mined: Manifest | None = None,
+    keep_last_out: bool = False,
+    force: bool = False,
 ) -> tuple[Manifest, bool]:
     """Write `samples`. Returns its manifest, and False if an earlier run with the same recipe had written it.
 
+    `mined`: of mined_candidates of ds; None: no release has ranked candidates, and easy negatives fill their slots.
     `keep_last_out`: an item that build_positives put in `holdout` may be drawn, as if the user had never met it.
 
     Without ranking logs there are no hard negatives. Easy negatives fill their slots; the log and the manifest report it.
@@ -55,7 +63,8 @@ def build_negatives(
     remedy = f"run build_positives for ds={night.ds} first"
     manifests = {t: night.warehouse.require(t, night.ds, remedy) for t in ("positives", "item_stats", "user_histories")}
     days = LogDays.of(night, config, manifests["positives"])
-    recipe = _recipe(night, config_hash, manifests, days, keep_last_out=keep_last_out)
+    ranked = {mined.table: mined} if mined else {}
+    recipe = _recipe(night, config_hash, manifests | ranked, days, keep_last_out=keep_last_out)
     if is_done(night, ("samples",), recipe, force):
         return night.warehouse.require("samples", night.ds, ""), False
 
@@ -64,10 +73,12 @@ def build_negatives(
     # Rows that the night before held back are from an earlier day.
     first_day = min(manifests["positives"].facts.get("item_snapshots", days.interactions))
     settings = _sampling_settings(night, config, stats, first_day=first_day, broadcast=broadcast)
+    settings = replace(settings, has_mined=mined is not None)
     interactions = days.read_interactions(night, positives)
     ranking_logs = days.read_ranking_logs(night, positives, config)
     ranking_facts = {name: facts for name, facts in night.inputs.facts().items() if name == "ranking_logs"}
-    inputs = SampleInputs(manifests, positives, stats, interactions, ranking_logs, ranking_facts)
+    candidates = night.warehouse.read(mined.table, night.ds) if mined else None
+    inputs = SampleInputs(manifests, positives, stats, interactions, ranking_logs, ranking_facts, candidates)
     _check_ranking_logs(night, config, inputs, days)
     night.inputs.write_quarantine(night.ds, recipe, ("ranking_logs",))
     contexts = _context_tables(night, config, settings, inputs, keep_last_out=keep_last_out)
@@ -80,12 +91,13 @@ def build_negatives(
         return {
             "schema": manifests["positives"].facts["schema"],
             "negatives": config.negatives.total,
-            "quotas": {kind: getattr(config.negatives, kind) for kind in ("uniform", "popularity", "coarse", "fine")},
+            "quotas": {kind: getattr(config.negatives, kind) for kind in QUOTAS},
             **checked,
             "history": config.features.history.order if config.features.history else None,
             **{name: value for name, value in optional.items() if value is not None},
             "input": ranking_facts,
             "ranking_logs": ranking_logs is not None,
+            "mined_from": mined.facts["release_id"] if mined else None,
             "bootstrap_days": night.bootstrap_days,
             "sampler": "broadcast" if broadcast else "shuffle",
             "splits": _row_groups_by_split(night, staged, folder),
@@ -177,6 +189,7 @@ def _context_tables(
         interactions=interactions,
         is_positive=is_positive(config.positives),
         ranking_logs=ranking_logs,
+        mined=inputs.mined,
     )
 
 

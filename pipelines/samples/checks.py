@@ -10,7 +10,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from pipelines.contract.errors import InputError
-from pipelines.contract.negative_kinds import COARSE, KINDS, POPULARITY, UNIFORM
+from pipelines.contract.negative_kinds import EASY, HARD, KINDS
 from pipelines.histories.cuts import cut_micros
 from pipelines.histories.user_stream import key_of
 from pipelines.night import SampleConfig
@@ -55,12 +55,13 @@ def check_samples(
             example = broken["example"] if name != LEAKED else f"row_key {leaked.agg(F.min('row_key')).first()[0]}"
             _refuse(column, broken[name], problem.format(total=config.negatives.total), example)
     kinds = {name: int(counted[name]) for name in KINDS.values()}
-    hard = (config.negatives.coarse + config.negatives.fine) * int(counted["rows"])
-    share = 1 - (kinds["coarse"] + kinds["fine"]) / hard if hard else 0.0
+    hard = settings.hard_slots * int(counted["rows"])
+    share = 1 - sum(kinds[KINDS[kind]] for kind in HARD) / hard if hard else 0.0
     if share > config.checks.fallback_share:
+        mined = f", {kinds['mined']} mined" if settings.has_mined else ""
         raise InputError(
             f"table samples: easy negatives fill {share:.1%} of the slots of hard negatives ({kinds['coarse']} coarse and "
-            f"{kinds['fine']} fine were drawn for {hard} slots), more than checks.fallback_share = "
+            f"{kinds['fine']} fine{mined} were drawn for {hard} slots), more than checks.fallback_share = "
             f"{config.checks.fallback_share:g} allows. Check that ranking_logs holds this day's requests and that its "
             "request_id matches that of interactions, or raise checks.fallback_share"
         )
@@ -163,9 +164,9 @@ def _count_kinds(rows: pa.RecordBatch, settings: SamplingSettings) -> tuple[dict
     """Counts of negatives by kind, of rows, and of rows with fewer hard negatives than hard slots."""
     kinds = rows.column("negative_kinds")
     values = kinds.flatten().to_numpy()
-    hard = np.concatenate([[0], np.cumsum(values >= COARSE)])
+    hard = np.concatenate([[0], np.cumsum(np.isin(values, HARD))])
     edges = kinds.offsets.to_numpy() - kinds.offsets[0].as_py()
-    fell_back = np.diff(hard[edges]) < settings.config.coarse + settings.config.fine
+    fell_back = np.diff(hard[edges]) < settings.hard_slots
     by_kind = np.bincount(values, minlength=len(KINDS))
     counts = {name: int(by_kind[kind]) for kind, name in KINDS.items()}
     return counts | {"rows": rows.num_rows, "fell_back": int(fell_back.sum())}, None
@@ -184,7 +185,7 @@ def _count_broken(rows: pa.RecordBatch, settings: SamplingSettings) -> tuple[dic
         broken[OWN] = (items == rows.column("item_index").to_numpy()[:, None]).sum(axis=1)
         # The only item of a catalogue is drawn with probability 1, so log q is 0. Indices 0 and 1 are not items.
         probable = (log_q > -np.inf) & ((log_q < 0) if settings.width > 3 else (log_q <= 0))
-        drawn = (kinds == UNIFORM) | (kinds == POPULARITY)
+        drawn = np.isin(kinds, EASY)
         broken[LOG_Q] = np.where(drawn, ~probable, log_q != 0).sum(axis=1)
     example = None
     for wrong in broken.values():

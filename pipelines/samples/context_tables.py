@@ -9,6 +9,7 @@ from pipelines.histories.user_histories import actions_of
 from pipelines.histories.user_stream import EXCLUDED, PAST, context, interleaved, key_of
 from pipelines.joins import broadcast_few
 from pipelines.samples.funnel import requests_of
+from pipelines.samples.mined import mined_rows
 from pipelines.samples.user_context import SamplingSettings
 
 
@@ -26,6 +27,7 @@ class ContextTables:
     interactions: DataFrame
     is_positive: Column  # condition on interactions
     ranking_logs: DataFrame | None  # with is_candidate (funnel.requests_of)
+    mined: DataFrame | None = None  # mined_candidates of tonight
 
     def stream_rows(self) -> list[DataFrame]:
         """The context of the users as stream rows (columns: user_stream.CONTEXT)."""
@@ -38,6 +40,8 @@ class ContextTables:
         if self.ranking_logs is not None:
             requests = requests_of(self.ranking_logs, self.items)
             parts.append(requests.join(self.users, on="user_key", how="left_semi"))
+        if self.mined is not None:
+            parts.append(mined_rows(self.mined, self.users))
         if self.settings.leave_one_out:
             # One item more than the history holds: at most one of them is the row's own.
             newest = F.slice(F.reverse("known_items"), 1, self.settings.history_length + 1)

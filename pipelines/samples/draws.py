@@ -191,12 +191,19 @@ def draw_easy(
 
 
 def draw_from_lists(
-    items_NK: Ints, slots: range, own: CandidateLists, wider: CandidateLists, keys: UInt64, attempts: int
+    items_NK: Ints,
+    slots: range,
+    own: CandidateLists,
+    wider: CandidateLists,
+    keys: UInt64,
+    attempts: int,
+    allowed: Callable[[Ints, Ints], Bools] | None = None,
 ) -> None:
     """Fill `slots` of each row in place: from its own list without replacement, then from the wider list.
 
-    The lists hold no forbidden items. Items that are in the row already are skipped. The wider list may be long and may
-    repeat items, so at most `attempts` draws per slot are made from it. A slot that stays empty keeps item 0.
+    The lists hold no forbidden items. Items that are in the row already, or not allowed (see `draw_easy`), are skipped. The
+    wider list may be long and may repeat items, so at most `attempts` draws per slot are made from it. A slot that stays
+    empty keeps item 0.
     """
     rows_all = np.arange(len(keys))
     size = own.stop_N - own.start_N
@@ -209,7 +216,7 @@ def draw_from_lists(
         drawn = (to_unit(mix(keys[rows], slot, 0)) * (last + 1)).astype(np.int64)
         drawn = np.where((chosen[rows] == drawn[:, None]).any(axis=1), last, drawn)
         chosen[rows, place] = drawn
-        _put(items_NK, rows, slot, own.items[own.start_N[rows] + drawn])
+        _put(items_NK, rows, slot, own.items[own.start_N[rows] + drawn], allowed)
     width = wider.stop_N - wider.start_N
     for slot in slots:
         rows = rows_all[(items_NK[:, slot] == 0) & (width > 0)]
@@ -217,10 +224,14 @@ def draw_from_lists(
             if len(rows) == 0:
                 break
             drawn = (to_unit(mix(keys[rows], slot, attempt + 1)) * width[rows]).astype(np.int64)
-            _put(items_NK, rows, slot, wider.items[wider.start_N[rows] + drawn])
+            _put(items_NK, rows, slot, wider.items[wider.start_N[rows] + drawn], allowed)
             rows = rows[items_NK[rows, slot] == 0]
 
 
-def _put(items_NK: Ints, rows: Ints, slot: int, drawn: Ints) -> None:
+def _put(
+    items_NK: Ints, rows: Ints, slot: int, drawn: Ints, allowed: Callable[[Ints, Ints], Bools] | None = None
+) -> None:
     free = ~(items_NK[rows] == drawn[:, None]).any(axis=1)
+    if allowed is not None:
+        free &= allowed(drawn, rows)
     items_NK[rows[free], slot] = drawn[free]

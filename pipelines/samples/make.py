@@ -2,8 +2,9 @@
 
 Easy negatives come from the catalogue. Hard negatives come from the ranking funnel of the user's request: items that were
 recalled and that coarse ranking dropped (coarse), or items that fine ranking placed last (fine). The config may name other
-stages. Items that the user has, interacted with or was shown are never negatives: with exposed but not clicked items as
-negatives, Facebook measured 55% lower recall (Huang et al., KDD 2020).
+stages. Or they come from the items that the last release ranks for the user (mined). Items that the user has, interacted
+with or was shown are never negatives: with exposed but not clicked items as negatives, Facebook measured 55% lower recall
+(Huang et al., KDD 2020).
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,7 +15,7 @@ import pyarrow as pa
 from pyspark.sql import DataFrame
 from pyspark.sql import types as T
 
-from pipelines.contract.negative_kinds import COARSE, FINE, NONE, POPULARITY, UNIFORM
+from pipelines.contract.negative_kinds import COARSE, FINE, HARD, MINED, NONE, POPULARITY, UNIFORM
 from pipelines.features.feature_schema import HISTORY_ACTIONS, HISTORY_AGES
 from pipelines.hashing import UInt64, mix
 from pipelines.histories.user_stream import stream_of
@@ -106,7 +107,7 @@ def complete(
 def _draw(
     rows: pa.Table, contexts: UserContexts, group_N: Ints, settings: SamplingSettings
 ) -> tuple[Ints, Ints, Floats]:
-    """Items, kinds and log q [N, K]. Fills hard slots first (fine, then coarse), then easy slots and empty hard slots."""
+    """Items, kinds and log q [N, K]. Fills hard slots first (fine, coarse, mined), then easy slots and empty hard slots."""
     kinds = settings.kinds
     keys = mix(numbers(rows, "key").view(np.uint64), settings.seed)
     day, request = numbers(rows, "at") // DAY_MICROS, numbers(rows, "request_key")
@@ -114,14 +115,16 @@ def _draw(
     items = np.zeros((rows.num_rows, len(kinds) + 1), np.int64)
     items[:, -1] = numbers(rows, "item_index")
     kinds_NK = np.tile(np.array([*kinds, NONE]), (rows.num_rows, 1))
-    for kind in (FINE, COARSE):
-        slots = range(kinds.index(kind), kinds.index(kind) + kinds.count(kind)) if kind in kinds else range(0)
-        own, wider = contexts.candidates.lists(kind, group_N, day, request)
-        draw_from_lists(items, slots, own, wider, mix(keys, kind), MAX_WIDER_DRAWS)
-    kinds_NK[(items == 0) & (kinds_NK >= COARSE)] = settings.fallback
     availability, allowed = settings.availability, None
     if availability is not None:
         allowed = lambda drawn, places: availability.allows(drawn, day[places])  # noqa: E731
+    for kind in (FINE, COARSE):
+        own, wider = contexts.candidates.lists(kind, group_N, day, request)
+        draw_from_lists(items, _slots(kinds, kind), own, wider, mix(keys, kind), MAX_WIDER_DRAWS)
+    ranked = contexts.mined.lists(group_N)
+    # A carried row is of an earlier day than the newest items of the release, so it skips them, as in easy draws.
+    draw_from_lists(items, _slots(kinds, MINED), ranked, ranked, mix(keys, MINED), settings.config.attempts, allowed)
+    kinds_NK[(items == 0) & np.isin(kinds_NK, HARD)] = settings.fallback
     proposals = _proposals(rows, keys, settings)
     log_q = draw_easy(items, kinds_NK, group_N, contexts.forbidden, settings.width, proposals, allowed)
     if availability is not None:
@@ -131,6 +134,11 @@ def _draw(
     if contexts.forbidden.contains((group_N[:, None] * settings.width + items).ravel()).any():
         raise AssertionError("drew a negative that its user has, did or was shown; please report this")
     return items, kinds_NK[:, :-1], log_q[:, :-1]
+
+
+def _slots(kinds: list[int], kind: int) -> range:
+    """The slots of a kind; they are next to each other."""
+    return range(kinds.index(kind), kinds.index(kind) + kinds.count(kind)) if kind in kinds else range(0)
 
 
 def _proposals(rows: pa.Table, keys: UInt64, settings: SamplingSettings) -> dict[int, Proposals]:

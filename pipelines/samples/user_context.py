@@ -8,13 +8,14 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.config import Negatives
-from pipelines.contract.negative_kinds import COARSE, FINE, POPULARITY, UNIFORM
+from pipelines.contract.negative_kinds import HARD, KINDS, MINED, NONE, POPULARITY, UNIFORM
 from pipelines.features.feature_schema import ACTION_INDEX
 from pipelines.histories.history_arrays import Entries, Histories, histories_before, histories_of_others
-from pipelines.histories.user_stream import DROPPED, EXCLUDED, PAST, ROW
+from pipelines.histories.user_stream import DROPPED, EXCLUDED, PAST, RANKED, ROW
 from pipelines.samples.availability import Availability
 from pipelines.samples.draws import AliasTable, Forbidden, Ints
 from pipelines.samples.funnel import DAY_MICROS, FunnelCandidates
+from pipelines.samples.mined import MinedCandidates
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class SamplingSettings:
     ages: bool = False  # add the column history_ages
     actions: bool = False  # add the column history_actions
     counts_past: bool = False  # add the column past, for packed rows
+    has_mined: bool = False  # a release has ranked candidates for the users
 
     @property
     def fallback(self) -> int:
@@ -46,18 +48,24 @@ class SamplingSettings:
     @property
     def kinds(self) -> list[int]:
         """The kind of each slot, in order [K]."""
-        config = self.config
-        quotas = {UNIFORM: config.uniform, POPULARITY: config.popularity, COARSE: config.coarse, FINE: config.fine}
-        return [kind for kind, quota in quotas.items() for _ in range(quota)]
+        return [kind for kind in KINDS for _ in range(self._quota(kind))]
 
     def max_slots(self, kind: int) -> int:
         """Slots that an easy kind fills at most, including those it takes over from hard kinds."""
-        hard = self.config.coarse + self.config.fine
-        return self.kinds.count(kind) + (hard if kind == self.fallback else 0)
+        hard = sum(self._quota(kind) for kind in HARD)
+        return self._quota(kind) + (hard if kind == self.fallback else 0)
+
+    @property
+    def hard_slots(self) -> int:
+        """Slots per row that hard negatives should fill: without those of mined ones if no release has ranked any."""
+        return sum(self._quota(kind) for kind in HARD if kind != MINED or self.has_mined)
 
     def written_draws(self, kind: int) -> int:
         """Written draws per row of an easy kind: twice as many as slots if some items are not available on all days."""
         return self.max_slots(kind) * (1 if self.availability is None else 2)
+
+    def _quota(self, kind: int) -> int:
+        return 0 if kind == NONE else int(getattr(self.config, KINDS[kind]))
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,7 @@ class UserContexts:
 
     forbidden: Forbidden
     candidates: FunnelCandidates
+    mined: MinedCandidates
     # Entries of the user, in the order that histories need. Without leave_one_out: the past, then the rows themselves.
     # With it: the newest known items. Carried rows are in the past already.
     entries: Entries
@@ -89,6 +98,11 @@ class UserContexts:
         if first_user is not None:
             candidates = first_user.candidates.followed_by(candidates)
 
+        places, items = _flat(table, np.flatnonzero(role == RANKED))
+        mined = MinedCandidates.build(group[places], items, forbidden, settings.width)
+        if first_user is not None:
+            mined = first_user.mined.followed_by(mined)
+
         places, values = _flat(table, np.flatnonzero(role == PAST))
         if settings.leave_one_out:
             entries = Entries(group[places], at[places], values)
@@ -101,7 +115,7 @@ class UserContexts:
             actions = numbers(table, ACTION_INDEX)[rows] if settings.actions else None
             own = Entries(group[rows], at[rows], numbers(table, "item_index")[rows], action_E=actions)
             entries = entries.then(own)
-        return cls(forbidden, candidates, entries)
+        return cls(forbidden, candidates, mined, entries)
 
     def of_group(self, group: int, settings: SamplingSettings, at: int) -> "UserContexts":
         """The context of one user, who becomes user 0, for rows at or after `at` (microseconds)."""
@@ -112,6 +126,7 @@ class UserContexts:
         return UserContexts(
             self.forbidden.of_group(group, settings.width),
             self.candidates.of_group(group),
+            self.mined.of_group(group),
             entries,
         )
 

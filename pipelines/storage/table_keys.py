@@ -16,6 +16,7 @@ KEYS: dict[str, tuple[tuple[str, ...], ...]] = {
     # row_key is a hash, and two events among a billion may share it. Together with the ids it is unique.
     "positives": (("row_key", "user_id", "item_id"),),
     "holdout": (("user_id",),),
+    "mined_candidates": (("user_id",),),
     "samples": (("row_key", "user_id", "item_id"),),
     "item_priors": (("item_index",), ("item_id",)),
     "item_embeddings": (("item_index",), ("item_id",)),
