@@ -1,6 +1,6 @@
 """Settings of the model: towers, loss, training and index."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
 
@@ -147,6 +147,26 @@ class LossConfig(StrictModel):
         description="For pointwise, hinge and logistic: weight of a row's hard negatives in the mean over its negatives. The "
         "shared negatives have the rest, or 1 if the row has no hard negatives. listwise counts each hard negative once.",
     )
+    hard_weight: PositiveFloat = Field(
+        1.0, description="For listwise: weight of a hard negative in the softmax, whose positive has weight 1."
+    )
+    hard_temperature: PositiveFloat | None = Field(
+        None,
+        description="Divides the cosines of hard negatives instead of `temperature`, and that of the positive they are "
+        "compared with. A higher one makes the hardest of them weigh less; null: `temperature`.",
+    )
+    hard_ramp: list[Annotated[float, Field(ge=0, le=1)]] | None = Field(
+        None,
+        min_length=2,
+        max_length=2,
+        description="Start and end as shares of a training, e.g. [0.3, 0.8]: the weight of hard negatives is 0 until the "
+        "start and rises linearly to its full value at the end; null: full from the first step.",
+    )
+    hard_rows: Literal["own", "all"] = Field(
+        "own",
+        description="own: a hard negative is a negative of its row only; all: of all rows of the step, as easy ones are. "
+        "`all` is for listwise, and not for correction: revisited.",
+    )
     top_k: PositiveInt | None = Field(
         None,
         description="For listwise: weight each positive by how far its score is above the user's K-th best score, estimated "
@@ -167,6 +187,13 @@ class LossConfig(StrictModel):
     self_supervision: SelfSupervisionConfig | None = Field(
         None, description="A second loss on item features, which helps items with few clicks; null: off."
     )
+
+    @field_validator("hard_ramp")
+    @classmethod
+    def _in_order(cls, ramp: list[float] | None) -> list[float] | None:
+        if ramp and ramp[0] > ramp[1]:
+            raise ValueError(f"the start, {ramp[0]}, is after the end, {ramp[1]}: swap them")
+        return ramp
 
 
 class TrainingConfig(StrictModel):

@@ -8,9 +8,10 @@ from urllib.parse import urlparse
 
 from pydantic import ValidationError
 
+from jobs.common.loss_checks import hard_negative_faults, loss_faults
 from model.config import IndexConfig, LossConfig, ModelConfig, PriorConfig, TrainingConfig
 from model.index_factory import factory_fault
-from pipelines.config import Inputs, Positives, Samples
+from pipelines.config import Inputs, Negatives, Positives, Samples
 from pipelines.contract.schema import CategoricalFeature, FeatureSchema, MultiCategoricalFeature
 from pipelines.feature_config import Features
 from pipelines.features.feature_schema import example_age, feature_schema
@@ -31,6 +32,8 @@ class Sections(Protocol):
     @property
     def positives(self) -> Positives: ...  # noqa: D102
     @property
+    def negatives(self) -> Negatives: ...  # noqa: D102
+    @property
     def samples(self) -> Samples: ...  # noqa: D102
     @property
     def model(self) -> ModelConfig: ...  # noqa: D102
@@ -46,7 +49,8 @@ class Sections(Protocol):
 
 def contradictions(config: Sections) -> list[str]:
     """One message per contradiction: the keys and a remedy. Empty if the config can be used."""
-    faults = [*_histories(config), *_training(config), *_loss(config.loss), *_context(config)]
+    faults = [*_histories(config), *_training(config), *_context(config)]
+    faults += [*loss_faults(config.loss), *hard_negative_faults(config.loss, config.negatives)]
     faults += [*_prior(config), *_item_popularity(config)]
     has_prior = config.prior_in_use is not None
     if config.index.factory and (fault := factory_fault(config.index.factory, config.model.dim, prior=has_prior)):
@@ -103,25 +107,6 @@ def _training(config: Sections) -> Iterator[str]:
         yield (
             f"loss.self_supervision.items: {supervision.items} items cannot be shared by training.processes = "
             f"{training.processes}: every process needs at least one item in each step"
-        )
-
-
-def _loss(loss: LossConfig) -> Iterator[str]:
-    """Options of one kind of loss that another kind would ignore."""
-    if loss.top_k and loss.kind != "listwise":
-        yield (
-            f"loss.top_k: weights the positives of the listwise loss, and loss.kind is {loss.kind}: set loss.kind: listwise, "
-            "or loss.top_k: null"
-        )
-    elif loss.top_k and loss.correction == "none":
-        yield (
-            "loss.top_k: needs the expected counts of the candidates to estimate the K-th best score of the catalogue, and "
-            "loss.correction is none: set loss.correction: classic, or loss.top_k: null"
-        )
-    if loss.gbce_calibration and loss.kind != "pointwise":
-        yield (
-            f"loss.gbce_calibration: changes the pointwise loss, and loss.kind is {loss.kind}: set loss.kind: pointwise, or "
-            "loss.gbce_calibration: 0"
         )
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from model.data.item_versions import Versions
 from pipelines.contract.indices import DEFAULT, PADDING
-from pipelines.contract.negative_kinds import HARD, POPULARITY, UNIFORM
+from pipelines.contract.negative_kinds import COARSE, FINE, MINED, POPULARITY, UNIFORM
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,9 @@ class StepCandidates:
     positive_B: Tensor  # Position in U of each row's positive.
     excluded_rows_E: Tensor  # Row and position in U of candidates that are not negatives of the row: items of its
     excluded_places_E: Tensor  # history and other positives of its user. The row's own positive is not included.
-    hard_BK: Tensor  # Hard negatives as rows of the catalogue; 0: none.
+    # How often each shared candidate entered the set as a hard negative; None: hard negatives belong to their row.
+    hard_counts_U: Tensor | None
+    hard_BK: Tensor  # Hard negatives of each row as rows of the catalogue; 0: none.
     rows: int  # Rows of the global batch.
     uniform: int  # Uniform easy negatives of the global batch.
     popularity: int  # Popularity-sampled easy negatives of the global batch.
@@ -82,18 +84,24 @@ def collect_candidates(
     versions: Versions | None = None,
     *,
     positives_once: bool = False,
+    share_hard: bool = False,
 ) -> StepCandidates:
     """Collect the candidates of this rank's rows from the global batch, which includes the local rows.
 
     `versions`: maps items to rows of the catalogue; None: an item's row is its index.
     `positives_once`: an item that is the positive of several rows enters once. Its expected count is then its probability
     of being among the positives, which is what a streaming estimate gives.
+    `share_hard`: hard negatives enter the shared set, each as often as it occurs, and belong to no row. Their counts are
+    separate, because they have no expected count.
     Raises ValueError if a local positive is padding.
     """
     if bool((local.items == PADDING).any()):
         raise ValueError(f"{int((local.items == PADDING).sum())} rows have item 0 (padding) as their positive")
     versions = versions or Versions.none()
     rows_U, counts_U = _entered(batch, versions, positives_once)
+    hard_counts_U = None
+    if share_hard:
+        rows_U, counts_U, hard_counts_U = _with_hard(batch, versions, rows_U, counts_U)
     items_U, item_counts_U, versions_U = rows_U, counts_U, None
     if len(versions):
         items_U = versions.items(rows_U)
@@ -125,7 +133,8 @@ def collect_candidates(
         positive_B=positive_B,
         excluded_rows_E=rows[keep],
         excluded_places_E=places[keep],
-        hard_BK=versions.rows(hard_BK, _column(local.snapshots)),
+        hard_counts_U=hard_counts_U,
+        hard_BK=torch.zeros_like(hard_BK) if share_hard else versions.rows(hard_BK, _column(local.snapshots)),
         rows=int((batch.items != PADDING).sum()),
         uniform=int((batch.kinds == UNIFORM).sum()),
         popularity=int((batch.kinds == POPULARITY).sum()),
@@ -134,7 +143,7 @@ def collect_candidates(
 
 
 def _is_hard(kinds_GK: Tensor) -> Tensor:
-    return torch.isin(kinds_GK, kinds_GK.new_tensor(HARD))
+    return (kinds_GK == COARSE) | (kinds_GK == FINE) | (kinds_GK == MINED)
 
 
 def _entered(batch: BatchRows, versions: Versions, positives_once: bool) -> tuple[Tensor, Tensor]:
@@ -157,6 +166,16 @@ def _entered(batch: BatchRows, versions: Versions, positives_once: bool) -> tupl
     if shares_P is not None:
         counts_U[torch.searchsorted(rows_U, positives)] += shares_P - 1
     return rows_U, counts_U
+
+
+def _with_hard(batch: BatchRows, versions: Versions, rows_U: Tensor, counts_U: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The shared set with the hard negatives of the global batch: rows, draws, counts as hard negatives."""
+    hard = versions.rows(batch.negatives, _column(batch.snapshots))[_is_hard(batch.kinds)]
+    rows_H, counts_H = torch.unique(hard[hard != PADDING], return_counts=True)
+    both_U = torch.unique(torch.cat([rows_U, rows_H]))
+    zeros_U = counts_U.new_zeros(len(both_U))
+    drawn_U = zeros_U.index_copy(0, torch.searchsorted(both_U, rows_U), counts_U)
+    return both_U, drawn_U, zeros_U.index_copy(0, torch.searchsorted(both_U, rows_H), counts_H.to(counts_U.dtype))
 
 
 def _column(snapshots_G: Tensor | None) -> Tensor | None:

@@ -41,21 +41,40 @@ def expected_counts(candidates: StepCandidates, in_batch_U: Tensor, q: SamplingP
     )
 
 
-def logit_offsets(correction: str, candidates: StepCandidates, expected_U: Tensor | None) -> Offsets:
+def draw_weights(candidates: StepCandidates, expected_U: Tensor | None) -> Tensor:
+    """[U]: count_j, or count_j / expected_j: how many items of the catalogue each candidate stands for.
+
+    0 for candidates that are in the set only as hard negatives.
+    """
+    if expected_U is None:
+        return candidates.counts_U
+    weights_U = candidates.counts_U / expected_U
+    return weights_U if candidates.hard_counts_U is None else weights_U.where(candidates.counts_U > 0, 0.0)
+
+
+def logit_offsets(
+    correction: str, candidates: StepCandidates, expected_U: Tensor | None, hard_weight: float = 1.0
+) -> Offsets:
     """Offsets of a sampled softmax. Each candidate counts as often as it entered the set, the positive counts once.
 
     none: no correction. classic: - log expected_j for all candidates and the positive (Yi et al., RecSys 2019). mns: the
     positive is not corrected, because it is present whatever is sampled (Yang et al., WWW 2020). The scale of the expected
     counts then matters: proportional values would change the loss. revisited: same offsets as mns (arXiv 2507.09331).
+
+    If hard negatives are in the shared set, each occurrence adds `hard_weight` to the weight of its candidate: the offset is
+    log(count_j / expected_j + hard_weight hard_count_j), -inf for a candidate without weight.
     """
-    log_count_U = candidates.counts_U.log()
-    nothing_B = log_count_U.new_zeros(len(candidates.positive_B))
-    if expected_U is None:
-        return Offsets(log_count_U, nothing_B)
-    log_expected_U = expected_U.log()
-    return Offsets(
-        log_count_U - log_expected_U, -log_expected_U[candidates.positive_B] if correction == "classic" else nothing_B
-    )
+    nothing_B = candidates.counts_U.new_zeros(len(candidates.positive_B))
+    if candidates.hard_counts_U is not None:
+        weights_U = draw_weights(candidates, expected_U) + hard_weight * candidates.hard_counts_U
+        shared_U = weights_U.log()
+    else:
+        shared_U = candidates.counts_U.log()
+        if expected_U is not None:
+            shared_U = shared_U - expected_U.log()
+    if expected_U is None or correction != "classic":
+        return Offsets(shared_U, nothing_B)
+    return Offsets(shared_U, -expected_U[candidates.positive_B].log())
 
 
 class OtherDraws(NamedTuple):

@@ -12,7 +12,8 @@ from torch.autograd.function import once_differentiable
 from model.config import LossConfig
 from model.loss import losses
 from model.loss.candidates import StepCandidates
-from model.loss.logq import Offsets, logit_offsets, other_draws
+from model.loss.hard_negatives import AS_OTHERS, HardNegatives
+from model.loss.logq import Offsets, draw_weights, logit_offsets, other_draws
 from model.loss.losses import MASKED, Logits
 from model.loss.top_k import top_k_weights
 from pipelines.contract.indices import PADDING
@@ -37,11 +38,26 @@ class BatchLoss(NamedTuple):
 
 
 class Objective(NamedTuple):
-    """The settings of a loss, and the numbers that SL@K and gBCE read: the temperature and the size of the catalogue."""
+    """The settings of a loss, and the numbers that it reads besides them.
+
+    temperature: for SL@K and for a temperature of hard negatives. items: size of the catalogue, for gBCE. hard_scale: factor
+    on the weight of hard negatives (the ramp).
+    """
 
     config: LossConfig
     temperature: float
     items: int
+    hard_scale: float
+
+    @property
+    def hard(self) -> HardNegatives:
+        """How hard negatives enter."""
+        return HardNegatives.of(self.config, self.temperature, self.hard_scale)
+
+    @property
+    def hard_share(self) -> float:
+        """The weight of hard negatives in the means of pairwise and pointwise losses."""
+        return self.config.hard_share * self.hard_scale
 
 
 class Vectors(NamedTuple):
@@ -64,17 +80,19 @@ def row_losses(
     temperature: Tensor | float,
     config: LossConfig,
     items: int = 0,
+    hard_scale: float = 1.0,
 ) -> RowLosses:
     """Loss of each row, before rewards.
 
     users_Bd, items_Ud, hard_BKd: vectors of the users, the shared candidates and the hard negatives.
     expected_U: expected count of each candidate; None: no correction.
     items: number of items in the catalogue. Only gBCE reads it.
+    hard_scale: factor in [0, 1] on the weight of hard negatives.
     Computes in float32 even under autocast: at temperature 0.01 logits reach 100, where bfloat16 has steps of 0.5.
     """
     with torch.autocast(users_Bd.device.type, enabled=False):
         vectors = vectors_of(users_Bd, items_Ud, hard_BKd, candidates, temperature)
-        return _row_losses(vectors, candidates, expected_U, _objective(config, temperature, items))
+        return _row_losses(vectors, candidates, expected_U, _objective(config, temperature, items, hard_scale))
 
 
 def batch_loss(
@@ -87,6 +105,7 @@ def batch_loss(
     temperature: Tensor | float,
     config: LossConfig,
     items: int = 0,
+    hard_scale: float = 1.0,
 ) -> BatchLoss:
     """`weighted_mean` of `row_losses`, in blocks of rows. Runs forward and backward while the logits are in cache.
 
@@ -95,16 +114,16 @@ def batch_loss(
     """
     with torch.autocast(users_Bd.device.type, enabled=False):
         vectors = vectors_of(users_Bd, items_Ud, hard_BKd, candidates, temperature)
-        objective = _objective(config, temperature, items)
+        objective = _objective(config, temperature, items, hard_scale)
         return BatchLoss(
             *_InBlocks.apply(*vectors, weights_B, candidates, expected_U, objective, torch.is_grad_enabled())
         )
 
 
-def _objective(config: LossConfig, temperature: Tensor | float, items: int) -> Objective:
+def _objective(config: LossConfig, temperature: Tensor | float, items: int, hard_scale: float) -> Objective:
     if isinstance(temperature, Tensor):
-        temperature = float(temperature.detach()) if config.top_k else 1.0
-    return Objective(config, temperature, items)
+        temperature = float(temperature.detach()) if config.top_k or config.hard_temperature else 1.0
+    return Objective(config, temperature, items, hard_scale)
 
 
 class _InBlocks(torch.autograd.Function):
@@ -172,18 +191,17 @@ def _row_losses(
     vectors: Vectors, candidates: StepCandidates, expected_U: Tensor | None, objective: Objective
 ) -> RowLosses:
     config = objective.config
-    weights_U = candidates.counts_U if expected_U is None else candidates.counts_U / expected_U
-    weights_U = weights_U.to(vectors.users_Bd.dtype)
+    weights_U = draw_weights(candidates, expected_U).to(vectors.users_Bd.dtype)
     if config.kind == "listwise":
         return _listwise(vectors, candidates, expected_U, weights_U, objective)
-    logits = logits_of(vectors, candidates, None)
+    logits = logits_of(vectors, candidates, None, objective.hard)
     if config.kind == "pointwise":
         power = losses.gbce_power(config.negatives_per_positive, objective.items, config.gbce_calibration)
-        losses_B = losses.pointwise(logits, weights_U, config.negatives_per_positive, config.hard_share, power)
+        losses_B = losses.pointwise(logits, weights_U, config.negatives_per_positive, objective.hard_share, power)
     elif config.kind == "hinge":
-        losses_B = losses.pairwise_hinge(logits, weights_U, config.margin, config.hard_share)
+        losses_B = losses.pairwise_hinge(logits, weights_U, config.margin, objective.hard_share)
     else:
-        losses_B = losses.pairwise_logistic(logits, weights_U, config.hard_share)
+        losses_B = losses.pairwise_logistic(logits, weights_U, objective.hard_share)
     return RowLosses(losses_B, losses.has_negatives(logits))
 
 
@@ -192,8 +210,9 @@ def _listwise(
 ) -> RowLosses:
     """Sampled softmax with its correction and, if `top_k` is set, the weights of SL@K."""
     config = objective.config
-    offsets = logit_offsets(config.correction, candidates, expected_U)
-    logits = logits_of(vectors, candidates, offsets)
+    offsets = logit_offsets(config.correction, candidates, expected_U, objective.hard.weight)
+    offsets = offsets._replace(shared_U=offsets.shared_U.clamp(min=MASKED))
+    logits = logits_of(vectors, candidates, offsets, objective.hard)
     contrasted_B = losses.has_negatives(logits)
     weight_B = None
     if config.top_k:  # Before the losses, which overwrite the logits.
@@ -209,14 +228,17 @@ def _listwise(
     return RowLosses(losses_B if weight_B is None else weight_B * losses_B, contrasted_B)
 
 
-def logits_of(vectors: Vectors, candidates: StepCandidates, offsets: Offsets | None) -> Logits:
+def logits_of(
+    vectors: Vectors, candidates: StepCandidates, offsets: Offsets | None, hard: HardNegatives = AS_OTHERS
+) -> Logits:
     """Logits with correction and masks."""
     users_Bd, positives_Bd, items_Ud, hard_BKd = vectors
     positive_B = (users_Bd * positives_Bd).sum(1)
     # One pass over [B, U] computes products and offsets.
     shared_BU = nn.functional.linear(users_Bd, items_Ud, offsets.shared_U.to(users_Bd.dtype) if offsets else None)
     mask_(shared_BU, candidates)
-    hard_BK = torch.einsum("bd,bkd->bk", users_Bd, hard_BKd).masked_fill(candidates.hard_BK == PADDING, MASKED)
+    hard_BK = hard.logits(positive_B, torch.einsum("bd,bkd->bk", users_Bd, hard_BKd))
+    hard_BK = hard_BK.masked_fill(candidates.hard_BK == PADDING, MASKED)
     return Logits(positive_B + offsets.positive_B if offsets else positive_B, shared_BU, hard_BK)
 
 

@@ -67,6 +67,7 @@ class RetrievalStep(nn.Module):
         self.log_temperature = nn.Parameter(
             torch.tensor(math.log(config.temperature)), requires_grad=config.learned_temperature
         )
+        self.hard_scale = 1.0  # Factor on the weight of hard negatives in training. The loop sets it before each step.
         self.limit_temperature()
 
     def move(self, device: torch.device) -> None:
@@ -97,7 +98,7 @@ class RetrievalStep(nn.Module):
     def forward(self, batch: Batch, capacity: int | None) -> StepOutput:
         """Loss of this rank's rows against candidates of all ranks.
 
-        Without gradients, the loss has no weights of top_k.
+        Without gradients, the loss has no weights of top_k, and hard negatives have their full weight.
         batch: the columns of `samples` that training reads, one row per positive. capacity: the most rows that any rank has
         in this step; None: the ranks exchange their numbers of rows, because those of packed rows are not known before.
         """
@@ -114,6 +115,7 @@ class RetrievalStep(nn.Module):
             self.temperature,
             self.config if torch.is_grad_enabled() else self._validation_config,
             len(self.catalogue.present),
+            self.hard_scale if torch.is_grad_enabled() else 1.0,
         )
         total, self_loss = self._add_self_loss(loss)
         hits = 0 if self.training else int((positive_ranks(users_Bd, items_Ud, candidates) < HITS_AT).sum())
@@ -173,6 +175,7 @@ class RetrievalStep(nn.Module):
             batch[schema.history.column] if schema.history else None,
             self.catalogue.versions,
             positives_once=self.frequency is not None,
+            share_hard=self.config.hard_rows == "all",
         )
         return candidates, self._expected_counts(candidates, all_ranks.items)
 

@@ -26,6 +26,7 @@ from model.training.checkpoint import FREQUENCY, OPTIMIZER, PARAMETER, save_chec
 from model.training.degenerate_loss import degenerate_loss
 from model.training.device import on_device, training_device
 from model.training.early_stopping import BestEpoch, best_epoch
+from model.training.hard_ramp import hard_scale
 from model.training.health import measure_health
 from model.training.optimisers import (
     build_optimizers,
@@ -205,6 +206,8 @@ class TrainingLoop:
         torch.manual_seed(derive_seed(self.spec.seed, "dropout", number, rank()))
         if self.step.self_supervision:
             self.step.self_supervision.start_step(number)
+        if not self.spec.incremental:  # An update continues a trained model.
+            self.step.hard_scale = hard_scale(number, self.total_steps, self.spec.loss.hard_ramp)
         set_learning_rates(self.optimizers, number, self.total_steps, config)
         with torch.autocast(self.step.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
             output: StepOutput = self.module(batch, capacity)

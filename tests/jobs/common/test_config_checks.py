@@ -28,6 +28,7 @@ FEATURES = {
     ],
 }
 NO_FEATURES = {"user_id": False, "history": None}  # no user features
+EASY = {"coarse": 0, "fine": 0}  # no hard negatives
 NO_USER = ["user_id", "age", "activity", "history"]
 
 
@@ -141,6 +142,24 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
     "top_k of a loss that is not listwise": ("loss.top_k", {"loss": {"kind": "pointwise", "top_k": 50}}),
     "top_k without expected counts": ("loss.correction", {"loss": {"correction": "none", "top_k": 50}}),
     "gbce of a loss that is not pointwise": ("loss.gbce_calibration", {"loss": {"gbce_calibration": 0.75}}),
+    "a ramp that ends before it starts": ("loss.hard_ramp", {"loss": {"hard_ramp": [0.8, 0.3]}}),
+    "a ramp beyond the training": ("loss.hard_ramp", {"loss": {"hard_ramp": [0.5, 2]}}),
+    "a ramp of no hard negatives": ("loss.hard_ramp", {"loss": {"hard_ramp": [0.3, 0.8]}, "negatives": EASY}),
+    "a temperature of no hard negatives": ("negatives.", {"loss": {"hard_temperature": 0.1}, "negatives": EASY}),
+    "a weight in a softmax of a mean": ("loss.hard_share", {"loss": {"kind": "logistic", "hard_weight": 2}}),
+    "a fixed temperature beside a learned one": (
+        "loss.hard_temperature",
+        {"loss": {"learned_temperature": True, "hard_temperature": 0.1}},
+    ),
+    "hard negatives of all rows in a mean": ("loss.hard_rows", {"loss": {"kind": "pointwise", "hard_rows": "all"}}),
+    "hard negatives of all rows in revisited": (
+        "loss.hard_rows",
+        {"loss": {"correction": "revisited", "hard_rows": "all"}},
+    ),
+    "hard negatives of all rows with a temperature": (
+        "loss.hard_temperature",
+        {"loss": {"hard_temperature": 0.1, "hard_rows": "all"}},
+    ),
     "an order that looks ahead by nothing": ("positives.ahead_days", {"features": {"history": {"order": "ahead"}}}),
     "days ahead that no order reads": ("positives.ahead_days", {"positives": {"ahead_days": 7}}),
     "days ahead without a history": (

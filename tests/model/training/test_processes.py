@@ -40,6 +40,7 @@ def test_two_ranks_have_the_loss_and_gradients_of_one_rank(tmp_path: Path) -> No
     """Loss to 1e-6 and gradients to 1e-5 of the largest: float32 sums have another order. Ranks differ by one row."""
     losses = [{"kind": kind, "correction": "none"} for kind in ("listwise", "pointwise", "hinge", "logistic")]
     losses += [{"correction": correction} for correction in ("classic", "mns", "revisited")]
+    losses += [{"hard_rows": "all", "hard_weight": 0.5}]
     losses += [{"correction": correction, "frequencies": "streaming"} for correction in ("classic", "revisited")]
     losses += [{"self_supervision": {"mask": "complementary", "items": 24, "weight": 1.0}}]
     base = toy_night.make_spec(

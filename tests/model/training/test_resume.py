@@ -25,6 +25,7 @@ EVERYTHING: dict[str, Any] = {
     "frequencies": "streaming",
     "streaming": {"slots": 1000},
     "self_supervision": {"mask": "random", "items": 16},
+    "hard_ramp": [0.1, 0.9],
 }
 
 
