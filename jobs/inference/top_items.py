@@ -16,6 +16,8 @@ from jobs.inference.embed import user_vectors
 from model.io.urls import read_columns
 from model.serving.faiss_index import NO_ITEM, load_index, search
 
+CELLS = 4_000_000  # ranked items in memory at once: with more ranks, fewer users are searched together
+
 
 def top_items(
     rows: DataFrame, model: str, index: str, release_id: str, files: tuple[str, ...], k: int, exclude_seen: bool
@@ -63,22 +65,28 @@ def ranked_items(rows: DataFrame, ranking: RankedItems) -> DataFrame:
     left out of the answer.
     """
 
+    step = max(1, CELLS // ranking.last)
+
     def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
-            if batch.num_rows == 0:
-                continue
-            vectors = user_vectors(batch, ranking.model, ranking.release_id, ranking.files)
-            index = _cached_index(ranking.index, ranking.release_id)
-            _, items = search(index, vectors, ranking.last, _known_items(batch))
-            items = items[:, ranking.first - 1 :]
-            live_M = _live_items(ranking.item_stats)
-            keep = (items != NO_ITEM) & (items < len(live_M))
-            keep[keep] = live_M[items[keep]]
-            offsets = np.concatenate([[0], keep.sum(axis=1).cumsum()])
-            lists = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(items[keep].astype(np.int32)))
-            yield pa.RecordBatch.from_arrays([batch.column("user_id"), lists], names=["user_id", "items"])
+            for start in range(0, batch.num_rows, step):
+                part = batch.slice(start, step)
+                items = _ranked_lists(part, ranking)
+                yield pa.RecordBatch.from_arrays([part.column("user_id"), items], names=["user_id", "items"])
 
     return rows.mapInArrow(run, "user_id string, items array<int>")
+
+
+def _ranked_lists(batch: pa.RecordBatch, ranking: RankedItems) -> pa.ListArray:
+    vectors = user_vectors(batch, ranking.model, ranking.release_id, ranking.files)
+    index = _cached_index(ranking.index, ranking.release_id)
+    _, items = search(index, vectors, ranking.last, _known_items(batch))
+    items = items[:, ranking.first - 1 :]
+    live_M = _live_items(ranking.item_stats)
+    keep = (items != NO_ITEM) & (items < len(live_M))
+    keep[keep] = live_M[items[keep]]
+    offsets = np.concatenate([[0], keep.sum(axis=1).cumsum()])
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(items[keep].astype(np.int32)))
 
 
 def _known_items(batch: pa.RecordBatch) -> list[np.ndarray]:
