@@ -153,7 +153,7 @@ def _orders(config: Config) -> Iterator[Parameter]:
     orders = ["strictly_before"]
     if config.evaluation.split == "next_days":
         orders.append("ahead")  # Trains on what users want up to evaluation.days later, as the evaluation asks.
-    if not history.ages and not config.samples.pack and config.model.tower != "sequence":
+    if not (history.ages or history.actions or config.samples.pack) and config.model.tower != "sequence":
         orders.append("leave_one_out")  # For data entered in one sitting, where the order has no meaning.
     yield Parameter("features.history.order", tuple(orders))
 
