@@ -119,12 +119,7 @@ def collect_candidates(
         rows, places = _every_version(torch.cat([rows, own_rows]), torch.cat([places, own_places]), versions_U)
     keep = places != positive_B[rows]
 
-    hard_BK = local.negatives.masked_fill(~_is_hard(local.kinds), PADDING)
-    excluded_BK = (hard_BK == local.items[:, None]) | _among_positives(batch, local.users, hard_BK)
-    if history_BL is not None:
-        excluded_BK |= (hard_BK[:, :, None] == history_BL[:, None, :]).any(2)  # K is small, so no search is needed.
-    excluded_BK &= hard_BK != PADDING
-    hard_BK = hard_BK.masked_fill(excluded_BK, PADDING)
+    hard_BK, hard_excluded = _own_hard(batch, local, history_BL)
     return StepCandidates(
         rows_U=rows_U,
         items_U=items_U,
@@ -138,8 +133,18 @@ def collect_candidates(
         rows=int((batch.items != PADDING).sum()),
         uniform=int((batch.kinds == UNIFORM).sum()),
         popularity=int((batch.kinds == POPULARITY).sum()),
-        hard_excluded=int(excluded_BK.sum()),
+        hard_excluded=hard_excluded,
     )
+
+
+def _own_hard(batch: BatchRows, local: BatchRows, history_BL: Tensor | None) -> tuple[Tensor, int]:
+    """(hard negatives of the local rows [B, K], how many of them were excluded). Excluded ones become padding."""
+    hard_BK = local.negatives.masked_fill(~_is_hard(local.kinds), PADDING)
+    excluded_BK = (hard_BK == local.items[:, None]) | _among_positives(batch, local.users, hard_BK)
+    if history_BL is not None:
+        excluded_BK |= (hard_BK[:, :, None] == history_BL[:, None, :]).any(2)  # K is small, so no search is needed.
+    excluded_BK &= hard_BK != PADDING
+    return hard_BK.masked_fill(excluded_BK, PADDING), int(excluded_BK.sum())
 
 
 def _is_hard(kinds_GK: Tensor) -> Tensor:

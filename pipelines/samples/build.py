@@ -63,22 +63,21 @@ def build_negatives(
     remedy = f"run build_positives for ds={night.ds} first"
     manifests = {t: night.warehouse.require(t, night.ds, remedy) for t in ("positives", "item_stats", "user_histories")}
     days = LogDays.of(night, config, manifests["positives"])
-    ranked = {mined.table: mined} if mined else {}
-    recipe = _recipe(night, config_hash, manifests | ranked, days, keep_last_out=keep_last_out)
+    tables = manifests | ({mined.table: mined} if mined else {})
+    recipe = _recipe(night, config_hash, tables, days, keep_last_out=keep_last_out)
     if is_done(night, ("samples",), recipe, force):
         return night.warehouse.require("samples", night.ds, ""), False
-
     positives, stats = _read_positives(night), night.warehouse.read("item_stats", night.ds)
     broadcast = manifests["item_stats"].rows <= config.negatives.broadcast_items
     # Rows that the night before held back are from an earlier day.
     first_day = min(manifests["positives"].facts.get("item_snapshots", days.interactions))
-    settings = _sampling_settings(night, config, stats, first_day=first_day, broadcast=broadcast)
-    settings = replace(settings, has_mined=mined is not None)
+    sampling = _sampling_settings(night, config, stats, first_day=first_day, broadcast=broadcast)
+    settings = replace(sampling, has_mined=mined is not None)
     interactions = days.read_interactions(night, positives)
     ranking_logs = days.read_ranking_logs(night, positives, config)
     ranking_facts = {name: facts for name, facts in night.inputs.facts().items() if name == "ranking_logs"}
-    candidates = night.warehouse.read(mined.table, night.ds) if mined else None
-    inputs = SampleInputs(manifests, positives, stats, interactions, ranking_logs, ranking_facts, candidates)
+    ranked = night.warehouse.read(mined.table, night.ds) if mined else None
+    inputs = SampleInputs(manifests, positives, stats, interactions, ranking_logs, ranking_facts, ranked)
     _check_ranking_logs(night, config, inputs, days)
     night.inputs.write_quarantine(night.ds, recipe, ("ranking_logs",))
     contexts = _context_tables(night, config, settings, inputs, keep_last_out=keep_last_out)
@@ -86,8 +85,7 @@ def build_negatives(
 
     def describe(staged: DataFrame, folder: str) -> dict[str, Any]:
         checked = check_samples(staged, contexts, settings, config)
-        counts = ", ".join(f"{kind} {count:,}" for kind, count in checked["kinds"].items())
-        log.info("samples %s: negatives by kind: %s", night.ds, counts)
+        _log_kinds(night.ds, checked["kinds"])
         return {
             "schema": manifests["positives"].facts["schema"],
             "negatives": config.negatives.total,
@@ -103,9 +101,13 @@ def build_negatives(
             "splits": _row_groups_by_split(night, staged, folder),
         }
 
-    table = _samples(night, config, settings, inputs, contexts)
-    partitions = ("split", "group")
+    table, partitions = _samples(night, config, settings, inputs, contexts), ("split", "group")
     return night.warehouse.write(table, "samples", night.ds, recipe, partition_by=partitions, facts=describe), True
+
+
+def _log_kinds(ds: str, kinds: dict[str, int]) -> None:
+    counts = ", ".join(f"{kind} {count:,}" for kind, count in kinds.items())
+    log.info("samples %s: negatives by kind: %s", ds, counts)
 
 
 def _recipe(
