@@ -55,7 +55,19 @@ def test_tuning_is_judged_as_evaluate_judges_and_its_config_runs_a_night(tmp_pat
     assert changed.loss.temperature < 5, "the gain over the bad start is certain"
     assert "was 5.0; Recall@50 0." in tuned.read_text()
 
-    client = MlflowClient(run.tracking_uri)
+    _check_record(run)
+
+    flags = ("--config", str(tuned), "--set", f"warehouse={tmp_path / 'tuned'}")
+    for table in ("interactions", "ranking_logs", "users", "items"):
+        flags += ("--set", f"inputs.{table}.path={run.warehouse / table}")
+    flags += ("--set", "evaluation.simulated_truth=false")
+    run_job("nightly", "--ds", FIRST, *BOOTSTRAP, *flags)
+    assert (tmp_path / "tuned/releases/current.json").exists()
+
+
+def _check_record(night: NightlyRun) -> None:
+    """The parent run has the gain and the plots; its children are the trials and the trainings of the final check."""
+    client = MlflowClient(night.tracking_uri)
     experiment = client.get_experiment_by_name("nightjar")
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id], max_results=500)
@@ -75,10 +87,3 @@ def test_tuning_is_judged_as_evaluate_judges_and_its_config_runs_a_night(tmp_pat
     epochs = client.get_metric_history(by_kind["config"].info.run_id, "recall_at_50.epoch")
     assert [point.step for point in epochs] == [1, 2, 3, 4]
     assert len([run for run in children if run.data.tags["kind"] == "check"]) in (4, 6)
-
-    flags = ("--config", str(tuned), "--set", f"warehouse={tmp_path / 'tuned'}")
-    for table in ("interactions", "ranking_logs", "users", "items"):
-        flags += ("--set", f"inputs.{table}.path={run.warehouse / table}")
-    flags += ("--set", "evaluation.simulated_truth=false")
-    run_job("nightly", "--ds", FIRST, *BOOTSTRAP, *flags)
-    assert (tmp_path / "tuned/releases/current.json").exists()
