@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from pyspark.sql import SparkSession
 
-from model.serving import request_encoder
+from model.serving import request_values
 from pipelines.config import Checks, Inputs
 from pipelines.contract.errors import InputError
 from pipelines.feature_config import Features
@@ -173,7 +173,7 @@ def test_a_number_or_vector_that_no_model_can_use_makes_its_row_bad(
 
 
 def test_requests_and_tables_have_the_same_limits_of_numbers() -> None:
-    assert (request_encoder.LARGEST, request_encoder.LARGEST_WEIGHT) == (contracts.LARGEST, contracts.LARGEST_WEIGHT)
+    assert (request_values.LARGEST, request_values.LARGEST_WEIGHT) == (contracts.LARGEST, contracts.LARGEST_WEIGHT)
 
 
 def test_facts_of_a_long_window_report_its_last_days(warehouse: Warehouse) -> None:
