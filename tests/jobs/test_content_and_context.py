@@ -19,6 +19,8 @@ from pipelines.storage.warehouse import Warehouse
 from tests.jobs.nightly_run import SPARK, run_job
 from tests.two_nights import CONFIG, FIRST, SECOND, context_of, item_of_index, logs, rows_of, taste_of
 
+pytestmark = pytest.mark.slow
+
 K = 10
 WITHOUT_TIME = {"hour": None, "weekday": None}  # null: the defaults, as in the batch job
 
@@ -114,7 +116,6 @@ def test_a_missing_hour_is_the_current_one_and_the_example_is_valid(published: P
     assert [len(one.item_ids) for one in (of_example, at_night, now)] == [5, 5, 5]
 
 
-@pytest.mark.slow
 def test_an_update_within_the_day_trains_on_rows_with_their_context(published: Published) -> None:
     run_job("incremental", "--config", str(published.config), "--ds", SECOND, "--until", f"{SECOND}T14:00")
     rows = (

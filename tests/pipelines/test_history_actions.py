@@ -136,6 +136,7 @@ def test_queries_and_events_of_the_gates_have_the_actions(acting: Warehouse) -> 
         assert actions >= {2, 3}
 
 
+@pytest.mark.slow
 def test_items_of_a_state_without_actions_have_an_unknown_action(nights: Warehouse) -> None:
     """The setting was switched on after the night of that state."""
     rows = user_queries(Night.open(nights, Inputs(), SECOND, 17), FEATURES).collect()

@@ -46,7 +46,8 @@ def until(path: Path, pattern: str, job: "subprocess.Popen[str]", seconds: float
         time.sleep(0.2)
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
 def test_a_training_that_gets_sigterm_names_the_step_it_resumes_from(
     first_night_copy: NightlyRun, processes: int
 ) -> None:

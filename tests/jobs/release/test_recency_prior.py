@@ -98,6 +98,7 @@ def test_a_prior_is_chosen_where_recent_demand_predicts_and_not_where_it_mislead
             assert recall[4.0] < recall[0.0]
 
 
+@pytest.mark.slow
 def test_all_readers_answer_with_the_prior_and_the_gates_do_not_count_held_out_events(
     context_of: ContextOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

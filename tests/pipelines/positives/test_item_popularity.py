@@ -73,6 +73,7 @@ def test_a_bootstrap_and_a_night_count_the_days_before_each_snapshot(spark: Spar
     assert [feature["name"] for feature in schema["item"]] == ["item_id", "popularity_1d", "popularity_3d"]
 
 
+@pytest.mark.slow
 def test_rows_before_the_oldest_snapshot_do_not_see_their_labels(spark: SparkSession, tmp_path: Path) -> None:
     warehouse = write_world(spark, tmp_path)
     for ds in (BEFORE, *DAYS[:2]):

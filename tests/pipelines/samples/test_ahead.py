@@ -57,6 +57,7 @@ def test_lags_are_uniform_and_depend_on_the_row_and_the_seed(spark: SparkSession
     assert (lags["first"] != lags["second"]).mean() > 0.99
 
 
+@pytest.mark.slow
 def test_a_history_of_the_first_night_is_the_last_items_before_the_cut(both: Warehouse) -> None:
     items, cut = item_of_index(both, FIRST), cuts(both, FIRST)
     facts = both.require("samples", FIRST, "").facts
@@ -81,6 +82,7 @@ def test_a_history_of_the_first_night_is_the_last_items_before_the_cut(both: War
     assert len(rows) == both.require("positives", FIRST, "").facts["counts"]["kept"]
 
 
+@pytest.mark.slow
 def test_on_later_nights_the_cut_may_lie_before_the_night(nights: Warehouse, both: Warehouse) -> None:
     cut, earlier = cuts(both, SECOND), 0
     for row in rows_of(both, "samples", SECOND):

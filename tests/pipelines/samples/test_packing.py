@@ -213,6 +213,7 @@ def test_groups_hold_whole_users_and_the_manifest_counts_their_positives(packed:
             assert sum(len(row) for row in keys) == group["positives"]
 
 
+@pytest.mark.slow
 def test_packed_rows_do_not_depend_on_batches_partitions_or_joins(packed: Warehouse, tmp_path: Any) -> None:
     def files(warehouse: Warehouse) -> dict[str, list[dict[str, Any]]]:
         folder = warehouse.path("samples", SECOND).removeprefix("file://")
