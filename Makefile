@@ -1,7 +1,7 @@
 # Every target creates its virtual environment if it does not exist.
 #   make setup | demo | demo-grocery | test | test-fast | test-slow | test-crash | test-gpu | lint | bench (or one: bench-samples | bench-loss | bench-frequency |
 #   bench-consistency | bench-towers | bench-index | bench-training | bench-nights | bench-links LINKS=folder of Wikispeedia)      SPARK=4 runs the same on pyspark 4.0
-#   bench-quality: beside tuned peers, hours: MOVIELENS=folder WIKISPEEDIA=folder QUALITY="other flags"; SMOKE=1 runs tiny worlds in minutes
+#   bench-quality: beside tuned peers, hours: MOVIELENS=folder WIKISPEEDIA=folder QUALITY="other flags"; SMOKE=1 runs tiny worlds
 PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3.10 python3))
 SPARK  ?= 3
 ifeq ($(SPARK),4)

@@ -5,7 +5,7 @@
     python -m benchmarks.quality --worlds grocery --variant "wide: model.dim=128"           # ours under other settings
     python -m benchmarks.quality --worlds grocery --variants benchmarks/quality/ladder.yaml --group loss
     python -m benchmarks.quality --summarise                                              # figures of what is in the store
-    python -m benchmarks.quality --smoke                                                  # minutes; figures mean nothing
+    python -m benchmarks.quality --smoke                                                  # figures mean nothing
 
 Writes benchmarks/results/quality.json, and prints it as the last line.
 """
