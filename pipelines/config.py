@@ -243,7 +243,7 @@ class Simulation(StrictModel):
 
     start: str = Field("2024-03-01", description="first simulated day")
     days: int = Field(10, ge=1, description="days simulated")
-    users: int = Field(2000, ge=1)
+    users: int = Field(2000, ge=1, description="users on every day")
     items: int = Field(3000, ge=50, description="items on the last day")
     new_item_share: float = Field(
         0.1, ge=0, lt=1, description="share of the items that are published during the simulated days"
@@ -254,8 +254,8 @@ class Simulation(StrictModel):
     fine_kept: int = Field(50, ge=2, description="items per request that fine ranking passes to re-ranking")
     exposed: int = Field(10, ge=1, description="items shown per request")
     taste_dim: int = Field(16, ge=2, description="dimension of the true taste vectors")
-    categories: int = Field(20, ge=2)
-    tags: int = Field(60, ge=2)
+    categories: int = Field(20, ge=2, description="categories of items; each item has one")
+    tags: int = Field(60, ge=2, description="tags of items; each item has up to four")
     zipf: float = Field(0.8, ge=0, description="exponent of the items' true attractiveness")
     drift: float = Field(0.0, ge=0, le=1, description="how much tastes change each day (0: not at all)")
     noise_features: int = Field(

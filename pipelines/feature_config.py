@@ -7,6 +7,8 @@ from pydantic import Field, FiniteFloat, PositiveInt, field_validator, model_val
 
 from pipelines.contract.strict import StrictModel
 
+NAME = r"[a-z][a-z0-9_]*$"  # of a feature
+
 
 class VocabularyFeatureConfig(StrictModel):
     """How values of a feature become indices: by an exact vocabulary, or by hashing into buckets."""
@@ -33,14 +35,14 @@ class CategoricalFeatureConfig(VocabularyFeatureConfig):
     """One value of a closed or open set. Each value gets an index."""
 
     kind: Literal["categorical"]
-    name: str = Field(pattern=r"[a-z][a-z0-9_]*$")
+    name: str = Field(pattern=NAME, description="name of the feature and of its column in the input")
 
 
 class MultiCategoricalFeatureConfig(VocabularyFeatureConfig):
     """Several values at once (tags, genres), optionally weighted; the tower takes their weighted mean."""
 
     kind: Literal["multi_categorical"]
-    name: str = Field(pattern=r"[a-z][a-z0-9_]*$")
+    name: str = Field(pattern=NAME, description="name of the feature and of its column in the input")
     max_values: int = Field(
         8, ge=1, description="values beyond this number are cut; memory and time of a row grow with it"
     )
@@ -51,7 +53,7 @@ class NumericFeatureConfig(StrictModel):
     """A number, standardised with the mean and standard deviation of the first night, or put into buckets."""
 
     kind: Literal["numeric"]
-    name: str = Field(pattern=r"[a-z][a-z0-9_]*$")
+    name: str = Field(pattern=NAME, description="name of the feature and of its column in the input")
     boundaries: list[FiniteFloat] | None = Field(
         None, description="ascending bucket edges; null: standardise the number"
     )
@@ -67,7 +69,7 @@ class VectorFeatureConfig(StrictModel):
     """A vector that others have computed, e.g. of a text or an image. It is not trained, only its projection is."""
 
     kind: Literal["vector"]
-    name: str = Field(pattern=r"[a-z][a-z0-9_]*$")
+    name: str = Field(pattern=NAME, description="name of the feature and of its column in the input")
     length: int = Field(ge=1, le=8192, description="number of elements; a vector of another length is a bad row")
     width: int | None = Field(
         None, ge=1, description="length of its projection, which the tower reads; null: model.small_embedding_dim"
@@ -101,14 +103,14 @@ class HourFeatureConfig(TimeFeatureConfig):
     """The hour of the day, 0 to 23."""
 
     kind: Literal["hour"]
-    name: str = Field("hour", pattern=r"[a-z][a-z0-9_]*$")
+    name: str = Field("hour", pattern=NAME, description="name of the feature, also in requests")
 
 
 class WeekdayFeatureConfig(TimeFeatureConfig):
     """The day of the week, 1 (Monday) to 7 (Sunday)."""
 
     kind: Literal["weekday"]
-    name: str = Field("weekday", pattern=r"[a-z][a-z0-9_]*$")
+    name: str = Field("weekday", pattern=NAME, description="name of the feature, also in requests")
 
 
 ContextFeatureConfig = Annotated[
@@ -190,8 +192,8 @@ def _fields_of(feature: Any) -> list[str]:
 class Features(StrictModel):
     """The features that the towers read. The ids of users and items are built in: do not list them."""
 
-    user: list[FeatureConfig] = Field([])
-    item: list[FeatureConfig] = Field([])
+    user: list[FeatureConfig] = Field([], description="features of the user: columns of users")
+    item: list[FeatureConfig] = Field([], description="features of the item: columns of items")
     context: list[ContextFeatureConfig] = Field(
         [],
         description="features of the request, which only the user tower reads: columns of interactions that are known when "

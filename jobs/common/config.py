@@ -119,7 +119,7 @@ class Tracking(StrictModel):
         description="URI of an MLflow server or of a database, e.g. sqlite:////data/mlflow.db; default: sqlite in the "
         "warehouse (local warehouses only)",
     )
-    experiment: str = "nightjar"
+    experiment: str = Field("nightjar", description="name of the MLflow experiment")
     registered_model: str = Field("nightjar", description="name under which releases are registered")
 
     @field_validator("uri")
