@@ -11,7 +11,7 @@ from jobs.night.margin import margin_in
 from jobs.release.release_id import release_id_at
 from jobs.release.store import folder_of
 from jobs.release.verdict import Verdict, refused_by, verdict_of
-from jobs.tracking.address import tracking_uri
+from jobs.tracking.address import record_address
 from pipelines.contract.negative_kinds import QUOTAS
 from pipelines.lost_day import carried_from
 from pipelines.samples.packing import positives_in
@@ -42,10 +42,7 @@ def run(context: Context) -> None:
     if verdicts := {ds: verdict for ds, verdict in stored.items() if verdict}:
         print("\nGates of each release (! refused, - not checked); `jobs.releases show ID` explains them\n")
         print(aligned(_gates(verdicts)))
-    uri = tracking_uri(context.config, context.warehouse.root)
-    print(
-        f"\nLook closer:  mlflow ui --backend-store-uri {uri}\n(in this project's virtual environment), then open http://127.0.0.1:5000"
-    )
+    print("\nLook closer:", *record_address(context.config, context.warehouse.root).lines(), sep="\n  ")
 
 
 def _night(context: Context, k: int, kinds: list[str], models: list[str]) -> list[str]:

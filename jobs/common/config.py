@@ -57,6 +57,11 @@ class Evaluation(StrictModel):
             raise ValueError("a number is listed twice")
         return values
 
+    @property
+    def shown_k(self) -> int:
+        """The cut-off that tables and plots show: 50 if it is measured, else the largest."""
+        return 50 if 50 in self.ks else max(self.ks)
+
 
 class Gates(StrictModel):
     """Conditions that a release must meet to become the current one. If refused: exit 4, and `current` stays."""

@@ -14,11 +14,12 @@ from jobs.tracking.address import tracking_uri
 from jobs.tracking.client import TrackingClient
 from jobs.tracking.job_run import JobRun, now
 from jobs.tracking.model_version import save_model_version
+from jobs.tracking.saved_view import NIGHT, TAG, saved_view
 from pipelines.storage.dates import parse_ds
 from pipelines.storage.manifest import code_version
 from pipelines.storage.warehouse import Warehouse
 
-NIGHT, JOB, RECORD = "nightjar.night", "nightjar.job", "nightjar.record"
+JOB, RECORD = "nightjar.job", "nightjar.record"
 
 
 class Tracker:
@@ -49,13 +50,16 @@ class Tracker:
 
     def _experiment(self) -> str:
         name = self._config.tracking.experiment
+        view = saved_view(self._config.evaluation.shown_k)
         experiment = self._client.get_experiment_by_name(name)
         if experiment is not None:
+            if experiment.tags.get(TAG) != view:
+                self._client.set_experiment_tag(experiment.experiment_id, TAG, view)
             return str(experiment.experiment_id)
         local = self.uri.startswith("sqlite:")
         location = f"{self._root}/mlartifacts" if local and self._root.startswith("file://") else None
         # With this kind the UI shows columns of metrics and parameters instead of traces.
-        tags = {"mlflow.experimentKind": "custom_model_development"}
+        tags = {"mlflow.experimentKind": "custom_model_development", TAG: view}
         return str(self._client.create_experiment(name, artifact_location=location, tags=tags))
 
     def _night(self) -> str:
