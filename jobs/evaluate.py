@@ -67,7 +67,7 @@ def run(context: Context, tracker: Tracker) -> None:
         log.info("evaluate %s: already done", ds)
         _warn_unless_certain(ds, margin_in(existing.facts))
         return
-    users, shares = _scored_users(context, night, days)
+    users, shares = users_to_score(context, night, days, config.max_users)
     if users.isEmpty():
         log.info("evaluate %s: no user has a target that could be recalled; nothing to measure", ds)
         return
@@ -80,7 +80,7 @@ def run(context: Context, tracker: Tracker) -> None:
         frame = context.spark.createDataFrame(pd.DataFrame(rows), SCHEMA)
         warehouse.write(frame.coalesce(1), "evaluations", ds, recipe, facts=facts | compared)
         job.params({"evaluation": config.model_dump(), "days": ",".join(days)})
-        job.tags({"question": horizon["question"]})
+        job.tags({"question": horizon["question"], "evaluated_night": ds})
         job.metrics(shares)
     _report_night(context, tracker, rows, facts | compared)
 
@@ -107,7 +107,8 @@ def _report_night(context: Context, tracker: Tracker, rows: list[dict[str, Any]]
         if row["metric"] == "recall" and row["slice"] == "all" and row["k"] == k
     }
     tracker.night_metrics(headline | margin.metrics())
-    tracker.night_tags({"question": facts["question"]} | margin.tags())
+    # The night that runs may be a later one (jobs/night/earlier_nights.py).
+    tracker.night_tags({"question": facts["question"], "evaluated_night": ds} | margin.tags())
     figures = ", ".join(f"{name} {value:.4f}" for name, value in headline.items())
     windows = ", ".join(facts["popularity"]["recall"])
     log.info("evaluate %s: %s; popularity over %d days (best of %s)", ds, figures, facts["popularity"]["days"], windows)
@@ -172,12 +173,15 @@ def _later_days(night: Night, days: int) -> list[str]:
     return night.inputs.present("interactions", [shift(night.ds, ahead) for ahead in range(1, days + 1)])
 
 
-def _scored_users(context: Context, night: Night, days: list[str]) -> tuple[DataFrame, dict[str, float]]:
-    """The queries of the users to score, with targets and excluded items; and the shares of targets that are left out."""
+def users_to_score(context: Context, night: Night, days: list[str], most: int) -> tuple[DataFrame, dict[str, float]]:
+    """The queries of at most `most` users, with targets and excluded items; and the shares of targets that are left out.
+
+    The users of a smaller `most` are among those of a larger one.
+    """
     config = context.config
     positives = queries.next_positives(night, config.positives, days) if days else queries.held_out(night)
     new_only = config.evaluation.new_items_only
-    wanted, shares = queries.targets(positives, night, new_items_only=new_only, max_users=config.evaluation.max_users)
+    wanted, shares = queries.targets(positives, night, new_items_only=new_only, max_users=most)
     wanted = wanted.persist()
     users = queries.user_queries(night, config.features, wanted.select("user_id")).join(
         wanted, on="user_id", how="inner"

@@ -11,18 +11,27 @@ from dataclasses import replace
 from jobs import build_negatives, build_positives, evaluate, publish_items, train
 from jobs.common.days import add_days, days_of
 from jobs.common.runner import Context, main, parser, positive
+from jobs.night.earlier_nights import evaluate_earlier_nights
 from jobs.night.lost_day import carry_night
 from jobs.night.preconditions import require_trainers, require_truth
 from jobs.night.steps import Step, run_steps
+from jobs.tracking.tracker import Tracker
 from pipelines.contract.errors import UsageError
 from pipelines.storage.locks import locked
 from pipelines.storage.update_warehouse import delete_updates
+
+
+def evaluate_nights(context: Context, tracker: Tracker) -> None:
+    """Evaluate the nights before ds on the log of ds, then the night of ds if the log of a later day exists (a back-fill)."""
+    evaluate_earlier_nights(context, tracker, evaluate.run)
+    evaluate.run(context, tracker)
+
 
 STEPS: tuple[tuple[str, Step], ...] = (
     ("build_positives", build_positives.run),
     ("build_negatives", build_negatives.run),
     ("train", train.run),
-    ("evaluate", evaluate.run),
+    ("evaluate", evaluate_nights),
     ("publish_items", publish_items.run),
 )
 

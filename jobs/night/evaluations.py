@@ -7,6 +7,8 @@ from pyarrow import parquet as pq
 from jobs.common.config import Evaluation
 from jobs.common.runner import Context
 from model.io.urls import resolve
+from pipelines.lost_day import carried_from
+from pipelines.storage.dates import shift
 from pipelines.storage.manifest import Manifest
 
 
@@ -43,14 +45,32 @@ def evaluation_of(context: Context, release_id: str | None = None) -> Manifest |
     return evaluations if release_id is None or (same_release and same_vectors) else None
 
 
+def evaluated_night(context: Context) -> Context | None:
+    """The night whose evaluation describes ds; None if there is none.
+
+    It is ds itself or, until the log of a later day exists, the last night before ds, if that was evaluated on ds.
+    """
+    if evaluation_of(context) is not None:
+        return context
+    yesterday = shift(context.ds, -1)
+    earlier = context.at(carried_from(context.warehouse.manifest("models", yesterday)) or yesterday)
+    evaluation = evaluation_of(earlier)
+    return earlier if evaluation and context.ds in evaluation.facts.get("days", []) else None
+
+
 def recalls(context: Context, k: int, release_id: str | None = None) -> dict[str, float]:
     """Recall@k of ds for each model; empty where `evaluation_of` is None."""
     if evaluation_of(context, release_id) is None:
         return {}
+    headline = ("recall", "all", k)
+    return {r["model"]: r["value"] for r in evaluation_rows(context) if (r["metric"], r["slice"], r["k"]) == headline}
+
+
+def evaluation_rows(context: Context) -> list[dict[str, Any]]:
+    """All rows of `evaluations` of ds. The partition must exist."""
     rows: list[dict[str, Any]] = []
     for url in context.warehouse.data_files(context.warehouse.path("evaluations", context.ds)):
         filesystem, path = resolve(url)
         with filesystem.open_input_file(path) as file:  # a few hundred rows: faster without Spark
             rows += pq.ParquetFile(file).read().to_pylist()
-    headline = ("recall", "all", k)
-    return {row["model"]: row["value"] for row in rows if (row["metric"], row["slice"], row["k"]) == headline}
+    return rows
