@@ -11,6 +11,7 @@ from dataclasses import replace
 from jobs import build_negatives, build_positives, evaluate, publish_items, train
 from jobs.common.days import add_days, days_of
 from jobs.common.runner import Context, main, parser, positive
+from jobs.morning.at_end import write_report
 from jobs.night.earlier_nights import evaluate_earlier_nights
 from jobs.night.lost_day import carry_night
 from jobs.night.preconditions import require_trainers, require_truth
@@ -52,7 +53,7 @@ def run(context: Context) -> None:
 def run_night(context: Context) -> None:
     """Run all steps of one ds; steps that are done are skipped. Raises LockedError if another process works on this ds."""
     with locked(context.warehouse, context.ds, "nightly"):
-        run_steps(context, STEPS)
+        run_steps(context, STEPS, write_report)
         delete_updates(context.warehouse, context.ds)  # The night contains what updates within the day learned from.
 
 
@@ -64,7 +65,7 @@ def _carry(context: Context, days: list[str]) -> None:
         )
     lost = context.at(days[0])
     with locked(lost.warehouse, lost.ds, "nightly"):
-        run_steps(lost, (("carry_forward", carry_night),))
+        run_steps(lost, (("carry_forward", carry_night),), write_report)
         delete_updates(lost.warehouse, lost.ds)
 
 

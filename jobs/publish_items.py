@@ -14,9 +14,10 @@ from typing import Any
 from pyspark.sql import functions as F
 
 from jobs.common.runner import Context, log, main, parser
+from jobs.morning.page import refresh_page
 from jobs.night.steps import as_job, require_model
 from jobs.release.gates import GateError, judge
-from jobs.release.index_of_night import description, index_of_night, log_index
+from jobs.release.index_of_night import description, index_of_night, log_index, sweep_of
 from jobs.release.item_embeddings import vector_batches, write_item_embeddings
 from jobs.release.lost_current import refuse_lost_current
 from jobs.release.published_changes import write_changes
@@ -168,6 +169,7 @@ def _write_release(context: Context, release_id: str) -> tuple[dict[str, Any], C
             "items": int(chosen.index.ntotal),
             "dim": int(chosen.index.d),
             "index": description(chosen, context.config.index),
+            "index_sweep": sweep_of(chosen),
             "schema": schema,
             "request": _request(context, schema),
             "inputs": embeddings.inputs,
@@ -218,5 +220,13 @@ def _copy_files(context: Context, source: str, target: str) -> None:
         context.warehouse.copy(uri, f"{target}/{uri.rsplit('/', 1)[-1]}")
 
 
+def publish(context: Context) -> None:
+    """Run the step as a job of its own, and write the page of the night again, which shows whether it is published."""
+    try:
+        as_job("publish_items", run)(context)
+    finally:
+        refresh_page(context)
+
+
 if __name__ == "__main__":
-    sys.exit(main(parser("publish_items", __doc__), as_job("publish_items", run)))
+    sys.exit(main(parser("publish_items", __doc__), publish))

@@ -1,17 +1,27 @@
-"""Print tables of nights: samples by kind, loss, recall of the model and of the baselines, releases and their gates."""
+"""Print tables of nights: samples by kind, loss, recall of the model and of the baselines, releases and their gates.
+
+Every night has a page with much more (reports/ds=DS/report.html in the warehouse): --open shows it in a web browser, --write
+makes it again from the small files of the warehouse.
+"""
 
 import argparse
 import sys
+import webbrowser
 from collections.abc import Iterator
+from urllib.parse import quote
 
 from jobs.common.days import add_days, days_of
 from jobs.common.runner import Context, aligned, main, parser
-from jobs.night.evaluations import evaluation_of, headline_k, recalls
+from jobs.morning.overview import write_overview
+from jobs.morning.page import write_page
+from jobs.morning.record import PAGE, read_record, uri_of
+from jobs.night.evaluations import evaluated_night, evaluation_of, headline_k, recalls
 from jobs.night.margin import margin_in
 from jobs.release.release_id import release_id_at
 from jobs.release.store import folder_of
 from jobs.release.verdict import Verdict, refused_by, verdict_of
 from jobs.tracking.address import record_address
+from pipelines.contract.errors import UsageError
 from pipelines.contract.negative_kinds import QUOTAS
 from pipelines.lost_day import carried_from
 from pipelines.samples.packing import positives_in
@@ -19,11 +29,12 @@ from pipelines.storage.lineage import described
 
 GATED_NIGHTS = 10  # Only the newest nights: more columns do not fit on a screen.
 MODELS = {"two_tower": "model", "popularity": "popularity", "item_cf": "item-CF", "best_reachable": "best reachable"}
+BEFORE = "*"  # marks figures of the release of the night before
 WITHOUT_PRIOR = {"two_tower_without_prior": "without prior"}  # Only with a recency prior.
 
 
 def run(context: Context) -> None:
-    """Print the tables, and the command that opens the MLflow UI."""
+    """Print the tables, the pages of the nights and the command that opens the MLflow UI."""
     k = headline_k(context.config.evaluation.ks)
     models = MODELS | (WITHOUT_PRIOR if context.config.prior_in_use else {})
     kinds = {name: name for name in QUOTAS if name != "mined" or context.config.negatives.mined}
@@ -42,6 +53,7 @@ def run(context: Context) -> None:
     if verdicts := {ds: verdict for ds, verdict in stored.items() if verdict}:
         print("\nGates of each release (! refused, - not checked); `jobs.releases show ID` explains them\n")
         print(aligned(_gates(verdicts)))
+    _pages(context, nights)
     print("\nLook closer:", *record_address(context.config, context.warehouse.root).lines(), sep="\n  ")
 
 
@@ -58,8 +70,10 @@ def _night(context: Context, k: int, kinds: list[str], models: list[str]) -> lis
         *(f"{samples.facts['kinds'].get(kind, 0):,}" for kind in kinds),  # Earlier versions mined none.
     ]
     cells.append(f"{model.facts['loss']:.4f}")
-    recall = recalls(context, k)
-    cells += [f"{recall[name]:.4f}" if name in recall else "-" for name in models]
+    evaluated = evaluated_night(context)
+    recall = recalls(evaluated, k) if evaluated else {}
+    mark = BEFORE if evaluated and evaluated.ds != ds else ""
+    cells += [f"{recall[name]:.4f}{mark}" if name in recall else "-" for name in models]
     folder = _release(context)
     if folder is None:
         return [*cells, "not published"]
@@ -67,9 +81,41 @@ def _night(context: Context, k: int, kinds: list[str], models: list[str]) -> lis
     return [*cells, f"{release} refused: {', '.join(refused)}" if refused else release]
 
 
+def _pages(context: Context, nights: list[Context]) -> None:
+    """Write and open the pages that the flags ask for, and print where the newest one is."""
+    if context.args.write:
+        for night in nights:
+            if _has_run(night):
+                write_page(night)
+    pages = {n.ds: uri for n in nights if n.warehouse.exists(uri := uri_of(n.warehouse, n.ds, PAGE))}
+    if not pages:
+        print("\nNo page of these nights exists: --write makes it for nights that have run")
+        return
+    shown, what = list(pages.values())[-1], f"Page of {max(pages)}"
+    if context.args.write and len(pages) > 1:
+        shown, what = write_overview(context, [context.at(ds) for ds in pages]), f"Pages of {len(pages)} nights"
+    print(f"\n{what}:  {shown}")
+    if context.args.open:
+        if not shown.startswith("file://"):
+            raise UsageError(f"--open shows local files only: copy {shown} to this machine and open it there")
+        webbrowser.open(quote(shown, safe=":/"))
+
+
+def _has_run(night: Context) -> bool:
+    """Whether any step of a night has finished, or the night recorded that it failed."""
+    tables = ("positives", "samples", "models")
+    return read_record(night.warehouse, night.ds) is not None or any(
+        night.warehouse.manifest(t, night.ds) for t in tables
+    )
+
+
 def _answers(nights: list[Context]) -> Iterator[str]:
     """Which question the figures answer, over how many days popularity counts, and where the model is not certainly better."""
-    made = {night.ds: evaluation for night in nights if (evaluation := evaluation_of(night))}
+    shown = {night.ds: evaluated for night in nights if (evaluated := evaluated_night(night))}
+    made = {night.ds: evaluation for night in shown.values() if (evaluation := evaluation_of(night))}
+    if earlier := {ds: night.ds for ds, night in shown.items() if night.ds != ds}:
+        of = ", ".join(f"{before} on {ds}" for ds, before in earlier.items())
+        yield f"\n{BEFORE} of the release of {of}: a night has its own figure when the log of the next day exists"
     facts = {ds: evaluation.facts for ds, evaluation in made.items() if "margin" in evaluation.facts}
     questions: dict[str, list[str]] = {}
     for ds, measured in facts.items():
@@ -108,7 +154,12 @@ def _gates(verdicts: dict[str, Verdict]) -> list[list[str]]:
 
 
 def _flags() -> argparse.ArgumentParser:
-    return add_days(parser("report", __doc__ or "", with_ds=False))
+    flags = add_days(parser("report", __doc__ or "", with_ds=False))
+    flags.add_argument(
+        "--write", action="store_true", help="make the page of each night again; of several, an overview too"
+    )
+    flags.add_argument("--open", action="store_true", help="open the page of the newest night in a web browser")
+    return flags
 
 
 if __name__ == "__main__":

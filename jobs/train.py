@@ -29,6 +29,8 @@ from pipelines.contract.errors import UsageError
 from pipelines.contract.schema import FeatureSchema
 from pipelines.storage.dates import shift
 
+CURVE_POINTS = 150  # more cannot be told apart on a page
+
 
 def run(context: Context, tracker: Tracker) -> None:
     """Write `models` of ds, and log the training to MLflow."""
@@ -167,8 +169,19 @@ def _facts(spec: TrainingSpec, result: TrainingResult) -> dict[str, Any]:
         "steps": result.steps,
         "rows": result.rows,
         "epochs": result.kept_epoch.epoch + 1,
+        "curve": _curve(result),
         "health": {name: last[name] for name in Health.model_fields},
         "schema": spec.features.model_dump(mode="json"),
+    }
+
+
+def _curve(result: TrainingResult) -> dict[str, list[list[float | None]]]:
+    """The loss for the page of the night: about CURVE_POINTS of [step, loss], and [step, loss, validation loss] by epoch."""
+    every = 1 + len(result.metrics) // CURVE_POINTS
+    points = [*result.metrics[:-1:every], *result.metrics[-1:]]
+    return {
+        "steps": [[point.step, point.loss] for point in points],
+        "epochs": [[epoch.step, epoch.loss, epoch.valid_loss] for epoch in result.epochs],
     }
 
 

@@ -135,6 +135,16 @@ class Tracking(StrictModel):
         return uri
 
 
+class Report(StrictModel):
+    """The page of a night (report.html)."""
+
+    item_title: str | None = Field(
+        None,
+        description="column of items that names an item on the page; default: the first of title, name, item_name, "
+        "item_title, product_name and display_name that is text, else the id",
+    )
+
+
 class Config(StrictModel):
     """The whole config."""
 
@@ -156,6 +166,7 @@ class Config(StrictModel):
         None, description="Recency prior of a release, chosen every night on the held-out events; null: off"
     )
     tracking: Tracking = Tracking()
+    report: Report = Report()
     simulation: Simulation = Simulation()
     spark: dict[str, str | int | float | bool] = Field({}, description="Spark settings, e.g. spark.driver.memory")
 

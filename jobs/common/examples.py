@@ -31,7 +31,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         f"rollback 2024-03-08-0a1b2c3d {_DEMO}",
         f"prune --keep 7 {_DEMO}",
     ),
-    "report": (f"{_DEMO} {_NIGHTS}",),
+    "report": (f"{_DEMO} {_NIGHTS}", f"{_DEMO} --ds 2024-03-09 --open", f"{_DEMO} {_NIGHTS} --write"),
     "tune": (f"{_DEMO} {_DAY}", f"{_DEMO} {_DAY} --minutes 60 --output tuned.yaml"),
 }
 

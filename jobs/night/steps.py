@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from jobs.common.config import Config
 from jobs.common.runner import Context, log
@@ -14,6 +15,19 @@ from pipelines.storage.locks import locked
 from pipelines.storage.manifest import Manifest
 
 Step = Callable[[Context, Tracker], None]
+
+
+@dataclass(frozen=True)
+class StepsResult:
+    """How far the steps of a night got. `error`: what `failed`, the last step that started, raised; None if all succeeded."""
+
+    seconds: dict[str, float]  # of each finished step
+    failed: str | None = None
+    error: BaseException | None = None
+
+
+# Called when the steps have ended, while the MLflow run is still open.
+AtEnd = Callable[[Context, Tracker, StepsResult], None]
 
 
 def sample_config(config: Config) -> SampleConfig:
@@ -45,16 +59,22 @@ def require_model(context: Context, ds: str, remedy: str) -> Manifest:
     return manifest
 
 
-def run_steps(context: Context, steps: Sequence[tuple[str, Step]]) -> None:
-    """Run the steps of a night, or of an update within the day, under one MLflow run."""
+def run_steps(context: Context, steps: Sequence[tuple[str, Step]], at_end: AtEnd | None = None) -> None:
+    """Run the steps of a night, or of an update within the day, under one MLflow run. `at_end` must not raise."""
     tracker = Tracker(context.config, context.warehouse, context.ds)
-    started = time.perf_counter()
+    started, seconds, name = time.perf_counter(), dict[str, float](), ""
     try:
         for name, step in steps:
             since = time.perf_counter()
             step(context, tracker)
-            log.info("%s %s: %.1f s", name, tracker.name, time.perf_counter() - since)
-    except BaseException:
+            seconds[name] = time.perf_counter() - since
+            log.info("%s %s: %.1f s", name, tracker.name, seconds[name])
+        name = "report"
+        if at_end:
+            at_end(context, tracker, StepsResult(seconds))
+    except BaseException as error:
+        if at_end:
+            at_end(context, tracker, StepsResult(seconds, name, error))
         tracker.close_night("FAILED")
         raise
     tracker.close_night("FINISHED")

@@ -51,6 +51,13 @@ def description(chosen: ChosenIndex, config: IndexConfig) -> dict[str, str | int
     return {name: getattr(chosen, name) for name in names} | {"recall_at": config.recall_at}
 
 
+def sweep_of(chosen: ChosenIndex) -> list[dict[str, float]]:
+    """The recall of each setting in the manifest of a release, without times. Empty for an exact index."""
+    return [
+        {"value": point.value, "recall": point.recall, "at_least": max(0.0, point.at_least)} for point in chosen.sweep
+    ]
+
+
 def log_index(job: JobRun, chosen: ChosenIndex, config: IndexConfig) -> None:
     """Log the recall and, if settings were compared, the curve over the settings as metrics, table and plot."""
     seconds = {f"index.{name}": getattr(chosen, name) for name in ("build_seconds", "exact_seconds")}

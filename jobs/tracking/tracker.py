@@ -129,6 +129,11 @@ class Tracker:
         """Set tags on the parent run."""
         JobRun(self._client, self._night()).tags(values)
 
+    def night_text(self, text: str, name: str) -> None:
+        """Log a text artifact on the parent run, if this process has opened it."""
+        if self._night_run is not None:
+            JobRun(self._client, self._night_run).text(text, name)
+
     def record(self, name: str, value: float) -> None:
         """Add a point to a curve over the nights.
 

@@ -117,9 +117,12 @@ def test_a_release_that_a_gate_refuses_is_listed_but_not_current(nightly_run: Ni
     report = nightly_run.run("report", "--ds", SECOND)
     assert f"{second} refused: effective_dimensions" in report
     assert re.search(r"effective_dimensions +>= 17 +\S+ !$", report, re.MULTILINE)
+    night_page = nightly_run.warehouse / "reports" / f"ds={SECOND}" / "report.html"
+    assert "gate effective_dimensions refused it" in night_page.read_text()
     assert load_index(str(nightly_run.warehouse / "releases" / second / "index.faiss")).ntotal
     assert "already done" in nightly_run.run("publish_items", "--ds", SECOND)
     assert nightly_run.current() == second
+    assert "gate effective_dimensions refused it" not in night_page.read_text()
     assert client.get_model_version_by_alias("nightjar", "champion").tags["release_id"] == second
     gates = json.loads((nightly_run.release / "gates.json").read_text())
     assert gates["against"] == first

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict
@@ -102,6 +103,25 @@ def test_a_night_of_an_earlier_version_has_no_question(config: str, capsys: pyte
     text = printed(config, capsys, "--ds", WINS)
     assert "Question" not in text
     assert "0.4000" in text
+
+
+def test_a_night_without_a_log_of_the_next_day_shows_the_release_of_the_night_before(
+    config: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, newest = Path(config).parent / "my warehouse", "2024-03-06"
+    night(root, LOSES)
+    shutil.copytree(root / "samples" / f"ds={LOSES}", root / "samples" / f"ds={newest}")
+    shutil.copytree(root / "models" / f"ds={LOSES}", root / "models" / f"ds={newest}")
+    evaluations = root / "evaluations" / f"ds={LOSES}" / MANIFEST
+    manifest = json.loads(evaluations.read_text())
+    manifest["facts"]["days"] = [newest]
+    evaluations.write_text(json.dumps(manifest))
+    text = printed(config, capsys, "--ds", newest)
+    cells = {line.split()[0]: line.split() for line in text.splitlines() if line.strip()}
+    assert cells[newest][7:10] == ["0.2000*", "0.2500*", "0.1000*"]
+    assert f"* of the release of {LOSES} on {newest}" in text
+    assert f"Question: {QUESTION}" in text
+    assert f"WARNING {LOSES}: two_tower is not certainly better" in text
 
 
 def test_nothing_is_published_yet(config: str, capsys: pytest.CaptureFixture[str]) -> None:
