@@ -35,11 +35,11 @@ def _user(user: dict[str, Any], names: dict[str, Any], users: dict[str, Any], is
     ]
     history = user["history"] or []
     more = user["history_length"] - len(history)
-    had = [element("li", _name(item, names)) for item in history] or [element("li", "no history")]
+    had = [element("li", _short(item, names)) for item in history] or [element("li", "no history")]
     if more > 0:
         had.append(element("li", f"and {more:,} before"))
     then = [
-        element("li", _name(item["item"], names), f" (rank {item['rank']})" if item["rank"] else f" (not in {users['k']})",
+        element("li", _short(item["item"], names), f" (rank {item['rank']})" if item["rank"] else f" (not in {users['k']})",
                 class_="hit" if item["rank"] else None)
         for item in user["next"]
     ]  # fmt: skip
@@ -59,7 +59,7 @@ def _user(user: dict[str, Any], names: dict[str, Any], users: dict[str, Any], is
 def _near(item: dict[str, Any], names: dict[str, Any]) -> object:
     if item["near"] is None:
         return element("span", "–", class_="soft")
-    return joined([_name(item["near"], names), f" ({item['cosine']:.2f})"])
+    return joined([_short(item["near"], names), f" ({item['cosine']:.2f})"])
 
 
 def items_section(night: NightFiles) -> Markup:
@@ -88,6 +88,13 @@ def _name(item: int, names: dict[str, Any]) -> str:
     if not known:
         return f"item index {item}"
     return str(known["title"] or known["id"])
+
+
+def _short(item: int, names: dict[str, Any]) -> Markup:
+    """The name of an item; an id with the first of its categories, because an id alone says nothing."""
+    known = names.get(str(item), {})
+    about = "" if known.get("title") else known.get("about", "").partition(" · ")[0]
+    return joined([_name(item, names), element("span", f" {about}", class_="soft") if about else None])
 
 
 def _item(item: int, names: dict[str, Any], hit: bool = False) -> Markup:

@@ -105,7 +105,7 @@ def _figures(night: NightFiles) -> Iterator[str]:
     row = evaluated.row("two_tower", night.k) if evaluated else None
     if evaluated is None or row is None:
         return
-    whose = "" if evaluated.ds == night.ds else f" of the release before it on {night.ds}"
+    whose = "" if evaluated.ds == night.ds else f" of the release of {evaluated.ds} on this day"
     yield f"Recall@{night.k}{whose} {interval(row)}"
     if change := change_of(night):
         yield f"{change[0]:+.3f} on the night before"

@@ -32,9 +32,9 @@ def names_of(context: Context, items: Collection[int]) -> dict[str, dict[str, An
     snapshot = context.warehouse.read_input(night.inputs.uri("items"), [day])
     key = context.config.inputs.items.columns.get("item_id", "item_id")
     title, about = title_column(context, snapshot), _about(context, snapshot)
-    columns = [F.col(quoted(key)).cast("string").alias("_id"), *(F.col(quoted(name)) for name in about)]
-    columns.append((F.col(quoted(title)) if title else F.lit(None)).alias("_title"))
-    for row in snapshot.where(F.col(quoted(key)).cast("string").isin(sorted(ids))).select(*columns).collect():
+    columns = [quoted(key).cast("string").alias("_id"), *(quoted(name) for name in about)]
+    columns.append((quoted(title) if title else F.lit(None)).alias("_title"))
+    for row in snapshot.where(quoted(key).cast("string").isin(sorted(ids))).select(*columns).collect():
         name = names[str(ids[row["_id"]])]
         name["title"] = str(row["_title"]).strip()[:LONGEST] or None if row["_title"] is not None else None
         name["about"] = " · ".join(text for column in about if (text := _text(row[column])))

@@ -126,14 +126,17 @@ def _tiles(night: NightFiles) -> Markup:
         on = ", ".join(evaluated.days[:1]) or "held out"
         tiles.append((f"Recall@{night.k}", f"{row['value']:.3f}", f"[{row['low']:.3f}, {row['high']:.3f}] on {on}"))
         if change := change_of(night):
-            tiles.append(("on the night before", f"{change[0]:+.3f}", change[1].ds))
+            tiles.append(("change", f"{change[0]:+.3f}", f"since {change[1].ds}"))
         if margin := evaluated.margin:
             name = BASELINES.get(margin.baseline, margin.baseline)
-            tiles.append((f"on {name}", f"{margin.difference:+.3f}", "certain" if margin.certain else "not certain"))
+            tiles.append(
+                (f"against {name}", f"{margin.difference:+.3f}", "certain" if margin.certain else "not certain")
+            )
     if night.positives is not None:
         tiles.append(("samples", f"{night.positives:,}", "positives"))
     if model and not night.no_data_since:
-        tiles.append(("loss", f"{model.facts['loss']:.3f}", f"{model.facts.get('epochs', '?')} epochs"))
+        epochs = model.facts.get("epochs", "?")
+        tiles.append(("loss", f"{model.facts['loss']:.3f}", f"{epochs} epoch{'' if epochs == 1 else 's'}"))
     if verdict:
         passed = sum(gate.passed for gate in verdict.gates)
         tiles.append(("gates", f"{passed} of {len(verdict.gates)}", "passed"))

@@ -61,7 +61,7 @@ def _question(night: NightFiles, evaluated: Evaluated) -> str:
     measured = f" on the log of {days[0]}{f' to {days[-1]}' if len(days) > 1 else ''}" if days else ""
     whose = f"the release of this night ({evaluated.release})"
     if evaluated.ds != night.ds:
-        whose = f"the release of {evaluated.ds} ({evaluated.release}), which was in use before this night"
+        whose = f"the release of the night of {evaluated.ds} ({evaluated.release})"
     return f"Question: {question}. Measured{measured}: {whose}."
 
 

@@ -37,10 +37,10 @@ overflow-wrap:anywhere}
 .tiles small{display:block;font-size:11.5px;font-weight:400;color:var(--soft)}
 nav{margin:0 0 14px;font-size:13px;line-height:2}nav a{margin-right:12px;white-space:nowrap}
 a{color:var(--model);text-decoration:none}a:hover{text-decoration:underline}
-.columns{display:grid;gap:14px;grid-template-columns:minmax(0,1fr)}
+.columns{display:grid;gap:0 14px;grid-template-columns:minmax(0,1fr)}
 .cards{display:grid;gap:10px;grid-template-columns:minmax(0,1fr)}
 @media (min-width:820px){main{padding:22px}.columns,.cards{grid-template-columns:repeat(2,minmax(0,1fr))}
-.columns>section{margin:0}.columns{margin-bottom:14px}section,.verdict{padding:20px}h1{font-size:23px}}
+section,.verdict{padding:20px}h1{font-size:23px}}
 .scroll{overflow-x:auto;margin:0 -4px 8px}
 table{border-collapse:collapse;width:100%;font-size:13.5px}
 th,td{text-align:left;padding:5px 6px;border-bottom:1px solid var(--rule);vertical-align:top}

@@ -128,7 +128,7 @@ def test_a_night_evaluates_the_release_of_the_night_before_on_its_day(nightly_ru
         assert f"evaluate {FIRST}" not in nightly_run.run("nightly", "--ds", SECOND)
         report = nightly_run.run("report", "--ds", SECOND)
         assert f"* of the release of {FIRST} on {SECOND}" in report
-        assert f"of the release before it on {SECOND}" in page(nightly_run, SECOND)
+        assert f"of the release of {FIRST} on this day" in page(nightly_run, SECOND)
         assert examples(nightly_run, SECOND)["users"]["ds"] == FIRST
     finally:
         shutil.move(aside / "interactions", later)
