@@ -5,9 +5,12 @@ of ids.
 """
 
 import sys
+from contextlib import nullcontext
 from typing import Any
 
+from jobs.common import progress
 from jobs.common.config import Config
+from jobs.common.console import shows_bars
 from jobs.common.plots import loss_curve, tower_weights
 from jobs.common.runner import Context, log, main, parser
 from jobs.common.stopping import Stopped
@@ -110,7 +113,8 @@ def training_spec(
         warm_start=warehouse.path("models", shift(ds, -1)) if before else None,
         output=staging,
         resume=warehouse.progress_folder("models", ds, inputs.recipe.inputs),
-        progress=sys.stderr.isatty() and (training.processes == 1 or config.training.launcher == "torchrun"),
+        progress=shows_bars() and (training.processes == 1 or config.training.launcher == "torchrun"),
+        log_level=log.getEffectiveLevel(),
     )
 
 
@@ -142,9 +146,11 @@ def early_stopping(config: Config, ds: str, rows: int) -> EarlyStopping | None:
 
 def _train(context: Context, spec: TrainingSpec) -> TrainingResult:
     """Run the training. If the job is stopped, log from which step the next run resumes."""
+    logs_itself = spec.training.processes > 1 and spec.training.launcher == "torchrun"
     with context.warehouse.deleted_on_error(spec.output):
         try:
-            return launch(spec)
+            with progress.activity("") if logs_itself else nullcontext():
+                return launch(spec)
         except Stopped:
             log.info("train %s: %s", context.ds, _place_to_resume(spec))
             raise

@@ -61,7 +61,6 @@ LOCAL_DEFAULTS = {
     "spark.driver.memory": "4g",
     "spark.sql.shuffle.partitions": "4",
     "spark.ui.enabled": "false",
-    "spark.ui.showConsoleProgress": str(sys.stderr.isatty()).lower(),  # a progress bar needs a terminal
     "spark.driver.host": "127.0.0.1",
     "spark.driver.bindAddress": "127.0.0.1",
 }
@@ -125,8 +124,8 @@ def refuse_fixed(conf: Mapping[str, object]) -> None:
             )
 
 
-def open_session(name: str, conf: dict[str, str] | None = None) -> SparkSession:
-    """Open the Spark session of a job.
+def open_session(name: str, conf: dict[str, str] | None = None, *, show_progress: bool = False) -> SparkSession:
+    """Open the Spark session of a job. `show_progress`: a local Spark draws a progress bar on stderr.
 
     `conf` (the section `spark` of the config) overrides the defaults, flags of spark-submit override both, and FIXED
     overrides everything. Under spark-submit the JVM already runs; otherwise this function starts it on a suitable Java.
@@ -137,7 +136,7 @@ def open_session(name: str, conf: dict[str, str] | None = None) -> SparkSession:
     if not submitted:
         os.environ["JAVA_HOME"] = str(find_java_home())
         os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
-        settings.update(LOCAL_DEFAULTS)
+        settings.update(LOCAL_DEFAULTS, **{"spark.ui.showConsoleProgress": str(show_progress).lower()})
     settings.update(conf or {})
     given, flags = _submitted_settings() if submitted else ({}, set())
     settings = {key: value for key, value in settings.items() if key not in flags} | FIXED

@@ -4,17 +4,20 @@ import argparse
 import logging
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from py4j.protocol import Py4JError
 from pyspark.sql import SparkSession
 
+from jobs.common import console
 from jobs.common.config import Config, load_config
 from jobs.common.examples import examples_of
 from jobs.common.known_faults import explained
+from jobs.common.progress import activity, heartbeat, spark_tasks
 from jobs.common.stopping import Stopping, stoppable
 from pipelines.contract.errors import NightjarError
 from pipelines.files.object_stores import share_stores
@@ -66,6 +69,7 @@ def parser(name: str, description: str, *, with_ds: bool = True) -> argparse.Arg
         help="override one config value (repeatable)",
     )
     flags.add_argument("--force", action="store_true", help="run again even if the result exists")
+    console.add_flags(flags)
     return flags
 
 
@@ -82,16 +86,6 @@ def aligned(table: Sequence[Sequence[str]]) -> str:
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in table)
 
 
-class LogLines(logging.Formatter):
-    """Lines of a job's log: time and message. Warnings and errors also have their level."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (the name that logging calls)
-        """The line, with the level before the message from WARNING on."""
-        if record.levelno >= logging.WARNING:
-            record.message = f"{record.levelname} {record.message}"
-        return super().formatMessage(record)
-
-
 def main(
     flags: argparse.ArgumentParser,
     run: Callable[[Context], None],
@@ -99,27 +93,29 @@ def main(
     *,
     reads_only: Callable[[argparse.Namespace], bool] = lambda _: False,
 ) -> int:
-    """Run a job. Returns its exit code: 0 done, 1 other error, 2 usage, 3 input, 4 gate.
+    """Run a job. Returns its exit code: 0 done, 1 other error, 2 usage, 3 input, 4 gate, 130 Ctrl-C, 143 SIGTERM.
 
     `reads_only`: whether a job with these flags only reads manifests and other small files. On a local warehouse it then
     starts no JVM and answers at once.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(LogLines("%(asctime)s %(message)s", "%H:%M:%S"))
-    log.handlers, log.propagate = [handler], False
-    log.setLevel(logging.INFO)
     args = flags.parse_args(argv)
+    console.log_to_console(quiet=args.quiet, verbose=args.verbose)
     with stoppable() as stopping:
         try:
-            return _run(flags.prog, args, run, stopping, reads_only(args))
+            code = _run(flags.prog, args, run, stopping, reads_only(args))
+            sys.stdout.flush()
+            return code
+        except BrokenPipeError:
+            if not console.output_is_closed():
+                raise
+            return 128 + signal.SIGPIPE
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):  # Spark has replaced our handler of Ctrl-C.
                 stopping.signal = signal.SIGINT
             if stopping.signal is None:
                 raise
         # The job was stopped. Report that, and not the error that stopping it raised.
-        print(f"error: {stopping.message()}", file=sys.stderr, flush=True)
+        console.print_error(stopping.message())
         return stopping.exit_code
 
 
@@ -134,10 +130,14 @@ def _run(
         if reads_only and is_local(config.warehouse):
             warehouse = LocalWarehouse(config.warehouse)
         else:
-            spark = open_session(name, {key: _spark_value(value) for key, value in config.spark.items()})
+            log.info("%s: config %s, warehouse %s; starting Spark", name, args.config, config.warehouse)
+            settings = {key: _spark_value(value) for key, value in config.spark.items()}
+            spark = open_session(name, settings, show_progress=console.shows_bars())
             share_stores(spark)
             warehouse = Warehouse(spark, config.warehouse)
-        run(Context(config, spark, warehouse, args, ds, args.force, getattr(args, "bootstrap_days", None) or 0))
+        context = Context(config, spark, warehouse, args, ds, args.force, getattr(args, "bootstrap_days", None) or 0)
+        with _progress(f"{name.removeprefix('jobs.')} {ds}".strip(), spark):
+            run(context)
     except Exception as problem:
         if stopping.signal is not None:
             raise
@@ -146,7 +146,9 @@ def _run(
         if not isinstance(code, int):
             raise
         kind = "" if isinstance(error, NightjarError) else f"{type(error).__name__}: "
-        print(f"error: {kind}{error}", file=sys.stderr, flush=True)
+        if args.verbose:
+            traceback.print_exc()
+        console.print_error(f"{kind}{error}")
         return code
     finally:
         if spark is not None:
@@ -155,6 +157,16 @@ def _run(
                 spark.sparkContext.setLogLevel("OFF")
                 spark.stop()
     return 0
+
+
+@contextmanager
+def _progress(job: str, spark: Any) -> Iterator[None]:
+    """Within the block, a heartbeat in the log, unless the job starts no Spark or bars show its progress."""
+    if spark is None or console.shows_bars():
+        yield
+        return
+    with heartbeat(lambda: spark_tasks(spark)), activity(job):
+        yield
 
 
 def _spark_value(value: Any) -> str:

@@ -2,13 +2,14 @@
 
 import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
 import psutil
+
+from jobs.common.console import print_error
 
 GRACE = 40.0  # seconds for cleaning up; then the process is ended, and the next run cleans up
 
@@ -80,7 +81,7 @@ def _watch(read: int, done: threading.Event, stopping: Stopping) -> None:
     done.wait(GRACE)
     stopping.signal = number
     with suppress(OSError, ValueError):
-        print(f"error: {stopping.message()}", file=sys.stderr, flush=True)
+        print_error(stopping.message())
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
             child.kill()

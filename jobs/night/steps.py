@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from jobs.common import progress
 from jobs.common.config import Config
 from jobs.common.runner import Context, log
 from jobs.tracking.tracker import Tracker
@@ -64,11 +65,11 @@ def run_steps(context: Context, steps: Sequence[tuple[str, Step]], at_end: AtEnd
     tracker = Tracker(context.config, context.warehouse, context.ds)
     started, seconds, name = time.perf_counter(), dict[str, float](), ""
     try:
-        for name, step in steps:
+        for number, (name, step) in enumerate(steps, 1):
             since = time.perf_counter()
-            step(context, tracker)
+            with progress.step(f"{name} {tracker.name}", f"step {number} of {len(steps)}"):
+                step(context, tracker)
             seconds[name] = time.perf_counter() - since
-            log.info("%s %s: %.1f s", name, tracker.name, seconds[name])
         name = "report"
         if at_end:
             at_end(context, tracker, StepsResult(seconds))
@@ -91,7 +92,8 @@ def as_job(name: str, step: Step) -> Callable[[Context], None]:
     def recorded(context: Context) -> None:
         tracker = Tracker(context.config, context.warehouse, context.ds, join_finished=True)
         try:
-            step(context, tracker)
+            with progress.step(f"{name} {tracker.name}"):
+                step(context, tracker)
         except BaseException:
             tracker.close_night("FAILED")
             raise

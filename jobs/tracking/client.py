@@ -1,5 +1,6 @@
-"""The MLflow client, and the error that says that the tracking server does not answer."""
+"""The MLflow client, and the errors that say that the tracking server or its sqlite file cannot be used."""
 
+import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,7 +10,8 @@ import requests
 import urllib3
 from mlflow.tracking import MlflowClient
 
-from jobs.common.known_faults import causes
+from jobs.common.known_faults import FULL, causes
+from jobs.tracking.sqlite_store import StoreError, fault_of
 from pipelines.contract.errors import NightjarError, UsageError
 
 
@@ -18,14 +20,14 @@ class TrackingError(NightjarError):
 
 
 class TrackingClient:
-    """MlflowClient that raises TrackingError when the server does not answer.
+    """MlflowClient that raises TrackingError when the server does not answer, and StoreError when sqlite refuses.
 
     After the first such error it raises the same error at once, so that a job does not wait for every later call.
     """
 
     def __init__(self, uri: str) -> None:
         """Raises UsageError if a package for this kind of URI is missing."""
-        self._uri, self._error = uri, None  # type: str, TrackingError | None
+        self._uri, self._error = uri, None  # type: str, NightjarError | None
         with self._translated():
             mlflow.set_tracking_uri(uri)
             try:
@@ -49,6 +51,10 @@ class TrackingClient:
         try:
             yield
         except Exception as error:
+            of_sqlite = next((cause for cause in causes(error) if isinstance(cause, sqlite3.Error)), None)
+            if of_sqlite and not FULL.search(str(of_sqlite)):
+                self._error = StoreError(fault_of(self._uri, of_sqlite))
+                raise self._error from error
             if not any(map(_is_unreachable, causes(error))):
                 raise
             self._error = TrackingError(

@@ -17,8 +17,8 @@ from jobs.tuning.study import CHANGES, SECONDS, OpenTrial, Study
 from jobs.tuning.trials import Measured, Trials
 from model.evaluation.ranking_metrics import bootstrap_interval
 from model.training.degenerate_loss import DegenerateLossError
-from model.training.progress_lines import duration
 from pipelines.contract.errors import UsageError
+from pipelines.contract.log_lines import duration
 
 SEEDS = 2  # other seeds with which the final check trains the best setting and the config's
 RESAMPLES = 1000

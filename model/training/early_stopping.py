@@ -56,7 +56,7 @@ class BestEpoch:
             write_folder(f"{self._folder}/{self._prefix}{last.epoch}", {TENSORS: encode(state)})
         if not rank():
             log.info(
-                "epoch %d of at most %d: loss %.4f on the held-out hours%s",
+                "training: epoch %d of at most %d: loss %.4f on the held-out hours%s",
                 last.epoch + 1, self._most, last.valid_loss, ", the best so far" if is_best else "",
             )  # fmt: skip
         return is_over(epochs, self._settings.patience)
@@ -65,7 +65,7 @@ class BestEpoch:
         """URL of the tensors of the best epoch, at the end of training. None: the last epoch is the best one."""
         best = epochs[best_epoch(epochs)]
         if not rank():
-            log.info("training keeps epoch %d of %d", best.epoch + 1, len(epochs))
+            log.info("training: keeps epoch %d of %d", best.epoch + 1, len(epochs))
         return None if best is epochs[-1] else f"{self._folder}/{self._prefix}{best.epoch}/{TENSORS}"
 
     def delete_others(self, epochs: Sequence[EpochMetrics]) -> None:

@@ -20,9 +20,9 @@ import torch.distributed as dist
 
 from model.config import TrainingConfig
 from model.training.device import backend_of, training_device
-from model.training.progress_lines import log_to_stdout
 from model.training.spec import TrainingResult, TrainingSpec
 from model.training.trainer import AfterEpoch, train
+from pipelines.contract.log_lines import log_to_stdout
 
 ROOT = Path(__file__).resolve().parents[2]
 # Lines of stderr to quote per process after a failure. The message of the process that failed first is followed by those of
@@ -58,7 +58,7 @@ def launch(spec: TrainingSpec, after_epoch: AfterEpoch | None = None) -> Trainin
 def worker(spec_json: str) -> str:
     """Train as one process of a group that the environment variables describe. TrainingSpec and TrainingResult as JSON."""
     spec = TrainingSpec.model_validate_json(spec_json)
-    log_to_stdout()
+    log_to_stdout(spec.log_level)
     device = training_device(spec.training)
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -210,8 +210,6 @@ def _cores() -> int:
 
 def main(arguments: list[str]) -> None:
     """Entry point of torchrun: `python -m model.training.launch SPEC.json RESULT.json`."""
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(message)s")
-    logging.getLogger("model").setLevel(logging.INFO)  # Not for the root logger: silences Petastorm's INFO logs.
     spec_file, result_file = arguments
     result = worker(Path(spec_file).read_text())
     if os.environ.get("RANK", "0") == "0":

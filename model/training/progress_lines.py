@@ -1,14 +1,21 @@
-"""Logs the progress of training as lines at growing intervals, for logs in which a progress bar would be unreadable."""
+"""Logs the progress of training as lines, for logs in which a progress bar would be unreadable."""
 
 import logging
-import sys
 import time
 from collections.abc import Callable
 from typing import Protocol
 
+from model.distributed.collectives import rank, world_size
+from model.training.spec import EpochMetrics, TrainingSpec
+from pipelines.contract.log_lines import counted, duration
+
 log = logging.getLogger("nightjar.training")  # Jobs show the messages of this logger.
 
-FIRST, LONGEST = 10.0, 300.0  # Seconds: first interval and longest interval. Each interval is twice the previous one.
+FIRST, INTERVAL = (
+    10.0,
+    25.0,
+)  # Seconds to the first line, and between lines: less than the 30 s of jobs/common/progress.py.
+EPOCHS = 20
 
 
 class StepTotals(Protocol):
@@ -43,28 +50,34 @@ class ProgressLines:
             f"{self._totals.step:,}", f"{self._steps:,}", f"{rows / seconds:,.0f}", loss / step, duration(left),
         )  # fmt: skip
         self._since, self._before = self._clock(), self._now()
-        self._interval = min(LONGEST, 2 * self._interval)
+        self._interval = INTERVAL
 
 
-def duration(seconds: float) -> str:
-    """Format a duration in a precision that fits its length.
-
-    >>> duration(42), duration(754), duration(7500)
-    ('42 s', '13 min', '2 h 05 min')
-    """
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def log_to_stdout() -> None:
-    """Write the lines to stdout, unless this process has a handler for logs of Nightjar. Used by training workers."""
-    logger = logging.getLogger("nightjar")
-    if logger.handlers:
+def log_start(spec: TrainingSpec, steps: int, device: str) -> None:
+    """Log the size of a run, on rank 0. `steps`: of the whole run."""
+    if rank():
         return
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    logger.addHandler(handler)
-    logger.propagate = False
-    logger.setLevel(logging.INFO)
+    rows = sum(file.rows if file.positives is None else file.positives for file in spec.train)
+    log.info(
+        "training: %s%s steps in %s of %s rows; %s on %s",
+        "at most " if spec.early_stopping else "", f"{steps:,}", counted(spec.epochs, "epoch"), f"{rows:,}",
+        counted(world_size(), "process"), device,
+    )  # fmt: skip
+
+
+def log_resume(step: int, steps: int, epoch: int) -> None:
+    """Log where a run resumes, on rank 0. `epoch`: from 0."""
+    if not rank():
+        log.info("training: resumes after step %s of %s, in epoch %d", f"{step:,}", f"{steps:,}", epoch + 1)
+
+
+def log_epoch(metrics: EpochMetrics, epochs: int) -> None:
+    """Log the losses of an epoch, on rank 0. `epochs`: of the whole run; of many epochs about EPOCHS are logged."""
+    every, done = -(-epochs // EPOCHS), metrics.epoch + 1
+    if rank() or (done % every and done < epochs):
+        return
+    held_out = "" if metrics.valid_loss is None else f", {metrics.valid_loss:.4f} on the held-out hours"
+    log.info(
+        "training: epoch %d of %d: loss %.4f%s (%s)",
+        done, epochs, metrics.loss, held_out, duration(metrics.seconds),
+    )  # fmt: skip

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 TENSORS, DESCRIPTION = "tensors.safetensors", "progress.json"
 # Settings that may change between the parts of a run: they decide where and how it runs, not what it computes.
-_RUN_SETTINGS = {"output", "resume", "progress"}
+_RUN_SETTINGS = {"output", "resume", "progress", "log_level"}
 _RUN_SETTINGS_OF_TRAINING = {
     "processes", "threads", "launcher", "timeout_seconds", "reader_threads", "catalogue_memory_mb", "checkpoint_steps",
     "device",

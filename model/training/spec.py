@@ -1,5 +1,6 @@
 """Input and output of a training run. Both are JSON, so that a run may be in another process or on another machine."""
 
+import logging
 from typing import Any
 
 from pydantic import Field, PositiveInt, model_validator
@@ -68,6 +69,7 @@ class TrainingSpec(StrictModel):
         description="Folder of intermediate checkpoints. A killed run resumes from them. None: writes and reads none.",
     )
     progress: bool = Field(False, description="Show a progress bar on stderr.")
+    log_level: int = Field(logging.INFO, description="Level from which training processes log.")
 
     @model_validator(mode="after")
     def _check_early_stopping(self) -> "TrainingSpec":

@@ -36,7 +36,7 @@ from model.training.optimisers import (
     resume_optimizers,
     set_learning_rates,
 )
-from model.training.progress_lines import ProgressLines
+from model.training.progress_lines import ProgressLines, log_epoch, log_resume, log_start
 from model.training.recorder import Recorder
 from model.training.resume import Progress, find_progress, identity, save_progress
 from model.training.row_decay import decay_rows
@@ -114,6 +114,7 @@ class TrainingLoop:
     def run(self) -> list[EpochMetrics]:
         """Train to the end; with early stopping, go back to the best epoch. Returns the metrics of each epoch."""
         show_bar = self.spec.progress and rank() == 0
+        log_start(self.spec, self.total_steps, self.step.device.type)
         bar = tqdm(total=self.total_steps, initial=self.recorder.step, unit="step", disable=not show_bar)
         self.lines = None if show_bar or rank() else ProgressLines(self.total_steps, self.recorder)
         progress = self.progress
@@ -196,8 +197,8 @@ class TrainingLoop:
                 seconds=time.perf_counter() - started,
             )
         )
-        if rank() == 0:
-            log.info("epoch %d of %d: %s", epoch + 1, self.spec.epochs, self.epochs[-1])
+        if not self.best:  # It logs its epochs itself.
+            log_epoch(self.epochs[-1], self.spec.epochs)
 
     def _step(self, batch: Batch, capacity: int | None, waited: float) -> None:
         """One optimiser step. `capacity`: see RetrievalStep.forward. `waited`: seconds spent waiting for the batch."""
@@ -275,10 +276,7 @@ class TrainingLoop:
         self._load_whole_state(tensors)
         self.recorder.resume(progress.recorder)
         self.epochs = list(progress.epochs)
-        if rank() == 0:
-            log.info(
-                "resuming after step %d of %d (epoch %d)", self.recorder.step, self.total_steps, progress.epoch + 1
-            )
+        log_resume(self.recorder.step, self.total_steps, progress.epoch)
 
 
 def _timed(batches: Iterator[dict[str, Tensor]], device: torch.device) -> Iterator[tuple[float, dict[str, Tensor]]]:

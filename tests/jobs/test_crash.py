@@ -40,7 +40,7 @@ STEPS = {
     "evaluate": ("item_embeddings/ds={}", "item_neighbours/ds={}", "evaluations/ds={}", "_staging/evaluations/{}"),
     "publish_items": ("releases", "_staging/releases/{}", "mlflow.db"),
 }
-ENDED = re.compile(r"(\w+) (\d{4}-\d\d-\d\d): (\d+\.\d) s$")
+ENDED = re.compile(r"(\w+) (\d{4}-\d\d-\d\d): done in (\d+\.\d) s$")
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")  # part of the file names that Spark gives
 
 

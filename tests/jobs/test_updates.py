@@ -164,7 +164,7 @@ def test_an_update_refuses_a_model_that_was_trained_again_since_the_release(
     output = nightly_run.run("train", "--ds", FIRST, *choice)
     epochs = re.findall(r"epoch (\d) of at most 2: loss \d+\.\d+ on the held-out hours", output)
     assert epochs == ["1", "2"]
-    kept = re.search(r"training keeps epoch (\d) of 2", output)
+    kept = re.search(r"training: keeps epoch (\d) of 2", output)
     assert kept is not None
     assert nightly_run.manifest("models", FIRST)["facts"]["epochs"] == int(kept[1])
     output = incremental(nightly_run, "--until", NOON, code=3)

@@ -89,7 +89,7 @@ def test_the_checkpoint_is_that_of_the_best_epoch(tmp_path: Path, caplog: pytest
     assert (
         f"epoch {best + 1} of at most 12: loss {min(losses):.4f} on the held-out hours, the best so far" in caplog.text
     )
-    assert f"training keeps epoch {best + 1} of {best + 2}" in caplog.text
+    assert f"training: keeps epoch {best + 1} of {best + 2}" in caplog.text
     states = [path.name for path in Path(str(spec.resume)).iterdir() if path.name.startswith("best-")]
     assert [name.rpartition("=")[2] for name in states] == [str(best)], "earlier states are deleted"
 

@@ -1,11 +1,12 @@
-"""Training logs its progress at growing intervals if there is no progress bar."""
+"""Training logs its epochs, and its progress at intervals if there is no progress bar."""
 
 import itertools
 import logging
 
 import pytest
 
-from model.training.progress_lines import FIRST, LONGEST, ProgressLines, duration
+from model.training.progress_lines import EPOCHS, FIRST, INTERVAL, ProgressLines, log_epoch
+from model.training.spec import EpochMetrics
 
 
 class StepTotals:
@@ -18,24 +19,40 @@ class StepTotals:
         return {"rows": 100.0 * self.step, "loss": float(sum(range(self.step + 1)))}[name]
 
 
-def test_lines_come_at_growing_intervals_with_speed_loss_and_time_left(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
+    """What training logs."""
     caplog.set_level(logging.INFO, "nightjar.training")
-    logging.getLogger("nightjar").propagate = True
+    monkeypatch.setattr(logging.getLogger("nightjar"), "propagate", True)
+    return caplog
+
+
+def test_lines_come_at_intervals_with_speed_loss_and_time_left(log: pytest.LogCaptureFixture) -> None:
     totals = StepTotals()
     lines = ProgressLines(4_000, totals, clock=lambda: float(totals.step))
     logged_at = []
     for step in range(1, 2_001):
         totals.step = step
-        before = len(caplog.records)
+        before = len(log.records)
         lines.after_step()
-        logged_at += [step] * (len(caplog.records) - before)
+        logged_at += [step] * (len(log.records) - before)
     assert logged_at[0] == FIRST
-    intervals = [after - before for before, after in itertools.pairwise(logged_at)]
-    assert intervals[:4] == [20, 40, 80, 160]
-    assert set(intervals[5:]) == {LONGEST}
-    assert caplog.messages[1] == "training: step 30 of 4,000, 100 rows/s, loss 20.5000, 66 min left"
+    assert {after - before for before, after in itertools.pairwise(logged_at)} == {INTERVAL}
+    assert log.messages[1] == "training: step 35 of 4,000, 100 rows/s, loss 23.0000, 66 min left"
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(5.4, "5 s"), (754, "13 min"), (7500, "2 h 05 min")])
-def test_the_precision_of_a_duration_fits_its_length(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
+def test_epochs_are_logged_and_of_many_a_few(log: pytest.LogCaptureFixture) -> None:
+    def epoch(number: int, valid_loss: float | None = None) -> EpochMetrics:
+        return EpochMetrics(epoch=number, loss=2.5, valid_loss=valid_loss, valid_recall_in_batch=None, seconds=83.2)
+
+    log_epoch(epoch(0), 2)
+    log_epoch(epoch(1, 2.75), 2)
+    assert log.messages == [
+        "training: epoch 1 of 2: loss 2.5000 (83 s)",
+        "training: epoch 2 of 2: loss 2.5000, 2.7500 on the held-out hours (83 s)",
+    ]
+    log.clear()
+    for number in range(1_003):
+        log_epoch(epoch(number), 1_003)
+    assert len(log.messages) == EPOCHS
+    assert log.messages[-1].startswith("training: epoch 1003 of 1003")
