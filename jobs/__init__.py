@@ -11,7 +11,7 @@ from types import FrameType
 
 
 def _stop(number: int, _: FrameType | None) -> None:
-    name = signal.Signals(number).name
+    name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
     os.write(2, f"error: stopped by {name}. Tables and releases are whole: run the same command again\n".encode())
     os._exit(128 + number)
 

@@ -1,4 +1,4 @@
-"""Translates known technical errors (full disk, dead JVM, damaged file) into one message with a remedy."""
+"""Translates known technical errors (full disk, missing rights, dead JVM, damaged file) into one message with a remedy."""
 
 import re
 import shutil
@@ -13,6 +13,9 @@ from pipelines.files.broken_files import broken_file, what_is_wrong
 
 # Words in the errors of Spark, Arrow, Python and sqlite for a full disk, quota or file limit.
 FULL = re.compile(r"No space left on device|Disk quota exceeded|File too large|database or disk is full")
+DENIED = re.compile(
+    r"Permission denied|Read-only file system|Mkdirs failed to create|AccessControlException|Access ?Denied"
+)
 PARTITION = re.compile(r"(.*)/([a-z][a-z0-9_]*)/ds=(\d{4}-\d\d-\d\d)/")
 
 
@@ -33,6 +36,11 @@ def explained(error: BaseException, root: str) -> NightjarError | None:
         return DiskFullError(
             f"nothing more can be written ({full.group()}); free now: {free_space}. Tables and releases are unchanged: free "
             "some space, then run the same command again"
+        )
+    if denied := next((line.strip() for line in text.splitlines() if DENIED.search(line)), None):
+        return NightjarError(
+            f"a file may not be read or written: {denied[:300]}. Tables and releases are unchanged: give this user the "
+            f"right to it (the warehouse is {root}), then run the same command again"
         )
     if isinstance(error, Py4JNetworkError):
         return NightjarError(

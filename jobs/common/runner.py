@@ -110,7 +110,7 @@ def main(
                 raise
             return 128 + signal.SIGPIPE
         except BaseException as error:
-            if isinstance(error, KeyboardInterrupt):  # Spark has replaced our handler of Ctrl-C.
+            if isinstance(error, KeyboardInterrupt):  # Spark handled Ctrl-C while it started.
                 stopping.signal = signal.SIGINT
             if stopping.signal is None:
                 raise
@@ -133,6 +133,7 @@ def _run(
             log.info("%s: config %s, warehouse %s; starting Spark", name, args.config, config.warehouse)
             settings = {key: _spark_value(value) for key, value in config.spark.items()}
             spark = open_session(name, settings, show_progress=console.shows_bars())
+            stopping.listen()  # Spark has set a handler of Ctrl-C.
             share_stores(spark)
             warehouse = Warehouse(spark, config.warehouse)
         context = Context(config, spark, warehouse, args, ds, args.force, getattr(args, "bootstrap_days", None) or 0)

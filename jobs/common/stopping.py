@@ -1,8 +1,14 @@
-"""Stops a job on SIGTERM or Ctrl-C: it ends within a minute, prints that it was stopped, and the next run resumes."""
+"""Stops a job on SIGTERM or Ctrl-C: it ends within a minute, prints that it was stopped, and the next run resumes.
 
+A second Ctrl-C ends it at once.
+"""
+
+import logging
 import os
+import select
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -10,6 +16,8 @@ from types import FrameType
 import psutil
 
 from jobs.common.console import print_error
+
+log = logging.getLogger("nightjar")
 
 GRACE = 40.0  # seconds for cleaning up; then the process is ended, and the next run cleans up
 
@@ -34,29 +42,34 @@ class Stopping:
 
     def message(self) -> str:
         """The message that the job prints at its end."""
-        name = signal.Signals(self.signal or signal.SIGTERM).name
         return (
-            f"stopped by {name}. Tables and releases are whole. Run the same command again: it skips finished steps and "
-            "continues"
+            f"stopped by {_name(self.signal)}. Tables and releases are whole. Run the same command again: it skips finished "
+            "steps and continues"
         )
+
+    def listen(self) -> None:
+        """Raise Stopped in the main thread on SIGTERM or Ctrl-C, once. Call it again after Spark has set its own handler."""
+        if threading.current_thread() is threading.main_thread():  # Python handles signals only there.
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, self._stop)
+
+    def _stop(self, number: int, _: FrameType | None) -> None:
+        if self.signal is None:
+            self.signal = number
+            raise Stopped(number)
 
 
 @contextmanager
 def stoppable() -> Iterator[Stopping]:
-    """Raise Stopped in the main thread on SIGTERM or Ctrl-C, once. If the job has not ended after GRACE seconds, end it."""
+    """Raise Stopped on SIGTERM or Ctrl-C within the block. If the job has not ended after GRACE seconds, end it."""
     stopping = Stopping()
-    if threading.current_thread() is not threading.main_thread():  # Python handles signals only in the main thread.
+    if threading.current_thread() is not threading.main_thread():
         yield stopping
         return
-
-    def stop(number: int, _: FrameType | None) -> None:
-        if stopping.signal is None:
-            stopping.signal = number
-            raise Stopped(number)
-
     read, write = os.pipe()
     os.set_blocking(write, False)
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    stopping.listen()
     # The handler runs only after a long call into C returns. The pipe is written at once.
     waking = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     done = threading.Event()
@@ -73,12 +86,16 @@ def stoppable() -> Iterator[Stopping]:
 
 
 def _watch(read: int, done: threading.Event, stopping: Stopping) -> None:
-    """End the process and its children GRACE seconds after a signal."""
+    """End the process and its children GRACE seconds after a signal, or at the second Ctrl-C."""
     while (number := int.from_bytes(os.read(read, 1), "big")) not in (signal.SIGTERM, signal.SIGINT):
         if done.is_set():
             os.close(read)
             return
-    done.wait(GRACE)
+    log.warning("stopping after %s: cleaning up, for %.0f s at most; Ctrl-C ends at once", _name(number), GRACE)
+    deadline = time.monotonic() + GRACE
+    while select.select([read], [], [], max(0.0, deadline - time.monotonic()))[0]:
+        if int.from_bytes(os.read(read, 1), "big") == signal.SIGINT:
+            break
     stopping.signal = number
     with suppress(OSError, ValueError):
         print_error(stopping.message())
@@ -86,3 +103,7 @@ def _watch(read: int, done: threading.Event, stopping: Stopping) -> None:
         with suppress(psutil.Error):
             child.kill()
     os._exit(stopping.exit_code)
+
+
+def _name(number: int | None) -> str:
+    return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number or signal.SIGTERM).name

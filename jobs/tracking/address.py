@@ -49,7 +49,7 @@ def record_address(config: Config, root: str) -> RecordAddress:
     served = uri.startswith(("http://", "https://"))
     experiment = _experiment_id(uri, config.tracking.experiment)
     ui = uri.rstrip("/") if served else LOCAL_UI
-    command = None if served else f"{_mlflow()} ui --backend-store-uri {shlex.quote(_shortened(uri))}"
+    command = None if served else f"{mlflow_command()} ui --backend-store-uri {shlex.quote(_shortened(uri))}"
     return RecordAddress(command, nights_link(ui, experiment) if experiment else ui)
 
 
@@ -81,7 +81,7 @@ def _from_sqlite(file: Path, name: str) -> str | None:
     return str(row[0]) if row else None
 
 
-def _mlflow() -> str:
+def mlflow_command() -> str:
     """The mlflow command of this environment, as it is typed in the working directory."""
     beside = Path(sys.executable).with_name("mlflow")
     if not beside.exists():

@@ -1,5 +1,6 @@
 """The MLflow client, and the errors that say that the tracking server or its sqlite file cannot be used."""
 
+import shlex
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ import urllib3
 from mlflow.tracking import MlflowClient
 
 from jobs.common.known_faults import FULL, causes
+from jobs.tracking.address import mlflow_command
 from jobs.tracking.sqlite_store import StoreError, fault_of
 from pipelines.contract.errors import NightjarError, UsageError
 
@@ -51,17 +53,27 @@ class TrackingClient:
         try:
             yield
         except Exception as error:
-            of_sqlite = next((cause for cause in causes(error) if isinstance(cause, sqlite3.Error)), None)
-            if of_sqlite and not FULL.search(str(of_sqlite)):
-                self._error = StoreError(fault_of(self._uri, of_sqlite))
-                raise self._error from error
-            if not any(map(_is_unreachable, causes(error))):
+            self._error = self._fault(error)
+            if self._error is None:
                 raise
-            self._error = TrackingError(
+            raise self._error from error
+
+    def _fault(self, error: Exception) -> NightjarError | None:
+        """The error to show to the user; None if it is not about the server or the file."""
+        of_sqlite = next((cause for cause in causes(error) if isinstance(cause, sqlite3.Error)), None)
+        if of_sqlite and not FULL.search(str(of_sqlite)):
+            return StoreError(fault_of(self._uri, of_sqlite))
+        if "out-of-date database schema" in str(error):
+            return StoreError(
+                f"the MLflow store {self._uri} was written by another version of MLflow ({_first_line(error)}) Use that "
+                f"version, or copy the store and run {mlflow_command()} db upgrade {shlex.quote(self._uri)}"
+            )
+        if any(map(_is_unreachable, causes(error))):
+            return TrackingError(
                 f"the MLflow tracking server at {self._uri} does not answer ({_first_line(error)}). The tables that were "
                 "written stay. When the server answers again, run the same command again"
             )
-            raise self._error from error
+        return None
 
 
 def _is_unreachable(error: BaseException) -> bool:

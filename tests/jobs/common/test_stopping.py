@@ -22,20 +22,75 @@ def test_a_lost_jvm_is_reported_in_one_line() -> None:
     assert "Run the same command again: it skips finished steps and continues" in str(error)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        PermissionError(13, "Permission denied", "/data/warehouse/_locks"),
+        OSError(
+            "java.io.IOException: Mkdirs failed to create file:/data/warehouse/_staging\n\tat org.apache.hadoop.fs"
+        ),
+    ],
+)
+def test_missing_rights_are_reported_in_one_line_with_the_path(error: OSError) -> None:
+    fault = explained(error, "file:///data/warehouse")
+    assert fault is not None
+    assert "a file may not be read or written: " in str(fault)
+    assert "/data/warehouse/_" in str(fault)
+    assert "\n" not in str(fault)
+
+
 @pytest.mark.processes
-def test_sigterm_during_imports_is_reported() -> None:
+@pytest.mark.parametrize(("number", "name"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "Ctrl-C")])
+def test_a_signal_during_imports_is_reported(number: int, name: str) -> None:
     verbose = [sys.executable, "-v", "-m", "jobs.train", "--config", "nowhere.yaml", "--ds", FIRST]  # -v: lists imports
     with subprocess.Popen(verbose, cwd=ROOT, stderr=subprocess.PIPE, text=True) as job:
         assert job.stderr is not None
         for line in job.stderr:
             if line.startswith("import 'jobs' #"):
                 break
-        job.send_signal(signal.SIGTERM)
+        job.send_signal(number)
         output = job.stderr.read()
-    assert job.returncode == 128 + signal.SIGTERM
+    assert job.returncode == 128 + number
     assert [line for line in output.splitlines() if line.startswith("error:")] == [
-        "error: stopped by SIGTERM. Tables and releases are whole: run the same command again"
+        f"error: stopped by {name}. Tables and releases are whole: run the same command again"
     ]
+
+
+STOPPED = """
+import signal, sys, time
+from jobs.common.console import log_to_console, print_error
+from jobs.common.stopping import Stopped, stoppable
+log_to_console()
+with stoppable() as stopping:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # as Spark does
+    stopping.listen()
+    try:
+        print("ready", flush=True)
+        time.sleep(60)
+    except Stopped:
+        print("cleaning", flush=True)
+        time.sleep(float(sys.argv[1]))
+print_error(stopping.message())
+sys.exit(stopping.exit_code)
+"""
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(("cleaning", "signals"), [(0, 1), (60, 2)], ids=["one Ctrl-C", "two, while it cleans up"])
+def test_ctrl_c_ends_a_job_after_it_has_cleaned_up_and_a_second_one_at_once(cleaning: int, signals: int) -> None:
+    command = [sys.executable, "-c", STOPPED, str(cleaning)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as job:
+        assert job.stdout is not None
+        assert job.stderr is not None
+        assert job.stdout.readline() == "ready\n"
+        for _ in range(signals):
+            job.send_signal(signal.SIGINT)
+            while "cleaning\n" not in (seen := job.stdout.readline()) and seen:
+                pass
+        errors = job.stderr.read()
+    assert job.returncode == 130
+    assert errors.startswith("error: stopped by Ctrl-C. Tables and releases are whole. Run the same command again")
+    assert len(errors.splitlines()) == 1
 
 
 def until(path: Path, pattern: str, job: "subprocess.Popen[str]", seconds: float = 120) -> None:

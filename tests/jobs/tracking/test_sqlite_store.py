@@ -7,6 +7,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import OperationalError
 
 from jobs.tracking.client import TrackingClient
@@ -73,3 +74,10 @@ def test_a_full_disk_is_not_a_fault_of_the_store(store: Path) -> None:
     client = TrackingClient("http://127.0.0.1:1")
     with pytest.raises(sqlite3.OperationalError), client._translated():
         raise sqlite3.OperationalError("database or disk is full")
+
+
+def test_a_store_of_another_version_of_mlflow_names_the_command_that_upgrades_it(store: Path) -> None:
+    client = TrackingClient("http://127.0.0.1:1")
+    client._uri = f"sqlite:///{store}"
+    with pytest.raises(StoreError, match=rf"mlflow db upgrade 'sqlite:///{store}'$"), client._translated():
+        raise MlflowException("Detected out-of-date database schema (found version 1, but expected 2).")
