@@ -1,5 +1,6 @@
 """A job that gets SIGTERM ends with one error, names the step it resumes from, and leaves no lock."""
 
+import os
 import re
 import shutil
 import signal
@@ -102,28 +103,31 @@ def until(path: Path, pattern: str, job: "subprocess.Popen[str]", seconds: float
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_training_that_gets_sigterm_names_the_step_it_resumes_from(
-    first_night_copy: NightlyRun, processes: int
+@pytest.mark.parametrize(("processes", "number"), [(1, signal.SIGINT), (2, signal.SIGTERM), (2, signal.SIGINT)])
+def test_a_training_that_is_stopped_names_the_step_it_resumes_from(
+    first_night_copy: NightlyRun, processes: int, number: int
 ) -> None:
+    """Ctrl-C on a terminal reaches all processes of the job, SIGTERM of a scheduler the job only."""
     model = first_night_copy.manifest("models", FIRST)
     shutil.rmtree(first_night_copy.warehouse / "_on_the_way", ignore_errors=True)
     settings = ("training.bootstrap_epochs=100000", "training.checkpoint_steps=20", f"training.processes={processes}")
     flags = [part for setting in settings for part in ("--set", setting)]
     job = subprocess.Popen(
         command("train", "--config", first_night_copy.config, "--ds", FIRST, "--force", *flags),
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
     try:
         until(first_night_copy.warehouse / "_on_the_way" / "models" / FIRST, "*/step=*/progress.json", job)
-        job.send_signal(signal.SIGTERM)
+        os.killpg(job.pid, number) if number == signal.SIGINT else job.send_signal(number)
         output = job.communicate(timeout=60)[0]
     finally:
         job.kill()
-    assert job.returncode == 128 + signal.SIGTERM
+    assert job.returncode == 128 + number
     assert "Traceback" not in output
     assert "\tat " not in output
     assert re.search(r"the training resumes from step [1-9]", output)
-    assert output.splitlines()[-1].startswith("error: stopped by SIGTERM.")
+    stopped = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
+    assert output.splitlines()[-1].startswith(f"error: stopped by {stopped}.")
+    assert len(output[output.index("WARNING stopping after") :].splitlines()) <= 5
     assert not list((first_night_copy.warehouse / "_locks").glob("*"))
     assert first_night_copy.manifest("models", FIRST) == model
