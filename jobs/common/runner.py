@@ -110,7 +110,9 @@ def main(
                 raise
             return 128 + signal.SIGPIPE
         except BaseException as error:
-            if isinstance(error, KeyboardInterrupt):  # Spark handled Ctrl-C while it started.
+            if (
+                isinstance(error, KeyboardInterrupt) and stopping.signal is None
+            ):  # Spark handled Ctrl-C while it started.
                 stopping.signal = signal.SIGINT
             if stopping.signal is None:
                 raise

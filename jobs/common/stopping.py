@@ -22,8 +22,12 @@ log = logging.getLogger("nightjar")
 GRACE = 40.0  # seconds for cleaning up; then the process is ended, and the next run cleans up
 
 
-class Stopped(BaseException):
-    """Raised when the job gets a signal. Not an Exception, so that no `except Exception` catches it."""
+class Stopped(KeyboardInterrupt):
+    """Raised when the job gets a signal. No `except Exception` catches it.
+
+    A KeyboardInterrupt, because py4j then closes the connection on which it waits for the JVM. Otherwise the next call would
+    wait for the answer to the one that was interrupted.
+    """
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
