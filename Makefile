@@ -30,7 +30,6 @@ $(STAMP): setup.py constraints.txt
 demo: $(STAMP)
 	$(BIN)/python -m jobs.simulate_logs --config conf/demo.yaml
 	$(BIN)/python -m jobs.nightly --config conf/demo.yaml --from 2024-03-07 --to 2024-03-09 --bootstrap-days 6
-	$(BIN)/python -m jobs.report --config conf/demo.yaml --from 2024-03-07 --to 2024-03-09
 
 demo-grocery: $(STAMP)
 	$(BIN)/python -m jobs.import_grocery --config conf/grocery.yaml

@@ -5,19 +5,25 @@ stays in use.
 """
 
 import argparse
+import logging
 import sys
+import time
+from collections.abc import Mapping
 from dataclasses import replace
 
 from jobs import build_negatives, build_positives, evaluate, publish_items, train
 from jobs.common.days import add_days, days_of
-from jobs.common.runner import Context, main, parser, positive
+from jobs.common.runner import Context, log, main, parser, positive
 from jobs.morning.at_end import write_report
+from jobs.morning.page import one_line
+from jobs.morning.summary import summary
 from jobs.night.earlier_nights import evaluate_earlier_nights
 from jobs.night.lost_day import carry_night
 from jobs.night.preconditions import require_trainers, require_truth
 from jobs.night.steps import Step, run_steps
+from jobs.release.gates import GateError
 from jobs.tracking.tracker import Tracker
-from pipelines.contract.errors import UsageError
+from pipelines.contract.errors import NightjarError, UsageError
 from pipelines.storage.locks import locked
 from pipelines.storage.update_warehouse import delete_updates
 
@@ -45,9 +51,27 @@ def run(context: Context) -> None:
         return
     require_trainers(context)
     require_truth(context)
-    run_night(context.at(days[0]))
-    for ds in days[1:]:
-        run_night(replace(context.at(ds), bootstrap_days=0))
+    seconds: dict[str, float] = {}
+    try:
+        for number, ds in enumerate(days):
+            if len(days) > 1:
+                log.info("nightly %s: night %d of %d", ds, number + 1, len(days))
+            _timed(replace(context.at(ds), bootstrap_days=0 if number else context.bootstrap_days), seconds)
+    except NightjarError:
+        print_summary(context, seconds)
+        raise
+    print_summary(context, seconds)
+
+
+def _timed(context: Context, seconds: dict[str, float]) -> None:
+    """Run a night, and add its time to `seconds` unless it fails. A night that a gate refuses is done."""
+    started = time.monotonic()
+    try:
+        run_night(context)
+    except GateError:
+        seconds[context.ds] = time.monotonic() - started
+        raise
+    seconds[context.ds] = time.monotonic() - started
 
 
 def run_night(context: Context) -> None:
@@ -63,10 +87,21 @@ def _carry(context: Context, days: list[str]) -> None:
         raise UsageError(
             "--no-data is for one day with a night before it: use it with --ds only, once for each lost day"
         )
-    lost = context.at(days[0])
+    lost, started = context.at(days[0]), time.monotonic()
     with locked(lost.warehouse, lost.ds, "nightly"):
         run_steps(lost, (("carry_forward", carry_night),), write_report)
         delete_updates(lost.warehouse, lost.ds)
+    print_summary(context, {lost.ds: time.monotonic() - started})
+
+
+def print_summary(context: Context, seconds: Mapping[str, float]) -> None:
+    """Print the nights that are done, or that a gate refused. `seconds`: how long each took. An error here is a warning."""
+    if not seconds or not log.isEnabledFor(logging.INFO):
+        return
+    try:
+        print(summary(context, seconds), flush=True)
+    except Exception as error:
+        log.warning("nightly %s: the summary was not printed: %s", list(seconds)[-1], one_line(error))
 
 
 def _flags() -> argparse.ArgumentParser:

@@ -11,6 +11,7 @@ from jobs.tracking.tracker import Tracker
 from model.io.urls import checksum
 from model.training.checkpoint import PARAMETERS, STATE
 from pipelines.contract.errors import InputError
+from pipelines.contract.log_lines import duration
 from pipelines.night import Night, SampleConfig
 from pipelines.storage.locks import locked
 from pipelines.storage.manifest import Manifest
@@ -79,7 +80,9 @@ def run_steps(context: Context, steps: Sequence[tuple[str, Step]], at_end: AtEnd
         tracker.close_night("FAILED")
         raise
     tracker.close_night("FINISHED")
-    log.info("night %s: %.1f s; its MLflow record is at %s", tracker.name, time.perf_counter() - started, tracker.uri)
+    log.info(
+        "%s: all steps done in %s, recorded in %s", tracker.title, duration(time.perf_counter() - started), tracker.uri
+    )
 
 
 def as_job(name: str, step: Step) -> Callable[[Context], None]:
