@@ -4,7 +4,8 @@ import os
 import shlex
 import sqlite3
 import sys
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,10 +65,24 @@ def _experiment_id(uri: str, name: str) -> str | None:
     from jobs.tracking.client import TrackingClient  # mlflow takes seconds to import
 
     try:
-        experiment = TrackingClient(uri).get_experiment_by_name(name)
+        with _one_short_request():
+            experiment = TrackingClient(uri).get_experiment_by_name(name)
     except NightjarError:
         return None
     return str(experiment.experiment_id) if experiment else None
+
+
+@contextmanager
+def _one_short_request() -> Iterator[None]:
+    """MLflow asks a server that does not answer for minutes. A link is not worth that."""
+    limits = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
+    before = {name: os.environ.get(name) for name in limits}
+    os.environ.update(limits)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def _from_sqlite(file: Path, name: str) -> str | None:

@@ -1,7 +1,10 @@
 """The link that a night prints opens the table of nights, with the columns of the saved view."""
 
 import json
+import os
+import socket
 import sqlite3
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -66,3 +69,13 @@ def test_the_saved_view_has_ten_columns_and_only_nights() -> None:
     assert {"tags.`verdict`", "metrics.`eval/recall_at_20`", "tags.`gates`", "tags.`release_id`"} < set(columns)
     assert len(columns) == 11
     assert view["searchFilter"] == "tags.`nightjar.night` LIKE '%'"
+
+
+def test_a_server_that_does_not_answer_does_not_delay_the_report() -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        uri = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        before, started = os.environ.get("MLFLOW_HTTP_REQUEST_TIMEOUT"), time.monotonic()
+        assert record_address(Config(tracking=Tracking(uri=uri)), "file:///warehouse").lines() == [uri]
+    assert time.monotonic() - started < 30
+    assert os.environ.get("MLFLOW_HTTP_REQUEST_TIMEOUT") == before
