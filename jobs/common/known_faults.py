@@ -16,6 +16,7 @@ FULL = re.compile(r"No space left on device|Disk quota exceeded|File too large|d
 DENIED = re.compile(
     r"Permission denied|Read-only file system|Mkdirs failed to create|AccessControlException|Access ?Denied"
 )
+OUT_OF_MEMORY = re.compile(r"java\.lang\.OutOfMemoryError[^\n]*")
 PARTITION = re.compile(r"(.*)/([a-z][a-z0-9_]*)/ds=(\d{4}-\d\d-\d\d)/")
 
 
@@ -41,6 +42,12 @@ def explained(error: BaseException, root: str) -> NightjarError | None:
         return NightjarError(
             f"a file may not be read or written: {denied[:300]}. Tables and releases are unchanged: give this user the "
             f"right to it (the warehouse is {root}), then run the same command again"
+        )
+    if (heap := OUT_OF_MEMORY.search(text)) or type(error).__name__ in ("MemoryError", "OutOfMemoryError"):
+        what = heap.group() if heap else f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        return NightjarError(
+            f"the memory is not enough ({what}). Tables and releases are whole. For Spark raise spark.driver.memory or "
+            "spark.executor.memory; for training lower training.batch_size; then run the same command again"
         )
     if isinstance(error, Py4JNetworkError):
         return NightjarError(

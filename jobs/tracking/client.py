@@ -18,7 +18,7 @@ from pipelines.contract.errors import NightjarError, UsageError
 
 
 class TrackingError(NightjarError):
-    """The tracking server does not answer (exit 1)."""
+    """The tracking server does not answer, or refuses (exit 1)."""
 
 
 class TrackingClient:
@@ -67,6 +67,12 @@ class TrackingClient:
             return StoreError(
                 f"the MLflow store {self._uri} was written by another version of MLflow ({_first_line(error)}) Use that "
                 f"version, or copy the store and run {mlflow_command()} db upgrade {shlex.quote(self._uri)}"
+            )
+        if str(error).startswith("API request to endpoint"):  # MLflow says so of any answer that it does not expect.
+            return TrackingError(
+                f"the server at {self._uri} refuses the request, or is not an MLflow server ({_first_line(error)}). Check "
+                "tracking.uri, and the user or token of MLflow (MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
+                "MLFLOW_TRACKING_TOKEN), then run the same command again"
             )
         if any(map(_is_unreachable, causes(error))):
             return TrackingError(

@@ -15,7 +15,7 @@ from jobs.tracking.client import TrackingClient
 from jobs.tracking.job_run import JobRun, now
 from jobs.tracking.model_version import save_model_version
 from jobs.tracking.saved_view import NIGHT, TAG, saved_view
-from jobs.tracking.sqlite_store import require_store
+from jobs.tracking.sqlite_store import require_store, sqlite_file
 from pipelines.storage.dates import parse_ds
 from pipelines.storage.manifest import code_version
 from pipelines.storage.warehouse import Warehouse
@@ -35,17 +35,23 @@ class Tracker:
     def __init__(self, config: Config, warehouse: Warehouse, ds: str, *, join_finished: bool = False) -> None:
         """`join_finished`: also add to the newest run of this ds if it has ended (for jobs that run one by one).
 
-        Raises StoreError if MLflow's sqlite file is locked or cannot be used.
+        Raises StoreError if MLflow's sqlite file is locked or cannot be used, and TrackingError if its server does not answer.
         """
         self._config, self._root, self.ds, self._join = config, warehouse.root, ds, join_finished
         self._update = warehouse.update
         self.name = f"{ds} {self._update.name}" if self._update else ds
         self.uri = tracking_uri(config, warehouse.root)
-        require_store(self.uri)  # Now, and not after the hours of the first step.
         self._night_run: str | None = None
         # A run is created when its job first logs. Its start time is the end of the job before.
         self._since = now()
         self._opened: TrackingClient | None = None
+        self._require_record()
+
+    def _require_record(self) -> None:
+        """Find out whether the record can be written: now, and not after the hours of the first step."""
+        require_store(self.uri)
+        if sqlite_file(self.uri) is None:
+            self._client.get_experiment_by_name(self._config.tracking.experiment)
 
     @property
     def _client(self) -> TrackingClient:
