@@ -71,15 +71,15 @@ def _published(night: NightFiles, verdict: Verdict, failure: Failure | None) -> 
     passed = f"{len(verdict.gates)} of {len(verdict.gates)} gates passed"
     sentence = f"Release {night.release_id}: {', '.join([*_figures(night), passed])}"
     causes, remedies = [], []
-    badge = "Published"
+    state, badge = "published", "Published"
     if night.current.release_id != night.release_id:
-        rolled_back = night.release_id in night.current.rolled_back
-        badge = "Rolled back" if rolled_back else "Published"
+        if night.release_id in night.current.rolled_back:
+            state, badge = "unfinished", "Rolled back"
         sentence += f". In use now: {night.current.release_id or 'no release'}"
     if failure:
         causes = [f"A later run of this night failed in step {failure.step}: {failure.error}"]
         remedies = list(_after_failure(night, failure))
-    return Headline("published", badge, sentence + ".", causes, remedies)
+    return Headline(state, badge, sentence + ".", causes, remedies)
 
 
 def _refused(night: NightFiles, refused: list[Gate]) -> Headline:

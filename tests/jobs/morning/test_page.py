@@ -22,6 +22,7 @@ from tests.jobs.morning.nights import (
     release_at,
     write,
     write_evaluation,
+    write_json,
     write_model,
     write_nights,
     write_record,
@@ -123,6 +124,14 @@ def test_a_refused_night_begins_with_cause_and_remedy(root: Path) -> None:
     assert "recall_loss 0.21 (must be <= 0.05): REFUSED" in header
     command = f"python -m jobs.publish_items --config conf/my.yaml --ds {DS} --set gates.recall_loss=LIMIT"
     assert header.index("Cause") < header.index("Remedy") < header.index(command) < header.index("samples")
+
+
+def test_a_release_that_was_rolled_back_names_the_one_in_use(root: Path) -> None:
+    content = {"release_id": "2024-03-08-old", "ds": "2024-03-08", "rolled_back": [release_at(root, DS)]}
+    write_json(root, "releases/current.json", content)
+    header = read(root).text["header"]
+    assert "Rolled back" in header
+    assert "In use now: 2024-03-08-old." in header
 
 
 def test_a_failed_night_has_a_page_with_the_parts_that_exist(root: Path) -> None:
