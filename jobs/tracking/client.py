@@ -61,6 +61,8 @@ class TrackingClient:
     def _fault(self, error: Exception) -> NightjarError | None:
         """The error to show to the user; None if it is not about the server or the file."""
         of_sqlite = next((cause for cause in causes(error) if isinstance(cause, sqlite3.Error)), None)
+        if isinstance(of_sqlite, sqlite3.IntegrityError):  # MLflow answers with it that a name exists.
+            return None
         if of_sqlite and not FULL.search(str(of_sqlite)):
             return StoreError(fault_of(self._uri, of_sqlite))
         if "out-of-date database schema" in str(error):

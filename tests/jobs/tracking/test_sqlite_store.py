@@ -76,6 +76,14 @@ def test_a_full_disk_is_not_a_fault_of_the_store(store: Path) -> None:
         raise sqlite3.OperationalError("database or disk is full")
 
 
+def test_a_name_that_exists_is_an_answer_and_not_a_fault_of_the_store(store: Path) -> None:
+    client = TrackingClient("http://127.0.0.1:1")
+    client._uri = f"sqlite:///{store}"
+    for _ in range(2):  # An error that it stores would be raised again.
+        with pytest.raises(MlflowException, match="exists"), client._translated():
+            raise MlflowException("Registered Model exists") from sqlite3.IntegrityError("UNIQUE constraint failed")
+
+
 def test_a_store_of_another_version_of_mlflow_names_the_command_that_upgrades_it(store: Path) -> None:
     client = TrackingClient("http://127.0.0.1:1")
     client._uri = f"sqlite:///{store}"
