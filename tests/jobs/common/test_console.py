@@ -22,6 +22,7 @@ for level in ("debug", "info", "warning"):
 logging.getLogger("library").info("of a library")
 logging.getLogger("library").warning("of a library")
 logging.getLogger("py4j.java_gateway").error("An error occurred while trying to connect")
+warnings.warn("of Python")
 print("bars", console.shows_bars())
 console.print_error("the end")
 """
@@ -46,7 +47,8 @@ def test_flags_choose_the_level(flags: tuple[str, ...], levels: list[str]) -> No
     out, err = printed(*flags)
     assert out == [*(f"{level.upper():7} of {level}" for level in levels), "bars False"]
     of_py4j = ["ERROR   py4j.java_gateway: An error occurred while trying to connect"] if flags == ("-v",) else []
-    assert err == ["WARNING library: of a library", *of_py4j, "error: the end"]
+    of_python = "WARNING py.warnings: UserWarning: of Python (<string>:13)"
+    assert err == ["WARNING library: of a library", *of_py4j, of_python, "error: the end"]
 
 
 @pytest.mark.processes
