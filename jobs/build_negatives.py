@@ -7,6 +7,7 @@ from jobs.common.runner import Context, log, main, parser
 from jobs.night.steps import as_job, open_night, sample_config
 from jobs.release.mined_candidates import write_mined_candidates
 from jobs.tracking.job_run import log_partition
+from jobs.tracking.sqlite_store import require_record
 from jobs.tracking.tracker import Tracker
 from pipelines.samples.build import build_negatives
 from pipelines.samples.packing import positives_in
@@ -40,4 +41,4 @@ def run(context: Context, tracker: Tracker) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(parser("build_negatives", __doc__), as_job("build_negatives", run)))
+    sys.exit(main(parser("build_negatives", __doc__), as_job("build_negatives", run), before_spark=require_record))

@@ -20,6 +20,7 @@ from jobs.night.preconditions import require_truth
 from jobs.night.steps import as_job, open_night
 from jobs.release.item_embeddings import write_item_embeddings
 from jobs.tracking.job_run import JobRun
+from jobs.tracking.sqlite_store import require_record
 from jobs.tracking.tracker import Tracker
 from model.evaluation.ranking_metrics import METRICS, bootstrap_interval
 from model.serving.release import PRIOR
@@ -241,4 +242,4 @@ def _neighbours(context: Context) -> tuple[str, ...]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(parser("evaluate", __doc__), as_job("evaluate", run)))
+    sys.exit(main(parser("evaluate", __doc__), as_job("evaluate", run), before_spark=require_record))

@@ -16,6 +16,7 @@ from jobs.night.lost_day import night_before
 from jobs.night.preconditions import require_trainers
 from jobs.night.steps import Step, open_night, run_steps
 from jobs.release.store import current_release, night_of, update_of
+from jobs.tracking.sqlite_store import require_record
 from jobs.tracking.tracker import Tracker
 from model.serving.release import Release
 from pipelines.contract.errors import InputError, UsageError
@@ -147,4 +148,4 @@ if __name__ == "__main__":
     flags.add_argument(
         "--until", metavar="TIME", help="end of the update, as YYYY-MM-DDTHH:MM in UTC; default: the newest event"
     )
-    sys.exit(main(flags, run))
+    sys.exit(main(flags, run, before_spark=require_record))

@@ -22,6 +22,7 @@ from jobs.night.lost_day import carry_night
 from jobs.night.preconditions import require_trainers, require_truth
 from jobs.night.steps import Step, run_steps
 from jobs.release.gates import GateError
+from jobs.tracking.sqlite_store import require_record
 from jobs.tracking.tracker import Tracker
 from pipelines.contract.errors import NightjarError, UsageError
 from pipelines.storage.locks import locked
@@ -121,4 +122,4 @@ def _flags() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main(_flags(), run))
+    sys.exit(main(_flags(), run, before_spark=require_record))

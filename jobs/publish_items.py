@@ -24,6 +24,7 @@ from jobs.release.published_changes import write_changes
 from jobs.release.recency_prior import log_prior
 from jobs.release.store import Current, current_release, folder_of, read_current, write_current
 from jobs.release.verdict import Verdict
+from jobs.tracking.sqlite_store import require_record
 from jobs.tracking.tracker import Tracker
 from model.io.urls import checksum
 from model.serving.export import export_towers
@@ -229,4 +230,4 @@ def publish(context: Context) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(parser("publish_items", __doc__), publish))
+    sys.exit(main(parser("publish_items", __doc__), publish, before_spark=require_record))

@@ -20,6 +20,7 @@ from jobs.night.steps import as_job, require_model
 from jobs.night.training_inputs import TrainingInputs
 from jobs.release.heldout import test_then_train, test_update
 from jobs.tracking.job_run import JobRun
+from jobs.tracking.sqlite_store import require_record
 from jobs.tracking.tracker import Tracker
 from model.config import TrainingConfig
 from model.io.urls import checksum
@@ -220,4 +221,4 @@ def _epoch_metrics(epoch: EpochMetrics) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(parser("train", __doc__), as_job("train", run)))
+    sys.exit(main(parser("train", __doc__), as_job("train", run), before_spark=require_record))

@@ -15,6 +15,7 @@ from jobs.common.config import Config, load_config
 from jobs.common.runner import Context, log, main, parser, positive
 from jobs.night.preconditions import require_trainers
 from jobs.night.steps import open_night
+from jobs.tracking.sqlite_store import require_record
 from jobs.tracking.tuning_tracker import TuningTracker
 from jobs.tuning import plots
 from jobs.tuning.check import Decision, decide
@@ -192,4 +193,4 @@ def _flags() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main(_flags(), run))
+    sys.exit(main(_flags(), run, before_spark=require_record))

@@ -5,7 +5,6 @@ import logging
 import os
 import select
 import sys
-import warnings
 
 from pipelines.contract.log_lines import CLEAR_LINE, PLAIN, RED, has_colours, is_terminal, log_to_stdout
 
@@ -23,19 +22,11 @@ def add_flags(flags: argparse.ArgumentParser) -> None:
 
 
 def log_to_console(*, quiet: bool = False, verbose: bool = False) -> None:
-    """Send the log to stdout, from the level that the flags ask for. Warnings of Python go with those of libraries."""
+    """Send the log to stdout, from the level that the flags ask for."""
     log_to_stdout(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
-    logging.captureWarnings(True)
-    warnings.formatwarning = _one_line
     if not verbose:
         for handler in logging.getLogger().handlers:
             handler.addFilter(lambda record: not (record.name.startswith("py4j") or record.module in _OF_PY4J))
-
-
-def _one_line(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
-) -> str:
-    return f"{category.__name__}: {message} ({filename}:{lineno})"
 
 
 def shows_bars() -> bool:

@@ -18,7 +18,7 @@ from jobs.common.config import Config, load_config
 from jobs.common.examples import examples_of
 from jobs.common.known_faults import explained
 from jobs.common.progress import activity, heartbeat, spark_tasks
-from jobs.common.stopping import Stopping, stoppable
+from jobs.common.stopping import Stopping, end_children, stoppable
 from pipelines.contract.errors import NightjarError
 from pipelines.files.object_stores import share_stores
 from pipelines.session import open_session
@@ -92,17 +92,18 @@ def main(
     argv: list[str] | None = None,
     *,
     reads_only: Callable[[argparse.Namespace], bool] = lambda _: False,
+    before_spark: Callable[[Config], None] = lambda _: None,
 ) -> int:
     """Run a job. Returns its exit code: 0 done, 1 other error, 2 usage, 3 input, 4 gate, 130 Ctrl-C, 143 SIGTERM.
 
     `reads_only`: whether a job with these flags only reads manifests and other small files. On a local warehouse it then
-    starts no JVM and answers at once.
+    starts no JVM and answers at once. `before_spark`: what can be checked before the seconds that Spark needs to start.
     """
     args = flags.parse_args(argv)
     console.log_to_console(quiet=args.quiet, verbose=args.verbose)
     with stoppable() as stopping:
         try:
-            code = _run(flags.prog, args, run, stopping, reads_only(args))
+            code = _run(flags.prog, args, run, stopping, None if reads_only(args) else before_spark)
             sys.stdout.flush()
             return code
         except BrokenPipeError:
@@ -122,16 +123,23 @@ def main(
 
 
 def _run(
-    name: str, args: argparse.Namespace, run: Callable[[Context], None], stopping: Stopping, reads_only: bool
+    name: str,
+    args: argparse.Namespace,
+    run: Callable[[Context], None],
+    stopping: Stopping,
+    before_spark: Callable[[Config], None] | None,
 ) -> int:
+    """Run a job. `before_spark`: None if the job only reads."""
     spark: Any = None
     warehouse: Warehouse | None = None
     try:
         config = load_config(args.config, args.overrides)
         ds = parse_ds(args.ds).isoformat() if getattr(args, "ds", None) else ""
-        if reads_only and is_local(config.warehouse):
+        if before_spark is None and is_local(config.warehouse):
             warehouse = LocalWarehouse(config.warehouse)
         else:
+            if before_spark:
+                before_spark(config)
             log.info("%s: config %s, warehouse %s; starting Spark", name, args.config, config.warehouse)
             settings = {key: _spark_value(value) for key, value in config.spark.items()}
             spark = open_session(name, settings, show_progress=console.shows_bars())
@@ -159,6 +167,8 @@ def _run(
             with suppress(Py4JError, OSError):  # If the JVM has died, report the original error.
                 spark.sparkContext.setLogLevel("OFF")
                 spark.stop()
+        elif stopping.signal is not None:
+            end_children()  # A JVM that is starting would print that nobody waits for it.
     return 0
 
 

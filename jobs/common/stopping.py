@@ -95,18 +95,30 @@ def _watch(read: int, done: threading.Event, stopping: Stopping) -> None:
         if done.is_set():
             os.close(read)
             return
-    log.warning("stopping after %s: cleaning up, for %.0f s at most; Ctrl-C ends at once", _name(number), GRACE)
-    deadline = time.monotonic() + GRACE
-    while select.select([read], [], [], max(0.0, deadline - time.monotonic()))[0]:
-        if int.from_bytes(os.read(read, 1), "big") == signal.SIGINT:
-            break
+    if not _is_pressed(read, 1.0):  # Most jobs have ended by then.
+        log.warning("stopping after %s: cleaning up, for %.0f s at most; Ctrl-C ends at once", _name(number), GRACE)
+        _is_pressed(read, GRACE)
     stopping.signal = number
     with suppress(OSError, ValueError):
         print_error(stopping.message())
+    end_children()
+    os._exit(stopping.exit_code)
+
+
+def _is_pressed(read: int, seconds: float) -> bool:
+    """Wait for Ctrl-C. Returns whether it came within this time."""
+    deadline = time.monotonic() + seconds
+    while select.select([read], [], [], max(0.0, deadline - time.monotonic()))[0]:
+        if int.from_bytes(os.read(read, 1), "big") == signal.SIGINT:
+            return True
+    return False
+
+
+def end_children() -> None:
+    """Kill all processes that this one has started."""
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
             child.kill()
-    os._exit(stopping.exit_code)
 
 
 def _name(number: int | None) -> str:

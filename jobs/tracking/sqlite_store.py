@@ -10,7 +10,10 @@ from pathlib import Path
 
 import psutil
 
+from jobs.common.config import Config
+from jobs.tracking.address import tracking_uri
 from pipelines.contract.errors import NightjarError
+from pipelines.storage.local_warehouse import LocalWarehouse, is_local
 
 WAIT = 5.0  # seconds; a job holds the lock for milliseconds
 
@@ -30,6 +33,13 @@ def require_store(uri: str, wait: float = WAIT) -> None:
             connection.execute("ROLLBACK")
     except sqlite3.Error as error:
         raise StoreError(fault_of(uri, error)) from None
+
+
+def require_record(config: Config) -> None:
+    """`require_store` for the record that a config names. A job calls it before it starts Spark."""
+    root = LocalWarehouse(config.warehouse).root if is_local(config.warehouse) else config.warehouse
+    if config.tracking.uri or root.startswith("file://"):
+        require_store(tracking_uri(config, root))
 
 
 def sqlite_file(uri: str) -> Path | None:

@@ -6,6 +6,7 @@ Shapes: R ranks, T tables, M rows looked up (of one table, or of all tables conc
 embedding length.
 """
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -110,4 +111,6 @@ def distribute(module: nn.Module) -> nn.Module:
     if not any(value.requires_grad and name not in tables for name, value in module.named_parameters()):
         return module  # DDP raises an error if it has no parameters, e.g. if an update trains only tables.
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, list(tables))
-    return DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch 2.13 has another name for broadcast_buffers.
+        return DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)

@@ -108,7 +108,7 @@ def collect_candidates(
         _, item_U, versions_D = torch.unique_consecutive(items_U, return_inverse=True, return_counts=True)
         item_counts_U = counts_U.new_zeros(len(versions_D)).index_add_(0, item_U, counts_U)[item_U]
         versions_U = versions_D[item_U]
-    positive_B = torch.searchsorted(rows_U, versions.rows(local.items, local.snapshots))
+    positive_B = torch.searchsorted(rows_U, versions.rows(local.items, local.snapshots).contiguous())
 
     rows, places = _other_positives(batch, local, items_U)
     if history_BL is not None:
@@ -220,8 +220,9 @@ def _other_positives(batch: BatchRows, local: BatchRows, items_U: Tensor) -> tup
     known_user_G = (batch.users > DEFAULT) & (batch.items != PADDING)
     users_S, order = torch.sort(batch.users[known_user_G], stable=True)
     places_S = torch.searchsorted(items_U, batch.items[known_user_G][order])
-    first_B = torch.searchsorted(users_S, local.users)
-    positives_B = torch.searchsorted(users_S, local.users, right=True) - first_B
+    users_B = local.users.contiguous()
+    first_B = torch.searchsorted(users_S, users_B)
+    positives_B = torch.searchsorted(users_S, users_B, right=True) - first_B
     positives_B = torch.where(local.users > DEFAULT, positives_B, 0)
     rows = torch.repeat_interleave(torch.arange(len(positives_B), device=positives_B.device), positives_B)
     before = torch.repeat_interleave(positives_B.cumsum(0) - positives_B, positives_B)

@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import time
+import warnings
 from typing import TextIO
 
 FORMAT, DATES = "%(asctime)s %(levelname)-7s %(message)s", "%Y-%m-%d %H:%M:%S"
@@ -63,14 +64,22 @@ def has_colours(stream: TextIO) -> bool:
 
 
 def log_to_stdout(level: int = logging.INFO) -> None:
-    """Write the log of Nightjar to stdout, from `level` on, and warnings of libraries to stderr."""
+    """Write the log of Nightjar to stdout, from `level` on, and warnings of libraries and of Python to stderr."""
     handler, of_libraries = LogHandler(sys.stdout), LogHandler(sys.stderr, named=True)
     logger, root = logging.getLogger("nightjar"), logging.getLogger()
     logger.handlers, logger.propagate = [handler], False
     logger.setLevel(level)
     root.handlers = [of_libraries]
     root.setLevel(logging.WARNING)
+    logging.captureWarnings(True)
+    warnings.formatwarning = _one_line
     logging.getLogger("model").setLevel(logging.INFO if level < logging.INFO else logging.WARNING)
+
+
+def _one_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    return f"{category.__name__}: {message} ({filename}:{lineno})"
 
 
 def counted(number: int, noun: str) -> str:

@@ -1,5 +1,6 @@
 """A locked or damaged sqlite file of MLflow is one error with a remedy, before a job works for hours."""
 
+import os
 import sqlite3
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from sqlalchemy.exc import OperationalError
 from jobs.tracking.client import TrackingClient
 from jobs.tracking.sqlite_store import StoreError, require_store
 
+ROOT = Path(__file__).resolve().parents[3]
 SHORT = 0.1  # seconds
 
 
@@ -89,3 +91,17 @@ def test_a_store_of_another_version_of_mlflow_names_the_command_that_upgrades_it
     client._uri = f"sqlite:///{store}"
     with pytest.raises(StoreError, match=rf"mlflow db upgrade 'sqlite:///{store}'$"), client._translated():
         raise MlflowException("Detected out-of-date database schema (found version 1, but expected 2).")
+
+
+@pytest.mark.slow  # imports all libraries of a job
+def test_a_job_ends_before_it_starts_spark(store: Path) -> None:
+    store.write_text("not a database, but longer than its header" * 10)
+    config = store.parent / "night.yaml"
+    config.write_text(f"warehouse: '{store.parent}'")
+    command = [sys.executable, "-m", "jobs.build_positives", "--config", str(config), "--ds", "2024-03-04"]
+    environment = os.environ | {"JAVA_HOME": "/nowhere", "PATH": ""}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith(f"error: the MLflow store sqlite:///{store} cannot be used (file is not a database)")
+    assert len(done.stderr.splitlines()) == 1
