@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from pyspark.sql import functions as F
+
 from jobs.common.config import Config, load_config
 from jobs.common.runner import Context, log, main, parser, positive
 from jobs.night.preconditions import require_trainers
@@ -28,6 +30,7 @@ from jobs.tuning.trials import Trials
 from jobs.tuning.tuned_config import MARK, tuned_text
 from pipelines.contract.errors import UsageError
 from pipelines.inputs.tables import InputTables
+from pipelines.night import Night
 from pipelines.samples.packing import positives_in
 from pipelines.storage.locks import locked
 from pipelines.storage.manifest import digest
@@ -97,7 +100,16 @@ def tuning_data(trials: Trials) -> TuningData:
     context = trials.judge({}).context
     samples, night = context.warehouse.require("samples", context.ds, ""), open_night(context)
     logs = night.inputs.present("ranking_logs", night.window)
-    return TuningData(positives_in(samples), trials.tail.bootstrap_days, bool(logs))
+    return TuningData(positives_in(samples), trials.tail.bootstrap_days, bool(logs), _actions(trials.config, night))
+
+
+def _actions(config: Config, night: Night) -> int:
+    """How many of positives.actions the interactions of the bootstrap have."""
+    counted = config.positives.actions
+    if len(counted) == 1:
+        return 1
+    events = night.inputs.events("interactions", night.log_days(), check=False)
+    return events.where(F.col("action").isin(list(counted))).select("action").distinct().count()
 
 
 def study_name(config: Config, inputs: InputTables, tail: Tail) -> str:

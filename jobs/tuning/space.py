@@ -18,6 +18,10 @@ Values = dict[str, Any]  # key of the config, as in --set -> value
 
 # A pass of the transformer over more history items than this (rows x history length) takes minutes on a few cores.
 SEQUENCE_TOKENS = 5_000_000
+PACK = 16  # positives per packed row, for which a history is read once. Days, blocks and splits cut most rows shorter.
+HARD_QUOTAS = ("negatives.coarse", "negatives.fine")
+HARD_OPTIONS = ("loss.hard_ramp", "loss.hard_weight", "loss.hard_temperature", "loss.hard_rows")
+ACTIONS = "features.history.actions"
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,7 @@ class TuningData:
     rows: int  # positives of the bootstrap
     days: int  # days of logs that the bootstrap reads
     ranking_logs: bool  # whether the bootstrap has ranking logs: hard negatives come from them
+    actions: int = 1  # how many of positives.actions the logs of the bootstrap have
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ def training_parameters(config: Config, data: TuningData) -> list[Parameter]:
     defaults = Config()
     return [
         parameter.including(value_of(config, parameter.name), *_default_in_range(defaults, parameter))
-        for parameter in (*_model(config, data), *_loss(config), *_training(config), *_prior(config))
+        for parameter in (*_model(config, data), *_loss(config, data), *_training(config), *_prior(config))
     ]
 
 
@@ -83,8 +88,11 @@ def _model(config: Config, data: TuningData) -> Iterator[Parameter]:
     towers = ["dssm"]  # All features go through one MLP per side.
     if not config.loss.self_supervision:
         towers.append("youtube_dnn")  # Items are only ids: strong if they have many clicks.
-    tokens = data.rows * (history.length if history else 0)
-    if history and history.order != "leave_one_out" and (config.samples.pack or tokens <= SEQUENCE_TOKENS):
+    if (
+        history
+        and history.order != "leave_one_out"
+        and (config.samples.pack or _tokens(config, data) <= SEQUENCE_TOKENS)
+    ):
         towers.append("sequence")  # Reads the order of the history.
     yield Parameter("model.tower", tuple(towers))
     yield Parameter("model.dim", (32, 64, 128))  # The index grows with it; more than 128 seldom gains anything.
@@ -104,9 +112,16 @@ def _model(config: Config, data: TuningData) -> Iterator[Parameter]:
         yield Parameter("model.history_features", ([], pooled))
 
 
-def _loss(config: Config) -> Iterator[Parameter]:
+def _tokens(config: Config, data: TuningData) -> int:
+    history = config.features.history
+    return data.rows * (history.length if history else 0)
+
+
+def _loss(config: Config, data: TuningData) -> Iterator[Parameter]:
     yield Parameter("loss.kind", ("listwise",))  # The best in docs/losses.md; the config's own kind is tried too.
     yield Parameter("loss.temperature", low=0.03, high=0.5)  # Low for many clean clicks, high for few noisy ones.
+    if data.ranking_logs:
+        yield Parameter("loss.hard_ramp", (None, [0.0, 0.5], [0.3, 0.8]))  # Hard negatives from the start, or later.
     if config.loss.top_k:
         return  # Needs a correction, and works best with the one that it was set up with.
     yield Parameter("loss.correction", ("none", "classic", "revisited"))  # none leaves popular items ahead.
@@ -133,8 +148,11 @@ def _prior(config: Config) -> Iterator[Parameter]:
 
 
 def sampling_parameters(config: Config, data: TuningData) -> list[Parameter]:
-    """The settings of the sample tables that may be tried: few, because each choice builds its own tables."""
-    parameters = [*_orders(config), *_quotas(data)]
+    """The settings of the sample tables that may be tried: few, because each choice builds its own tables.
+
+    Not `negatives.mined`: trials are first nights, which have no release of the night before to mine with.
+    """
+    parameters = [*_orders(config), *_quotas(data), *_of_sequences(config, data)]
     share = {"form": "word2vec", "threshold": 1e-3, "exponent": 0.5}
     parameters.append(
         Parameter("positives.downsample", (None, share))
@@ -158,6 +176,17 @@ def _orders(config: Config) -> Iterator[Parameter]:
     yield Parameter("features.history.order", tuple(orders))
 
 
+def _of_sequences(config: Config, data: TuningData) -> Iterator[Parameter]:
+    """Settings that only the sequence tower reads (see `changes`)."""
+    history = config.features.history
+    if not history or history.order == "leave_one_out":
+        return
+    if not config.samples.pack and config.model.tower != "sequence" and _tokens(config, data) > SEQUENCE_TOKENS:
+        yield Parameter("samples.pack", (None, PACK))  # With packed rows, the sequence tower can be afforded.
+    if data.actions > 1:
+        yield Parameter(ACTIONS, (False, True))  # Tells a purchase in the history from a click.
+
+
 def _quotas(data: TuningData) -> Iterator[Parameter]:
     yield Parameter("negatives.uniform", (1, 2, 4))  # Shared by the batch; they keep rare items in the loss.
     yield Parameter("negatives.popularity", (1, 2, 4))  # Push down items that are only popular.
@@ -172,8 +201,9 @@ def changes(values: Mapping[str, Any], config: Config) -> Values:
     Settings that follow from others are added: a tower other than the config's has its default settings.
     """
     chosen, model = dict(values), config.model
+    _fit_order(chosen, config)
     tower = chosen.get("model.tower", model.tower)
-    settings = model.settings if tower == model.tower else {}
+    settings = _tower_settings(chosen, tower, config)
     if tower == "youtube_dnn" or settings.get("items") == "ids":
         chosen["model.embedding_dim"] = chosen.get("model.dim", model.dim)  # An item's vector is its embedding.
     if tower == "sequence" and "model.history_pooling" in chosen:
@@ -181,10 +211,42 @@ def changes(values: Mapping[str, Any], config: Config) -> Values:
     if not chosen.get("model.hidden", model.hidden) and "model.dropout" in chosen:
         chosen["model.dropout"] = model.dropout
     chosen["model.settings"] = settings
+    _fit_hard_negatives(chosen, config)
+    return {name: value for name, value in chosen.items() if value != value_of(config, name)}
+
+
+def _fit_order(chosen: Values, config: Config) -> None:
+    """Add what the order of the history needs. Packed rows, which the config does not have, are for the sequence tower."""
     order = chosen.get("features.history.order")
     if order and order != value_of(config, "features.history.order"):
         chosen["positives.ahead_days"] = float(config.evaluation.days) if order == "ahead" else None
-    return {name: value for name, value in chosen.items() if value != value_of(config, name)}
+    if order == "leave_one_out":
+        chosen |= {name: value_of(config, name) for name in ("samples.pack", ACTIONS) if name in chosen}
+    if chosen.get("samples.pack") and not config.samples.pack:
+        chosen["model.tower"] = "sequence"
+
+
+def _tower_settings(chosen: Values, tower: str, config: Config) -> Values:
+    """The settings of the tower: the config's or the defaults. A sequence tower reads the actions of the history."""
+    same = tower == config.model.tower
+    settings = config.model.settings if same else {}
+    if ACTIONS not in chosen:
+        return settings
+    written = value_of(config, ACTIONS)
+    if tower != "sequence":
+        chosen[ACTIONS] = written  # Other towers do not read them.
+    elif not (same and chosen[ACTIONS] == written) and chosen[ACTIONS] != settings.get("actions", False):
+        return settings | {"actions": chosen[ACTIONS]}
+    return settings
+
+
+def _fit_hard_negatives(chosen: Values, config: Config) -> None:
+    """Without hard negatives, reset the options of the loss that only they read."""
+    if any(chosen.get(name, value_of(config, name)) for name in HARD_QUOTAS):
+        return
+    source = config if config.negatives.mined else Config()
+    if "loss.hard_ramp" in chosen or any(name in chosen for name in HARD_QUOTAS):
+        chosen |= {name: value_of(source, name) for name in HARD_OPTIONS}
 
 
 def with_changes(config: Config, changed: Mapping[str, Any]) -> Config:

@@ -7,6 +7,8 @@ import pytest
 
 from jobs.common.config import Config, load_config
 from jobs.tuning.space import (
+    ACTIONS,
+    PACK,
     Parameter,
     TuningData,
     changes,
@@ -98,6 +100,53 @@ def test_settings_without_effect_are_no_changes_and_others_follow() -> None:
     assert changes({"model.hidden": [], "model.dropout": 0.3}, config) == {"model.hidden": []}
     ahead = changes({"features.history.order": "ahead"}, made(evaluation={"days": 3}))
     assert ahead == {"features.history.order": "ahead", "positives.ahead_days": 3.0}
+
+
+def test_a_ramp_of_hard_negatives_needs_hard_negatives() -> None:
+    config, without = Config(), TuningData(rows=27_000, days=6, ranking_logs=False)
+    assert "loss.hard_ramp" in names(training_parameters(config, DATA))
+    assert "loss.hard_ramp" not in names(training_parameters(config, without))
+    easy = {"negatives.coarse": 0, "negatives.fine": 0}
+    assert changes({"loss.hard_ramp": [0.0, 0.5]} | easy, config) == easy
+    weighted = made(loss={"hard_weight": 0.3})
+    trial = changes(easy, weighted)
+    assert trial == easy | {"loss.hard_weight": 1.0}, "a config with this weight but no hard negatives is refused"
+    with_changes(weighted, trial)
+    mined = made(negatives={"mined": 2, "coarse": 0, "fine": 0}, loss={"hard_weight": 0.3})
+    assert changes({"negatives.coarse": 0, "loss.hard_ramp": None}, mined) == {}
+
+
+def test_many_rows_are_packed_for_the_sequence_tower() -> None:
+    many = TuningData(rows=10_000_000, days=6, ranking_logs=False)
+    assert of(sampling_parameters(Config(), many), "samples.pack").choices == (None, PACK)
+    for config, data in (
+        (Config(), DATA),
+        (made(samples={"pack": 4}), many),
+        (made(features={"history": {"order": "leave_one_out"}}), many),
+    ):
+        assert "samples.pack" not in names(sampling_parameters(config, data))
+    packed = {"samples.pack": PACK, "model.tower": "dssm", "model.history_pooling": "decay"}
+    assert changes(packed, Config()) == {"samples.pack": PACK, "model.tower": "sequence"}
+    unordered = changes(packed | {"features.history.order": "leave_one_out"}, Config())
+    assert "samples.pack" not in unordered, "packed rows need an order"
+    with_changes(Config(), unordered)
+
+
+def test_actions_of_the_history_are_tried_if_the_feed_has_several_and_the_tower_reads_them() -> None:
+    shop = TuningData(rows=27_000, days=6, ranking_logs=False, actions=2)
+    assert ACTIONS not in names(sampling_parameters(Config(), DATA))
+    assert of(sampling_parameters(Config(), shop), ACTIONS).choices == (False, True)
+    assert changes({ACTIONS: True, "model.tower": "dssm"}, Config()) == {}
+    reads = {ACTIONS: True, "model.tower": "sequence", "model.settings": {"actions": True}}
+    assert changes({ACTIONS: True, "model.tower": "sequence"}, Config()) == reads
+    config = with_changes(Config(), reads)
+    assert changes({ACTIONS: False, "model.tower": "sequence"}, config) == {
+        ACTIONS: False,
+        "model.settings": {"actions": False},
+    }
+    with_changes(config, changes({ACTIONS: False}, config))
+    unread = made(model={"tower": "sequence"}, features={"history": {"actions": True}})
+    assert changes({ACTIONS: True, "model.tower": "sequence"}, unread) == {}, "the config itself changes nothing"
 
 
 def test_stored_values_become_those_of_the_config() -> None:
