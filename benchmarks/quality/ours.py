@@ -18,7 +18,7 @@ from benchmarks.quality.question import Question
 from benchmarks.quality.ranking import lists_of
 from benchmarks.quality.store import Answer, commit
 from benchmarks.support import say
-from jobs import build_negatives, build_positives, evaluate, train
+from jobs import build_negatives, build_positives, evaluate, nightly, train
 from jobs.common.config import Config
 from jobs.common.runner import Context
 from jobs.inference.embed import embed_queries, within_model
@@ -29,6 +29,7 @@ from model.serving.recency_prior import with_scale
 from model.serving.release import PRIOR
 from pipelines import queries
 from pipelines.contract.schema import FeatureSchema
+from pipelines.inputs.contracts import CONTRACTS
 from pipelines.positives import select
 from pipelines.simulation.truth import true_utility
 from pipelines.storage.dates import parse_ds, shift
@@ -40,16 +41,21 @@ TOLERANCE = 1e-3  # of the difference to the figure that jobs.evaluate writes
 
 @dataclass(frozen=True)
 class Variant:
-    """Our model under some overrides. `config`: a config file to use instead of that of the world."""
+    """Our model under some overrides. `config`: a config file to use instead of that of the world.
+
+    `nights`: 1: a first night, as the default; 2: the night after it, which continues the model and can mine negatives with
+    the release of the first one.
+    """
 
     name: str
     overrides: tuple[str, ...] = ()
     config: Path | None = None
+    nights: int = 1
 
 
-def digest_of(config: Config) -> str:
-    """A digest of everything in a config that can change the lists."""
-    return config.hash_of(*TABLES, *MODEL, "prior")
+def digest_of(config: Config, nights: int = 1) -> str:
+    """A digest of everything in a config that can change the lists. `nights`: see Variant."""
+    return config.hash_of(*TABLES, *MODEL, "prior") + (f"-{nights}" if nights > 1 else "")
 
 
 def tables_of(config: Config) -> str:
@@ -77,6 +83,18 @@ def build_tables(context: Context) -> float:
     return time.perf_counter() - started
 
 
+def inputs_of(warehouse: Path) -> tuple[str, ...]:
+    """Overrides that read the input tables of another warehouse. The simulator's truth is not among them."""
+    return (*(f"inputs.{table}.path={warehouse / table}" for table in CONTRACTS), "evaluation.simulated_truth=false")
+
+
+def after_first_night(context: Context) -> Context:
+    """Run the night before as a first night, with its release. Returns the context of the night that continues it."""
+    first = replace(context.at(shift(context.ds, -1)), bootstrap_days=context.bootstrap_days - 1)
+    nightly.run_night(first)
+    return replace(context, bootstrap_days=0)
+
+
 def answer(context: Context, question: Question, config: Config, seed: int, check: bool) -> Answer:
     """Train with a seed on the tables of the night, and list items for the asked users.
 
@@ -91,7 +109,7 @@ def answer(context: Context, question: Question, config: Config, seed: int, chec
     if check:
         _compare_with_evaluate(context, tracker, question, lists)
     tracker.close_night("FINISHED")
-    facts = {"train_seconds": seconds, "seconds": time.perf_counter() - started, "config": digest_of(config)}
+    facts: dict[str, Any] = {"train_seconds": seconds, "seconds": time.perf_counter() - started}
     facts |= {"question": question.fingerprint, "commit": commit()}
     return Answer(lists, facts)
 

@@ -61,7 +61,10 @@ class WorldRun:
 
     def _is_incomplete(self, nights: list[AskedNight]) -> bool:
         """Whether a night has no question, or a run of ours is missing."""
-        files = [self.store.question_file(self.world.name, night.ds) for night in self._asked(nights, with_first=True)]
+        asked = self._asked(nights, with_first=True)
+        files = [self.store.question_file(self.world.name, night.ds) for night in asked]
+        if self.world.simulated:
+            files += [self.store.answer_file(self.world.name, night.ds, REACHABLE, 1) for night in asked]
         return not all(file.exists() for file in files) or any(self.missing_runs(n) for n in self._asked(nights))
 
     def _asked(self, nights: list[AskedNight], with_first: bool = False) -> list[AskedNight]:
@@ -73,7 +76,11 @@ class WorldRun:
         """The config of a variant at a night."""
         smoke = self.world.smoke if self.options.smoke else ()
         overrides = (*smoke, *(night.overrides if night else ()), *variant.overrides)
-        return self.world.load(self.store.warehouse(self.world.warehouse or self.world.name), overrides, variant.config)
+        warehouse = self.store.warehouse(self.world.warehouse or self.world.name)
+        if variant.nights > 1:  # Its state begins one day earlier than that of the others, so it has its own warehouse.
+            overrides += ours.inputs_of(warehouse)
+            warehouse = self.store.warehouse(self.world.name, variant.name)
+        return self.world.load(warehouse, overrides, variant.config)
 
     def missing_runs(self, night: AskedNight) -> list[Run]:
         """Our runs of a night that are not in the store, or that are there with other settings."""
@@ -82,7 +89,7 @@ class WorldRun:
         runs: list[Run] = []
         for variant in variants.of_world(self.world, self.store, self.options.models, self.options.variant):
             config = self.config(night, variant)
-            wanted = {"config": ours.digest_of(config), "question": fingerprint}
+            wanted = {"config": ours.digest_of(config, variant.nights), "question": fingerprint}
             for seed in range(1, self.options.seeds + 1):
                 stored = self.store.read(self.world.name, night.ds, variant.name, seed)
                 if stored is None or not wanted.items() <= stored.facts.items():
@@ -131,24 +138,28 @@ class WorldRun:
         name, ds = self.world.name, night.ds
         default, built = ours.digest_of(context.config), None
         for variant, seed, config in self.missing_runs(night):
-            same = self.store.read(name, ds, variants.OURS, seed) if ours.digest_of(config) == default else None
+            digest = ours.digest_of(config, variant.nights)
+            same = self.store.read(name, ds, variants.OURS, seed) if digest == default else None
             wanted = {"config": default, "question": question.fingerprint}
             if same and variant.name != variants.OURS and wanted.items() <= same.facts.items():
                 self.store.write(name, ds, variant.name, seed, same)  # The variant is the default.
                 continue
-            here = _at(context, config, night)
-            if built != ours.tables_of(config):
-                seconds, built = ours.build_tables(here), ours.tables_of(config)
+            here, tables = _at(context, config, night), (config.warehouse, ours.tables_of(config))
+            if variant.nights > 1:
+                here = ours.after_first_night(here)
+            if built != tables:
+                seconds, built = ours.build_tables(here), tables
             compare = check and (variant.name, seed) == (variants.OURS, 1)
             answer = ours.answer(here, question, config, seed, compare)
-            answer.facts.update(overrides=list(variant.overrides), tables_seconds=seconds)
+            answer.facts.update(config=digest, overrides=list(variant.overrides), tables_seconds=seconds)
             self.store.write(name, ds, variant.name, seed, answer)
             say(f"{name} {ds}: {variant.name}, seed {seed}: {ours.headline(question, answer)}")
 
 
 def _at(context: Context, config: Config, night: AskedNight) -> Context:
     """The context of a night under a config."""
-    return Context(config, context.spark, context.warehouse, context.args, night.ds, False, night.bootstrap_days)
+    warehouse = Warehouse(context.spark, config.warehouse)
+    return Context(config, context.spark, warehouse, context.args, night.ds, False, night.bootstrap_days)
 
 
 def _spark_value(value: Any) -> str:

@@ -1,6 +1,7 @@
 """The folder of results. Each answer (world, night, model, seed) is one file, so a run can stop and continue at any point.
 
 STORE/WORLD/warehouse                     tables of the product's jobs
+STORE/WORLD/warehouse-VARIANT             tables of a variant that runs two nights
 STORE/WORLD/NIGHT/question.npz            what is asked
 STORE/WORLD/NIGHT/MODEL/SEED.npz          the lists of a model, and facts about the run as JSON
 STORE/WORLD/tuned/MODEL.json              the setting that a peer chose on the validation tail
@@ -35,9 +36,9 @@ class Store:
 
     root: Path
 
-    def warehouse(self, world: str) -> Path:
-        """The warehouse of a world."""
-        return self.root / world / "warehouse"
+    def warehouse(self, world: str, variant: str = "") -> Path:
+        """The warehouse of a world, or of one of its variants that need their own."""
+        return self.root / world / ("warehouse" + (f"-{folder_of(variant)}" if variant else ""))
 
     def question_file(self, world: str, night: str) -> Path:
         """The file of a question."""

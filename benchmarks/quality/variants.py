@@ -11,6 +11,11 @@ from benchmarks.quality.store import Store
 from benchmarks.quality.worlds import EASY_ONLY, World
 
 OURS, TUNED = "ours", "tuned"
+TWO_NIGHTS = "nights=2"  # among the overrides of a variant: see Variant.nights
+EASY = (
+    "negatives.coarse=0", "negatives.fine=0", "negatives.mined=0", "loss.hard_ramp=null", "loss.hard_weight=1",
+    "loss.hard_temperature=null", "loss.hard_rows=own",
+)  # fmt: skip
 
 
 def parse(text: str) -> Variant:
@@ -20,7 +25,13 @@ def parse(text: str) -> Variant:
     ('features.history.order=ahead', 'prior={beta: [0, 1]}')
     """
     name, _, overrides = text.partition(":")
-    return Variant(name.strip(), tuple(shlex.split(overrides)))
+    return _variant(name.strip(), shlex.split(overrides))
+
+
+def _variant(name: str, settings: Sequence[str]) -> Variant:
+    """`settings`: overrides, and perhaps nights=2."""
+    overrides = tuple(setting for setting in settings if setting != TWO_NIGHTS)
+    return Variant(name, overrides, nights=2 if TWO_NIGHTS in settings else 1)
 
 
 def read(file: Path, groups: Sequence[str] = ()) -> list[Variant]:
@@ -29,7 +40,7 @@ def read(file: Path, groups: Sequence[str] = ()) -> list[Variant]:
     if unknown := sorted(set(groups) - set(tree)):
         raise SystemExit(f"{file} has no group {unknown[0]!r}; it has {', '.join(tree)}")
     return [
-        Variant(f"{group}: {name}", tuple(overrides))
+        _variant(f"{group}: {name}", overrides)
         for group, variants in tree.items()
         if not groups or group in groups
         for name, overrides in variants.items()
@@ -42,5 +53,5 @@ def of_world(world: World, store: Store, models: Sequence[str], asked: Sequence[
     if TUNED in models and store.tuned_config(world.name).exists():
         found.append(Variant(TUNED, config=store.tuned_config(world.name)))
     if world.simulated and not asked and OURS in models:
-        found.append(Variant(EASY_ONLY, ("negatives.coarse=0", "negatives.fine=0")))
+        found.append(Variant(EASY_ONLY, EASY))
     return found + list(asked)

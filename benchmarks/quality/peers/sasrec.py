@@ -1,5 +1,6 @@
 """SASRec (Kang and McAuley, ICDM 2018) of the package RecTools."""
 
+import logging
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -39,6 +40,7 @@ class SasRec:
         from rectools.models import SASRecModel
 
         warnings.filterwarnings("ignore")
+        logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)  # several lines per epoch
         seed_everything(seed, verbose=False)
 
         def trainer() -> Any:
