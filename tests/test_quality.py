@@ -84,6 +84,8 @@ def test_a_summary_says_where_we_are_ahead(tmp_path: Path) -> None:
     summary = summarise(store, {"movielens": "needs --movielens FOLDER"})
     assert (summary["worlds_ahead"], summary["worlds_behind"]) == (0, 0), "popularity finds as many targets in 50"
     assert summary["reachable_share"] == {"head_heavy": 1.0}
+    assert WorldFigures(store, "head_heavy").ratio("ours", "popularity") == 1.0
+    assert np.isnan(WorldFigures(store, "head_heavy").ratio("ours", "ease")), "EASE lists no target"
     assert summary["hard_negatives_gain"] == {"head_heavy": {"mean": 1.0, "low": 1.0, "high": 1.0}}
     assert summary["left_out"] == {"movielens": "needs --movielens FOLDER"}
     world = summary["worlds"]["head_heavy"]

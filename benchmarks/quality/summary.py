@@ -67,6 +67,10 @@ class WorldFigures:
         values = pooled(self.metrics[model], key, sorted(self.metrics[model]))
         return float(np.nanmean(values)) if not np.isnan(values).all() else math.nan
 
+    def ratio(self, one: str, other: str, key: tuple[str, str, int] = HEADLINE) -> float:
+        """A figure of `one` / that of `other`; NaN if that is 0."""
+        return self.mean(one, key) / (self.mean(other, key) or math.nan)
+
     def difference(self, one: str, other: str, key: tuple[str, str, int] = HEADLINE) -> Interval:
         """`one` minus `other` on the nights that both have; the users are resampled with all of their nights."""
         nights = sorted(set(self.metrics[one]) & set(self.metrics[other]))
@@ -133,12 +137,8 @@ def summarise(store: Store, left_out: dict[str, str], worlds: Sequence[str] = ()
         "ahead": ahead,
         "behind": behind,
         "peers_missing": {w.name: [peer for peer in PEERS if peer not in w.metrics] for w in with_ours},
-        "reachable_share": {w.name: w.mean(OURS) / w.mean(REACHABLE) for w in simulated if REACHABLE in w.metrics},
-        "tail_over_item_cf": {
-            w.name: w.mean(OURS, tail) / max(w.mean("item_cf", tail), 1e-12)
-            for w in simulated
-            if "item_cf" in w.metrics
-        },
+        "reachable_share": {w.name: w.ratio(OURS, REACHABLE) for w in simulated if REACHABLE in w.metrics},
+        "tail_over_item_cf": {w.name: w.ratio(OURS, "item_cf", tail) for w in simulated if "item_cf" in w.metrics},
         "hard_negatives_gain": {
             w.name: w.difference(OURS, EASY_ONLY).as_dict() for w in simulated if EASY_ONLY in w.metrics
         },
