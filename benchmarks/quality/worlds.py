@@ -105,27 +105,33 @@ def simulated(name: str, *knobs: str) -> World:
     return World(name, "conf/demo.yaml", fill, nights, overrides, SMALL_SIMULATION, simulated=True)
 
 
+ONE_PASS = ("training.bootstrap_epochs=1",)
 WORLDS = {
     world.name: world
     for world in (
-        World("grocery", "conf/grocery.yaml", import_grocery.run, grocery_nights),
-        World("movielens", "conf/movielens.yaml", import_movielens.run, all_ratings, folder="movielens"),
+        World("grocery", "conf/grocery.yaml", import_grocery.run, grocery_nights, smoke=ONE_PASS),
         World(
-            "movielens_time", "conf/movielens.yaml", import_movielens.run, cut_in_time, folder="movielens",
-            warehouse="movielens",
+            "movielens", "conf/movielens.yaml", import_movielens.run, all_ratings, smoke=ONE_PASS, folder="movielens"
         ),
-        World("wikispeedia", "benchmarks/quality/wikispeedia.yaml", write_links, link_nights, folder="wikispeedia"),
+        World(
+            "movielens_time", "conf/movielens.yaml", import_movielens.run, cut_in_time, smoke=ONE_PASS,
+            folder="movielens", warehouse="movielens",
+        ),
+        World(
+            "wikispeedia", "benchmarks/quality/wikispeedia.yaml", write_links, link_nights, smoke=ONE_PASS,
+            folder="wikispeedia",
+        ),
         simulated("head_heavy", "zipf=1.4"),
         simulated("new_items", "new_item_share=0.5"),
         simulated("drifting", "drift=0.15"),
     )
 }  # fmt: skip
 EASY_ONLY = "easy negatives alone"  # a variant of ours in simulated worlds
-SMOKE_DAYS = 30
+SMOKE_DAYS = 10
 
 
 def nights_of(world: World, context: Context, smoke: bool) -> list[AskedNight]:
-    """The nights of a world, oldest first. A smoke run has the last one; the groceries then have 30 days."""
+    """The nights of a world, oldest first. A smoke run has the last one; the groceries then have SMOKE_DAYS days."""
     nights = world.nights(context)
     if not smoke:
         return nights
