@@ -31,7 +31,8 @@ def run(context: Context, tracker: Tracker) -> None:
     packed = f" in {manifest.rows:,} packed rows" if "pack" in manifest.facts else ""
     log.info("build_negatives %s: %s rows%s", context.ds, f"{positives_in(manifest):,}", packed)
     with tracker.job("build_negatives") as job:
-        log_partition(job, context.warehouse, manifest, config.checks)
+        log_partition(job, context, manifest, "samples")
+        job.outcome = f"{positives_in(manifest):,} rows with {manifest.facts['negatives']} negatives"
         job.params({"negatives": config.negatives.model_dump(), "samples": config.samples.model_dump()})
         job.tags({"ranking_logs": "present" if manifest.facts["ranking_logs"] else "absent: no hard negatives"})
         facts = manifest.facts

@@ -29,7 +29,8 @@ def run(context: Context, tracker: Tracker) -> None:
         return
     log.info("build_positives %s: %s rows", context.ds, f"{manifest.rows:,}")
     with tracker.job("build_positives") as job:
-        log_partition(job, context.warehouse, manifest, config.checks)
+        log_partition(job, context, manifest, "positives")
+        job.outcome = f"{manifest.rows:,} rows"
         job.params({"features": config.features.model_dump(), "positives": config.positives.model_dump()})
         sizes = context.warehouse.require("vocabularies", context.ds, "").facts["sizes"]
         job.metrics({f"vocabulary.{name}": float(size) for name, size in sizes.items()})

@@ -19,6 +19,8 @@ from jobs.night.margin import Margin, margin_in
 from jobs.night.preconditions import require_truth
 from jobs.night.steps import as_job, open_night
 from jobs.release.item_embeddings import write_item_embeddings
+from jobs.release.recorded_evaluation import record_evaluation
+from jobs.tracking.datasets import datasets_of
 from jobs.tracking.job_run import JobRun
 from jobs.tracking.sqlite_store import require_record
 from jobs.tracking.tracker import Tracker
@@ -74,7 +76,7 @@ def run(context: Context, tracker: Tracker) -> None:
         return
     horizon = _horizon(context, days)
     with tracker.job("evaluate") as job:
-        job.inputs(warehouse.root, inputs)
+        job.inputs(datasets_of(context, inputs), "evaluation")
         scored = score_users(users, _scoring_inputs(context, embeddings)).toPandas()
         rows, compared = _measure(context, scored, job)
         facts = {"split": config.split, "days": days, "new_items_only": config.new_items_only, **horizon, **shares}
@@ -83,6 +85,8 @@ def run(context: Context, tracker: Tracker) -> None:
         job.params({"evaluation": config.model_dump(), "days": ",".join(days)})
         job.tags({"question": horizon["question"], "evaluated_night": ds})
         job.metrics(shares)
+        job.outcome = _outcome(Margin(**compared["margin"]))
+        record_evaluation(context, tracker, job)
     _report_night(context, tracker, rows, facts | compared)
 
 
@@ -116,6 +120,11 @@ def _report_night(context: Context, tracker: Tracker, rows: list[dict[str, Any]]
     if margin.certain:
         log.info("evaluate %s: %s", ds, margin.line())
     _warn_unless_certain(ds, margin)
+
+
+def _outcome(margin: Margin) -> str:
+    """The result in a few words, for the name of the run."""
+    return f"Recall@{margin.k} {margin.model_recall:.3f}, {margin.difference:+.3f} on {margin.baseline}"
 
 
 def _warn_unless_certain(ds: str, margin: Margin | None) -> None:

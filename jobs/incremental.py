@@ -138,8 +138,8 @@ def _complete(context: Context) -> None:
     if in_use is None or update is None:
         return
     tracker = Tracker(context.config, UpdateWarehouse(context.warehouse, context.ds, update), context.ds)
-    if version := tracker.version_of(in_use.release_id):
-        tracker.make_champion(version)
+    if version := tracker.registry.version_of(in_use.release_id):
+        tracker.registry.make_champion(version)
     tracker.close_night("FINISHED")
 
 

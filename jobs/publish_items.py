@@ -22,8 +22,11 @@ from jobs.release.item_embeddings import vector_batches, write_item_embeddings
 from jobs.release.lost_current import refuse_lost_current
 from jobs.release.published_changes import write_changes
 from jobs.release.recency_prior import log_prior
-from jobs.release.store import Current, current_release, folder_of, read_current, write_current
+from jobs.release.recorded_evaluation import record_evaluation
+from jobs.release.store import Current, folder_of, read_current, write_current
 from jobs.release.verdict import Verdict
+from jobs.tracking.datasets import datasets_of
+from jobs.tracking.job_run import JobRun
 from jobs.tracking.sqlite_store import require_record
 from jobs.tracking.tracker import Tracker
 from model.io.urls import checksum
@@ -60,40 +63,68 @@ def run(context: Context, tracker: Tracker) -> None:
         manifest, chosen = _write_release(context, release_id)
     refuse_lost_current(context, release_id)
     verdict = judge(context, Release(release_id, uri, manifest))
-    version = tracker.version_of(release_id)
-    if not exists or version is None:
-        with tracker.job("publish_items") as job:
-            job.inputs(warehouse.root, embeddings.inputs)
-            job.params({name: manifest[name] for name in ("release_id", "index", "dim")})
-            job.metrics({"release.items": float(manifest["items"])})
-            job.metrics({f"gate.{gate.name}": gate.value for gate in verdict.gates})
-            job.table(_table(verdict), "gates")
-            if prior := manifest.get(PRIOR):
-                log_prior(job, prior)
-                tracker.night_metrics({"prior.beta": prior["beta"]})
-            if chosen:
-                log_index(job, chosen, context.config.index)
-            version = tracker.register(job, manifest, uri)
-            job.tags({"release_id": release_id, "model_version": version})
-        tracker.night_tags({"release_id": release_id})
+    version = tracker.registry.version_of(release_id) if exists else None
+    release = Release(release_id, uri, manifest)
     for gate in verdict.gates:
         log.info("publish_items %s: gate %s", ds, gate.line())
+    if version is None or verdict.refused or _replaces_current(context, release_id):
+        with tracker.job("publish_items") as job:
+            if version is None:
+                version = _register(context, tracker, job, release, chosen)
+            _log_verdict(tracker, job, release, verdict, version)
+            if not _publish(context, tracker, release_id, verdict, version):
+                job.outcome = f"{release_id} passed, not in use"
+                tracker.night_tags({"verdict": "Passed, not in use"})
+    else:
+        _publish(context, tracker, release_id, verdict, version)
+    done = "already done, " if exists else ""
+    log.info("publish_items %s: %srelease %s, %s items", ds, done, release_id, f"{manifest['items']:,}")
+
+
+def _register(context: Context, tracker: Tracker, job: JobRun, release: Release, chosen: ChosenIndex | None) -> str:
+    """Register a release in MLflow, with what is known about it. Returns its version."""
+    manifest = release.manifest
+    job.inputs(datasets_of(context, manifest["inputs"]), "release")
+    job.metrics({"release/items": float(manifest["items"])})
+    if prior := manifest.get(PRIOR):
+        log_prior(job, prior)
+    if chosen:
+        log_index(job, chosen, context.config.index)
+    version = tracker.registry.register(job, tracker.experiment, manifest, release.uri)
+    tracker.registry.measured(release.release_id, job, {"index/recall": manifest["index"]["recall"]})
+    record_evaluation(context, tracker, job)
+    return version
+
+
+def _log_verdict(tracker: Tracker, job: JobRun, release: Release, verdict: Verdict, version: str) -> None:
+    """Log the gates of a release, and what follows from them for the names of runs and the table of nights."""
+    job.params({name: release.manifest[name] for name in ("release_id", "index", "dim")})
+    job.metrics({f"gates/{gate.name}": gate.value for gate in verdict.gates})
+    job.table(_table(verdict), "gates")
+    job.tags({"release_id": release.release_id, "model_version": version})
+    refused = ", ".join(verdict.refused)
+    job.outcome = f"refused ({refused})" if refused else f"published {release.release_id}"
+    outcome = f"Refused: {refused}" if refused else "Published"
+    tracker.night_tags({"release_id": release.release_id, "gates": verdict.passed, "verdict": outcome})
+
+
+def _publish(context: Context, tracker: Tracker, release_id: str, verdict: Verdict, version: str) -> bool:
+    """Make a release the current one, and set its alias in MLflow. Returns whether it is current.
+
+    Raises GateError if a gate refuses it.
+    """
     if refusal := verdict.refusal():
-        tracker.make_challenger(version)
-        tracker.night_tags({"gates": "refused"})
-        stays = read_current(warehouse).release_id or "unset"
+        tracker.registry.make_challenger(version)
+        stays = read_current(context.warehouse).release_id or "unset"
         raise GateError(
             f"release {release_id} is not published; `current` stays {stays}. {refusal} "
             "To publish it anyway, change the limit (--set gates.NAME=VALUE; for index_recall index.recall_target, for "
             "update_loss gates.recall_loss) and run publish_items again"
         )
-    before = current_release(context)
-    if _make_current(context, release_id):
-        tracker.make_champion(version)
-        if before is None or before.release_id != release_id:  # An earlier run may have refused it.
-            tracker.night_tags({"gates": "passed"})
-    done = "already done, " if exists else ""
-    log.info("publish_items %s: %srelease %s, %s items", ds, done, release_id, f"{manifest['items']:,}")
+    if not _make_current(context, release_id):
+        return False
+    tracker.registry.make_champion(version)
+    return True
 
 
 def _request(context: Context, schema: dict[str, Any]) -> list[dict[str, Any]]:
@@ -187,27 +218,33 @@ def _write_release(context: Context, release_id: str) -> tuple[dict[str, Any], C
 
 
 def _make_current(context: Context, release_id: str) -> bool:
-    """Make the release current, unless a later night is published (this is a back-fill) or it was rolled back.
-
-    Returns whether it is current now.
-    """
+    """Make the release current, unless there is a reason not to (`_kept`). Returns whether it is current now."""
     warehouse = context.warehouse
     with locked_briefly(warehouse, "current", "publish_items"):
         now = read_current(warehouse)
         if now.release_id == release_id:
             return True
-        if now.ds > context.ds:
-            log.info("publish_items %s: current stays %s, which is of a later day", context.ds, now.release_id)
-            return False
-        if release_id in now.rolled_back and not context.force:
-            log.info(
-                "publish_items %s: current stays %s: %s was rolled back; --force publishes it again",
-                context.ds, now.release_id, release_id,
-            )  # fmt: skip
+        if why := _kept(context, now, release_id):
+            log.info("publish_items %s: current stays %s%s", context.ds, now.release_id, why)
             return False
         others = [name for name in now.rolled_back if name != release_id]
         write_current(warehouse, Current(release_id, context.ds, others))
         return True
+
+
+def _replaces_current(context: Context, release_id: str) -> bool:
+    """Whether a release that passes its gates becomes the current one and is not yet."""
+    now = read_current(context.warehouse)
+    return now.release_id != release_id and not _kept(context, now, release_id)
+
+
+def _kept(context: Context, now: Current, release_id: str) -> str | None:
+    """Why the current release stays in use: it is of a later night (this is a back-fill), or this one was rolled back."""
+    if now.ds > context.ds:
+        return ", which is of a later day"
+    if release_id in now.rolled_back and not context.force:
+        return f": {release_id} was rolled back; --force publishes it again"
+    return None
 
 
 def _dim(context: Context) -> int:

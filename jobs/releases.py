@@ -85,7 +85,7 @@ def rollback(context: Context) -> None:
         target.files(*SERVED)
         # Ask MLflow first: if it does not answer, nothing has changed, and the command can be run again.
         tracker = Tracker(context.config, warehouse, target.manifest["ds"])
-        version = tracker.version_of(target.release_id)
+        version = tracker.registry.version_of(target.release_id)
         with locked_briefly(warehouse, "current", "releases"):
             if read_current(warehouse) != before:
                 raise LockedError(
@@ -95,7 +95,7 @@ def rollback(context: Context) -> None:
                 left = [name for name in (*before.rolled_back, before.release_id) if name and name != target.release_id]
                 write_current(warehouse, Current(target.release_id, target.manifest["ds"], list(dict.fromkeys(left))))
         if version:
-            tracker.make_champion(version)
+            tracker.registry.make_champion(version)
         else:
             log.warning("releases: %s has no model version; the alias champion does not move", target.release_id)
     log.info("releases: current is %s, was %s", target.release_id, before.release_id or "nothing")

@@ -19,8 +19,10 @@ from jobs.night.preconditions import require_trainers
 from jobs.night.steps import as_job, require_model
 from jobs.night.training_inputs import TrainingInputs
 from jobs.release.heldout import test_then_train, test_update
+from jobs.tracking.datasets import datasets_of
 from jobs.tracking.job_run import JobRun
 from jobs.tracking.sqlite_store import require_record
+from jobs.tracking.system_metrics import system_metrics
 from jobs.tracking.tracker import Tracker
 from model.config import TrainingConfig
 from model.io.urls import checksum
@@ -57,7 +59,7 @@ def run(context: Context, tracker: Tracker) -> None:
     staging = warehouse.new_staging("models", ds)
     if context.force:
         warehouse.delete_progress("models", ds)
-    with tracker.job("train") as job:
+    with tracker.job("train") as job, system_metrics(job):
         spec = training_spec(context, inputs, schema, training, staging)
         _record_inputs(context, inputs, spec, job)
         if context.config.loss.self_supervision and not warehouse.update:
@@ -68,7 +70,7 @@ def run(context: Context, tracker: Tracker) -> None:
         warehouse.finish_folder(staging, "models", ds, inputs.recipe, _facts(spec, result) | tested)
         warehouse.delete_progress("models", ds)
         _record_result(result, job)
-    tracker.night_metrics({"loss": loss})
+        job.outcome = f"loss {loss:.4f}, {result.rows:,} rows in {result.steps:,} steps"
     log.info(
         "train %s: %s rows in %s steps, %.1f s, loss %.4f", ds, f"{result.rows:,}", result.steps, result.seconds, loss
     )
@@ -193,7 +195,7 @@ def _curve(result: TrainingResult) -> dict[str, list[list[float | None]]]:
 
 
 def _record_inputs(context: Context, inputs: TrainingInputs, spec: TrainingSpec, job: JobRun) -> None:
-    job.inputs(context.warehouse.root, inputs.recipe.inputs)
+    job.inputs(datasets_of(context, inputs.recipe.inputs), "training")
     for name in ("model", "loss", "training"):
         job.params({name: getattr(context.config, name).model_dump()})
     epochs = f"auto, at most {spec.epochs}" if spec.early_stopping else spec.epochs
@@ -202,22 +204,22 @@ def _record_inputs(context: Context, inputs: TrainingInputs, spec: TrainingSpec,
 
 def _record_result(result: TrainingResult, job: JobRun) -> None:
     points = [point.model_dump() for point in result.metrics]
-    job.series(points, "step")
-    job.series([_epoch_metrics(epoch) for epoch in result.epochs], "epoch")
-    job.metrics({f"masked.{name}": float(count) for name, count in result.masked.items()})
-    figures = ("parameters", "steps", "rows", "rows_without_negatives", "temperature")
-    job.metrics({name: getattr(result, name) for name in figures} | {"train_seconds": result.seconds})
+    job.series(points, "step", "train/step/")
+    job.series([_epoch_metrics(epoch) for epoch in result.epochs], "epoch", "train/epoch/")
+    figures = ("parameters", "steps", "rows", "rows_without_negatives", "temperature", "seconds")
+    totals = {name: float(getattr(result, name)) for name in figures} | {"loss": result.kept_epoch.loss}
+    totals |= {f"masked_{name}": float(count) for name, count in result.masked.items()}
+    totals["epochs"] = float(result.kept_epoch.epoch + 1)
+    job.metrics({f"train/{name}": value for name, value in totals.items()})
     job.figure(loss_curve(points), "loss")
-    if result.best_epoch is not None:
-        job.metrics({"kept_epochs": float(result.best_epoch + 1)})
     if weights := result.kept_epoch.weights:
         job.figure(tower_weights(weights), "tower_weights")
 
 
 def _epoch_metrics(epoch: EpochMetrics) -> dict[str, float]:
-    """The metrics of an epoch. The weights of the towers are named weight.SIDE.NAME."""
-    values = epoch.model_dump(exclude={"weights", "step"}, exclude_none=True)
-    return values | {f"weight.{name}": weight for name, weight in epoch.weights.items()}
+    """The metrics of an epoch, from 1. The weights of the towers are named weight/SIDE.NAME."""
+    values = epoch.model_dump(exclude={"weights", "step"}, exclude_none=True) | {"epoch": epoch.epoch + 1}
+    return values | {f"weight/{name}": weight for name, weight in epoch.weights.items()}
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from jobs.common.runner import Context, log
 from jobs.night.steps import open_night, require_model
+from jobs.tracking.datasets import datasets_of
 from jobs.tracking.tracker import Tracker
 from pipelines.lost_day import CARRIED_FROM, CarriedState, carried_from, carry_state
 from pipelines.storage.dates import shift
@@ -22,9 +23,10 @@ def carry_night(context: Context, tracker: Tracker) -> None:
         return
     waiting = carried.manifests["positives"].rows
     with tracker.job("carry_forward") as job:
-        job.inputs(context.warehouse.root, {f"models@{before.ds}": before.fingerprint})
+        job.inputs(datasets_of(context, {f"models@{before.ds}": before.fingerprint}), "carry_forward")
         job.tags({"no_data": f"state and model of {carried.day}"})
         job.metrics({"rows.waiting": float(waiting)})
+        job.outcome = f"no data, as {carried.day}"
     log.info(
         "nightly %s: no data; state and model are those of %s, %s held-out rows wait for the next night, the release stays",
         context.ds,

@@ -39,6 +39,16 @@ class Verdict:
     notes: list[str] = field(default_factory=list)  # gates that were not checked, and why
     record: dict[str, Any] | None = None  # figures that later nights compare with
 
+    @property
+    def refused(self) -> list[str]:
+        """Names of the gates that refuse the release."""
+        return [gate.name for gate in self.gates if not gate.passed]
+
+    @property
+    def passed(self) -> str:
+        """How many gates passed, as text: `7 of 8`."""
+        return f"{len(self.gates) - len(self.refused)} of {len(self.gates)}"
+
     def refusal(self) -> str | None:
         """The gates that refuse the release, as text; None if all pass."""
         refused = [gate.line() for gate in self.gates if not gate.passed]
@@ -62,7 +72,7 @@ def read_verdict(content: dict[str, Any]) -> Verdict:
 def refused_by(context: Context, release_uri: str) -> list[str]:
     """Names of the gates that refused a release at the last check."""
     verdict = verdict_of(context, release_uri)
-    return [gate.name for gate in verdict.gates if not gate.passed] if verdict else []
+    return verdict.refused if verdict else []
 
 
 def write_verdict(context: Context, release_uri: str, verdict: Verdict, asked: str) -> None:

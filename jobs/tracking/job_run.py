@@ -2,31 +2,34 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 
 from jobs.common.check_tables import metrics_of, rows_by_day, table_of
 from jobs.common.plots import input_rows, null_shares
+from jobs.common.runner import Context
 from jobs.tracking.client import TrackingClient
-from pipelines.config import Checks
+from jobs.tracking.datasets import InputDataset, datasets_of
 from pipelines.drift import NIGHTS_BEFORE
 from pipelines.storage.dates import days_back
 from pipelines.storage.manifest import Manifest
-from pipelines.storage.warehouse import Warehouse
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+OF_NIGHT = ("interactions", "ranking_logs", "users", "items", "samples")  # the datasets of the run of the night
 PARAMS_PER_CALL, METRICS_PER_CALL, LONGEST_PARAM = 100, 1000, 6000  # MLflow's limits
 
 
 class JobRun:
-    """The child run of one job."""
+    """A run. `outcome`: what the job achieved, in a few words, for the name of its run."""
 
-    def __init__(self, client: TrackingClient, run_id: str) -> None:
-        self._client, self.run_id = client, run_id
+    def __init__(self, client: TrackingClient, run_id: str, night: str | None = None) -> None:
+        """`night`: the run of the night, if this is that of one of its jobs."""
+        self._client, self.run_id, self.night = client, run_id, night
+        self.outcome = ""
 
     def params(self, values: dict[str, Any]) -> None:
         """Log parameters. Nested values become dotted names."""
@@ -38,11 +41,10 @@ class JobRun:
         """Log metrics at one step. NaN values are left out."""
         self._log([(name, value, step) for name, value in values.items()])
 
-    def series(self, points: list[dict[str, float]], step: str) -> None:
+    def series(self, points: list[dict[str, float]], step: str, prefix: str = "") -> None:
         """Log metrics at many steps. `step` is the key of the step number in each point."""
-        self._log(
-            [(name, value, int(point[step])) for point in points for name, value in point.items() if name != step]
-        )
+        values = [(name, value, int(point[step])) for point in points for name, value in point.items() if name != step]
+        self._log([(f"{prefix}{name}", value, number) for name, value, number in values])
 
     def _log(self, points: list[tuple[str, float, int]]) -> None:
         timestamp = now()
@@ -54,15 +56,16 @@ class JobRun:
         """Set tags."""
         self._client.log_batch(self.run_id, tags=[RunTag(name, str(value)) for name, value in values.items()])
 
-    def inputs(self, root: str, tables: Mapping[str, str]) -> None:
-        """Log input tables as datasets. `tables`: name -> fingerprint."""
-        datasets = []
-        for name, fingerprint in tables.items():
-            table = name.partition("@")[0]
-            source = json.dumps({"uri": f"{root}/{table}"})
-            dataset = Dataset(name=name, digest=fingerprint[:36], source_type="local", source=source)
-            datasets.append(DatasetInput(dataset, [InputTag("mlflow.data.context", "input")]))
-        self._client.log_inputs(self.run_id, datasets)
+    def inputs(self, tables: Sequence[InputDataset], use: str) -> None:
+        """Log input tables as datasets. `use`: what for, in one word.
+
+        Those of OF_NIGHT also become datasets of the run of the night.
+        """
+        logged = [_logged(table, use) for table in tables]
+        self._client.log_inputs(self.run_id, logged)
+        of_night = [dataset for dataset in logged if dataset.dataset.name in OF_NIGHT]
+        if self.night and of_night:
+            self._client.log_inputs(self.night, of_night)
 
     def figure(self, figure: "Figure", name: str) -> None:
         """Log a plot as plots/NAME.png."""
@@ -81,9 +84,13 @@ class JobRun:
         self._client.log_dict(self.run_id, value, name)
 
 
-def log_partition(job: JobRun, warehouse: Warehouse, manifest: Manifest, checks: Checks) -> None:
-    """Log a written partition: its input tables, and the results of its checks as metrics, a table and plots."""
-    job.inputs(warehouse.root, manifest.inputs)
+def log_partition(job: JobRun, context: Context, manifest: Manifest, use: str) -> None:
+    """Log a written partition: its input tables, and the results of its checks as metrics, a table and plots.
+
+    `use`: see `JobRun.inputs`.
+    """
+    warehouse, checks = context.warehouse, context.config.checks
+    job.inputs(datasets_of(context, manifest.inputs, manifest), use)
     job.tags({"table": manifest.table, "fingerprint": manifest.fingerprint})
     job.metrics(metrics_of(manifest))
     job.table(table_of(manifest, checks), "checks")
@@ -92,6 +99,18 @@ def log_partition(job: JobRun, warehouse: Warehouse, manifest: Manifest, checks:
         job.figure(input_rows(days, (checks.rows_low, checks.rows_high)), "input_rows")
     if inputs := manifest.facts.get("input"):
         job.figure(null_shares({name: facts["null_share"] for name, facts in inputs.items()}), "null_shares")
+
+
+def _logged(table: InputDataset, use: str) -> DatasetInput:
+    dataset = Dataset(
+        name=table.name,
+        digest=table.digest,
+        source_type=table.source_type,
+        source=json.dumps({"uri": table.uri}),
+        schema=table.schema,
+        profile=json.dumps(table.profile) if table.profile else None,
+    )
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", use)])
 
 
 def now() -> int:

@@ -1,19 +1,16 @@
 """The MLflow runs of one night, and the registered model."""
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import date, datetime, timedelta
-from pathlib import Path
+from functools import cached_property
 from typing import Any
-
-from mlflow.exceptions import MlflowException
 
 from jobs.common.config import Config
 from jobs.tracking.address import tracking_uri
 from jobs.tracking.client import TrackingClient
 from jobs.tracking.job_run import JobRun, now
-from jobs.tracking.model_version import save_model_version
+from jobs.tracking.registry import Registry
 from jobs.tracking.saved_view import NIGHT, TAG, saved_view
 from jobs.tracking.sqlite_store import require_store, sqlite_file
 from pipelines.storage.dates import parse_ds
@@ -21,6 +18,8 @@ from pipelines.storage.manifest import code_version
 from pipelines.storage.warehouse import Warehouse
 
 JOB, RECORD = "nightjar.job", "nightjar.record"
+DESCRIPTION = "mlflow.note.content"  # the tag with the description that the UI shows
+LONGEST_NAME = 200
 
 
 class Tracker:
@@ -59,7 +58,14 @@ class Tracker:
             self._opened = TrackingClient(self.uri)
         return self._opened
 
-    def _experiment(self) -> str:
+    @cached_property
+    def registry(self) -> Registry:
+        """The releases in MLflow."""
+        return Registry(self._client, self._config.tracking.registered_model)
+
+    @property
+    def experiment(self) -> str:
+        """The id of the experiment, which is created if it does not exist."""
         name = self._config.tracking.experiment
         view = saved_view(self._config.evaluation.shown_k)
         experiment = self._client.get_experiment_by_name(name)
@@ -76,7 +82,7 @@ class Tracker:
     def _night(self) -> str:
         """The parent run. Continues the newest run of this name if it has not ended (its night was killed), else a new one."""
         if self._night_run is None:
-            experiment = self._experiment()
+            experiment = self.experiment
             newest = self._newest(experiment)
             if newest and (self._join or newest.info.status != "FINISHED"):
                 self._night_run = newest.info.run_id
@@ -117,23 +123,30 @@ class Tracker:
 
     @contextmanager
     def job(self, name: str) -> Iterator[JobRun]:
-        """A child run of the night. It ends FAILED, with the error as a tag, if the block raises."""
+        """A child run of the night, named by the job and its outcome.
+
+        It ends FAILED, with the error as its description, if the block raises.
+        """
         parent = self._night()
         tags = {"mlflow.parentRunId": parent, JOB: name} | self._tags(name)
-        run = self._client.create_run(self._experiment(), self._since, run_name=f"{name} {self.name}", tags=tags)
-        job = JobRun(self._client, run.info.run_id)
+        run = self._client.create_run(self.experiment, self._since, run_name=f"{name} {self.name}", tags=tags)
+        job = JobRun(self._client, run.info.run_id, parent)
         try:
             yield job
         except BaseException as error:
             with suppress(Exception):  # Report the job's error even if MLflow does not answer.
-                job.tags({"error": str(error)[:4000]})
-                self._client.set_terminated(run.info.run_id, "FAILED")
+                job.tags({"error": str(error)[:4000], DESCRIPTION: f"**Failed:** {str(error)[:4000]}"})
+                self._end(job, f"{name}: {job.outcome or 'failed'}", "FAILED")
             raise
-        self._client.set_terminated(run.info.run_id, "FINISHED")
+        self._end(job, f"{name}: {job.outcome}" if job.outcome else f"{name} {self.name}", "FINISHED")
         self._since = now()
 
+    def _end(self, job: JobRun, name: str, status: str) -> None:
+        self._client.update_run(job.run_id, name=name[:LONGEST_NAME])
+        self._client.set_terminated(job.run_id, status)
+
     def night_metrics(self, values: dict[str, float]) -> None:
-        """Log the few metrics that the list of nights shows, on the parent run."""
+        """Log metrics on the parent run."""
         JobRun(self._client, self._night()).metrics(values)
 
     def night_tags(self, values: dict[str, str]) -> None:
@@ -151,7 +164,7 @@ class Tracker:
         One run of the experiment holds these curves. The step is the number of days since 1970; for an update within the day
         it is the number of minutes from 1970 to the end of the update.
         """
-        experiment = self._experiment()
+        experiment = self.experiment
         runs = self._client.search_runs([experiment], f"tags.`{RECORD}` = 'true'", max_results=1)
         if runs:
             run_id = runs[0].info.run_id
@@ -184,35 +197,3 @@ class Tracker:
         if self._night_run is not None:
             self._client.set_terminated(self._night_run, status)
             self._night_run = None
-
-    def register(self, job: JobRun, manifest: dict[str, Any], uri: str) -> str:
-        """Register a release as a model version that `mlflow models serve` can run. Returns the version number."""
-        name = self._config.tracking.registered_model
-        with tempfile.TemporaryDirectory(prefix="nightjar-version-") as folder:
-            save_model_version(Path(folder, "release"), manifest, uri)
-            self._client.log_artifacts(job.run_id, folder)
-        job.json(manifest, "release/manifest.json")
-        try:
-            self._client.create_registered_model(name, description="Releases of the nightly two-tower model")
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-        source = f"{self._client.get_run(job.run_id).info.artifact_uri}/release"
-        version = self._client.create_model_version(
-            name, source=source, run_id=job.run_id, tags={"release_id": manifest["release_id"], "uri": uri}
-        )
-        return str(version.version)
-
-    def version_of(self, release_id: str) -> str | None:
-        """The newest model version of a release, or None if it was never registered."""
-        name = self._config.tracking.registered_model
-        versions = self._client.search_model_versions(f"name = '{name}' and tags.release_id = '{release_id}'")
-        return str(max((int(version.version) for version in versions), default="")) or None
-
-    def make_champion(self, version: str) -> None:
-        """Point the alias `champion` at a version: the release in use."""
-        self._client.set_registered_model_alias(self._config.tracking.registered_model, "champion", version)
-
-    def make_challenger(self, version: str) -> None:
-        """Point the alias `challenger` at a version: the newest release that a gate refused."""
-        self._client.set_registered_model_alias(self._config.tracking.registered_model, "challenger", version)

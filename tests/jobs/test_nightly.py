@@ -114,6 +114,13 @@ def test_a_release_that_a_gate_refuses_is_listed_but_not_current(nightly_run: Ni
     client = MlflowClient(nightly_run.tracking_uri)
     challenger = client.get_model_version_by_alias("nightjar", "challenger")
     assert challenger.tags["release_id"] == second
+    runs = client.search_runs(
+        [client.get_experiment_by_name("nightjar").experiment_id],
+        "tags.`nightjar.job` = 'publish_items'",
+        max_results=1,
+    )
+    assert (runs[0].info.status, runs[0].info.run_name) == ("FAILED", "publish_items: refused (effective_dimensions)")
+    assert "effective_dimensions" in runs[0].data.tags["mlflow.note.content"]
     report = nightly_run.run("report", "--ds", SECOND)
     assert f"{second} refused: effective_dimensions" in report
     assert re.search(r"effective_dimensions +>= 17 +\S+ !$", report, re.MULTILINE)
