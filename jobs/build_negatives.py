@@ -4,6 +4,7 @@ import sys
 
 from jobs.common.plots import negatives_by_kind
 from jobs.common.runner import Context, log, main, parser
+from jobs.morning.at_end import refresh_night
 from jobs.night.steps import as_job, open_night, sample_config
 from jobs.release.mined_candidates import write_mined_candidates
 from jobs.tracking.job_run import log_partition
@@ -42,4 +43,5 @@ def run(context: Context, tracker: Tracker) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(parser("build_negatives", __doc__), as_job("build_negatives", run), before_spark=require_record))
+    job = as_job("build_negatives", run, refresh_night)
+    sys.exit(main(parser("build_negatives", __doc__), job, before_spark=require_record))

@@ -6,6 +6,7 @@ import numpy as np
 
 from jobs.common.plots import popularity_before_after
 from jobs.common.runner import Context, log, main, parser, positive
+from jobs.morning.at_end import refresh_night
 from jobs.night.steps import as_job, open_night, sample_config
 from jobs.tracking.job_run import log_partition
 from jobs.tracking.sqlite_store import require_record
@@ -54,4 +55,4 @@ if __name__ == "__main__":
         metavar="N",
         help="run a first night: read N days of logs, no earlier state",
     )
-    sys.exit(main(flags, as_job("build_positives", run), before_spark=require_record))
+    sys.exit(main(flags, as_job("build_positives", run, refresh_night), before_spark=require_record))

@@ -16,6 +16,7 @@ from jobs.inference.score import ScoringInputs, score_users
 from jobs.night.baselines import margin_of, with_best_popularity
 from jobs.night.evaluations import headline_k, question_of
 from jobs.night.margin import Margin, margin_in
+from jobs.night.night_metrics import evaluation_metrics
 from jobs.night.preconditions import require_truth
 from jobs.night.steps import as_job, open_night
 from jobs.release.item_embeddings import write_item_embeddings
@@ -85,7 +86,7 @@ def run(context: Context, tracker: Tracker) -> None:
         job.params({"evaluation": config.model_dump(), "days": ",".join(days)})
         job.tags({"question": horizon["question"], "evaluated_night": ds})
         job.metrics(shares)
-        job.outcome = _outcome(Margin(**compared["margin"]))
+        job.outcome = _outcome(Margin(**compared["margin"])) + (f", of {ds}" if ds != tracker.ds else "")
         record_evaluation(context, tracker, job)
     _report_night(context, tracker, rows, facts | compared)
 
@@ -106,15 +107,11 @@ def _measure(context: Context, scored: pd.DataFrame, job: JobRun) -> tuple[list[
 def _report_night(context: Context, tracker: Tracker, rows: list[dict[str, Any]], facts: dict[str, Any]) -> None:
     """Log the headline figures, and set them as metrics and tags of the night."""
     ds, k, margin = context.ds, headline_k(context.config.evaluation.ks), Margin(**facts["margin"])
-    headline = {
-        f"{row['model']}.recall_at_{k}": row["value"]
-        for row in rows
-        if row["metric"] == "recall" and row["slice"] == "all" and row["k"] == k
-    }
-    tracker.night_metrics(headline | margin.metrics())
+    recall = {row["model"]: row for row in rows if (row["metric"], row["slice"], row["k"]) == ("recall", "all", k)}
+    tracker.night_metrics(evaluation_metrics(recall, k, margin))
     # The night that runs may be a later one (jobs/night/earlier_nights.py).
     tracker.night_tags({"question": facts["question"], "evaluated_night": ds} | margin.tags())
-    figures = ", ".join(f"{name} {value:.4f}" for name, value in headline.items())
+    figures = ", ".join(f"{name}.recall_at_{k} {row['value']:.4f}" for name, row in recall.items())
     windows = ", ".join(facts["popularity"]["recall"])
     log.info("evaluate %s: %s; popularity over %d days (best of %s)", ds, figures, facts["popularity"]["days"], windows)
     if margin.certain:

@@ -14,7 +14,7 @@ from typing import Any
 from pyspark.sql import functions as F
 
 from jobs.common.runner import Context, log, main, parser
-from jobs.morning.page import refresh_page
+from jobs.morning.at_end import refresh_night
 from jobs.night.steps import as_job, require_model
 from jobs.release.gates import GateError, judge
 from jobs.release.index_of_night import description, index_of_night, log_index, sweep_of
@@ -258,13 +258,6 @@ def _copy_files(context: Context, source: str, target: str) -> None:
         context.warehouse.copy(uri, f"{target}/{uri.rsplit('/', 1)[-1]}")
 
 
-def publish(context: Context) -> None:
-    """Run the step as a job of its own, and write the page of the night again, which shows whether it is published."""
-    try:
-        as_job("publish_items", run)(context)
-    finally:
-        refresh_page(context)
-
-
 if __name__ == "__main__":
-    sys.exit(main(parser("publish_items", __doc__), publish, before_spark=require_record))
+    job = as_job("publish_items", run, refresh_night)
+    sys.exit(main(parser("publish_items", __doc__), job, before_spark=require_record))

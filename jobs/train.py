@@ -14,6 +14,7 @@ from jobs.common.console import shows_bars
 from jobs.common.plots import loss_curve, tower_weights
 from jobs.common.runner import Context, log, main, parser
 from jobs.common.stopping import Stopped
+from jobs.morning.at_end import refresh_night
 from jobs.night.mutual_information import item_relations
 from jobs.night.preconditions import require_trainers
 from jobs.night.steps import as_job, require_model
@@ -223,4 +224,5 @@ def _epoch_metrics(epoch: EpochMetrics) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(parser("train", __doc__), as_job("train", run), before_spark=require_record))
+    job = as_job("train", run, refresh_night)
+    sys.exit(main(parser("train", __doc__), job, before_spark=require_record))

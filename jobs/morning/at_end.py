@@ -1,10 +1,12 @@
-"""What a night does last: it records how far it got, chooses examples, and writes its page."""
+"""What a night does last: it records how far it got, chooses examples, writes its page, and describes itself in MLflow."""
 
 from dataclasses import replace
 
 from jobs.common.runner import Context, log
 from jobs.morning.examples import write_examples
-from jobs.morning.page import local_if_possible, one_line, page
+from jobs.morning.night_files import NightFiles
+from jobs.morning.night_run import describe_night
+from jobs.morning.page import local_if_possible, one_line, page, refresh_page
 from jobs.morning.record import PAGE, failure_of, uri_of, write_record
 from jobs.night.steps import StepsResult
 from jobs.tracking.tracker import Tracker
@@ -13,7 +15,7 @@ GATE_REFUSED = 4  # exit code
 
 
 def write_report(context: Context, tracker: Tracker, result: StepsResult) -> None:
-    """Write the page of a night, and log it on the night's MLflow run.
+    """Write the page of a night, describe the night on its MLflow run, and log the page there.
 
     A night that failed has a page as well. An error here is a warning: it must not hide what the night did.
     """
@@ -31,6 +33,24 @@ def write_report(context: Context, tracker: Tracker, result: StepsResult) -> Non
         uri = uri_of(local.warehouse, local.ds, PAGE)
         local.warehouse.write_text(uri, text)
         log.info("report %s: %s", context.ds, uri)
+        describe_night(local, tracker, failure)
         tracker.night_text(text, PAGE)
+        _describe_night_before(local)
     except Exception as error:
         log.warning("report %s: the page was not written or not logged: %s", context.ds, one_line(error))
+
+
+def refresh_night(context: Context, tracker: Tracker) -> None:
+    """Describe a night in MLflow and write its page again, after a job of it that ran alone. An error is a warning."""
+    refresh_page(context)
+    try:
+        describe_night(replace(context, warehouse=local_if_possible(context)), tracker)
+    except Exception as error:
+        log.warning("report %s: the night is not described in MLflow: %s", context.ds, one_line(error))
+
+
+def _describe_night_before(context: Context) -> None:
+    """Describe the night before again: this night may have evaluated it."""
+    earlier = context.at(NightFiles(context).before)
+    if NightFiles(earlier).evaluated:
+        describe_night(earlier, Tracker(earlier.config, earlier.warehouse, earlier.ds))

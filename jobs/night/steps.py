@@ -30,6 +30,8 @@ class StepsResult:
 
 # Called when the steps have ended, while the MLflow run is still open.
 AtEnd = Callable[[Context, Tracker, StepsResult], None]
+# Called when a job that runs alone has ended, while the MLflow run of its night is still open.
+AfterJob = Callable[[Context, Tracker], None]
 
 
 def sample_config(config: Config) -> SampleConfig:
@@ -85,8 +87,11 @@ def run_steps(context: Context, steps: Sequence[tuple[str, Step]], at_end: AtEnd
     )
 
 
-def as_job(name: str, step: Step) -> Callable[[Context], None]:
-    """A step as a separate job: it holds the lock of the day, and adds a child run to the MLflow run of its night."""
+def as_job(name: str, step: Step, after: AfterJob | None = None) -> Callable[[Context], None]:
+    """A step as a separate job: it holds the lock of the day, and adds a child run to the MLflow run of its night.
+
+    `after` is also called if the step fails, and must not raise.
+    """
 
     def run(context: Context) -> None:
         with locked(context.warehouse, context.ds, name):
@@ -98,8 +103,12 @@ def as_job(name: str, step: Step) -> Callable[[Context], None]:
             with progress.step(f"{name} {tracker.name}"):
                 step(context, tracker)
         except BaseException:
+            if after:
+                after(context, tracker)
             tracker.close_night("FAILED")
             raise
+        if after:
+            after(context, tracker)
         tracker.close_night("FINISHED")
 
     return run

@@ -19,9 +19,9 @@ def record_evaluation(context: Context, tracker: Tracker, job: JobRun) -> None:
 
     Does nothing if ds was not evaluated, or if its release is not registered (yet). `job`: the run that logs them.
     """
-    evaluation = evaluation_of(context)
     release_id = None if context.warehouse.update else release_id_at(context.warehouse, context.ds)
-    if evaluation is None or release_id is None or "question" not in evaluation.facts:
+    evaluation = evaluation_of(context, release_id) if release_id else None
+    if release_id is None or evaluation is None or "question" not in evaluation.facts:
         return
     k = context.config.evaluation.shown_k
     values = {f"recall_at_{k}{NAMES.get(name, f'_of_{name}')}": v for name, v in recalls(context, k).items()}

@@ -60,9 +60,10 @@ def _dataset(context: Context, name: str, fingerprint: str, read: Mapping[str, A
     table, _, other_day = name.partition("@")
     warehouse, ds = context.warehouse, other_day or context.ds
     if table in CONTRACTS:
-        uri = InputTables(warehouse, context.config.inputs).uri(table)
-        day = f"{uri}/ds={ds}"
-        return InputDataset(name, fingerprint, uri, _columns(context, day), _input_profile(read.get(table)))
+        inputs = InputTables(warehouse, context.config.inputs)
+        uri, newest = inputs.uri(table), max((day for day in inputs.days(table) if day <= ds), default=ds)
+        columns = _columns(context, f"{uri}/ds={newest}")
+        return InputDataset(name, fingerprint, uri, columns, _input_profile(read.get(table)))
     uri = warehouse.path(table, ds)
     manifest = warehouse.manifest(table, ds)
     return InputDataset(name, fingerprint, uri, _columns(context, uri), _profile(manifest) if manifest else {})

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
@@ -37,17 +37,17 @@ class JobRun:
         for start in range(0, len(params), PARAMS_PER_CALL):
             self._client.log_batch(self.run_id, params=params[start : start + PARAMS_PER_CALL])
 
-    def metrics(self, values: dict[str, float], step: int = 0) -> None:
-        """Log metrics at one step. NaN values are left out."""
-        self._log([(name, value, step) for name, value in values.items()])
+    def metrics(self, values: Mapping[str, float], step: int = 0, at: int | None = None) -> None:
+        """Log metrics at one step. NaN values are left out. `at`: their time, in milliseconds since 1970; None: now."""
+        self._log([(name, value, step) for name, value in values.items()], at)
 
     def series(self, points: list[dict[str, float]], step: str, prefix: str = "") -> None:
         """Log metrics at many steps. `step` is the key of the step number in each point."""
         values = [(name, value, int(point[step])) for point in points for name, value in point.items() if name != step]
         self._log([(f"{prefix}{name}", value, number) for name, value, number in values])
 
-    def _log(self, points: list[tuple[str, float, int]]) -> None:
-        timestamp = now()
+    def _log(self, points: list[tuple[str, float, int]], at: int | None = None) -> None:
+        timestamp = now() if at is None else at
         metrics = [Metric(name, float(value), timestamp, step) for name, value, step in points if value == value]
         for start in range(0, len(metrics), METRICS_PER_CALL):
             self._client.log_batch(self.run_id, metrics=metrics[start : start + METRICS_PER_CALL])

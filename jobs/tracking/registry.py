@@ -32,13 +32,8 @@ class Registry:
         tags = {RELEASE: manifest["release_id"], "ds": manifest["ds"], "uri": uri}
         params = {name: str(manifest[name]) for name in ("items", "dim", "lineage")}
         params |= {f"index.{name}": str(value) for name, value in manifest["index"].items()}
-        model = self._client.create_logged_model(
-            experiment,
-            name=manifest["release_id"],
-            source_run_id=run_id,
-            tags=tags,
-            params=params,
-            model_type="two_tower",
+        model = self._unfinished(experiment, tags[RELEASE], run_id) or self._client.create_logged_model(
+            experiment, tags[RELEASE], source_run_id=run_id, tags=tags, params=params, model_type="two_tower"
         )
         with tempfile.TemporaryDirectory(prefix="nightjar-version-") as folder:
             save_model_version(Path(folder, "release"), manifest, uri)
@@ -52,6 +47,11 @@ class Registry:
             model_id=model.model_id,
         )  # fmt: skip
         return str(version.version)
+
+    def _unfinished(self, experiment: str, release_id: str, run_id: str) -> Any:
+        """The logged model that a killed process of the same night has left for a release, or None."""
+        found = self._client.search_logged_models([experiment], filter_string=f"name = '{release_id}'")
+        return next((model for model in found if model.source_run_id == run_id), None)
 
     def _create_registered_model(self) -> None:
         try:

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import date, datetime, timedelta
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any
 
@@ -13,13 +14,20 @@ from jobs.tracking.job_run import JobRun, now
 from jobs.tracking.registry import Registry
 from jobs.tracking.saved_view import NIGHT, TAG, saved_view
 from jobs.tracking.sqlite_store import require_store, sqlite_file
-from pipelines.storage.dates import parse_ds
 from pipelines.storage.manifest import code_version
 from pipelines.storage.warehouse import Warehouse
 
 JOB, RECORD = "nightjar.job", "nightjar.record"
 DESCRIPTION = "mlflow.note.content"  # the tag with the description that the UI shows
 LONGEST_NAME = 200
+
+
+@dataclass(frozen=True)
+class StepRun:
+    """The run of one job of a night, and its page in the UI."""
+
+    name: str
+    link: str
 
 
 class Tracker:
@@ -63,7 +71,7 @@ class Tracker:
         """The releases in MLflow."""
         return Registry(self._client, self._config.tracking.registered_model)
 
-    @property
+    @cached_property
     def experiment(self) -> str:
         """The id of the experiment, which is created if it does not exist."""
         name = self._config.tracking.experiment
@@ -145,6 +153,23 @@ class Tracker:
         self._client.update_run(job.run_id, name=name[:LONGEST_NAME])
         self._client.set_terminated(job.run_id, status)
 
+    def night_run(self, *, create: bool = False) -> JobRun | None:
+        """The parent run: the one that is open, else the newest of this night. None if there is none and none is created."""
+        if create or self._night_run is not None:
+            return JobRun(self._client, self._night())
+        newest = self._newest(self.experiment)
+        return JobRun(self._client, newest.info.run_id) if newest else None
+
+    def steps(self, night: JobRun) -> list[StepRun]:
+        """The runs of the jobs of a night, oldest first."""
+        of_night = f"tags.`mlflow.parentRunId` = '{night.run_id}'"
+        runs = self._client.search_runs([self.experiment], of_night, order_by=["attributes.start_time"])
+        return [StepRun(run.info.run_name, self.link_of(JobRun(self._client, run.info.run_id))) for run in runs]
+
+    def link_of(self, run: JobRun) -> str:
+        """The page of a run, relative to the address of the UI."""
+        return f"#/experiments/{self.experiment}/runs/{run.run_id}"
+
     def night_metrics(self, values: dict[str, float]) -> None:
         """Log metrics on the parent run."""
         JobRun(self._client, self._night()).metrics(values)
@@ -159,10 +184,11 @@ class Tracker:
             JobRun(self._client, self._night_run).text(text, name)
 
     def record(self, name: str, value: float) -> None:
-        """Add a point to a curve over the nights.
+        """Add a point to a curve over the nights, and to the run of an update within the day.
 
         One run of the experiment holds these curves. The step is the number of days since 1970; for an update within the day
-        it is the number of minutes from 1970 to the end of the update.
+        it is the number of minutes from 1970 to the end of the update. The time of a point is that day or minute, so that the
+        UI can show dates.
         """
         experiment = self.experiment
         runs = self._client.search_runs([experiment], f"tags.`{RECORD}` = 'true'", max_results=1)
@@ -172,11 +198,11 @@ class Tracker:
             tags = {RECORD: "true", "mlflow.source.name": "jobs.nightly", "mlflow.source.type": "JOB"}
             run_id = self._client.create_run(experiment, self._since, run_name="all nights", tags=tags).info.run_id
             self._client.set_terminated(run_id, "FINISHED")
-        step = (parse_ds(self.ds) - date(1970, 1, 1)).days
+        since = datetime.fromisoformat(self._update.until if self._update else self.ds) - datetime(1970, 1, 1)
+        step = since // (timedelta(minutes=1) if self._update else timedelta(days=1))
+        JobRun(self._client, run_id).metrics({name: value}, step, since // timedelta(milliseconds=1))
         if self._update:
-            step = (datetime.fromisoformat(self._update.until) - datetime(1970, 1, 1)) // timedelta(minutes=1)
-        JobRun(self._client, run_id).metrics({name: value}, step)
-        self.night_metrics({name: value})
+            self.night_metrics({name: value})
 
     def close_night(self, status: str) -> None:
         """End the parent run, if there is one, as FINISHED or FAILED. Errors while marking the run FAILED are suppressed."""

@@ -3,7 +3,7 @@
 import json
 import re
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
@@ -135,8 +135,25 @@ def test_the_evaluation_logs_its_question_and_the_margin_over_the_best_baseline(
     for run in (record.jobs["evaluate"], record.night):
         assert run.data.tags["question"] == "positives of the next day, items new to the user"
         assert run.data.tags["best_baseline"] in ("popularity", "item_cf")
-        above = [run.data.metrics[f"two_tower.recall_at_50.above_best_baseline{end}"] for end in (".low", "", ".high")]
-        assert above == sorted(above)
+    measured, night = record.jobs["evaluate"].data.metrics, record.night.data.metrics
+    above = [measured[f"two_tower.recall_at_50.above_best_baseline{end}"] for end in (".low", "", ".high")]
+    assert above == sorted(above)
+    assert night["eval/above_best_baseline"] == pytest.approx(above[1])
+    assert night["eval/recall_at_50"] - night["eval/best_baseline"] == pytest.approx(above[1])
+
+
+def test_the_run_of_a_night_has_its_verdict_and_figures_in_groups(record: Record, nightly_run: NightlyRun) -> None:
+    tags, metrics = record.night.data.tags, record.night.data.metrics
+    assert tags["verdict"] == "Published"
+    assert tags["release_id"] == nightly_run.current()
+    assert tags["mlflow.note.content"].startswith("## Published\n")
+    assert f"[{record.jobs['train'].info.run_name}](#/experiments/" in tags["mlflow.note.content"]
+    assert {name.partition("/")[0] for name in metrics} == {"samples", "train", "eval", "index", "gates"}
+    assert {"eval/best_reachable", "eval/change_on_last_night", "eval/recall_before_training"} <= metrics.keys()
+    version = record.client.get_model_version_by_alias("nightjar", "champion")
+    assert version.description.startswith(f"Release {nightly_run.current()}: Recall@50 ")
+    assert float(version.tags["recall_at_50"]) == pytest.approx(metrics["eval/recall_at_50"], abs=1e-4)
+    assert version.tags["gates"] == tags["gates"]
 
 
 def test_the_champion_is_the_current_release(record: Record, nightly_run: NightlyRun) -> None:
@@ -166,4 +183,5 @@ def test_a_release_is_tested_on_a_day_before_the_day_is_trained_on(record: Recor
     (run,) = record.client.search_runs([record.experiment], "tags.`nightjar.record` = 'true'")
     (point,) = record.client.get_metric_history(run.info.run_id, "test_then_train.recall_at_50")
     assert date(1970, 1, 1) + timedelta(days=point.step) == date.fromisoformat(SECOND)
+    assert datetime.fromtimestamp(point.timestamp / 1000, timezone.utc).isoformat() == f"{SECOND}T00:00:00+00:00"
     assert 0.05 < point.value < 1
