@@ -155,7 +155,7 @@ def _interval(interval: Interval, x: Scale, y: float) -> list[Markup]:
 
 def small_bars(values: Sequence[tuple[str, float]], label: str) -> Markup:
     """A row of small bars (name, value), the last one emphasised."""
-    width, height, most = 9, 26, max((value for _, value in values), default=0.0) or 1.0
+    width, height, most = 7, 24, max((value for _, value in values), default=0.0) or 1.0
     bars = [
         element(
             "rect", element("title", f"{name}: {value:,.0f}"), x=width * place, width=width - 2,

@@ -45,7 +45,7 @@ def inputs_section(night: NightFiles) -> Markup:
                 nulls += _null_rows(name, counted, earlier)
     if not rows:
         return section("inputs", "Inputs", note("No step has read the inputs of this night."))
-    numbers = table(("input", "rows", "usual", "last days", "bad rows"), rows, numbers=(1, 2, 4))
+    numbers = table(("input", "rows", "of usual", "by day", "bad"), rows, numbers=(1, 2, 4))
     marked = [row for row in nulls if row[-1]]
     of_nulls = [element("h3", "More nulls than last night"), _null_table(marked)] if marked else []
     all_nulls = details(f"Nulls of all {len(nulls)} columns", _null_table(nulls)) if nulls else None
@@ -63,10 +63,10 @@ def _input_row(name: str, counted: dict[str, Any], earlier: list[Manifest]) -> l
     unusual = ratio is not None and not UNUSUAL[0] <= ratio <= UNUSUAL[1]
     usual = element("span", f"{ratio:.0%}", class_="attention" if unusual else None) if ratio is not None else "–"
     bad = counted["rows"] - counted["good"]
-    reasons = [element("small", f"{number:,}: {reason}") for reason, number in counted["bad"].items()]
+    reasons = [element("small", f"{number:,} bad: {reason}") for reason, number in counted["bad"].items()]
     bars = small_bars([(day, by_day[day]) for day in days[-NIGHTS_BEFORE - 1 :]], f"rows of {name} by day")
-    first = joined([name, element("small", newest)])
-    return [first, f"{by_day[newest]:,}", usual, bars, joined([_marked(f"{bad:,}", bool(bad)), *reasons])]
+    first = joined([name, element("small", newest), *reasons])
+    return [first, f"{by_day[newest]:,}", usual, bars, _marked(f"{bad:,}", bool(bad))]
 
 
 def _null_rows(name: str, counted: dict[str, Any], earlier: list[Manifest]) -> Iterator[list[object]]:

@@ -1,8 +1,9 @@
 """Sections of the page: the gates, and what changed in the config since the last night."""
 
-from jobs.morning.markup import Markup, element, joined, note, section, table
+from jobs.morning.markup import Markup, element, note, section, table
 from jobs.morning.night_files import NightFiles
 from jobs.morning.record import changes
+from jobs.release.verdict import Gate
 
 LONGEST = 160  # characters of a setting
 
@@ -12,18 +13,19 @@ def gates_section(night: NightFiles) -> Markup:
     verdict = night.verdict
     if verdict is None:
         return section("gates", "Gates", note("No gate was checked in this night."))
-    rows = [
-        [
-            joined([gate.name, element("small", gate.says)]),
-            f"{gate.value:.4g}",
-            f"{'≥' if gate.at_least else '≤'} {gate.limit:.4g}",
-            element("span", "passed" if gate.passed else "refused", class_="good" if gate.passed else "bad"),
-        ]
-        for gate in sorted(verdict.gates, key=lambda gate: gate.passed)
-    ]
+    gates = element(
+        "ul", *(_gate(gate) for gate in sorted(verdict.gates, key=lambda gate: gate.passed)), class_="gates"
+    )
     against = note(f"Compared with release {verdict.against}.") if verdict.against else None
     unchecked = [note("Not checked: ", text) for text in verdict.notes]
-    return section("gates", "Gates", table(("gate", "value", "must be", ""), rows, numbers=(1, 2)), against, *unchecked)
+    return section("gates", "Gates", gates, against, *unchecked)
+
+
+def _gate(gate: Gate) -> Markup:
+    limit = element("span", f"(must be {'≥' if gate.at_least else '≤'} {gate.limit:.4g})", class_="soft")
+    passed = element("span", "passed" if gate.passed else "refused", class_="good" if gate.passed else "bad")
+    row = element("div", element("b", gate.name), element("span", f"{gate.value:.4g} ", limit), passed, class_="row")
+    return element("li", row, element("small", gate.says))
 
 
 def config_section(night: NightFiles) -> Markup:

@@ -21,7 +21,7 @@ min-width:0}
 .published .badge{color:var(--good);background:var(--good-paper)}
 .refused .badge,.failed .badge{color:var(--bad);background:var(--bad-paper)}
 .unfinished .badge{color:var(--warn);background:var(--warn-paper)}
-h1{font-size:20px;line-height:1.35;margin:6px 0 12px;font-weight:600;overflow-wrap:anywhere}
+h1{font-size:18px;line-height:1.4;margin:6px 0 12px;font-weight:600;overflow-wrap:anywhere}
 h2{font-size:17px;margin:0 0 10px}
 h3{font-size:14px;margin:16px 0 6px}
 p{margin:0 0 10px;overflow-wrap:anywhere}
@@ -35,12 +35,12 @@ overflow-wrap:anywhere}
 .tiles div{background:var(--paper);border-radius:8px;padding:8px 10px}
 .tiles dt{font-size:12px;color:var(--soft)}.tiles dd{margin:0;font-size:18px;font-weight:600;overflow-wrap:anywhere}
 .tiles small{display:block;font-size:11.5px;font-weight:400;color:var(--soft)}
-nav{margin:0 0 14px;font-size:13px;line-height:2}nav a{margin-right:12px;white-space:nowrap}
+nav{display:flex;flex-wrap:wrap;gap:2px 14px;margin:0 2px 14px;font-size:13px}
 a{color:var(--model);text-decoration:none}a:hover{text-decoration:underline}
 .columns{display:grid;gap:0 14px;grid-template-columns:minmax(0,1fr)}
 .cards{display:grid;gap:10px;grid-template-columns:minmax(0,1fr)}
 @media (min-width:820px){main{padding:22px}.columns,.cards{grid-template-columns:repeat(2,minmax(0,1fr))}
-section,.verdict{padding:20px}h1{font-size:23px}}
+section,.verdict{padding:20px}h1{font-size:22px}}
 .scroll{overflow-x:auto;margin:0 -4px 8px}
 table{border-collapse:collapse;width:100%;font-size:13.5px}
 th,td{text-align:left;padding:5px 6px;border-bottom:1px solid var(--rule);vertical-align:top}
@@ -70,6 +70,10 @@ details{margin:6px 0}summary{cursor:pointer;color:var(--model);font-size:13.5px}
 .chips li{background:var(--idle-paper);border-radius:6px;padding:1px 7px;font-size:12.5px;overflow-wrap:anywhere}
 .chips li.hit{background:var(--good-paper);color:var(--good)}
 .label{font-size:12px;color:var(--soft);margin:0 0 3px}
+.gates{list-style:none;margin:0 0 8px;padding:0}.gates li{padding:7px 0;border-bottom:1px solid var(--rule);font-size:13.5px}
+.gates li:last-child{border-bottom:0}.gates small{display:block;color:var(--soft);font-size:12px}
+.row{display:flex;gap:12px;align-items:baseline}.row b{flex:1;font-weight:500;overflow-wrap:anywhere}
+.row span{white-space:nowrap;font-variant-numeric:tabular-nums}
 footer{color:var(--soft);font-size:12.5px;padding:2px 4px 20px}
 @media print{body{background:#fff}section,.verdict{break-inside:avoid;border-color:#ccc}nav{display:none}}
 """ + "".join(
