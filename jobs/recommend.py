@@ -46,7 +46,8 @@ def run(context: Context) -> None:
     (index,), files, _ = release.files(INDEX), tuple(release.files(ITEMS)), release.files(MODEL)
     model = f"{release.uri}/{MODEL}"
     top = top_items(rows, model, index, release.release_id, files, args.k, args.exclude_seen)
-    embedded = context.spark.read.parquet(*files).select("item_index", "item_id")
+    item_id = F.col("item_id").cast("bigint" if release.has_integer_ids else "string").alias("item_id")
+    embedded = context.spark.read.parquet(*files).select("item_index", item_id)
     out = (
         top.join(broadcast_small(embedded, release.manifest["items"]), on="item_index", how="inner")
         .select(F.col("user_id").cast(id_type).alias("user_id"), "item_id", "rank", "score")

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet as pq
 from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from jobs.common.runner import Context
@@ -49,7 +50,9 @@ def write_item_embeddings(context: Context) -> Manifest:
     require_model(context, ds, "")
     release = release_id_of(model, features, priors, warehouse.update)
     columns = FeatureSchema.model_validate(model.facts["schema"]).item_columns
-    rows, prior = warehouse.read("item_features", ds).select("item_id", *columns), prior_of(priors) if priors else None
+    # An item_features of an earlier version has ids of the type of the items table.
+    item_id = F.col("item_id").cast("string").alias("item_id")
+    rows, prior = warehouse.read("item_features", ds).select(item_id, *columns), prior_of(priors) if priors else None
     if priors:
         counts = warehouse.read(TABLE, ds).select("item_index", RECENT_COUNTS)
         rows = rows.join(broadcast_small(counts, priors.rows), on="item_index", how="inner").sort("item_index")

@@ -29,8 +29,10 @@ def write_changes(context: Context, update: Update, staging: str) -> dict[str, A
     """
     warehouse, ds = context.warehouse, context.ds
     before = find_release(context, update.base)
-    now = warehouse.read("item_embeddings", ds).select("item_id", "item_index", "embedding")
-    then = context.spark.read.parquet(*before.files("embeddings"))
+    # Ids are text; a release of an earlier version has those of the items table.
+    columns = [F.col("item_id").cast("string").alias("item_id"), "item_index", "embedding"]
+    now = warehouse.read("item_embeddings", ds).select(*columns)
+    then = context.spark.read.parquet(*before.files("embeddings")).select(*columns)
     known = then.select("item_index", F.col("embedding").alias("then"))
     changed = now.join(known, on="item_index", how="left").where("then IS NULL OR embedding != then")
     changed.select(now.columns).sort("item_index").write.parquet(f"{staging}/{FOLDER}/items")

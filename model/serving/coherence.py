@@ -43,9 +43,12 @@ def check_parts(release: Release, model: TwoTower, index: faiss.Index, ids: Item
 
 
 def read_ids(release: Release) -> ItemIds:
-    """Read the item ids of a release. Raises ReleaseError if two rows have the same item_index."""
+    """Read the item ids of a release, with the type that they have in the items table.
+
+    Raises ReleaseError if two rows have the same item_index, or if an id that must be an integer is not.
+    """
     try:
-        return ItemIds.read(release.files(ITEMS))
+        return ItemIds.read(release.files(ITEMS), integers=release.has_integer_ids)
     except ValueError as error:
         raise release.error(ITEMS, str(error)) from None
 

@@ -15,7 +15,7 @@ from model.serving.faiss_index import Ints
 
 
 class ItemIds:
-    """Maps item indices to item ids, which keep the type that they have in the items table."""
+    """Maps item indices to item ids, integers or strings as in the items table."""
 
     def __init__(self, index: Ints, ids: Sequence[pa.Array]) -> None:
         """`index`: item indices. `ids`: their ids, in the same order, as consecutive arrays of integers or strings.
@@ -37,15 +37,19 @@ class ItemIds:
         )
 
     @classmethod
-    def read(cls, urls: Sequence[str]) -> "ItemIds":
-        """Read item_index and item_id from Parquet files. Raises ValueError if an index occurs twice."""
+    def read(cls, urls: Sequence[str], *, integers: bool = False) -> "ItemIds":
+        """Read item_index and item_id from Parquet files. `integers`: the ids are integers, which the files store as text.
+
+        Files of earlier versions store integers as integers. Raises ValueError if an index occurs twice, or if an id is not
+        an integer although `integers` says so.
+        """
         index, ids = [], []
         for url in urls:
             filesystem, path = resolve(url)
             with filesystem.open_input_file(path) as file:
                 table = pq.ParquetFile(file).read(columns=["item_index", "item_id"])
             index.append(table["item_index"].to_numpy().astype(np.int64))
-            ids += table["item_id"].chunks
+            ids += (table["item_id"].cast(pa.int64()) if integers else table["item_id"]).chunks
         return cls(np.concatenate(index), ids)
 
     def __len__(self) -> int:

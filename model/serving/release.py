@@ -59,6 +59,12 @@ class Release:
         return ReleaseError(f"release {self.release_id}, {what}: {fault}. {self._remedy}")
 
     @property
+    def has_integer_ids(self) -> bool:
+        """Whether item ids of requests and answers are integers, as in the items table. The files of the release have text."""
+        fields = self.manifest.get("request", [])
+        return bool(fields) and fields[-1]["type"] == "integer"  # the last field is the history
+
+    @property
     def _checksums(self) -> Mapping[str, str]:
         return self.manifest.get("files", {})
 

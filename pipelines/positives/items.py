@@ -35,7 +35,7 @@ def write_items(step: PositivesStep, vocabularies: Vocabularies) -> None:
     own = F.col("item_index") if buckets is None else vocabulary.bucket_of("item_id", F.col("item_id"), buckets)
     rows = rows.select(
         "item_index",
-        F.col("item_id").cast(step.night.inputs.id_type("items", snapshots.newest)).alias("item_id"),
+        "item_id",
         F.when(F.col("_trained"), own).otherwise(F.lit(DEFAULT)).alias(ITEM_ROW),
         "publish_time",
         item_versions.available_from(rows, snapshots.to_read[0]).alias("available_from"),

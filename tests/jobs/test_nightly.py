@@ -29,6 +29,7 @@ def test_the_index_of_the_release_holds_the_vectors_of_all_items(nightly_run: Ni
     index = load_index(str(release / "index.faiss"))
     vectors = pads.dataset(str(release / "embeddings")).to_table().to_pydict()
     items = len(nightly_run.rows("item_features", SECOND))
+    assert all(isinstance(item, str) for item in vectors["item_id"]), "ids are text in all tables"
     assert index.ntotal == manifest["items"] == len(vectors["item_id"]) == items
     stored = np.array(vectors["embedding"], np.float32)
     np.testing.assert_allclose(np.linalg.norm(stored, axis=1), 1.0, rtol=1e-5)
@@ -49,7 +50,7 @@ def test_the_manifest_of_the_release_describes_the_index(nightly_run: NightlyRun
 
 def test_the_release_answers_requests(nightly_run: NightlyRun) -> None:
     assert load_checkpoint(str(nightly_run.release / "model")).config.dim == 16
-    live = {row["item_id"] for row in nightly_run.rows("item_features", SECOND)}
+    live = {int(row["item_id"]) for row in nightly_run.rows("item_features", SECOND)}
     answers = Retriever(str(nightly_run.release)).retrieve([{"user_id": 1, "history": [3, 4]}, {}], 5)
     assert [len(set(answer.item_ids)) for answer in answers] == [5, 5]
     assert all(set(answer.item_ids) <= live for answer in answers)
@@ -195,7 +196,7 @@ def test_recommendations_are_the_nearest_unseen_items(nightly_run: NightlyRun) -
     assert set(rows[0]) == {"user_id", "item_id", "rank", "score"}
     index_of = {(row["feature"], row["value"]): row["index"] for row in nightly_run.rows("vocabularies", SECOND)}
     seen = {int(row["user_id"]): set(row["known_items"]) for row in nightly_run.rows("user_histories", SECOND)}
-    live = {row["item_id"] for row in nightly_run.rows("item_features", SECOND)}
+    live = {int(row["item_id"]) for row in nightly_run.rows("item_features", SECOND)}
     assert {row["user_id"] for row in rows} == {1, 2, 3, 99999}
     for user in (1, 2, 3):
         ranked = sorted((row for row in rows if row["user_id"] == user), key=lambda row: row["rank"])

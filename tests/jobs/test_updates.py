@@ -102,7 +102,7 @@ def test_an_update_is_served_like_any_release(updated: Updated, tmp_path: Path) 
     rows = rows_of(tmp_path / "out")
     assert {row["user_id"] for row in samples[1]} <= {str(row["user_id"]) for row in rows}
     state = {row["user_id"]: row["history_items"] for row in rows_of(tables_of(nightly_run, 2, "user_histories"))}
-    ids = {row["item_index"]: row["item_id"] for row in rows_of(tables_of(nightly_run, 2, "item_features"))}
+    ids = {row["item_index"]: int(row["item_id"]) for row in rows_of(tables_of(nightly_run, 2, "item_features"))}
     newest = max((nightly_run.warehouse / "users").glob("ds=*"))
     users = {str(row["user_id"]): row for row in rows_of(newest)}
     user = samples[1][-1]["user_id"]

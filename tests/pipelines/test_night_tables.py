@@ -56,15 +56,30 @@ def test_histories_are_the_last_positives_strictly_before_the_event(nights: Ware
     assert sum(1 for row in rows if any(row["history"])) > len(rows) / 3
 
 
+def test_ids_are_text_in_all_tables(nights: Warehouse) -> None:
+    """The items table has integers. Tables can be joined on their ids without a cast."""
+    items = nights.spark.read.parquet(f"{nights.path('items')}/ds={SECOND}")
+    assert dict(items.dtypes)["item_id"] == "int"
+    tables = ("user_histories", "item_stats", "item_features", "item_versions", "positives", "samples")
+    types = {
+        (table, name): kind
+        for table in tables
+        for name, kind in nights.read(table, SECOND).dtypes
+        if name in ("user_id", "item_id")
+    }
+    assert len(types) == 8
+    assert set(types.values()) == {"string"}
+
+
 @pytest.mark.parametrize("ds", [FIRST, SECOND])
 def test_an_item_has_its_own_row_from_the_night_that_trains_on_it(nights: Warehouse, ds: str) -> None:
     nights_until = [night for night in (FIRST, SECOND) if night <= ds]
     clicked = {
         r["item_id"] for night in nights_until for r in rows_of(nights, "positives", night) if r["split"] == "train"
     }
-    own = {str(r["item_id"]): r["item_row"] == r["item_index"] for r in rows_of(nights, "item_features", ds)}
+    own = {r["item_id"]: r["item_row"] == r["item_index"] for r in rows_of(nights, "item_features", ds)}
     assert {item for item, seen in own.items() if seen} == clicked & set(own)
-    waiting = [r["item_row"] for r in rows_of(nights, "item_features", ds) if str(r["item_id"]) not in clicked]
+    waiting = [r["item_row"] for r in rows_of(nights, "item_features", ds) if r["item_id"] not in clicked]
     assert set(waiting) == {1}
     assert nights.require("item_features", ds, "").facts["schema"]["item"][0]["rows"]["hashed"] is False
 
@@ -120,7 +135,7 @@ def test_vectors_come_from_the_snapshots_and_are_zero_without_one(nights: Wareho
         expected = taste_of(number) if number < 20 else None
         assert row["user_taste"] == pytest.approx(expected or [0.0, 0.0])
     for row in rows_of(nights, "item_features", SECOND):
-        assert row["item_look"] == pytest.approx([row["item_id"] / 7, 0.0, 1.0])
+        assert row["item_look"] == pytest.approx([int(row["item_id"]) / 7, 0.0, 1.0])
 
 
 def test_context_is_that_of_the_row_and_null_is_default(nights: Warehouse) -> None:
@@ -237,8 +252,8 @@ def test_item_stats_count_the_window_and_the_written_rows(nights: Warehouse) -> 
 
 
 def test_an_item_is_absent_before_it_is_published(nights: Warehouse) -> None:
-    assert LATE_ITEM not in {row["item_id"] for row in rows_of(nights, "item_features", FIRST)}
-    assert LATE_ITEM in {row["item_id"] for row in rows_of(nights, "item_features", SECOND)}
+    assert str(LATE_ITEM) not in {row["item_id"] for row in rows_of(nights, "item_features", FIRST)}
+    assert str(LATE_ITEM) in {row["item_id"] for row in rows_of(nights, "item_features", SECOND)}
 
 
 @pytest.mark.slow

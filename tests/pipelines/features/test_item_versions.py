@@ -163,13 +163,13 @@ def test_log_q_counts_the_live_items_of_the_day(bootstrap: Warehouse) -> None:
 def test_only_versions_that_rows_can_see_are_written(bootstrap: Warehouse) -> None:
     """item_features has one row per item of the last snapshot; item_versions has versions that differ from the next one."""
     features = bootstrap.read("item_features", LAST).collect()
-    assert {r["item_id"] for r in features} == set(range(21)) - {GONE}
+    assert {int(r["item_id"]) for r in features} == set(range(21)) - {GONE}
     versions = bootstrap.read("item_versions", LAST).collect()
     clicked = {item for _, _, item, _, _ in clicks()}
-    assert {r["item_id"] for r in versions} <= clicked
+    assert {int(r["item_id"]) for r in versions} <= clicked
     last = {r["item_id"] for r in versions if r["valid_before"] == 99_999_999}
-    assert last == {GONE}
-    row = next(r for r in versions if r["item_id"] == GONE and r["snapshot"] == 20240302)
+    assert last == {str(GONE)}
+    row = next(r for r in versions if r["item_id"] == str(GONE) and r["snapshot"] == 20240302)
     assert row["item_row"] == row["item_index"], "the item has its own row of the embedding table"
     assert all(r["snapshot"] < r["valid_before"] for r in versions)
     values = {r["value"] for r in bootstrap.read("vocabularies", LAST).collect() if r["feature"] == "item.tags"}

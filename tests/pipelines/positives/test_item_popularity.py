@@ -48,9 +48,9 @@ def check(warehouse: Warehouse, ds: str) -> int:
     versions = warehouse.read("item_versions", ds).collect()
     for row in versions:
         day = f"{str(row['snapshot'])[:4]}-{str(row['snapshot'])[4:6]}-{str(row['snapshot'])[6:]}"
-        assert values(row) == pytest.approx(expected(row["item_id"], day)), row
+        assert values(row) == pytest.approx(expected(int(row["item_id"]), day)), row
     for row in warehouse.read("item_features", ds).collect():
-        assert values(row) == pytest.approx(expected(row["item_id"], ds)), row
+        assert values(row) == pytest.approx(expected(int(row["item_id"]), ds)), row
     return len(versions)
 
 
