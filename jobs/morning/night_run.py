@@ -26,7 +26,7 @@ def describe_night(context: Context, tracker: Tracker, failure: Failure | None =
     night = NightFiles(context)
     headline, tags = headline_of(night), tags_of(night)
     run.metrics(metrics_of(night))
-    run.tags(tags | {DESCRIPTION: description(night, headline, tracker.link_of(run), tracker.steps(run))})
+    run.tags(tags | {DESCRIPTION: description(night, headline, tracker.link_of(run.run_id), tracker.steps(run))})
     if night.release_id:
         row = night.evaluated.row(MODEL, night.k) if night.evaluated and night.evaluated.ds == night.ds else None
         of_version: dict[str, str] = {name: tags[name] for name in ("verdict", "gates") if name in tags}

@@ -19,12 +19,12 @@ from pipelines.storage.warehouse import Warehouse
 
 JOB, RECORD = "nightjar.job", "nightjar.record"
 DESCRIPTION = "mlflow.note.content"  # the tag with the description that the UI shows
-LONGEST_NAME = 200
+LONGEST_NAME, CHARTS = 200, "/model-metrics"
 
 
 @dataclass(frozen=True)
 class StepRun:
-    """The run of one job of a night, and its page in the UI."""
+    """The run of one job of a night, and its page in the UI. Of a training: its charts."""
 
     name: str
     link: str
@@ -164,11 +164,16 @@ class Tracker:
         """The runs of the jobs of a night, oldest first."""
         of_night = f"tags.`mlflow.parentRunId` = '{night.run_id}'"
         runs = self._client.search_runs([self.experiment], of_night, order_by=["attributes.start_time"])
-        return [StepRun(run.info.run_name, self.link_of(JobRun(self._client, run.info.run_id))) for run in runs]
+        return [
+            StepRun(
+                run.info.run_name, self.link_of(run.info.run_id, CHARTS if run.data.tags.get(JOB) == "train" else "")
+            )
+            for run in runs
+        ]
 
-    def link_of(self, run: JobRun) -> str:
-        """The page of a run, relative to the address of the UI."""
-        return f"#/experiments/{self.experiment}/runs/{run.run_id}"
+    def link_of(self, run_id: str, part: str = "") -> str:
+        """The page of a run, or a part of it, relative to the address of the UI."""
+        return f"#/experiments/{self.experiment}/runs/{run_id}{part}"
 
     def night_metrics(self, values: dict[str, float]) -> None:
         """Log metrics on the parent run."""
