@@ -109,18 +109,26 @@ def description(night: NightFiles, headline: Headline, link: str, steps: list[St
         parts += ["**Cause**", _listed(headline.causes)]
     if headline.remedies:
         parts += ["**Remedy**", _listed(headline.remedies)]
-    before = NightFiles(night.context.at(night.before))
-    rows, earlier = list(figures(night, night.evaluated)), dict(figures(before, _evaluated_before(night)))
-    table = [f"| Figure | {night.ds} | {before.ds} |", "|---|---|---|"]
-    table += [f"| {name} | {value} | {earlier.get(name, '-')} |" for name, value in rows]
-    parts.append("\n".join(table) if rows else "")
-    if evaluated := night.evaluated:
-        parts.append(f"Recall@{night.k} answers: {_asked(night, evaluated)}.")
+    parts.append(_table(night))
+    if night.evaluated:
+        parts.append(_asked(night, night.evaluated))
     if steps:
         parts.append("Steps: " + " · ".join(f"[{step.name}]({step.link})" for step in steps))
     if night.warehouse.exists(uri_of(night.warehouse, night.ds, PAGE)):
         parts.append(f"The whole night on one page: [{PAGE}]({link}/artifacts/{PAGE})")
     return "\n\n".join(part for part in parts if part)
+
+
+def _table(night: NightFiles) -> str:
+    """The key figures beside those of the night before, if there is one."""
+    before = NightFiles(night.context.at(night.before))
+    rows, earlier = list(figures(night, night.evaluated)), dict(figures(before, _evaluated_before(night)))
+    if not rows:
+        return ""
+    if not earlier:
+        return "\n".join([f"| Figure | {night.ds} |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
+    table = [f"| Figure | {night.ds} | {before.ds} |", "|---|---|---|"]
+    return "\n".join([*table, *(f"| {name} | {value} | {earlier.get(name, '-')} |" for name, value in rows)])
 
 
 def figures(night: NightFiles, evaluated: Evaluated | None) -> Iterator[tuple[str, str]]:
@@ -156,10 +164,12 @@ def _evaluated_before(night: NightFiles) -> Evaluated | None:
 
 
 def _asked(night: NightFiles, evaluated: Evaluated) -> str:
-    question = evaluated.facts.get("question", "")
-    if evaluated.ds == night.ds:
-        return f"{question} after {night.ds}, with the release of this night"
-    return f"{question} after {evaluated.ds}, with release {evaluated.release}; that of this night has no figure yet"
+    """The question that the recall answers, and the release that it is of."""
+    whose = "the release of this night"
+    if evaluated.ds != night.ds:
+        whose = f"release {evaluated.release}, because that of this night has no figure yet"
+    question = evaluated.facts.get("question", "the question is not recorded")
+    return f"Recall@{night.k} is of {whose}, after {evaluated.ds}: {question}."
 
 
 def _listed(lines: list[str]) -> str:

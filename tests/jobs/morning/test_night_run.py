@@ -72,7 +72,7 @@ def test_a_published_night_has_its_figures_in_groups_and_its_verdict_first(root:
     assert [row.split("|")[1].strip().partition(" ")[0] for row in rows[2:]] == [
         "Samples", "Training", "Recall@50", "Best", "Recall@50", "Gates",
     ]  # fmt: skip
-    assert "Recall@50 answers: positives of the next day, items new to the user after" in text
+    assert f"is of the release of this night, after {BEFORE}: positives of the next day, items new to the user." in text
     assert "before training" in rows[6]
     assert "[train: loss 5.7000](#/experiments/" in text
 
@@ -94,7 +94,10 @@ def test_the_newest_night_has_the_figure_of_the_release_before_it(root: Path) ->
     (run,) = described(root)
     assert run.data.tags["evaluated_night"] == BEFORE
     assert run.data.metrics["eval/recall_at_50"] == pytest.approx(0.42)
-    assert f"with release {release_at(root, BEFORE)}" in run.data.tags["mlflow.note.content"]
+    assert (
+        f"Recall@50 is of release {release_at(root, BEFORE)}, because that of this night has no figure yet"
+        in run.data.tags["mlflow.note.content"]
+    )
 
 
 def test_a_refused_night_says_cause_and_remedy_first(root: Path) -> None:
