@@ -19,6 +19,7 @@ from tests.browser import Browser, browser, mlflow_ui
 
 HERE = Path(__file__).resolve().parent
 WIDE, NARROW = 1400, 390  # pixels: a laptop, and a phone
+ASSISTANT = "[data-component-id='mlflow.assistant.chat_panel.close']"  # The UI opens this panel on its first visit.
 
 
 def main() -> int:
@@ -32,30 +33,56 @@ def main() -> int:
     store = tracking_uri(config, f"file://{warehouse}")
     args.output.mkdir(parents=True, exist_ok=True)
     with mlflow_ui(store) as ui, browser() as tab:
-        shoot_mlflow(tab, ui, store, config.tracking.experiment, args.output)
+        pages = Pages(tab, ui, MlflowClient(store), config.tracking.experiment, args.output)
+        for shoot in (pages.nights, pages.trend, pages.published, pages.refused, pages.models):
+            shoot()
         shoot_report(tab, warehouse, args.output)
     return 0
 
 
-def shoot_mlflow(tab: Browser, ui: str, store: str, experiment: str, output: Path) -> None:
-    """The table of nights, their charts, a published and a refused night, and the models."""
-    client = MlflowClient(store)
-    found = client.get_experiment_by_name(experiment)
-    if found is None:
-        sys.exit(f"{store} has no experiment {experiment}: run some nights first")
-    experiment_id = found.experiment_id
-    tab.open(nights_link(ui, experiment_id), "verdict", width=1700, height=420)
-    tab.screenshot(output / "nights.png")
-    tab.click("Chart view")
-    tab.wait_for("gates/passed")
-    tab.screenshot(output / "trend.png")
-    for name, verdict in (("published", "Published"), ("refused", "Refused")):
-        run = newest(client, experiment_id, verdict)
-        tab.open(f"{ui}/#/experiments/{experiment_id}/runs/{run.info.run_id}", verdict, width=WIDE, height=1250)
-        tab.screenshot(output / f"night-{name}.png")
-    models = f"{ui}/#/experiments/{experiment_id}/models?workflowType=machine_learning"
-    tab.open(models, "recall_at_", width=WIDE, height=420)
-    tab.screenshot(output / "models.png")
+class Pages:
+    """The pages of the MLflow UI."""
+
+    def __init__(self, tab: Browser, ui: str, client: MlflowClient, experiment: str, output: Path) -> None:
+        found = client.get_experiment_by_name(experiment)
+        if found is None:
+            sys.exit(f"there is no experiment {experiment}: run some nights first")
+        self._tab, self._ui, self._client, self._output = tab, ui, client, output
+        self._experiment = found.experiment_id
+
+    def nights(self) -> None:
+        """The table of nights, as the link of a night opens it."""
+        self._tab.open(nights_link(self._ui, self._experiment), "verdict", width=1800, height=460)
+        if self._tab.click(ASSISTANT):
+            self._tab.wait_for("verdict")
+        self._tab.screenshot(self._output / "nights.png")
+
+    def trend(self) -> None:
+        """The charts of the nights: one click from their table."""
+        self._tab.open(nights_link(self._ui, self._experiment), "verdict", width=WIDE, height=900)
+        self._tab.click("input[value=CHART]")
+        self._tab.wait_for("eval")
+        self._tab.screenshot(self._output / "trend.png")
+
+    def published(self) -> None:
+        """The newest published night."""
+        self._night("Published", "night-published.png")
+
+    def refused(self) -> None:
+        """The newest night that a gate refused."""
+        self._night("Refused", "night-refused.png")
+
+    def models(self) -> None:
+        """The logged models, one for each release."""
+        link = f"{self._ui}/#/experiments/{self._experiment}/models?workflowType=machine_learning"
+        self._tab.open(link, "recall_at_", width=1800, height=460)
+        self._tab.screenshot(self._output / "models.png")
+
+    def _night(self, verdict: str, name: str) -> None:
+        run = newest(self._client, self._experiment, verdict)
+        link = f"{self._ui}/#/experiments/{self._experiment}/runs/{run.info.run_id}"
+        self._tab.open(link, verdict, width=WIDE, height=1250)
+        self._tab.screenshot(self._output / name)
 
 
 def newest(client: MlflowClient, experiment_id: str, verdict: str) -> Any:

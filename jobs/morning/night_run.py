@@ -8,7 +8,7 @@ from jobs.morning.headline import BASELINES, Headline, change_of, headline_of, i
 from jobs.morning.night_files import Evaluated, NightFiles, own_evaluation
 from jobs.morning.record import PAGE, Failure, uri_of
 from jobs.night.margin import MODEL
-from jobs.night.night_metrics import evaluation_metrics
+from jobs.night.night_metrics import evaluation_metrics, rounded
 from jobs.tracking.tracker import DESCRIPTION, StepRun, Tracker
 
 BAD_USAGE = 2  # the exit code of a mistake in the command or the config, which is no night
@@ -59,7 +59,7 @@ def metrics_of(night: NightFiles) -> dict[str, float]:
     if night.verdict:
         refused = len(night.verdict.refused)
         values |= {"gates/passed": len(night.verdict.gates) - refused, "gates/refused": refused}
-    return values
+    return rounded(values)
 
 
 def _of_evaluation(night: NightFiles, evaluated: Evaluated) -> dict[str, float]:

@@ -7,6 +7,8 @@ from typing import Any
 from jobs.night.baselines import BASELINES
 from jobs.night.margin import MODEL, Margin
 
+DECIMALS = 4
+
 
 def evaluation_metrics(rows: Mapping[str, Mapping[str, Any]], k: int, margin: Margin | None) -> dict[str, float]:
     """Recall@k of the model with its interval, of the baselines, and the margin over the best of them.
@@ -22,4 +24,9 @@ def evaluation_metrics(rows: Mapping[str, Mapping[str, Any]], k: int, margin: Ma
         low = math.nan if margin.low is None else margin.low
         values |= {"eval/best_baseline": margin.baseline_recall, "eval/above_best_baseline": margin.difference}
         values["eval/above_best_baseline_low"] = low
-    return values
+    return rounded(values)
+
+
+def rounded(values: Mapping[str, float]) -> dict[str, float]:
+    """Values as a table shows them. The UI does not round; the runs of the steps have the exact values."""
+    return {name: round(value, DECIMALS) for name, value in values.items()}

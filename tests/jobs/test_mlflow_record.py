@@ -138,8 +138,8 @@ def test_the_evaluation_logs_its_question_and_the_margin_over_the_best_baseline(
     measured, night = record.jobs["evaluate"].data.metrics, record.night.data.metrics
     above = [measured[f"two_tower.recall_at_50.above_best_baseline{end}"] for end in (".low", "", ".high")]
     assert above == sorted(above)
-    assert night["eval/above_best_baseline"] == pytest.approx(above[1])
-    assert night["eval/recall_at_50"] - night["eval/best_baseline"] == pytest.approx(above[1])
+    assert night["eval/above_best_baseline"] == pytest.approx(above[1], abs=1e-4)
+    assert night["eval/recall_at_50"] - night["eval/best_baseline"] == pytest.approx(above[1], abs=2e-4)
 
 
 def test_the_run_of_a_night_has_its_verdict_and_figures_in_groups(record: Record, nightly_run: NightlyRun) -> None:

@@ -68,6 +68,7 @@ def test_the_saved_view_has_ten_columns_and_only_nights() -> None:
     columns = ["Run name", "Created", "Duration", *view["selectedColumns"]]  # The UI always shows the first three.
     assert {"tags.`verdict`", "metrics.`eval/recall_at_20`", "tags.`gates`", "tags.`release_id`"} < set(columns)
     assert len(columns) == 11
+    assert view["columnOrder"] == [*view["selectedColumns"], "duration"], "the UI ignores widths without an order"
     assert view["searchFilter"] == "tags.`nightjar.night` LIKE '%'"
 
 
