@@ -9,7 +9,7 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from jobs.tracking.job_run import JobRun
 
 SECONDS = 10.0  # between two measurements, unless MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL says otherwise
-logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)
+logging.getLogger("mlflow.system_metrics").setLevel(logging.CRITICAL)  # It logs the errors that it suppresses.
 
 
 @contextmanager
