@@ -21,6 +21,10 @@ ANCHORS = {
     "popularity": "Popularity", "training": "Training", "index": "Index", "config": "Config", "users": "Users",
     "items": "Items",
 }  # fmt: skip
+FLOW = (
+    recall_section, trend_section, gates_section, config_section, index_section, inputs_section, samples_section,
+    popularity_section, training_section,
+)  # fmt: skip
 NO_RESOURCES = "default-src 'none'; style-src 'unsafe-inline'"  # nothing is loaded, and no script runs
 
 
@@ -54,10 +58,7 @@ def page(context: Context) -> str:
         "main",
         _header(night, verdict),
         element("nav", *(element("a", name, href=f"#{anchor}") for anchor, name in ANCHORS.items())),
-        _columns(recall_section(night), trend_section(night)),
-        _columns(gates_section(night), joined([config_section(night), index_section(night)])),
-        inputs_section(night),
-        _columns(samples_section(night), joined([popularity_section(night), training_section(night)])),
+        element("div", *(section_of(night) for section_of in FLOW), class_="flow"),
         users_section(night),
         items_section(night),
         _footer(night),
@@ -84,14 +85,9 @@ def local_if_possible(context: Context) -> Warehouse:
     return LocalWarehouse(root.removeprefix("file://")) if root.startswith("file:///") else context.warehouse
 
 
-def _columns(*parts: Markup) -> Markup:
-    """Two columns on a wide screen. A part of several sections is one column."""
-    return element("div", *(element("div", part) for part in parts), class_="columns")
-
-
 def _header(night: NightFiles, verdict: Headline) -> Markup:
-    weekday = date.fromisoformat(night.ds).strftime("%A")
-    day = element("p", f"Night of {weekday}, {night.ds} ", element("span", verdict.badge, class_="badge"), class_="day")
+    weekday = date.fromisoformat(night.ds).strftime("%a")
+    day = element("p", f"Night of {weekday} {night.ds} ", element("span", verdict.badge, class_="badge"), class_="day")
     causes = _alarm("Cause", verdict.causes) if verdict.causes else None
     remedies = _alarm("Remedy", verdict.remedies, "warn") if verdict.remedies else None
     margin = night.evaluated.margin if night.evaluated else None

@@ -37,9 +37,9 @@ overflow-wrap:anywhere}
 .tiles small{display:block;font-size:11.5px;font-weight:400;color:var(--soft)}
 nav{display:flex;flex-wrap:wrap;gap:2px 14px;margin:0 2px 14px;font-size:13px}
 a{color:var(--model);text-decoration:none}a:hover{text-decoration:underline}
-.columns{display:grid;gap:0 14px;grid-template-columns:minmax(0,1fr)}
 .cards{display:grid;gap:10px;grid-template-columns:minmax(0,1fr)}
-@media (min-width:820px){main{padding:22px}.columns,.cards{grid-template-columns:repeat(2,minmax(0,1fr))}
+@media (min-width:820px){main{padding:22px}.cards{grid-template-columns:repeat(2,minmax(0,1fr))}
+.flow{columns:2;column-gap:14px}.flow>section{break-inside:avoid}
 section,.verdict{padding:20px}h1{font-size:22px}}
 .scroll{overflow-x:auto;margin:0 -4px 8px}
 table{border-collapse:collapse;width:100%;font-size:13.5px}
