@@ -106,6 +106,12 @@ def test_a_tuned_peer_recommends_what_similar_users_have(peer: search.Peer) -> N
     assert (lists[1, 0], lists[3, 0]) == (2, 5)
 
 
+def test_a_smoke_run_limits_the_items_of_ease() -> None:
+    found = search.tune(ease.Ease(), question(EVENTS), seconds=0.0, most_items=2)
+    assert found["setting"]["items"] == 2
+    assert "items" not in search.tune(Popularity(), question(EVENTS), seconds=0.0, most_items=2)["setting"]
+
+
 def test_a_search_stops_a_fit_whose_epochs_no_longer_help() -> None:
     asked = question(EVENTS)
 

@@ -27,6 +27,7 @@ from pipelines.session import open_session
 from pipelines.storage.locks import locked
 from pipelines.storage.warehouse import Warehouse
 
+SMOKE_ITEMS = 1000  # of EASE, whose fit takes a minute for 10,000
 Run = tuple[Variant, int, Config]  # with the config of the night, whose seed is that of the tables
 
 
@@ -205,7 +206,10 @@ class PeerRun:
             path = self.store.setting_file(self.world, self.peer)
             path.parent.mkdir(parents=True, exist_ok=True)
             staging = path.with_name(f"_half-{path.name}")
-            self._call("tune", ds, staging, "--seconds", str(60 * self.options.minutes))
+            flags = ["--seconds", str(60 * self.options.minutes)]
+            if self.options.smoke:
+                flags += ["--most-items", str(SMOKE_ITEMS)]
+            self._call("tune", ds, staging, *flags)
             chosen = json.loads(staging.read_text()) | {"night": ds, "minutes": self.options.minutes}
             path.write_text(json.dumps(chosen, indent=1))
             staging.unlink()

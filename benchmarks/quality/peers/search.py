@@ -53,10 +53,11 @@ def recall(question: Question, lists: np.ndarray) -> float:
     return float(np.nanmean(metrics["recall"]))
 
 
-def tune(peer: Peer, past: Question, seconds: float, seed: int = 1) -> dict[str, Any]:
+def tune(peer: Peer, past: Question, seconds: float, seed: int = 1, most_items: int | None = None) -> dict[str, Any]:
     """Try settings in turn until the time is over, at least one. Returns the best one, and everything that was tried.
 
-    Epochs and other results of one fit are tried until PATIENCE of them are no better.
+    Epochs and other results of one fit are tried until PATIENCE of them are no better. `most_items`: at most so many items
+    for settings that limit them, because a fit cannot be stopped.
     """
     started = time.perf_counter()
     tail = validation_tail(past)
@@ -68,6 +69,8 @@ def tune(peer: Peer, past: Question, seconds: float, seed: int = 1) -> dict[str,
     for setting in peer.settings(tail):
         if over():
             break
+        if most_items and "items" in setting:
+            setting = setting | {"items": min(setting["items"], most_items)}
         best, worse = -1.0, 0
         for final, lists in peer.rankings(tail, setting, seed, last=False):
             tried.append({"setting": final, "recall": recall(tail, lists)})
@@ -100,12 +103,14 @@ def main() -> None:
     flags.add_argument("past", type=Path)
     flags.add_argument("out", type=Path)
     flags.add_argument("--seconds", type=float, default=600)
+    flags.add_argument("--most-items", type=int)
     flags.add_argument("--setting", type=json.loads, default={})
     flags.add_argument("--seed", type=int, default=1)
     options = flags.parse_args()
     peer, past = load_peer(options.peer), Question.load(options.past)
     if options.step == "tune":
-        options.out.write_text(json.dumps(tune(peer, past, options.seconds, options.seed), indent=1))
+        found = tune(peer, past, options.seconds, options.seed, options.most_items)
+        options.out.write_text(json.dumps(found, indent=1))
     else:
         np.savez_compressed(options.out, lists=rank(peer, past, options.setting, options.seed).astype(np.int32))
 
