@@ -99,9 +99,9 @@ def shoot_report(tab: Browser, warehouse: Path, output: Path) -> None:
     published = [page for page in pages if "Published" in page.read_text()] or pages
     if not published:
         sys.exit(f"{warehouse} has no report.html")
-    for name, width in (("wide", WIDE), ("narrow", NARROW)):
+    for name, width, most in (("wide", WIDE, 1300), ("narrow", NARROW, 1440)):
         tab.open(published[-1].as_uri(), "Recall", width=width, height=900)
-        tab.screenshot(output / f"report-{name}.png", whole_page=True, most=2400)
+        tab.screenshot(output / f"report-{name}.png", whole_page=True, most=most)
 
 
 if __name__ == "__main__":
