@@ -155,6 +155,12 @@ def test_a_second_run_skips_every_step(nightly_run: NightlyRun) -> None:
     before = nightly_run.current()
     output = nightly_run.run("nightly", "--from", FIRST, "--to", SECOND, *BOOTSTRAP)
     assert output.count("already done") == 10
+    steps = re.findall(r"INFO +train (\S+): (starts|done)(?: in \d+\.\d s| \(step 3 of 5\))\n", output)
+    assert steps == [(FIRST, "starts"), (FIRST, "done"), (SECOND, "starts"), (SECOND, "done")]
+    *_, table, verdict, links = output.strip().split("\n\n")
+    assert [line.split()[0] for line in table.splitlines()] == ["night", FIRST, SECOND]
+    assert verdict.startswith(f"Published. Release {before}")
+    assert links.endswith("/reports/nights.html")
     assert nightly_run.current() == before
     client = MlflowClient(nightly_run.tracking_uri)
     experiment = client.get_experiment_by_name("nightjar").experiment_id
