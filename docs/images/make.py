@@ -81,7 +81,7 @@ class Pages:
     def _night(self, verdict: str, name: str) -> None:
         run = newest(self._client, self._experiment, verdict)
         link = f"{self._ui}/#/experiments/{self._experiment}/runs/{run.info.run_id}"
-        self._tab.open(link, verdict, width=WIDE, height=1250)
+        self._tab.open(link, verdict, width=WIDE, height=925)
         self._tab.screenshot(self._output / name)
 
 
