@@ -32,7 +32,7 @@ class Registry:
         tags = {RELEASE: manifest["release_id"], "ds": manifest["ds"], "uri": uri}
         params = {name: str(manifest[name]) for name in ("items", "dim", "lineage")}
         params |= {f"index.{name}": str(value) for name, value in manifest["index"].items()}
-        model = self._unfinished(experiment, tags[RELEASE], run_id) or self._client.create_logged_model(
+        model = self._logged_before(experiment, tags[RELEASE], run_id) or self._client.create_logged_model(
             experiment, tags[RELEASE], source_run_id=run_id, tags=tags, params=params, model_type="two_tower"
         )
         with tempfile.TemporaryDirectory(prefix="nightjar-version-") as folder:
@@ -40,7 +40,7 @@ class Registry:
             Path(folder, "release", "release.json").write_text(json.dumps(manifest, indent=1, sort_keys=True))
             self._client.log_model_artifacts(model.model_id, str(Path(folder, "release")))
         self._client.finalize_logged_model(model.model_id, "READY")
-        self._client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0)])
+        self._link(run_id, model.model_id)
         self._create_registered_model()
         version = self._client.create_model_version(
             self._name, source=model.artifact_location, run_id=run_id, tags=tags | {MODEL_ID: model.model_id},
@@ -48,10 +48,16 @@ class Registry:
         )  # fmt: skip
         return str(version.version)
 
-    def _unfinished(self, experiment: str, release_id: str, run_id: str) -> Any:
-        """The logged model that a killed process of the same night has left for a release, or None."""
+    def _logged_before(self, experiment: str, release_id: str, run_id: str) -> Any:
+        """The logged model of a release that was published before by the same night, perhaps by a process that was killed."""
         found = self._client.search_logged_models([experiment], filter_string=f"name = '{release_id}'")
         return next((model for model in found if model.source_run_id == run_id), None)
+
+    def _link(self, run_id: str, model_id: str) -> None:
+        """Make a model an output of a run. MLflow refuses to do so twice."""
+        outputs = self._client.get_run(run_id).outputs
+        if model_id not in {output.model_id for output in (outputs.model_outputs if outputs else ())}:
+            self._client.log_outputs(run_id, [LoggedModelOutput(model_id, 0)])
 
     def _create_registered_model(self) -> None:
         try:
