@@ -20,6 +20,9 @@ from urllib.request import urlopen
 
 import aiohttp
 
+# MLflow opens this panel over the right third of the window on the first visit of a browser.
+ASSISTANT = "[data-component-id='mlflow.assistant.chat_panel.close']"
+
 
 class Browser:
     """One tab. `browser` opens and closes it."""
@@ -36,9 +39,13 @@ class Browser:
         self.wait_for(text, seconds)
 
     def wait_for(self, text: str, seconds: float = 60) -> None:
-        """Wait until the page shows `text`, and then until it stops changing. Raises AssertionError if it does not."""
+        """Wait until the page shows `text`, and then until it stops changing. Raises AssertionError if it does not.
+
+        Closes the panel of MLflow's assistant, which covers the last columns.
+        """
         deadline, before = time.monotonic() + seconds, ""
         while True:
+            self.click(ASSISTANT)
             now = self.text()
             if text in now and now == before:
                 return
@@ -55,7 +62,8 @@ class Browser:
         """Click the first element that a CSS selector selects. Returns whether there is one."""
         found = f"document.querySelector({json.dumps(selector)})"
         clicked = bool(self._evaluate(f"{found} ? ({found}.click(), true) : false"))
-        time.sleep(1)
+        if clicked:
+            time.sleep(1)
         return clicked
 
     def screenshot(self, path: Path, *, whole_page: bool = False, most: int = 4000) -> None:
@@ -102,8 +110,10 @@ def browser() -> Iterator[Browser]:
         )
         try:
             session, tab = loop.run_until_complete(_connected(_port(process)))
-            yield Browser(loop, tab)
-            loop.run_until_complete(session.close())
+            try:
+                yield Browser(loop, tab)
+            finally:
+                loop.run_until_complete(session.close())
         finally:
             process.terminate()
             with suppress(subprocess.TimeoutExpired):

@@ -19,7 +19,6 @@ from tests.browser import Browser, browser, mlflow_ui
 
 HERE = Path(__file__).resolve().parent
 WIDE, NARROW = 1400, 390  # pixels: a laptop, and a phone
-ASSISTANT = "[data-component-id='mlflow.assistant.chat_panel.close']"  # The UI opens this panel on its first visit.
 
 
 def main() -> int:
@@ -53,8 +52,6 @@ class Pages:
     def nights(self) -> None:
         """The table of nights, as the link of a night opens it."""
         self._tab.open(nights_link(self._ui, self._experiment), "verdict", width=1800, height=460)
-        if self._tab.click(ASSISTANT):
-            self._tab.wait_for("verdict")
         self._tab.screenshot(self._output / "nights.png")
 
     def trend(self) -> None:
