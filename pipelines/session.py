@@ -46,6 +46,8 @@ DEFAULTS = {
     "spark.sql.maxConcurrentOutputFileWriters": "32",
     # Persisted frames are read only a few times within a step, so compression does not pay.
     "spark.sql.inMemoryColumnarStorage.compressed": "false",
+    # The next night of a session reuses what a night compiled, which is more than the 100 classes that Spark keeps by default.
+    "spark.sql.codegen.cache.maxEntries": "3000",
     # Exchange rows with Python in Arrow batches. Each batch is in memory once in the JVM and once in Python.
     "spark.sql.execution.arrow.pyspark.enabled": "true",
     "spark.sql.execution.arrow.maxRecordsPerBatch": "20000",

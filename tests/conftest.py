@@ -14,7 +14,7 @@ from xdist.scheduler import LoadFileScheduling
 from pipelines.session import open_session
 from pipelines.storage.warehouse import Warehouse
 from tests.jobs.nightly_run import BOOTSTRAP, FIRST, SECOND, NightlyRun
-from tests.joining import COMPILED, chosen_joins
+from tests.joining import chosen_joins
 from tests.two_nights import run_nights, write_inputs
 
 # Most JVMs of the tests live for seconds and share two cores: the optimizing compiler would cost more than it saves.
@@ -58,9 +58,7 @@ def spark() -> Iterator[SparkSession]:
     """A session on two cores with four shuffle partitions, so that the order of rows differs between runs."""
     session = open_session(
         "nightjar-tests",
-        {"spark.master": "local[2]", "spark.sql.shuffle.partitions": "4", "spark.driver.memory": "2g"}
-        | COMPILED
-        | chosen_joins(),
+        {"spark.master": "local[2]", "spark.sql.shuffle.partitions": "4", "spark.driver.memory": "2g"} | chosen_joins(),
     )
     yield session
     session.stop()

@@ -19,7 +19,6 @@ import yaml
 
 from tests.documented_commands import ROOT, adapted
 from tests.jobs.job_server import JobServer
-from tests.joining import COMPILED
 
 SMALL = {
     "simulation": {"users": 200, "items": 400, "requests_per_user": 1.5}
@@ -27,7 +26,7 @@ SMALL = {
     "samples": {"row_group_rows": 128, "trainers": 2},
     "training": {"batch_size": 128, "epochs": 2, "bootstrap_epochs": 3, "embedding_learning_rate": 0.02},
     "evaluation": {"days": 1, "ks": [10, 50], "simulated_truth": True, "bootstrap_samples": 50},
-    "spark": {"spark.sql.shuffle.partitions": 2, "spark.driver.memory": "2g"} | COMPILED,
+    "spark": {"spark.sql.shuffle.partitions": 2, "spark.driver.memory": "2g"},
 }
 SERVER = re.compile(r"\bmlflow (models serve|ui)\b")
 JOB = re.compile(r"python -m jobs\.(?!report)(\w+) (.*)")  # `report` starts no Spark, and may open a browser

@@ -19,8 +19,6 @@ SHUFFLED = {
     "spark.sql.codegen.wholeStage": "false",
     "spark.sql.codegen.factoryMode": "NO_CODEGEN",
 }
-# The second night of a JVM reuses the code that was compiled for the first one. By default Spark keeps 100 classes.
-COMPILED = {"spark.sql.codegen.cache.maxEntries": "3000"}
 
 
 def chosen_joins() -> dict[str, str]:
