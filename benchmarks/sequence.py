@@ -5,7 +5,8 @@
                                 2 heads, length 50, and 128 users per step, on the same cores. RecTools has its default loss,
                                 softmax over the catalogue, with 5,000 items. With 100,000 items it has the faster of gBCE and
                                 sampled softmax, with 256 negatives. Ours has its default loss and four easy negatives per
-                                positive, which a step shares
+                                positive, of which a step shares at most 2,048 (loss.shared_negatives), besides 6,400
+                                in-batch positives
     sequence_over_pooled        seconds of an epoch of the sequence tower on packed rows / seconds of an epoch of dssm with a
                                 mean-pooled history on unpacked rows. Same positives, history of 50, batch of 4,096 positives
 
@@ -25,7 +26,7 @@ import pyarrow.parquet as pq
 
 from benchmarks import night
 from benchmarks.support import peer_python, say
-from model.config import ModelConfig
+from model.config import LossConfig, ModelConfig
 from model.data.petastorm_reader import SampleFile
 from model.training.launch import launch
 from model.training.spec import TrainingSpec
@@ -35,6 +36,7 @@ from pipelines.contract.schema import FeatureSchema
 PEER = "rectools[torch]==0.19.0"
 USERS, LENGTH, WIDTH, BLOCKS, HEADS, USERS_PER_STEP = 4000, 50, 64, 2, 2, 128
 CATALOGUES = {5_000: [("softmax", 1)], 100_000: [("gBCE", 256), ("sampled_softmax", 256)]}  # the peer's losses by size
+SHARED = 2048  # of the 25,600 easy negatives of a step: docs/losses.md
 KINDS = (UNIFORM, UNIFORM, POPULARITY, POPULARITY)
 EPOCHS = 3  # the first of them warms up
 
@@ -94,7 +96,13 @@ def write(folder: Path, rows: dict[str, np.ndarray], positives_per_row: int) -> 
 
 
 def spec_of(
-    folder: Path, items: int, files: list[SampleFile], model: ModelConfig, pack: int | None, **training: Any
+    folder: Path,
+    items: int,
+    files: list[SampleFile],
+    model: ModelConfig,
+    pack: int | None,
+    shared: int | None = None,
+    **training: Any,
 ) -> TrainingSpec:
     """A training on these files."""
     catalogue = night.write_items(folder / "items", items)
@@ -105,6 +113,7 @@ def spec_of(
         item_stats=catalogue[1],
         negatives=len(KINDS),
         model=model,
+        loss=LossConfig(shared_negatives=shared),
         training=night.TrainingConfig(**training),
         seed=night.SEED,
         epochs=EPOCHS,
@@ -138,7 +147,8 @@ def sequence_over_rectools(folder: Path, options: argparse.Namespace) -> Figure:
     for items, losses in CATALOGUES.items():
         events_US = events(users, items)
         files = write(folder / f"{items}", packed_rows(events_US, items), LENGTH)
-        spec = spec_of(folder / f"{items}", items, files, _sequence(), LENGTH, batch_size=USERS_PER_STEP * LENGTH)
+        size = USERS_PER_STEP * LENGTH
+        spec = spec_of(folder / f"{items}", items, files, _sequence(), LENGTH, SHARED, batch_size=size)
         order = np.tile(np.arange(LENGTH + 1), users)
         path = folder / f"{items}.npz"
         np.savez(path, users=np.repeat(np.arange(users), LENGTH + 1), items=events_US.ravel(), order=order)

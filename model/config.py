@@ -129,11 +129,22 @@ class LossConfig(StrictModel):
         description="logQ correction. Without it, popular items are pushed down because they are sampled often. pointwise, "
         "hinge and logistic: any value except none weights each shared candidate by 1 / expected count.",
     )
+    lift: bool = Field(
+        False,
+        description="Add the log of each item's share of the positives to its logit in training. The vectors then learn how "
+        "much likelier a user takes an item than everybody does (lift), and not popularity, which the recency prior adds in "
+        "a release: log p(item | user) = lift + log p(item). Needs `prior`.",
+    )
     frequencies: Literal["exact", "streaming"] = Field(
         "exact",
         description="Frequencies of in-batch positives. exact: counted in the samples; streaming: estimated from the batches.",
     )
     streaming: StreamingConfig = StreamingConfig()
+    shared_negatives: PositiveInt | None = Field(
+        None,
+        description="Largest number of uniform and popularity negatives that a step compares its rows with. If its rows have "
+        "more, a step uses this many of them. The in-batch positives come on top; null: all.",
+    )
     margin: PositiveFloat = Field(
         1.0, description="For hinge, in logits: a difference of margin x temperature in cosines."
     )
@@ -321,8 +332,8 @@ class PriorConfig(StrictModel):
     beta: list[NonNegativeFloat] = Field(
         [0.0, 0.25, 0.5, 1.0, 2.0],
         min_length=1,
-        description="Strengths to try: factors of log p_recent in the score. A larger one is chosen only if its gain on the "
-        "held-out events is certain. [0]: no prior.",
+        description="Strengths to try: factors of log p_recent in the score. Another one than the smallest (with loss.lift: "
+        "than the one nearest to 1) is chosen only if its gain on the held-out events is certain. [0]: no prior.",
     )
     half_life_days: list[PositiveFloat] = Field(
         [3.0, 7.0, 14.0, 30.0], min_length=1, description="Half-lives of the counts to try, in days."

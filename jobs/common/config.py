@@ -187,6 +187,11 @@ class Config(StrictModel):
         """`prior`, or None if its only strength is 0: releases are then as without it."""
         return self.prior if self.prior and self.prior.is_on else None
 
+    @property
+    def expected_beta(self) -> float:
+        """The strength of the prior without evidence for another one: a model of lift lacks exactly log p(item)."""
+        return 1.0 if self.loss.lift else 0.0
+
     def hash_of(self, *sections: str) -> str:
         """A digest of some sections and the seed: the parts of the config that determine a step's output."""
         dump = self.model_dump(mode="json")

@@ -126,11 +126,14 @@ def _prior(config: Sections) -> Iterator[str]:
     """The recency prior needs events that training does not use, and counts of more than one day."""
     prior, positives = config.prior_in_use, config.positives
     if prior is None:
+        if config.loss.lift:
+            yield "loss.lift: leaves popularity out of the vectors, and no prior adds it: set prior: {}, or loss.lift: false"
         return
-    if not positives.valid_hours:
+    choices = len([beta for beta in prior.beta if beta]) * len(prior.half_life_days) + (0.0 in prior.beta)
+    if choices > 1 and not positives.valid_hours:
         yield (
             "prior: is chosen on the held-out events of the night, and positives.valid_hours = 0 holds none out: set "
-            "positives.valid_hours, or set prior: null"
+            "positives.valid_hours, list one prior.beta and one prior.half_life_days, or set prior: null"
         )
     if positives.window_days < 2:
         yield (

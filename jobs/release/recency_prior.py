@@ -19,7 +19,7 @@ from jobs.release.heldout import events_of, held_out_since
 from jobs.release.release_id import PRIORS
 from jobs.release.store import find_release
 from jobs.tracking.job_run import JobRun
-from model.evaluation.prior_grid import choose, grid_points
+from model.evaluation.prior_grid import choose, expected_point, grid_points
 from model.evaluation.release_recall import HeldOutEvents, user_columns_of
 from model.io.urls import read_columns
 from model.serving.embed import embed_users, history_catalogue
@@ -147,6 +147,7 @@ def _asked(context: Context) -> Facts | None:
         "beta": prior.beta,
         "half_lives": prior.half_life_days,
         "unseen_count": prior.unseen_count,
+        "expected_beta": config.expected_beta,
         "as_of": context.ds,
         "valid_hours": config.positives.valid_hours,
         "new_items_only": config.evaluation.new_items_only,
@@ -197,15 +198,16 @@ def _choice(context: Context, model: Manifest, asked: Facts, since: str | None, 
     choice |= {"recall_at": asked["recall_at"], "note": None}
     if events is None or users < asked["least_users"]:
         choice["note"] = (
-            f"the smallest beta, because {users} users have held-out events, fewer than gates.least_users = "
+            f"the expected beta, because {users} users have held-out events, fewer than gates.least_users = "
             f"{asked['least_users']}"
         )
-        chosen = points[0]
+        chosen = expected_point(points, asked["expected_beta"])
         choice["grid"] = [{**point._asdict(), "recall": None, "certain_gain": None} for point in points]
     else:
         grid = Grid(points, asked["half_lives"], temperature, asked["unseen_count"])
         hits = _hits(context, model, events, grid, counts)
-        chosen, measured = choose(points, hits, events.owners_B, asked["bootstrap_samples"], asked["seed"])
+        settings = asked["bootstrap_samples"], asked["seed"], asked["expected_beta"]
+        chosen, measured = choose(points, hits, events.owners_B, *settings)
         choice["grid"] = [asdict(point) for point in measured]
     return {
         **chosen._asdict(),

@@ -22,7 +22,7 @@ from jobs.release.heldout import events_of, held_out_since
 from jobs.tuning.judged_users import Ints, JudgedUsers, pairs
 from model.config import PriorConfig
 from model.data.catalogue import Catalogue
-from model.evaluation.prior_grid import Targets, choose, count_better, excluded_pairs, grid_points
+from model.evaluation.prior_grid import Targets, choose, count_better, excluded_pairs, expected_point, grid_points
 from model.evaluation.ranking_metrics import ranking_metrics, top_k
 from model.evaluation.release_recall import HeldOutEvents, user_columns_of
 from model.io.arrow import to_arrays
@@ -125,7 +125,7 @@ class Judge:
         grid = Grid(
             grid_points(prior.beta, prior.half_life_days), prior.half_life_days, temperature, prior.unseen_count
         )
-        point, events = grid.points[0], data.events
+        point, events = expected_point(grid.points, config.expected_beta), data.events
         if events is not None and few:
             events = _first(events, FEW)
         if events is not None and events.users >= gates.least_users:
@@ -137,7 +137,9 @@ class Judge:
             targets = Targets(users_Bd, taken_B, vectors_Md[place_B], bonus_GM[:, place_B], excluded)
             better_GB = count_better(targets, self.items.index_M, vectors_Md, bonus_GM)
             hits_GB = (better_GB < gates.recall_at) & (self.items.index_M[place_B] == taken_B)
-            point, _ = choose(grid.points, hits_GB, events.owners_B, gates.bootstrap_samples, config.seed)
+            point, _ = choose(
+                grid.points, hits_GB, events.owners_B, gates.bootstrap_samples, config.seed, config.expected_beta
+            )
         column = prior.half_life_days.index(point.half_life_days) if point.half_life_days else 0
         return bonus_of(data.recent_MH[:, column], point.beta, temperature, prior.unseen_count)
 

@@ -55,6 +55,12 @@ def grid_points(betas: Sequence[float], half_lives: Sequence[float]) -> list[Gri
     ]
 
 
+def expected_point(points: Sequence[GridPoint], expected_beta: float) -> GridPoint:
+    """The point to use without held-out events: the beta nearest to the expected one, with the longest half-life."""
+    nearest = min((point.beta for point in points), key=lambda beta: (abs(beta - expected_beta), beta))
+    return [point for point in points if point.beta == nearest][-1]
+
+
 def excluded_pairs(items_B: Ints, excluded: Sequence[Ints] | None) -> tuple[Ints, Ints]:
     """`Targets.excluded` of events that take `items_B` and leave out the items in `excluded`."""
     rows = np.arange(len(items_B))
@@ -85,19 +91,24 @@ def count_better(targets: Targets, items_n: Ints, vectors_nd: Floats, bonus_Gn: 
 
 
 def choose(
-    points: Sequence[GridPoint], hits_GB: npt.NDArray[np.bool_], owners_B: Ints, samples: int, seed: int
+    points: Sequence[GridPoint],
+    hits_GB: npt.NDArray[np.bool_],
+    owners_B: Ints,
+    samples: int,
+    seed: int,
+    expected_beta: float = 0.0,
 ) -> tuple[GridPoint, list[MeasuredPoint]]:
     """The chosen point, and the measurement of every point in the order of the grid.
 
     Of each beta, the half-life with the highest recall is compared; equal ones: the longest, which is the steadiest. From
-    the smallest beta on, a larger one replaces the chosen one only if its gain in recall is certain (97.5%, paired
-    bootstrap over users). So ties and uncertain gains leave the smaller beta.
+    the beta nearest to `expected_beta` on, one further away replaces the chosen one only if its gain in recall is certain
+    (97.5%, paired bootstrap over users). So ties and uncertain gains leave the nearer beta.
     """
     by_user = [RecallResult(hits.astype(np.float64), owners_B, 0.0).by_user() for hits in hits_GB]
     recalls = [float(values.mean()) for values in by_user]
     gains: dict[int, float] = {}
     chosen: int | None = None
-    for beta in dict.fromkeys(point.beta for point in points):
+    for beta in sorted({point.beta for point in points}, key=lambda beta: (abs(beta - expected_beta), beta)):
         best = max(
             (number for number, point in enumerate(points) if point.beta == beta),
             key=lambda number: (recalls[number], points[number].half_life_days or 0.0),

@@ -19,7 +19,9 @@ from torch import Tensor
 
 from model.data.item_versions import Versions
 from pipelines.contract.indices import DEFAULT, PADDING
-from pipelines.contract.negative_kinds import COARSE, FINE, MINED, POPULARITY, UNIFORM
+from pipelines.contract.negative_kinds import COARSE, FINE, MINED, NONE, POPULARITY, UNIFORM
+
+SPREAD = 2_654_435_761  # Knuth's multiplicative hash: 2**32 divided by the golden ratio
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,20 @@ class StepCandidates:
                     hard_BK=self.hard_BK[block],
                 ),
             )
+
+
+def with_most_easy(batch: BatchRows, most: int | None) -> BatchRows:
+    """The batch with at most so many easy negatives; None: all. The others get kind NONE.
+
+    The choice depends only on their places in the batch, so it is the same on every rank. It is spread over all kinds.
+    """
+    easy_E = _is_easy(batch.kinds).flatten().nonzero().squeeze(1)
+    if most is None or len(easy_E) <= most:
+        return batch
+    spread_E = torch.arange(len(easy_E), device=easy_E.device) * SPREAD % 2**32
+    left_out_E = easy_E[spread_E.argsort()[most:]]
+    kinds = batch.kinds.flatten().index_fill(0, left_out_E, NONE).view_as(batch.kinds)
+    return replace(batch, kinds=kinds)
 
 
 def collect_candidates(
@@ -147,13 +163,17 @@ def _own_hard(batch: BatchRows, local: BatchRows, history_BL: Tensor | None) -> 
     return hard_BK.masked_fill(excluded_BK, PADDING), int(excluded_BK.sum())
 
 
+def _is_easy(kinds_GK: Tensor) -> Tensor:
+    return (kinds_GK == UNIFORM) | (kinds_GK == POPULARITY)
+
+
 def _is_hard(kinds_GK: Tensor) -> Tensor:
     return (kinds_GK == COARSE) | (kinds_GK == FINE) | (kinds_GK == MINED)
 
 
 def _entered(batch: BatchRows, versions: Versions, positives_once: bool) -> tuple[Tensor, Tensor]:
     """[U] distinct rows of the catalogue that entered the shared set, sorted, and how often each entered, as float."""
-    easy_GK = (batch.kinds == UNIFORM) | (batch.kinds == POPULARITY)
+    easy_GK = _is_easy(batch.kinds)
     positives = versions.rows(batch.items, batch.snapshots)
     easy = versions.rows(batch.negatives, _column(batch.snapshots))[easy_GK]
     shares_P = None

@@ -8,6 +8,7 @@ import torch
 
 from model.data.catalogue import Catalogue, SamplingProbabilities
 from model.data.petastorm_reader import plan_files
+from model.data.popularity import read_log_popularity
 from model.distributed.collectives import world_size
 from model.loss.self_supervision import SelfSupervision, require_views
 from model.loss.streaming_frequency import FrequencyEstimator
@@ -39,7 +40,8 @@ def build_step(spec: TrainingSpec) -> RetrievalStep:
         q = SamplingProbabilities.read(spec.features, spec.item_stats)
     catalogue = Catalogue.read(spec.features, spec.item_features, training.catalogue_memory_mb, spec.item_versions)
     supervision = _build_self_supervision(spec, towers, catalogue)
-    step = RetrievalStep(towers, catalogue, q, spec.loss, _build_frequency(spec, before), supervision)
+    popularity = read_log_popularity(spec.features, spec.item_stats) if spec.loss.lift else None
+    step = RetrievalStep(towers, catalogue, q, spec.loss, _build_frequency(spec, before), supervision, popularity)
     if before and spec.loss.learned_temperature:
         step.log_temperature.data.fill_(math.log(before["result"]["temperature"]))
         step.limit_temperature()

@@ -15,7 +15,7 @@ from model.data.catalogue import Catalogue, SamplingProbabilities
 from model.data.item_versions import SNAPSHOT, packed_snapshots
 from model.data.petastorm_reader import USER
 from model.distributed.collectives import gather_rows, gather_vectors, rank, world_size
-from model.loss.candidates import BatchRows, StepCandidates, collect_candidates
+from model.loss.candidates import BatchRows, StepCandidates, collect_candidates, with_most_easy
 from model.loss.logq import expected_counts
 from model.loss.objective import batch_loss, positive_ranks
 from model.loss.self_supervision import SelfSupervision
@@ -54,8 +54,11 @@ class RetrievalStep(nn.Module):
         config: LossConfig,
         frequency: FrequencyEstimator | None = None,
         self_supervision: SelfSupervision | None = None,
+        log_popularity_M: Tensor | None = None,
     ) -> None:
-        """`frequency`: streaming estimator of in-batch positives, a submodule; None: the exact frequencies in `q`.
+        """`log_popularity_M`: what `loss.lift` adds to the logits of items, by item index.
+
+        `frequency`: streaming estimator of in-batch positives, a submodule; None: the exact frequencies in `q`.
 
         `self_supervision`: a second loss, added in training only.
         """
@@ -64,6 +67,7 @@ class RetrievalStep(nn.Module):
         # The weights of top_k grow with the quality of the model, so losses with them do not show which model is better.
         self._validation_config = config.model_copy(update={"top_k": None})
         self.frequency, self.self_supervision = frequency, self_supervision
+        self.log_popularity_M = log_popularity_M
         self.log_temperature = nn.Parameter(
             torch.tensor(math.log(config.temperature)), requires_grad=config.learned_temperature
         )
@@ -75,6 +79,8 @@ class RetrievalStep(nn.Module):
         self.to(device)
         self.catalogue.move(device)
         self.q = self.q.to(device)
+        if self.log_popularity_M is not None:
+            self.log_popularity_M = self.log_popularity_M.to(device)
 
     @property
     def device(self) -> torch.device:
@@ -105,6 +111,10 @@ class RetrievalStep(nn.Module):
         candidates, expected_U = self._candidates(batch, capacity)
         items_Ud, hard_BKd = self._item_vectors(candidates)
         users_Bd = self.user_vectors(batch)
+        vectors = items_Ud.detach()
+        if self.log_popularity_M is not None:
+            added = self._with_popularity(self.log_popularity_M, users_Bd, items_Ud, hard_BKd, candidates)
+            users_Bd, items_Ud, hard_BKd = added
         loss, losses_B, has_negatives_B = batch_loss(
             users_Bd,
             items_Ud,
@@ -132,7 +142,22 @@ class RetrievalStep(nn.Module):
             dtype=torch.float64,
             device="cpu",
         )
-        return StepOutput(total * world_size(), losses_B, figures, candidates, items_Ud.detach())
+        return StepOutput(total * world_size(), losses_B, figures, candidates, vectors)
+
+    def _with_popularity(
+        self, log_M: Tensor, users_Bd: Tensor, items_Ud: Tensor, hard_BKd: Tensor, candidates: StepCandidates
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The vectors with one more component, which adds the log popularity of the item to each logit."""
+        log_U, log_BK = (
+            log_M[self.catalogue.versions.items(rows)][..., None].to(items_Ud.dtype)
+            for rows in (candidates.rows_U, candidates.hard_BK)
+        )
+        temperature_B1 = users_Bd.new_ones(len(users_Bd), 1) * self.temperature
+        return (
+            torch.cat([users_Bd, temperature_B1], 1),
+            torch.cat([items_Ud, log_U], 1),
+            torch.cat([hard_BKd, log_BK], 2),
+        )
 
     def user_vectors(self, batch: Batch) -> Tensor:
         """[B, d] of the users of a batch."""
@@ -168,7 +193,7 @@ class RetrievalStep(nn.Module):
         local = BatchRows(
             batch[USER], batch[schema.item_id.column], batch["negatives"], batch["negative_kinds"], snapshots
         )
-        all_ranks = _gather_rows(local, capacity)
+        all_ranks = with_most_easy(_gather_rows(local, capacity), self.config.shared_negatives)
         candidates = collect_candidates(
             all_ranks,
             local,

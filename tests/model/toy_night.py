@@ -211,6 +211,9 @@ def write_items(folder: Path, samples: dict[str, np.ndarray]) -> tuple[list[str]
         "q_in_batch": counts / counts.sum(),
         "q_uniform": np.full(ITEMS, 1 / ITEMS),
         "q_popularity": counts**0.75 / (counts**0.75).sum(),
+        "sampled_count": counts.astype(np.int64),
+        "window_count": counts.astype(np.int64),
+        "keep_probability": np.ones(ITEMS),
     }
     pq.write_table(table(stats), folder / "item_stats.parquet")
     return [f"file://{folder}/item_features.parquet"], [str(folder / "item_stats.parquet")]

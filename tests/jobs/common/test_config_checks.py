@@ -106,6 +106,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
         {"index": {"factory": "IVF4,PQ8"}, "prior": {}},
     ),
     "a prior without held-out events": ("positives.valid_hours", {"prior": {}, "positives": {"valid_hours": 0}}),
+    "lift without a prior": ("loss.lift", {"loss": {"lift": True}}),
     "a prior of one day": ("positives.window_days", {"prior": {}, "positives": {"window_days": 1}}),
     "a strength of the prior twice": ("prior.beta", {"prior": {"beta": [1, 1]}}),
     "a prior of negative strength": ("prior.beta", {"prior": {"beta": [-1]}}),

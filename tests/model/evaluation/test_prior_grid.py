@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 
 from model.evaluation import prior_grid
-from model.evaluation.prior_grid import GridPoint, Targets, choose, count_better, excluded_pairs, grid_points
+from model.evaluation.prior_grid import (
+    GridPoint,
+    Targets,
+    choose,
+    count_better,
+    excluded_pairs,
+    expected_point,
+    grid_points,
+)
 from model.serving.recency_prior import bonus_of, with_bonus, with_scale
 
 POINTS = grid_points([0.0, 0.5, 2.0], [3.0, 14.0])
@@ -58,6 +66,19 @@ def test_ties_go_to_the_smallest_beta_and_to_the_longest_half_life() -> None:
     assert choose(POINTS, hits, np.arange(200), 300, seed=1)[0] == GridPoint(0, None)
     without_zero = [point for point in POINTS if point.beta]
     assert choose(without_zero, hits[1:], np.arange(200), 300, seed=1)[0] == GridPoint(0.5, 14)
+
+
+def test_a_model_of_lift_keeps_the_strength_1_unless_another_one_is_certainly_better() -> None:
+    points = grid_points([0.0, 0.5, 1.0, 2.0], [3.0, 14.0])
+    assert expected_point(points, 1.0) == GridPoint(1.0, 14.0)
+    assert expected_point(points, 0.0) == GridPoint(0.0, None)
+    owners = np.arange(300)
+    even = np.tile(owners < 100, (len(points), 1))
+    assert choose(points, even, owners, 300, seed=1, expected_beta=1.0)[0] == GridPoint(1.0, 14.0)
+    weaker = np.stack([owners < {0.0: 10, 0.5: 160, 1.0: 100, 2.0: 101}[point.beta] for point in points])
+    chosen, measured = choose(points, weaker, owners, 300, seed=1, expected_beta=1.0)
+    assert chosen.beta == 0.5
+    assert [point.beta for point in measured] == [point.beta for point in points]
 
 
 def test_a_gain_may_be_certain_only_for_a_large_beta() -> None:

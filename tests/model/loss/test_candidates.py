@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from model.config import LossConfig
-from model.loss.candidates import BatchRows, collect_candidates
+from model.loss.candidates import BatchRows, collect_candidates, with_most_easy
 from model.loss.losses import MASKED
 from model.loss.objective import logits_of, mask_, positive_ranks, vectors_of
+from pipelines.contract.negative_kinds import COARSE, NONE, POPULARITY, UNIFORM
 from tests.model.loss.random_batch import (
     KINDS,
     ROWS,
@@ -72,3 +73,24 @@ def test_padding_as_positive_is_refused() -> None:
     rows = BatchRows(torch.tensor([2]), torch.tensor([0]), torch.tensor([[4]]), torch.tensor([[1]]))
     with pytest.raises(ValueError, match="1 rows have item 0"):
         collect_candidates(rows, rows, None)
+
+
+def test_a_limit_of_easy_negatives_keeps_that_many_of_every_kind_and_all_hard_ones() -> None:
+    rows, kinds = 64, (UNIFORM, POPULARITY, UNIFORM, POPULARITY, COARSE)
+    kinds_GK = torch.tensor(kinds).repeat(rows, 1)
+    batch = BatchRows(
+        torch.arange(rows) + 2, torch.arange(rows) + 2, torch.arange(rows * 5).reshape(rows, 5) + 2, kinds_GK
+    )
+    kept = with_most_easy(batch, 64).kinds
+    assert int((kept == UNIFORM).sum()) + int((kept == POPULARITY).sum()) == 64
+    assert 24 <= int((kept == UNIFORM).sum()) <= 40, "an even choice"
+    assert torch.equal(kept == COARSE, kinds_GK == COARSE)
+    assert torch.equal(kept[kept != NONE], kinds_GK[kept != NONE])
+    for enough in (None, 256, 1000):
+        assert with_most_easy(batch, enough) is batch
+    candidates = collect_candidates(with_most_easy(batch, 64), batch, None)
+    assert (candidates.uniform, candidates.popularity) == (
+        int((kept == UNIFORM).sum()),
+        int((kept == POPULARITY).sum()),
+    )
+    assert int(candidates.counts_U.sum()) == rows + 64, "the expected counts of the correction read these numbers"

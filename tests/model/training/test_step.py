@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from model.data.petastorm_reader import SampleReader, sample_columns
+from model.data.popularity import read_log_popularity
 from model.loss.candidates import StepCandidates
-from model.loss.objective import batch_loss
+from model.loss.losses import MASKED
+from model.loss.objective import batch_loss, logits_of, vectors_of
 from model.training.build import build_step
 from tests.model import toy_night
 
@@ -85,3 +87,39 @@ def test_the_validation_loss_has_no_weights_of_top_k(tmp_path: Path) -> None:
                 losses[top_k, gradients] = float(step(batch, 64).loss.detach())
     assert losses[3, True] < losses[None, True] - 0.01
     assert losses[3, False] == losses[None, False] == losses[None, True]
+
+
+def test_lift_adds_the_log_popularity_of_each_item_to_its_logit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shared candidates, positives and hard negatives alike. The vectors that a release gets do not have it."""
+    spec = toy_night.make_spec(tmp_path, [64], loss={"lift": True, "temperature": 0.5}, training={"batch_size": 64})
+    step = build_step(spec).eval()
+    recorded: list[Any] = []
+
+    def record(*arguments: Any) -> Any:
+        recorded.append(arguments)
+        return batch_loss(*arguments)
+
+    monkeypatch.setattr("model.training.step.batch_loss", record)
+    with SampleReader(spec.train, sample_columns(spec.features), spec.training, 0, 0, 1).epoch(0) as batches:
+        batch = next(batches)
+    output = step(batch, 64)
+    users, items, hard, _, candidates, *_ = recorded.pop()
+
+    def logits(width: int) -> Any:
+        return logits_of(
+            vectors_of(users[:, :width], items[:, :width], hard[..., :width], candidates, 0.5), candidates, None
+        )
+
+    popularity_M = read_log_popularity(spec.features, spec.item_stats)
+    with_it, without = logits(users.shape[1]), logits(users.shape[1] - 1)
+    torch.testing.assert_close(with_it.positive_B - without.positive_B, popularity_M[batch["item_index"]])
+    compared_BU = without.shared_BU > MASKED / 2
+    added_BU = popularity_M[candidates.items_U].expand(compared_BU.shape)
+    torch.testing.assert_close((with_it.shared_BU - without.shared_BU)[compared_BU], added_BU[compared_BU])
+    compared_BK = without.hard_BK > MASKED / 2
+    assert compared_BK.any()
+    added_BK = popularity_M[candidates.hard_BK]
+    torch.testing.assert_close((with_it.hard_BK - without.hard_BK)[compared_BK], added_BK[compared_BK])
+    assert torch.equal(output.items_Ud, items[:, :-1])
