@@ -57,7 +57,9 @@ def write_item_priors(context: Context) -> Manifest | None:
     if existing and existing.made_by(recipe):
         return existing
     since = None if warehouse.update else held_out_since(context)
-    counts = recent_counts(open_night(context), asked["half_lives"], as_of=asked["as_of"], since=since)
+    counts = recent_counts(
+        open_night(context), asked["half_lives"], as_of=asked["as_of"], since=since, unseen_count=asked["unseen_count"]
+    )
 
     def facts(staged: DataFrame, _: str) -> Facts:
         return _facts(context, made["models"], asked, since, staged)

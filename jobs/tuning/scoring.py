@@ -144,7 +144,7 @@ class Judge:
         return bonus_of(data.recent_MH[:, column], point.beta, temperature, prior.unseen_count)
 
     def _prior_data(self, prior: PriorConfig) -> PriorData:
-        key = digest(prior.half_life_days)
+        key = digest([prior.half_life_days, prior.unseen_count])
         if key not in self._priors:
             context, since = self.context, held_out_since(self.context)
             warehouse, ds = context.warehouse, context.ds
@@ -152,7 +152,8 @@ class Judge:
             recipe = Recipe(key, {name: manifest.fingerprint for name, manifest in made.items()})
             existing = warehouse.manifest("item_priors", ds)
             if not existing or not existing.made_by(recipe):
-                counts = recent_counts(open_night(context), prior.half_life_days, as_of=ds, since=since)
+                night, unseen = open_night(context), prior.unseen_count
+                counts = recent_counts(night, prior.half_life_days, as_of=ds, since=since, unseen_count=unseen)
                 warehouse.write(counts, "item_priors", ds, recipe)
             table = read_columns(
                 warehouse.data_files(warehouse.path("item_priors", ds)), ["item_index", RECENT, COUNTS]

@@ -15,6 +15,7 @@ from model.evaluation.release_recall import RecallResult, recall_loss_bound
 Floats = npt.NDArray[np.float32]
 Bonus = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+WEEK = 7.0  # Days: every weekday counts alike, and new items are not far behind.
 CELLS = 16_000_000  # Scores in memory at once.
 
 
@@ -56,9 +57,8 @@ def grid_points(betas: Sequence[float], half_lives: Sequence[float]) -> list[Gri
 
 
 def expected_point(points: Sequence[GridPoint], expected_beta: float) -> GridPoint:
-    """The point to use without held-out events: the beta nearest to the expected one, with the longest half-life."""
-    nearest = min((point.beta for point in points), key=lambda beta: (abs(beta - expected_beta), beta))
-    return [point for point in points if point.beta == nearest][-1]
+    """The point to use without held-out events: the beta nearest to the expected one, the half-life nearest to a week."""
+    return min(points, key=lambda point: (abs(point.beta - expected_beta), abs((point.half_life_days or 0.0) - WEEK)))
 
 
 def excluded_pairs(items_B: Ints, excluded: Sequence[Ints] | None) -> tuple[Ints, Ints]:

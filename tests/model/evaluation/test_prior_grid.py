@@ -70,7 +70,7 @@ def test_ties_go_to_the_smallest_beta_and_to_the_longest_half_life() -> None:
 
 def test_a_model_of_lift_keeps_the_strength_1_unless_another_one_is_certainly_better() -> None:
     points = grid_points([0.0, 0.5, 1.0, 2.0], [3.0, 14.0])
-    assert expected_point(points, 1.0) == GridPoint(1.0, 14.0)
+    assert expected_point(points, 1.0) == GridPoint(1.0, 3.0)
     assert expected_point(points, 0.0) == GridPoint(0.0, None)
     owners = np.arange(300)
     even = np.tile(owners < 100, (len(points), 1))
