@@ -23,7 +23,7 @@ import faiss
 import numpy as np
 
 from benchmarks.support import say
-from model.config import IndexConfig
+from model.release_config import IndexConfig
 from model.serving.faiss_index import Floats, Ints
 from model.serving.index_choice import choose_index, default_factory, ivf_factory, recall_per_query
 

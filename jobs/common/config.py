@@ -8,7 +8,8 @@ import yaml
 from pydantic import BaseModel, Field, PositiveInt, ValidationError, field_validator, model_validator
 
 from jobs.common.config_checks import contradictions, tracking_uri_fault
-from model.config import IndexConfig, LossConfig, ModelConfig, PriorConfig, TrainingConfig
+from model.config import LossConfig, ModelConfig, TrainingConfig
+from model.release_config import IndexConfig, PriorConfig
 from pipelines.config import Checks, Inputs, Negatives, Positives, Samples, Simulation
 from pipelines.contract.errors import UsageError
 from pipelines.contract.strict import StrictModel

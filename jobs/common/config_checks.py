@@ -9,8 +9,9 @@ from urllib.parse import urlparse
 from pydantic import ValidationError
 
 from jobs.common.loss_checks import hard_negative_faults, loss_faults
-from model.config import IndexConfig, LossConfig, ModelConfig, PriorConfig, TrainingConfig
+from model.config import LossConfig, ModelConfig, TrainingConfig
 from model.index_factory import factory_fault
+from model.release_config import IndexConfig, PriorConfig
 from pipelines.config import Inputs, Negatives, Positives, Samples
 from pipelines.contract.schema import CategoricalFeature, FeatureSchema, MultiCategoricalFeature
 from pipelines.feature_config import Features

@@ -11,7 +11,7 @@ from jobs.common.runner import Context, log
 from jobs.inference.embed import embed_queries, within_model
 from jobs.night.steps import open_night
 from jobs.tracking.job_run import JobRun
-from model.config import IndexConfig
+from model.release_config import IndexConfig
 from model.serving.faiss_index import Batches, Floats, IndexFactoryError
 from model.serving.index_choice import ChosenIndex, choose_index, default_factory, search_parameter
 from model.serving.recency_prior import with_scale

@@ -20,7 +20,6 @@ from jobs.inference.prior_grid import COUNTS, Grid
 from jobs.night.steps import open_night
 from jobs.release.heldout import events_of, held_out_since
 from jobs.tuning.judged_users import Ints, JudgedUsers, pairs
-from model.config import PriorConfig
 from model.data.catalogue import Catalogue
 from model.evaluation.prior_grid import Targets, choose, count_better, excluded_pairs, expected_point, grid_points
 from model.evaluation.ranking_metrics import ranking_metrics, top_k
@@ -28,6 +27,7 @@ from model.evaluation.release_recall import HeldOutEvents, user_columns_of
 from model.io.arrow import to_arrays
 from model.io.urls import read_columns, resolve
 from model.network.two_tower import TwoTower
+from model.release_config import PriorConfig
 from model.serving.embed import embed_items, embed_users, history_catalogue
 from model.serving.recency_prior import bonus_of
 from pipelines.recency import recent_counts

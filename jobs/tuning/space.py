@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from jobs.common.config import Config
-from model.config import PriorConfig
+from model.release_config import PriorConfig
 
 Values = dict[str, Any]  # key of the config, as in --set -> value
 

@@ -14,7 +14,7 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from model.config import IndexConfig
+from model.release_config import IndexConfig
 from model.serving.faiss_index import FLAT, NO_ITEM, Batches, Floats, Ints, build_index, cells_of
 
 EXACT_BELOW = 100_000  # Number of items from which the default index is approximate.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from model.config import IndexConfig
+from model.release_config import IndexConfig
 from model.serving.faiss_index import (
     NO_ITEM,
     Batches,
