@@ -36,7 +36,7 @@ from pipelines.contract.schema import FeatureSchema
 PEER = "rectools[torch]==0.19.0"
 USERS, LENGTH, WIDTH, BLOCKS, HEADS, USERS_PER_STEP = 4000, 50, 64, 2, 2, 128
 CATALOGUES = {5_000: [("softmax", 1)], 100_000: [("gBCE", 256), ("sampled_softmax", 256)]}  # the peer's losses by size
-SHARED = 2048  # of the 25,600 easy negatives of a step: docs/losses.md
+SHARED = 2048  # of the 25,600 easy negatives of a step: docs/algorithms.md
 KINDS = (UNIFORM, UNIFORM, POPULARITY, POPULARITY)
 EPOCHS = 3  # the first of them warms up
 

@@ -1,8 +1,8 @@
 """Recent positives per item: counts that halve with age. The recency prior of a release is made from them.
 
 An item that was not there on all days has had less time to be taken. Its count is raised to the one expected if it had been
-there: a rate of positives per day, shrunk to the rate of the mean item. An item of today is then as likely as the mean item,
-and not as unlikely as an old item that nobody wants.
+there: a rate of positives per day, shrunk to the rate of the mean item. An item that has not been there yet is then as likely
+as the mean item, and not as unlikely as an old item that nobody wants.
 """
 
 from collections.abc import Sequence

@@ -130,8 +130,7 @@ def _prior(config: Sections) -> Iterator[str]:
         if config.loss.lift:
             yield "loss.lift: leaves popularity out of the vectors, and no prior adds it: set prior: {}, or loss.lift: false"
         return
-    choices = len([beta for beta in prior.beta if beta]) * len(prior.half_life_days) + (0.0 in prior.beta)
-    if choices > 1 and not positives.valid_hours:
+    if max(len(prior.beta), len(prior.half_life_days)) > 1 and not positives.valid_hours:
         yield (
             "prior: is chosen on the held-out events of the night, and positives.valid_hours = 0 holds none out: set "
             "positives.valid_hours, list one prior.beta and one prior.half_life_days, or set prior: null"
