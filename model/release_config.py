@@ -29,16 +29,19 @@ class IndexConfig(StrictModel):
 
 
 class PriorConfig(StrictModel):
-    """The recency prior: items with many recent positives score higher. A night chooses its strength from this grid."""
+    """The recency prior: items with many recent positives score higher. A night chooses its half-life and its strength."""
 
     beta: list[NonNegativeFloat] = Field(
         [0.0, 0.25, 0.5, 1.0, 2.0],
         min_length=1,
-        description="Strengths to try: factors of log p_recent in the score. Another one than the smallest (with loss.lift: "
-        "than the one nearest to 1) is chosen only if its gain on the held-out events is certain. [0]: no prior.",
+        description="Strengths to try: factors of log p_recent in the score. Another one than the one nearest to 1 (without "
+        "loss.lift: than the smallest) is chosen only if its gain on the held-out events is certain. [0]: no prior.",
     )
     half_life_days: list[PositiveFloat] = Field(
-        [3.0, 7.0, 14.0, 30.0], min_length=1, description="Half-lives of the counts to try, in days."
+        [3.0, 7.0, 14.0, 30.0, 90.0, 365.0, 3650.0],
+        min_length=1,
+        description="Half-lives of the counts to try, in days. A night takes the one whose counts predict the positives of "
+        "the later days of the window best. 3650: all days of most windows count alike.",
     )
     unseen_count: PositiveFloat = Field(
         0.5,

@@ -8,12 +8,13 @@ import pytest
 from benchmarks.quality import __main__ as command
 from benchmarks.quality import ours, ranking, variants
 from benchmarks.quality.figures import Metrics, bootstrap, coverage_of, metrics_of
-from benchmarks.quality.ours import Variant
+from benchmarks.quality.known_items import popularity_of, probable_tastes
+from benchmarks.quality.ours import LEARNABLE, REACHABLE, Variant
 from benchmarks.quality.peers import PEERS
 from benchmarks.quality.question import Question
 from benchmarks.quality.run import WorldRun
 from benchmarks.quality.store import Answer, Store
-from benchmarks.quality.summary import REACHABLE, WorldFigures, summarise, table_of
+from benchmarks.quality.summary import WorldFigures, summarise, table_of
 from benchmarks.quality.worlds import EASY_ONLY, ROOT, WORLDS, AskedNight
 from tests.toy_question import END, EVENTS, question
 
@@ -71,7 +72,8 @@ def toy_store(root: Path) -> Store:
     for night in ("2024-01-01", "2024-01-02"):
         asked = question(EVENTS, asked=np.array([0, 1]), targets=(np.array([0, 1]), np.array([4, 4])))
         asked.save(store.question_file("head_heavy", night))
-        for model, place in {"ours": 0, "popularity": 2, "ease": None, EASY_ONLY: 60, "best_reachable": 0}.items():
+        places = {"ours": 0, "popularity": 2, "ease": None, EASY_ONLY: 60, REACHABLE: 0, LEARNABLE: 0}
+        for model, place in places.items():
             lists = np.full((2, 100), -1)
             if place is not None:
                 lists[:, place] = 4
@@ -83,7 +85,7 @@ def test_a_summary_says_where_we_are_ahead(tmp_path: Path) -> None:
     store = toy_store(tmp_path)
     summary = summarise(store, {"movielens": "needs --movielens FOLDER"})
     assert (summary["worlds_ahead"], summary["worlds_behind"]) == (0, 0), "popularity finds as many targets in 50"
-    assert summary["reachable_share"] == {"head_heavy": 1.0}
+    assert summary["reachable_share"] == summary["learnable_share"] == {"head_heavy": 1.0}
     assert WorldFigures(store, "head_heavy").ratio("ours", "popularity") == 1.0
     assert np.isnan(WorldFigures(store, "head_heavy").ratio("ours", "ease")), "EASE lists no target"
     assert summary["hard_negatives_gain"] == {"head_heavy": {"mean": 1.0, "low": 1.0, "high": 1.0}}
@@ -168,8 +170,31 @@ def test_a_simulated_world_without_its_best_reachable_lists_is_incomplete(tmp_pa
     run = WorldRun(WORLDS["head_heavy"], store, command.parse(["--models", "popularity"]))
     question(EVENTS).save(store.question_file("head_heavy", night.ds))
     assert run._is_incomplete([night])
-    store.write("head_heavy", night.ds, REACHABLE, 1, Answer(np.zeros((4, 100)), {}))
+    for truth in (REACHABLE, LEARNABLE):
+        assert run._is_incomplete([night])
+        store.write("head_heavy", night.ds, truth, 1, Answer(np.zeros((4, 100)), {}))
     assert not run._is_incomplete([night])
+
+
+def test_a_ranker_that_knows_the_items_learns_users_from_features_and_clicks() -> None:
+    rng, users, items, d = np.random.default_rng(3), 200, 300, 8
+
+    def unit(values: np.ndarray) -> np.ndarray:
+        return (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32)
+
+    group = rng.integers(1, 5, users)
+    taste = unit(rng.normal(size=(4, d))[group - 1] + 0.8 * rng.normal(size=(users, d)))
+    item_taste, popularity = unit(rng.normal(size=(items, d))), popularity_of(rng.pareto(1.5, items) + 1)
+    chance = np.exp(8.0 * taste @ item_taste.T + popularity)
+    count = rng.integers(0, 20, users)
+    clicked = [rng.choice(items, n, p=row / row.sum()) for n, row in zip(count, chance)]
+    events = [(user, int(item), 1.0) for user, found in enumerate(clicked) for item in found]
+    asked = question(events, user_features={"group": group})
+    found = probable_tastes(asked, taste, item_taste, popularity)
+    mean = np.stack([taste[group == g].mean(0) for g in range(1, 5)])[group - 1]
+    known = count > 12
+    assert ((found - taste) ** 2)[known].sum() < 0.6 * ((mean - taste) ** 2)[known].sum()
+    np.testing.assert_allclose(found[count == 0], mean[count == 0], atol=0.15)
 
 
 def test_unknown_names_end_with_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from benchmarks.quality.figures import metrics_of
+from benchmarks.quality.known_items import popularity_of, probable_tastes
 from benchmarks.quality.question import Question
 from benchmarks.quality.ranking import lists_of
 from benchmarks.quality.store import Answer, commit
@@ -36,6 +37,7 @@ from pipelines.storage.dates import parse_ds, shift
 
 TABLES = ("inputs", "features", "positives", "negatives", "samples")  # sections that determine the sample tables
 MODEL = ("model", "loss", "training")
+REACHABLE, LEARNABLE = "best_reachable", "known_items"  # models that know the truth of a simulated world
 TOLERANCE = 1e-3  # of the difference to the figure that jobs.evaluate writes
 
 
@@ -252,14 +254,20 @@ def _indices(frame: Any, prefix: str) -> dict[str, np.ndarray]:
     return found
 
 
-def best_reachable(context: Context, question: Question) -> np.ndarray:
-    """The lists of the simulator's truth: the best that any model can reach, up to chance."""
+def lists_of_truth(context: Context, question: Question) -> dict[str, np.ndarray]:
+    """The lists of rankers that know the simulator's truth: all of it, and that of the items (see known_items)."""
     warehouse, day = context.warehouse, shift(context.ds, 1)
     users = warehouse.read_input(warehouse.path("sim_truth_users"), [day]).toPandas()
     items_uri = warehouse.path("sim_truth_items")
     items = warehouse.read_input(items_uri, warehouse.input_days(items_uri)).toPandas()
-    users = users.assign(id=users["user_id"].astype(str)).set_index("id").loc[question.users[question.asked]]
+    users = users.assign(id=users["user_id"].astype(str)).set_index("id").loc[question.users]
     items = items.assign(id=items["item_id"].astype(str)).set_index("id").loc[question.items]
-    taste_Bd, taste_Md = (np.stack(frame["taste"].to_numpy()).astype(np.float32) for frame in (users, items))
+    taste_Ud, taste_Md = (np.stack(frame["taste"].to_numpy()).astype(np.float32) for frame in (users, items))
     attractiveness = items["attractiveness"].to_numpy()
-    return lists_of(question, lambda block: true_utility(taste_Bd[block], taste_Md, attractiveness))
+    probable_Ud = probable_tastes(question, taste_Ud, taste_Md, popularity_of(attractiveness))
+
+    def lists(known_Ud: np.ndarray) -> np.ndarray:
+        known_Bd = known_Ud[question.asked]
+        return lists_of(question, lambda block: true_utility(known_Bd[block], taste_Md, attractiveness))
+
+    return {REACHABLE: lists(taste_Ud), LEARNABLE: lists(probable_Ud)}

@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.quality import ours, variants
-from benchmarks.quality.ours import Variant
+from benchmarks.quality.ours import LEARNABLE, REACHABLE, Variant
 from benchmarks.quality.peers import PACKAGES, PEER_VENV, PEERS
 from benchmarks.quality.question import Question
 from benchmarks.quality.store import Answer, Store, commit
-from benchmarks.quality.summary import REACHABLE
 from benchmarks.quality.worlds import ROOT, AskedNight, World, nights_of
 from benchmarks.support import peer_python, say
 from jobs.common.config import Config
@@ -65,7 +64,11 @@ class WorldRun:
         asked = self._asked(nights, with_first=True)
         files = [self.store.question_file(self.world.name, night.ds) for night in asked]
         if self.world.simulated:
-            files += [self.store.answer_file(self.world.name, night.ds, REACHABLE, 1) for night in asked]
+            files += [
+                self.store.answer_file(self.world.name, night.ds, truth, 1)
+                for night in asked
+                for truth in (REACHABLE, LEARNABLE)
+            ]
         return not all(file.exists() for file in files) or any(self.missing_runs(n) for n in self._asked(nights))
 
     def _asked(self, nights: list[AskedNight], with_first: bool = False) -> list[AskedNight]:
@@ -119,16 +122,17 @@ class WorldRun:
         return nights
 
     def _question(self, context: Context) -> Question:
-        """The question of a night. Writes it if the store lacks it; for a simulated world also the best reachable lists."""
+        """The question of a night. Writes it if the store lacks it; for a simulated world also the lists of the truth."""
         name, ds = self.world.name, context.ds
         question = self.store.question(name, ds)
         if question is None:
             ours.build_tables(context)
             question = ours.question_of(context)
             question.save(self.store.question_file(name, ds))
-        if self.world.simulated and self.store.read(name, ds, REACHABLE, 1) is None:
+        if self.world.simulated and self.store.read(name, ds, LEARNABLE, 1) is None:
             facts = {"question": question.fingerprint, "commit": commit()}
-            self.store.write(name, ds, REACHABLE, 1, Answer(ours.best_reachable(context, question), facts))
+            for truth, lists in ours.lists_of_truth(context, question).items():
+                self.store.write(name, ds, truth, 1, Answer(lists, facts))
         return question
 
     def _run_night(self, context: Context, night: AskedNight, question: Question, check: bool) -> None:

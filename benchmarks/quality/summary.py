@@ -17,6 +17,7 @@ from benchmarks.quality.figures import (
     metrics_of,
     pooled,
 )
+from benchmarks.quality.ours import LEARNABLE, REACHABLE
 from benchmarks.quality.peers import PEERS
 from benchmarks.quality.question import Question
 from benchmarks.quality.store import Answer, Store
@@ -25,7 +26,6 @@ from benchmarks.quality.worlds import EASY_ONLY, WORLDS
 from benchmarks.support import say
 from model.evaluation.ranking_metrics import METRICS
 
-REACHABLE = "best_reachable"
 HEADLINE = ("recall", "all", 50)
 # Differences have an interval for these figures.
 COMPARED = [(metric, "all", k) for metric in METRICS for k in KS] + [("recall", part, 50) for part in SLICES[1:]]
@@ -138,6 +138,7 @@ def summarise(store: Store, left_out: dict[str, str], worlds: Sequence[str] = ()
         "behind": behind,
         "peers_missing": {w.name: [peer for peer in PEERS if peer not in w.metrics] for w in with_ours},
         "reachable_share": {w.name: w.ratio(OURS, REACHABLE) for w in simulated if REACHABLE in w.metrics},
+        "learnable_share": {w.name: w.ratio(OURS, LEARNABLE) for w in simulated if LEARNABLE in w.metrics},
         "tail_over_item_cf": {w.name: w.ratio(OURS, "item_cf", tail) for w in simulated if "item_cf" in w.metrics},
         "hard_negatives_gain": {
             w.name: w.difference(OURS, EASY_ONLY).as_dict() for w in simulated if EASY_ONLY in w.metrics
@@ -151,7 +152,7 @@ def _world(world: WorldFigures) -> dict[str, Any]:
     """Everything about a world: the questions, all models, and differences of ours to each of them."""
     others = [model for model in world.metrics if model != OURS]
     ours = OURS in world.metrics
-    variants = [model for model in others if model not in (*PEERS, REACHABLE)]
+    variants = [model for model in others if model not in (*PEERS, REACHABLE, LEARNABLE)]
     found: dict[str, Any] = {
         "questions": {night: described(question) for night, question in world.questions.items()},
         "models": {model: world.figures_of(model) for model in world.metrics},

@@ -124,21 +124,15 @@ def _context(config: Sections) -> Iterator[str]:
 
 
 def _prior(config: Sections) -> Iterator[str]:
-    """The recency prior needs events that training does not use, and counts of more than one day."""
-    prior, positives = config.prior_in_use, config.positives
+    """Without lift, a grid of strengths needs events that training does not use. With it, the strength is known to be 1."""
+    prior, lift = config.prior_in_use, config.loss.lift
     if prior is None:
-        if config.loss.lift:
+        if lift:
             yield "loss.lift: leaves popularity out of the vectors, and no prior adds it: set prior: {}, or loss.lift: false"
-        return
-    if max(len(prior.beta), len(prior.half_life_days)) > 1 and not positives.valid_hours:
+    elif len(prior.beta) > 1 and not lift and not config.positives.valid_hours:
         yield (
-            "prior: is chosen on the held-out events of the night, and positives.valid_hours = 0 holds none out: set "
-            "positives.valid_hours, list one prior.beta and one prior.half_life_days, or set prior: null"
-        )
-    if positives.window_days < 2:
-        yield (
-            "prior: counts positives of the last positives.window_days = 1 day, in which nothing is more recent than the "
-            "rest: raise positives.window_days (several times the longest prior.half_life_days), or set prior: null"
+            "prior.beta: is chosen on the held-out events of the night, and positives.valid_hours = 0 holds none out: set "
+            "positives.valid_hours, list one prior.beta, set loss.lift: true, or set prior: null"
         )
 
 

@@ -28,6 +28,7 @@ from model.serving.recency_prior import SCALE, bonus_of, with_bonus
 from model.serving.release import PRIOR, Release
 from model.training.checkpoint import load_checkpoint, read_description
 from pipelines.contract.schema import FeatureSchema
+from pipelines.half_life import predict
 from pipelines.recency import recent_counts
 from pipelines.storage.lineage import one_lineage
 from pipelines.storage.manifest import Manifest, Recipe, digest
@@ -122,21 +123,21 @@ def index_before_holdout(context: Context, release: Release, batches: Batches, s
 
 
 def log_prior(job: JobRun, prior: Facts) -> None:
-    """Log the prior as parameters, and the grid as metrics and a table."""
+    """Log the prior as parameters, and what it was chosen from as metrics and tables."""
     job.params({PRIOR: {name: prior[name] for name in OF_NIGHT}})
     job.metrics({f"{PRIOR}.{name}": prior[name] for name in ("beta", "largest")})
     grid = prior["choice"].get("grid", [])
     k = prior["choice"].get("recall_at")
     job.metrics(
         {
-            f"{PRIOR}.recall_at_{k}.beta_{point['beta']:g}"
-            + (f".half_life_{point['half_life_days']:g}" if point["beta"] else ""): point["recall"]
+            f"{PRIOR}.recall_at_{k}.beta_{point['beta']:g}": point["recall"]
             for point in grid
             if point["recall"] is not None
         }
     )
-    if grid:
-        job.table({name: [point[name] for point in grid] for name in grid[0]}, "prior_grid")
+    for name, rows in (("prior_grid", grid), ("prior_half_lives", prior["choice"].get("half_lives", []))):
+        if rows:
+            job.table({column: [row[column] for row in rows] for column in rows[0]}, name)
 
 
 def _asked(context: Context) -> Facts | None:
@@ -190,14 +191,20 @@ def _facts(context: Context, model: Manifest, asked: Facts, since: str | None, c
 
 
 def _choice(context: Context, model: Manifest, asked: Facts, since: str | None, counts: DataFrame) -> Facts:
-    """The prior of a night, chosen on the events that the gates use, with the counts from before them."""
+    """The prior of a night: the half-life that predicts the days of the window best, the beta with the most recall.
+
+    Recall is that of the events that the gates use, with the counts from before them.
+    """
     uri = context.warehouse.path("models", context.ds)
     temperature = float(read_description(uri)["result"]["temperature"])
-    points = grid_points(asked["beta"], asked["half_lives"])
+    prediction = predict(open_night(context), asked["half_lives"], asked["unseen_count"], held_out=since is not None)
+    points = grid_points(asked["beta"], prediction.best)
     events = events_of(context, since) if since else None
     users = events.users if events else 0
     choice: Facts = {"since": since, "events": len(events.owners_B) if events else 0, "users": users}
-    choice |= {"recall_at": asked["recall_at"], "note": None}
+    choice |= {"recall_at": asked["recall_at"], "note": None, "predicted": prediction.events}
+    tried = zip(prediction.half_lives, prediction.mean_log_probability)
+    choice["half_lives"] = [{"half_life_days": days, "mean_log_probability": mean} for days, mean in tried]
     if events is None or users < asked["least_users"]:
         choice["note"] = (
             f"the expected beta, because {users} users have held-out events, fewer than gates.least_users = "

@@ -30,6 +30,7 @@ from model.network.two_tower import TwoTower
 from model.release_config import PriorConfig
 from model.serving.embed import embed_items, embed_users, history_catalogue
 from model.serving.recency_prior import bonus_of
+from pipelines.half_life import predict
 from pipelines.recency import recent_counts
 from pipelines.storage.manifest import Recipe, digest
 
@@ -64,6 +65,7 @@ class PriorData:
 
     recent_MH: npt.NDArray[np.float64]  # counts at the end of the bootstrap
     before_MH: npt.NDArray[np.float64]  # counts before the held-out hours
+    half_life: float  # the one that predicts the days of the window best
     events: HeldOutEvents | None
 
 
@@ -122,9 +124,8 @@ class Judge:
         if prior is None:
             return np.zeros(len(vectors_Md))
         data, gates = self._prior_data(prior), config.gates
-        grid = Grid(
-            grid_points(prior.beta, prior.half_life_days), prior.half_life_days, temperature, prior.unseen_count
-        )
+        points = grid_points(prior.beta, data.half_life)
+        grid = Grid(points, prior.half_life_days, temperature, prior.unseen_count)
         point, events = expected_point(grid.points, config.expected_beta), data.events
         if events is not None and few:
             events = _first(events, FEW)
@@ -161,7 +162,9 @@ class Judge:
             places = np.searchsorted(self.items.index_M, table["item_index"])
             by_item = np.zeros((2, len(self.items.index_M), len(prior.half_life_days)))
             by_item[0][places], by_item[1][places] = table[RECENT], table[COUNTS]
-            self._priors[key] = PriorData(by_item[0], by_item[1], events_of(context, since) if since else None)
+            prediction = predict(open_night(context), prior.half_life_days, prior.unseen_count, held_out=bool(since))
+            events = events_of(context, since) if since else None
+            self._priors[key] = PriorData(by_item[0], by_item[1], prediction.best, events)
         return self._priors[key]
 
 

@@ -15,12 +15,11 @@ from model.evaluation.release_recall import RecallResult, recall_loss_bound
 Floats = npt.NDArray[np.float32]
 Bonus = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
-WEEK = 7.0  # Days: every weekday counts alike, and new items are not far behind.
 CELLS = 16_000_000  # Scores in memory at once.
 
 
 class GridPoint(NamedTuple):
-    """One setting of the prior. The half-life of beta 0 has no effect and is None."""
+    """One setting of the prior. The half-life of beta 0 has no effect and is None. A night tries one half-life."""
 
     beta: float
     half_life_days: float | None
@@ -44,21 +43,17 @@ class MeasuredPoint:
     beta: float
     half_life_days: float | None
     recall: float
-    certain_gain: float | None  # None: the first one, and half-lives with less recall than another of the same beta.
+    certain_gain: float | None  # None: the first one.
 
 
-def grid_points(betas: Sequence[float], half_lives: Sequence[float]) -> list[GridPoint]:
-    """The grid, in ascending order. Beta 0 is one point."""
-    return [
-        GridPoint(beta, half_life if beta else None)
-        for beta in sorted(betas)
-        for half_life in (sorted(half_lives) if beta else [0.0])
-    ]
+def grid_points(betas: Sequence[float], half_life: float) -> list[GridPoint]:
+    """The grid, in ascending order."""
+    return [GridPoint(beta, half_life if beta else None) for beta in sorted(betas)]
 
 
 def expected_point(points: Sequence[GridPoint], expected_beta: float) -> GridPoint:
-    """The point to use without held-out events: the beta nearest to the expected one, the half-life nearest to a week."""
-    return min(points, key=lambda point: (abs(point.beta - expected_beta), abs((point.half_life_days or 0.0) - WEEK)))
+    """The point to use without held-out events: the beta nearest to the expected one."""
+    return min(points, key=lambda point: abs(point.beta - expected_beta))
 
 
 def excluded_pairs(items_B: Ints, excluded: Sequence[Ints] | None) -> tuple[Ints, Ints]:
@@ -100,25 +95,17 @@ def choose(
 ) -> tuple[GridPoint, list[MeasuredPoint]]:
     """The chosen point, and the measurement of every point in the order of the grid.
 
-    Of each beta, the half-life with the highest recall is compared; equal ones: the longest, which is the steadiest. From
-    the beta nearest to `expected_beta` on, one further away replaces the chosen one only if its gain in recall is certain
-    (97.5%, paired bootstrap over users). So ties and uncertain gains leave the nearer beta.
+    From the beta nearest to `expected_beta` on, one further away replaces the chosen one only if its gain in recall is
+    certain (97.5%, paired bootstrap over users). So ties and uncertain gains leave the nearer beta.
     """
     by_user = [RecallResult(hits.astype(np.float64), owners_B, 0.0).by_user() for hits in hits_GB]
-    recalls = [float(values.mean()) for values in by_user]
-    gains: dict[int, float] = {}
-    chosen: int | None = None
-    for beta in sorted({point.beta for point in points}, key=lambda beta: (abs(beta - expected_beta), beta)):
-        best = max(
-            (number for number, point in enumerate(points) if point.beta == beta),
-            key=lambda number: (recalls[number], points[number].half_life_days or 0.0),
-        )
-        if chosen is not None:
-            gains[best] = recall_loss_bound(by_user[best], by_user[chosen], samples, seed)
-        if chosen is None or gains[best] > 0:
-            chosen = best
-    assert chosen is not None, "the grid has no points"
-    measured = [MeasuredPoint(*point, recalls[n], gains.get(n)) for n, point in enumerate(points)]
+    order = sorted(range(len(points)), key=lambda n: (abs(points[n].beta - expected_beta), points[n].beta))
+    chosen, gains = order[0], {}
+    for place in order[1:]:
+        gains[place] = recall_loss_bound(by_user[place], by_user[chosen], samples, seed)
+        if gains[place] > 0:
+            chosen = place
+    measured = [MeasuredPoint(*point, float(by_user[n].mean()), gains.get(n)) for n, point in enumerate(points)]
     return points[chosen], measured
 
 

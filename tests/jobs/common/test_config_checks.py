@@ -107,7 +107,6 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "a prior without held-out events": ("positives.valid_hours", {"prior": {}, "positives": {"valid_hours": 0}}),
     "lift without a prior": ("loss.lift", {"loss": {"lift": True}}),
-    "a prior of one day": ("positives.window_days", {"prior": {}, "positives": {"window_days": 1}}),
     "a strength of the prior twice": ("prior.beta", {"prior": {"beta": [1, 1]}}),
     "a prior of negative strength": ("prior.beta", {"prior": {"beta": [-1]}}),
     "popularity over more days than are counted": (

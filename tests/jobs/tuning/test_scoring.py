@@ -86,8 +86,8 @@ def test_a_prior_is_chosen_on_the_held_out_events_and_added(judge: Judge, towers
     rows["item_index"] = np.tile([3, 5, 7, 3], 50).astype(np.int32)  # what everybody takes
     events = HeldOutEvents(rows, np.arange(200), None)
     key = digest([half_lives, unseen])
-    judge._priors[key] = PriorData(counts, counts, events)
+    judge._priors[key] = PriorData(counts, counts, 8.0, events)
     strongest = bonus_of(counts[:, 1], 20, 0.07, unseen)
     assert judge.recall(towers, config, 0.07).tolist() == plain_recall(judge, towers, strongest)
-    judge._priors[key] = PriorData(counts, counts, None)
+    judge._priors[key] = PriorData(counts, counts, 8.0, None)
     assert judge.recall(towers, config, 0.07).tolist() == plain_recall(judge, towers, np.zeros(1)), "the smallest beta"

@@ -15,12 +15,12 @@ from model.evaluation.prior_grid import (
 )
 from model.serving.recency_prior import bonus_of, with_bonus, with_scale
 
-POINTS = grid_points([0.0, 0.5, 2.0], [3.0, 14.0])
+POINTS = grid_points([0.0, 0.5, 2.0], 14.0)
 
 
 def test_the_grid_is_in_ascending_order_and_has_one_point_without_a_prior() -> None:
-    assert grid_points([1, 0], [7, 3]) == [GridPoint(0, None), GridPoint(1, 3), GridPoint(1, 7)]
-    assert grid_points([0.5], [7]) == [GridPoint(0.5, 7)]
+    assert grid_points([1, 0, 0.5], 7) == [GridPoint(0, None), GridPoint(0.5, 7), GridPoint(1, 7)]
+    assert grid_points([0.5], 7) == [GridPoint(0.5, 7)]
 
 
 @pytest.mark.parametrize("cells", [1, 70, 16_000_000])
@@ -51,9 +51,9 @@ def test_the_strongest_prior_with_a_certain_gain_is_chosen() -> None:
     rng = np.random.default_rng(0)
     owners = np.arange(400)
     rates = {0.0: 0.1, 0.5: 0.3, 2.0: 0.31}
-    hits = np.stack([rng.random(400) < rates[point.beta] - 0.05 * (point.half_life_days == 14) for point in POINTS])
+    hits = np.stack([rng.random(400) < rates[point.beta] for point in POINTS])
     chosen, measured = choose(POINTS, hits, owners, 300, seed=1)
-    assert chosen == GridPoint(0.5, 3)  # The gain of beta 2 over it is not certain.
+    assert chosen == GridPoint(0.5, 14)  # The gain of beta 2 over it is not certain.
     assert [point.beta for point in measured] == [point.beta for point in POINTS]
     compared = {point.beta: point.certain_gain for point in measured if point.certain_gain is not None}
     assert compared[0.5] > 0
@@ -61,7 +61,7 @@ def test_the_strongest_prior_with_a_certain_gain_is_chosen() -> None:
     assert measured[0].recall == hits[0].mean()
 
 
-def test_ties_go_to_the_smallest_beta_and_to_the_longest_half_life() -> None:
+def test_ties_go_to_the_smallest_beta() -> None:
     hits = np.tile(np.arange(200) % 3 == 0, (len(POINTS), 1))
     assert choose(POINTS, hits, np.arange(200), 300, seed=1)[0] == GridPoint(0, None)
     without_zero = [point for point in POINTS if point.beta]
@@ -69,8 +69,8 @@ def test_ties_go_to_the_smallest_beta_and_to_the_longest_half_life() -> None:
 
 
 def test_a_model_of_lift_keeps_the_strength_1_unless_another_one_is_certainly_better() -> None:
-    points = grid_points([0.0, 0.5, 1.0, 2.0], [3.0, 14.0])
-    assert expected_point(points, 1.0) == GridPoint(1.0, 3.0)
+    points = grid_points([0.0, 0.5, 1.0, 2.0], 14.0)
+    assert expected_point(points, 1.0) == GridPoint(1.0, 14.0)
     assert expected_point(points, 0.0) == GridPoint(0.0, None)
     owners = np.arange(300)
     even = np.tile(owners < 100, (len(points), 1))
