@@ -166,7 +166,7 @@ def run(folder: str, row: str, temperature: float, seed: int, epochs: int) -> li
             features=schema_of(graph),
             negatives=1,
             model=ModelConfig(hidden=[128], dim=64, embedding_dim=64, small_embedding_dim=32),
-            loss=LossConfig(temperature=temperature, **ROWS[row]),
+            loss=LossConfig(temperature=temperature, lift=False, **ROWS[row]),  # the ranking has no prior
             training=TrainingConfig(batch_size=BATCH, threads=1, learning_rate=1e-3, embedding_learning_rate=5e-3),
             seed=seed,
             epochs=epochs,

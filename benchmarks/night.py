@@ -115,6 +115,8 @@ def write_items(folder: Path, items: int = ITEMS) -> tuple[list[str], list[str]]
     index = np.arange(FIRST, items + FIRST, dtype=np.int32)
     probabilities = sampling_probabilities(items)
     stats = {"q_in_batch": probabilities, "q_uniform": np.full(items, 1 / items), "q_popularity": probabilities}
+    counts = np.ceil(probabilities * items * 10).astype(np.int64)  # positives, of which none is down-sampled
+    stats |= {"sampled_count": counts, "window_count": counts, "keep_probability": np.ones(items)}
     pq.write_table(table({"item_index": index, "item_category": categories(items)}), folder / "item_features.parquet")
     pq.write_table(table({"item_index": index, **stats}), folder / "item_stats.parquet")
     return [f"file://{folder}/item_features.parquet"], [f"file://{folder}/item_stats.parquet"]

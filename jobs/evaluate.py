@@ -135,11 +135,10 @@ def _horizon(context: Context, days: list[str]) -> dict[str, Any]:
     history order.
     """
     config = context.config
-    history = config.features.history
     horizon = {
         "question": question_of(config.evaluation, days),
         "evaluated_days": config.evaluation.days if config.evaluation.split == "next_days" else None,
-        "history": history.order if history else None,
+        "history": config.features.history_order,
         "ahead_days": ahead_of(config.features, config.positives),
     }
     log.info(

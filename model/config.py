@@ -47,7 +47,7 @@ class ModelConfig(StrictModel):
         "ablations.",
     )
     id_dropout: float = Field(
-        0.05,
+        0.1,
         ge=0,
         lt=1,
         description="Probability of replacing an id by index 1 in training, so that index 1 learns to represent new ids.",
@@ -121,7 +121,7 @@ class LossConfig(StrictModel):
         description="listwise: sampled softmax, the positive against all candidates; pointwise: binary cross entropy; "
         "hinge, logistic: pairwise, the positive against each candidate.",
     )
-    temperature: PositiveFloat = Field(0.07, description="Divides the cosines, whose range is only [-1, 1].")
+    temperature: PositiveFloat = Field(0.1, description="Divides the cosines, whose range is only [-1, 1].")
     learned_temperature: bool = Field(False, description="Also train the temperature, starting from `temperature`.")
     correction: Literal["none", "classic", "mns", "revisited"] = Field(
         "classic",
@@ -129,7 +129,7 @@ class LossConfig(StrictModel):
         "hinge and logistic: any value except none weights each shared candidate by 1 / expected count.",
     )
     lift: bool = Field(
-        False,
+        True,
         description="Add the log of each item's share of the positives to its logit in training. The vectors then learn how "
         "much likelier a user takes an item than everybody does (lift), and not popularity, which the recency prior adds in "
         "a release: log p(item | user) = lift + log p(item). Needs `prior`.",

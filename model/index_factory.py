@@ -14,7 +14,7 @@ def factory_fault(factory: str, dim: int, *, prior: bool = False) -> str | None:
     `prior`: a recency prior adds one component to the vectors.
 
     >>> factory_fault("IVF4,PQ7", 16)
-    'IVF4,PQ7 splits vectors of model.dim = 16 into 7 equal parts: take PQ1, PQ2, PQ4, PQ8 or PQ16, or another model.dim'
+    'IVF4,PQ7 splits vectors of model.dim = 16 into 7 equal parts: take PQ1, PQ2, PQ4, PQ8 or PQ16, or model.dim = 14'
     >>> factory_fault("IVF4,PQ8", 16) is None
     True
     >>> factory_fault("IVF4,PQ8", 15, prior=True) is None
@@ -29,11 +29,11 @@ def factory_fault(factory: str, dim: int, *, prior: bool = False) -> str | None:
             f"{factory} has {int(links[1]):,} links per item: take {FEWEST_LINKS} to {MOST_LINKS:,}, for example HNSW32"
         )
     length, name = (dim + 1, "model.dim + 1 (of the recency prior)") if prior else (dim, "model.dim")
-    if (parts := re.search(r"PQ(\d+)", factory)) and (int(parts[1]) < 1 or length % int(parts[1])):
+    if (parts := re.search(r"PQ(\d+)", factory)) and ((count := int(parts[1])) < 1 or length % count):
         divisors = [f"PQ{m}" for m in range(1, length + 1) if length % m == 0]
         possible = f"{', '.join(divisors[:-1])} or {divisors[-1]}" if len(divisors) > 1 else divisors[0]
-        return (
-            f"{factory} splits vectors of {name} = {length} into {int(parts[1])} equal parts: take {possible}, or "
-            "another model.dim"
+        fitting = dim - length % count if 0 < count <= length else 0
+        return f"{factory} splits vectors of {name} = {length} into {count} equal parts: take {possible}, or " + (
+            f"model.dim = {fitting}" if fitting > 0 else "another model.dim"
         )
     return None

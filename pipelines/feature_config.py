@@ -151,12 +151,13 @@ class History(StrictModel):
     length: int = Field(
         50, ge=1, description="L: number of positives; longer histories blur in a mean and take longer to read"
     )
-    order: Literal["strictly_before", "leave_one_out", "ahead"] = Field(
-        "strictly_before",
+    order: Literal["strictly_before", "leave_one_out", "ahead"] | None = Field(
+        None,
         description="strictly_before: the last positives before the event. leave_one_out: the last other positives of the "
-        "user in any order, for data entered in one sitting, where order has no meaning. ahead: the last positives before a "
+        "user in any order, for tastes that last longer than a sitting. ahead: the last positives before a "
         "moment up to positives.ahead_days before the event, so that the model learns what users want in the days after a "
-        "request and not only next",
+        "request and not only next. null: leave_one_out if evaluation.split is next_days and the tower takes the mean of the "
+        "history, ahead if positives.ahead_days is set, otherwise strictly_before",
     )
     ages: bool = Field(
         False,
@@ -215,6 +216,11 @@ class Features(StrictModel):
         description="numbers of days N: each adds a numeric item feature popularity_Nd = log(1 + positives in the N days "
         "before the day of the items snapshot). Most items then have a version per snapshot",
     )
+
+    @property
+    def history_order(self) -> str | None:
+        """The order of the history; None without a history. A config replaces null before the pipelines see it."""
+        return (self.history.order or "strictly_before") if self.history else None
 
     @property
     def popularity_features(self) -> list[NumericFeatureConfig]:

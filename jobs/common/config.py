@@ -164,7 +164,7 @@ class Config(StrictModel):
     gates: Gates = Gates()
     index: IndexConfig = IndexConfig()
     prior: PriorConfig | None = Field(
-        None, description="Recency prior of a release, chosen every night on the held-out events; null: off"
+        PriorConfig(), description="Recency prior of a release, chosen every night; null: off, needs loss.lift: false"
     )
     tracking: Tracking = Tracking()
     report: Report = Report()
@@ -179,9 +179,27 @@ class Config(StrictModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
+        self._choose_history_order()
         if faults := contradictions(self):
             raise ValueError("; ".join(faults))
         return self
+
+    def _choose_history_order(self) -> None:
+        """Replace the order null by the one that fits the question and the tower (docs/algorithms.md)."""
+        history = self.features.history
+        if history is None or history.order is not None:
+            return
+        positives, model = self.positives, self.model
+        reads_order = model.tower == "sequence" or model.history_pooling != "mean" or self.samples.pack is not None
+        reads_order |= history.ages or history.actions or positives.known_items <= history.length
+        if positives.ahead_days is not None:
+            order = "ahead"
+        elif self.evaluation.split == "next_days" and not reads_order:
+            order = "leave_one_out"
+        else:
+            order = "strictly_before"
+        features = self.features.model_copy(update={"history": history.model_copy(update={"order": order})})
+        self.__dict__["features"] = features  # The config is frozen for everybody else.
 
     @property
     def prior_in_use(self) -> PriorConfig | None:

@@ -141,10 +141,13 @@ def _training(config: Config) -> Iterator[Parameter]:
 
 
 def _prior(config: Config) -> Iterator[Parameter]:
-    """With its grid, as a night would choose it: a prior needs held-out hours, and counts of several days."""
-    grid = (config.prior_in_use or PriorConfig()).model_dump()
-    if config.positives.valid_hours and config.positives.window_days > 1:
-        yield Parameter("prior", (None, grid))
+    """Popularity in the prior or in the vectors. Without lift, the strength of a prior is chosen on held-out hours."""
+    if not config.positives.valid_hours:
+        return
+    if config.loss.lift:
+        yield Parameter("loss.lift", (True, False))  # false: vectors with popularity; the prior adds what is recent.
+    else:
+        yield Parameter("prior", (None, (config.prior_in_use or PriorConfig()).model_dump()))
 
 
 def sampling_parameters(config: Config, data: TuningData) -> list[Parameter]:
@@ -172,18 +175,20 @@ def _orders(config: Config) -> Iterator[Parameter]:
     if config.evaluation.split == "next_days":
         orders.append("ahead")  # Trains on what users want up to evaluation.days later, as the evaluation asks.
     if not (history.ages or history.actions or config.samples.pack) and config.model.tower != "sequence":
-        orders.append("leave_one_out")  # For data entered in one sitting, where the order has no meaning.
+        orders.append("leave_one_out")  # For tastes that last longer than a sitting.
     yield Parameter("features.history.order", tuple(orders))
 
 
 def _of_sequences(config: Config, data: TuningData) -> Iterator[Parameter]:
     """Settings that only the sequence tower reads (see `changes`)."""
     history = config.features.history
-    if not history or history.order == "leave_one_out":
+    if not history:
         return
-    if not config.samples.pack and config.model.tower != "sequence" and _tokens(config, data) > SEQUENCE_TOKENS:
+    unordered = history.order == "leave_one_out"
+    expensive = unordered or _tokens(config, data) > SEQUENCE_TOKENS
+    if not config.samples.pack and config.model.tower != "sequence" and expensive:
         yield Parameter("samples.pack", (None, PACK))  # With packed rows, the sequence tower can be afforded.
-    if data.actions > 1:
+    if data.actions > 1 and not unordered:
         yield Parameter(ACTIONS, (False, True))  # Tells a purchase in the history from a click.
 
 
@@ -218,6 +223,8 @@ def changes(values: Mapping[str, Any], config: Config) -> Values:
 def _fit_order(chosen: Values, config: Config) -> None:
     """Add what the order of the history needs. Packed rows, which the config does not have, are for the sequence tower."""
     order = chosen.get("features.history.order")
+    if order is None and chosen.get("samples.pack") and value_of(config, "features.history.order") == "leave_one_out":
+        order = chosen["features.history.order"] = "strictly_before"
     if order and order != value_of(config, "features.history.order"):
         chosen["positives.ahead_days"] = float(config.evaluation.days) if order == "ahead" else None
     if order == "leave_one_out":

@@ -34,6 +34,8 @@ def build_step(spec: TrainingSpec) -> RetrievalStep:
     sparse = 1 if spec.incremental else training.embedding_rows_sparse
     towers = TwoTower(spec.features, spec.model, sparse, training.embedding_rows_sharded)
     before = warm_start(towers, spec.warm_start) if spec.warm_start else None
+    if before and before["result"].get("lift", False) != spec.loss.lift:
+        raise WarmStartError(_changed_lift(spec))
     if spec.loss.correction == "none" and not spec.item_stats:
         q = SamplingProbabilities(*(torch.zeros(spec.features.item_id.size) for _ in range(3)))
     else:
@@ -47,6 +49,15 @@ def build_step(spec: TrainingSpec) -> RetrievalStep:
         step.limit_temperature()
     step.move(training_device(training))
     return step
+
+
+def _changed_lift(spec: TrainingSpec) -> str:
+    before, now = ("contain", "lack") if spec.loss.lift else ("lack", "contain")
+    was, is_ = str(not spec.loss.lift).lower(), str(spec.loss.lift).lower()
+    return (
+        f"cannot continue from {spec.warm_start}: loss.lift was {was}, is {is_}. Its vectors {before} popularity, tonight's "
+        f"would {now} it. Set loss.lift and prior back, or train a new model from the past days with --bootstrap-days"
+    )
 
 
 def _build_self_supervision(spec: TrainingSpec, towers: TwoTower, catalogue: Catalogue) -> SelfSupervision | None:

@@ -157,6 +157,7 @@ class TrainingResult(StrictModel):
     )
     rows_without_negatives: int = Field(description="Rows whose candidates were all masked; their loss is 0.")
     temperature: float
+    lift: bool = Field(False, description="Whether the vectors leave popularity out (loss.lift).")
     seconds: float
 
     @property

@@ -75,6 +75,7 @@ def train(spec: TrainingSpec, after_epoch: AfterEpoch | None = None) -> Training
             masked={"shared": round(recorder.total("masked_shared")), "hard": round(recorder.total("masked_hard"))},
             rows_without_negatives=round(recorder.total("rows_without_negatives")),
             temperature=float(torch.as_tensor(step.temperature).detach()),
+            lift=spec.loss.lift,
             seconds=time.perf_counter() - started,
         )
         reset_unseen_items(step)

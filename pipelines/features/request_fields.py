@@ -36,7 +36,7 @@ def request_fields(
         history["ages"] = HISTORY_AGES
     if features.history and features.history.actions:
         history["actions"] = {"name": HISTORY_ACTIONS, "column": HISTORY_ACTIONS, "type": "text", "vocabulary": ACTION}
-    return [*fields, history | {"order": features.history.order if features.history else None}]
+    return [*fields, history | {"order": features.history_order}]
 
 
 def _of_side(side: Side, types: Mapping[str, str]) -> list[dict[str, Any]]:

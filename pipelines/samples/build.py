@@ -91,7 +91,7 @@ def build_negatives(
             "negatives": config.negatives.total,
             "quotas": {kind: getattr(config.negatives, kind) for kind in QUOTAS},
             **checked,
-            "history": config.features.history.order if config.features.history else None,
+            "history": config.features.history_order,
             **{name: value for name, value in optional.items() if value is not None},
             "input": ranking_facts,
             "ranking_logs": ranking_logs is not None,

@@ -32,7 +32,9 @@ def test_the_index_of_the_release_holds_the_vectors_of_all_items(nightly_run: Ni
     assert all(isinstance(item, str) for item in vectors["item_id"]), "ids are text in all tables"
     assert index.ntotal == manifest["items"] == len(vectors["item_id"]) == items
     stored = np.array(vectors["embedding"], np.float32)
-    np.testing.assert_allclose(np.linalg.norm(stored, axis=1), 1.0, rtol=1e-5)
+    assert stored.shape[1] == manifest["dim"] == 17
+    np.testing.assert_allclose(np.linalg.norm(stored[:, :-1], axis=1), 1.0, rtol=1e-5)
+    assert stored[:, -1].max() == pytest.approx(manifest["prior"]["largest"], abs=1e-5)
     cells = faiss.extract_index_ivf(index)
     cells.make_direct_map()
     row_of = {item: row for row, item in enumerate(faiss.vector_to_array(index.id_map).tolist())}
@@ -80,7 +82,7 @@ def test_the_model_beats_popularity_and_stays_below_the_best_reachable_recall(ni
         rows = nightly_run.rows("evaluations", ds)
         key = ("recall", 50, "all")
         recall = {row["model"]: row["value"] for row in rows if (row["metric"], row["k"], row["slice"]) == key}
-        assert recall.keys() == {"two_tower", "popularity", "item_cf", "best_reachable"}
+        assert recall.keys() == {"two_tower", "two_tower_without_prior", "popularity", "item_cf", "best_reachable"}
         assert recall["best_reachable"] > recall["two_tower"] > recall["popularity"]
 
 

@@ -105,8 +105,11 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
         "model.dim + 1 (of the recency prior) = 65",
         {"index": {"factory": "IVF4,PQ8"}, "prior": {}},
     ),
-    "a prior without held-out events": ("positives.valid_hours", {"prior": {}, "positives": {"valid_hours": 0}}),
-    "lift without a prior": ("loss.lift", {"loss": {"lift": True}}),
+    "strengths of a prior without held-out events": (
+        "positives.valid_hours",
+        {"loss": {"lift": False}, "positives": {"valid_hours": 0}},
+    ),
+    "lift without a prior": ("loss.lift", {"prior": None}),
     "a strength of the prior twice": ("prior.beta", {"prior": {"beta": [1, 1]}}),
     "a prior of negative strength": ("prior.beta", {"prior": {"beta": [-1]}}),
     "popularity over more days than are counted": (
@@ -161,7 +164,10 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
         {"loss": {"hard_temperature": 0.1, "hard_rows": "all"}},
     ),
     "an order that looks ahead by nothing": ("positives.ahead_days", {"features": {"history": {"order": "ahead"}}}),
-    "days ahead that no order reads": ("positives.ahead_days", {"positives": {"ahead_days": 7}}),
+    "days ahead that no order reads": (
+        "positives.ahead_days",
+        {"features": {"history": {"order": "strictly_before"}}, "positives": {"ahead_days": 7}},
+    ),
     "days ahead without a history": (
         "positives.ahead_days",
         {"features": {"history": None}, "positives": {"ahead_days": 7}},
@@ -260,3 +266,28 @@ def test_factories_that_are_accepted_can_be_built(dim: int) -> None:
 def test_checking_a_plain_config_builds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "device", None)
     Config.model_validate(model())
+
+
+@pytest.mark.parametrize(
+    ("tree", "order"),
+    [
+        ({}, "leave_one_out"),
+        ({"evaluation": {"split": "last_positive"}}, "strictly_before"),
+        ({"model": {"tower": "sequence"}}, "strictly_before"),
+        ({"model": {"history_pooling": "decay"}}, "strictly_before"),
+        ({"samples": {"pack": 4}}, "strictly_before"),
+        ({"features": {"history": {"ages": True}}}, "strictly_before"),
+        ({"features": {"history": {"actions": True}}}, "strictly_before"),
+        ({"positives": {"known_items": 50}}, "strictly_before"),
+        ({"positives": {"ahead_days": 7}}, "ahead"),
+        ({"features": {"history": {"order": "strictly_before"}}}, "strictly_before"),
+        ({"model": {"tower": "sequence"}, "features": {"history": {"order": "leave_one_out"}}}, "leave_one_out"),
+    ],
+)
+def test_the_order_of_the_history_follows_from_question_and_tower(tree: dict[str, Any], order: str) -> None:
+    config = Config.model_validate(tree)
+    assert config.features.history
+    assert config.features.history.order == order
+    again = Config.model_validate(config.model_dump())
+    assert again == config
+    assert again.hash_of("features") == config.hash_of("features")

@@ -24,7 +24,7 @@ def test_every_setting_has_a_description() -> None:
 def test_types_limits_and_defaults_are_those_of_the_config() -> None:
     rows = page().splitlines()
     assert "| `seed` | integer | `17` | determines every random choice, together with ds. |" in rows
-    assert any(row.startswith("| `id_dropout` | number, at least 0, below 1 | `0.05` |") for row in rows)
+    assert any(row.startswith("| `id_dropout` | number, at least 0, below 1 | `0.1` |") for row in rows)
     assert any(row.startswith("| `per_user_cap` | integer, at least 1 or null | `50` |") for row in rows)
     assert any(row.startswith("| `downsample` | [section](#positivesdownsample) or null |") for row in rows)
     assert {"## training", "### positives.downsample", "### features.context: kind hour"} <= set(rows)

@@ -33,6 +33,7 @@ from pipelines.storage.warehouse import Warehouse
 from tests.jobs.nightly_run import FIRST, SECOND, NightlyRun, rows_of
 from tests.jobs.test_serving import requests_of
 
+WITHOUT = ["loss.lift=false", "prior=null"]
 FIXED = ["prior.beta=[1.5]", "prior.half_life_days=[2]", "index.factory=Flat"]
 ContextOf = Callable[..., Context]
 
@@ -102,7 +103,7 @@ def test_a_prior_is_chosen_where_recent_demand_predicts_and_not_where_it_mislead
 def test_all_readers_answer_with_the_prior_and_the_gates_do_not_count_held_out_events(
     context_of: ContextOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = find_release(context_of())
+    before = publish(context_of(*WITHOUT))
     context = context_of(*FIXED)
     release = publish(context)
     prior, folder = release.manifest["prior"], Path(release.uri.removeprefix("file://"))
@@ -149,16 +150,18 @@ def test_all_readers_answer_with_the_prior_and_the_gates_do_not_count_held_out_e
     assert run.data.metrics["prior.recall_at_50.beta_1.5"] == pytest.approx(point["recall"])
     # A second run changes nothing; without the prior, the release of before is current again.
     assert publish(context).manifest == release.manifest
-    assert publish(context_of("prior.beta=[0]")).manifest == before.manifest
+    assert publish(context_of("loss.lift=false", "prior.beta=[0]")).manifest == before.manifest
     assert not (tmp_path / "w" / "item_priors" / f"ds={FIRST}").exists()
 
 
 def test_evaluations_have_the_model_with_and_without_the_prior(
     context_of: ContextOf, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    without, context = recalls(context_of(), 50), context_of(*FIXED)
-    as_job("evaluate", evaluate.run)(context)
-    measured = recalls(context, 50)
+    found = []
+    for context in (context_of(*WITHOUT), context_of(*FIXED)):
+        as_job("evaluate", evaluate.run)(context)
+        found.append(recalls(context, 50))
+    without, measured = found
     assert measured["two_tower_without_prior"] == pytest.approx(without["two_tower"])
     assert measured.keys() == without.keys() | {"two_tower_without_prior"}
     assert measured["two_tower"] != measured["two_tower_without_prior"]

@@ -21,6 +21,7 @@ from pipelines.storage.manifest import digest
 from tests.model import toy_night
 
 USERS, K, GONE = 30, 4, 999
+PLAIN = Config.model_validate({"loss": {"lift": False}, "prior": None})
 
 
 @pytest.fixture
@@ -66,16 +67,17 @@ def test_recall_is_that_of_a_plain_loop(judge: Judge, towers: TwoTower, monkeypa
     assert 0 < np.mean(expected) < 1
     for cells in (scoring.CELLS, 100):  # all users at once, and a few at a time
         monkeypatch.setattr(scoring, "CELLS", cells)
-        assert judge.recall(towers, Config(), 0.07).tolist() == expected
-    assert judge.recall(towers, Config(), 0.07, few=True).tolist() == expected[::2], "users of the check are left out"
+        assert judge.recall(towers, PLAIN, 0.07).tolist() == expected
+    assert judge.recall(towers, PLAIN, 0.07, few=True).tolist() == expected[::2], "users of the check are left out"
     monkeypatch.setattr(scoring, "FEW", 5)
-    assert judge.recall(towers, Config(), 0.07, few=True).tolist() == expected[::6]
+    assert judge.recall(towers, PLAIN, 0.07, few=True).tolist() == expected[::6]
 
 
 def test_a_prior_is_chosen_on_the_held_out_events_and_added(judge: Judge, towers: TwoTower) -> None:
     half_lives, unseen, items = [1.0, 8.0], 0.5, toy_night.item_rows()["item_index"]
     config = Config.model_validate(
         {
+            "loss": {"lift": False},
             "prior": {"beta": [0, 1, 20], "half_life_days": half_lives, "unseen_count": unseen},
             "gates": {"least_users": 5, "recall_at": K},
         }

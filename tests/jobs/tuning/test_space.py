@@ -21,6 +21,7 @@ from jobs.tuning.space import (
 from tests.jobs.nightly_run import ROOT
 
 DATA = TuningData(rows=27_000, days=6, ranking_logs=True)
+BEFORE = {"features": {"history": {"order": "strictly_before"}}}
 CONFIGS = ("demo", "grocery", "movielens", "production.example", "recflow")
 
 
@@ -44,7 +45,7 @@ def test_the_config_itself_changes_nothing_and_the_defaults_can_be_trained(name:
     assert start.keys() == names([*training, *sampling])
     assert changes(start, config) == {}
     defaults = with_changes(config, changes(start | start_values(training, Config()), config))
-    assert (defaults.loss.temperature, defaults.model.dim) == (0.07, 64)
+    assert (defaults.loss.temperature, defaults.model.dim) == (0.1, 64)
     assert defaults.features == config.features
 
 
@@ -75,7 +76,8 @@ def test_the_data_decides_on_the_example_age_and_on_towers() -> None:
     assert "features.example_age" in names(sampling_parameters(Config(), week))
     assert "features.example_age" not in names(sampling_parameters(Config(), DATA))
     many = TuningData(rows=10_000_000, days=6, ranking_logs=False)
-    towers = {data.rows: of(training_parameters(Config(), data), "model.tower").choices for data in (DATA, many)}
+    ordered = made(**BEFORE)
+    towers = {data.rows: of(training_parameters(ordered, data), "model.tower").choices for data in (DATA, many)}
     assert ("sequence" in towers[DATA.rows], "sequence" in towers[many.rows]) == (True, False)
     packed = made(samples={"pack": 4})
     assert "sequence" in of(training_parameters(packed, many), "model.tower").choices
@@ -86,8 +88,10 @@ def test_settings_of_what_the_config_lacks_are_not_tried() -> None:
     no_history = made(features={"history": None})
     assert not {n for n in names(training_parameters(no_history, DATA)) if n.startswith("model.history")}
     assert "features.history.order" not in names(sampling_parameters(no_history, DATA))
-    assert "prior" in names(training_parameters(Config(), DATA))
-    assert "prior" not in names(training_parameters(made(positives={"valid_hours": 0}), DATA))
+    without_lift = made(loss={"lift": False}, prior=None)
+    for config, name in ((Config(), "loss.lift"), (without_lift, "prior")):
+        assert {"loss.lift", "prior"} & set(names(training_parameters(config, DATA))) == {name}
+    assert "loss.lift" not in names(training_parameters(made(positives={"valid_hours": 0}), DATA))
     last = made(evaluation={"split": "last_positive"})
     assert "ahead" not in of(sampling_parameters(last, DATA), "features.history.order").choices
 
@@ -118,28 +122,33 @@ def test_a_ramp_of_hard_negatives_needs_hard_negatives() -> None:
 
 def test_many_rows_are_packed_for_the_sequence_tower() -> None:
     many = TuningData(rows=10_000_000, days=6, ranking_logs=False)
-    assert of(sampling_parameters(Config(), many), "samples.pack").choices == (None, PACK)
-    for config, data in (
-        (Config(), DATA),
-        (made(samples={"pack": 4}), many),
-        (made(features={"history": {"order": "leave_one_out"}}), many),
-    ):
+    ordered, unordered = made(**BEFORE), Config()
+    assert unordered.features.history
+    assert unordered.features.history.order == "leave_one_out"
+    for config, data in ((ordered, many), (unordered, many), (unordered, DATA)):
+        assert of(sampling_parameters(config, data), "samples.pack").choices == (None, PACK)
+    for config, data in ((ordered, DATA), (made(samples={"pack": 4}), many)):
         assert "samples.pack" not in names(sampling_parameters(config, data))
     packed = {"samples.pack": PACK, "model.tower": "dssm", "model.history_pooling": "decay"}
-    assert changes(packed, Config()) == {"samples.pack": PACK, "model.tower": "sequence"}
-    unordered = changes(packed | {"features.history.order": "leave_one_out"}, Config())
-    assert "samples.pack" not in unordered, "packed rows need an order"
-    with_changes(Config(), unordered)
+    assert changes(packed, ordered) == {"samples.pack": PACK, "model.tower": "sequence"}
+    with_order = changes(packed, unordered)
+    assert with_order == changes(packed, ordered) | {"features.history.order": "strictly_before"}
+    with_changes(unordered, with_order)
+    without_order = changes(packed | {"features.history.order": "leave_one_out"}, ordered)
+    assert "samples.pack" not in without_order, "packed rows need an order"
+    with_changes(ordered, without_order)
 
 
 def test_actions_of_the_history_are_tried_if_the_feed_has_several_and_the_tower_reads_them() -> None:
+    ordered = made(**BEFORE)
     shop = TuningData(rows=27_000, days=6, ranking_logs=False, actions=2)
-    assert ACTIONS not in names(sampling_parameters(Config(), DATA))
-    assert of(sampling_parameters(Config(), shop), ACTIONS).choices == (False, True)
-    assert changes({ACTIONS: True, "model.tower": "dssm"}, Config()) == {}
+    assert ACTIONS not in names(sampling_parameters(ordered, DATA))
+    assert ACTIONS not in names(sampling_parameters(Config(), shop)), "known items have no actions"
+    assert of(sampling_parameters(ordered, shop), ACTIONS).choices == (False, True)
+    assert changes({ACTIONS: True, "model.tower": "dssm"}, ordered) == {}
     reads = {ACTIONS: True, "model.tower": "sequence", "model.settings": {"actions": True}}
-    assert changes({ACTIONS: True, "model.tower": "sequence"}, Config()) == reads
-    config = with_changes(Config(), reads)
+    assert changes({ACTIONS: True, "model.tower": "sequence"}, ordered) == reads
+    config = with_changes(ordered, reads)
     assert changes({ACTIONS: False, "model.tower": "sequence"}, config) == {
         ACTIONS: False,
         "model.settings": {"actions": False},

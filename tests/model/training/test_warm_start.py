@@ -1,5 +1,6 @@
 """Checkpoints, and the training that continues from them on the next night."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,22 @@ def test_a_checkpoint_of_another_version_is_refused_with_a_remedy(tmp_path: Path
     for reader in (load_checkpoint, lambda folder: build_step(spec.model_copy(update={"warm_start": folder}))):
         with pytest.raises(ValueError, match=r"of version 1, this code reads 3: train a new model.*--bootstrap-days"):
             reader(spec.output)
+
+
+@pytest.mark.parametrize(("lift", "words"), [(True, "contain popularity, .* lack it"), (False, "lack .* contain it")])
+def test_a_model_is_not_continued_with_popularity_in_another_place(tmp_path: Path, lift: bool, words: str) -> None:
+    spec = toy_night.make_spec(tmp_path, [50], loss={"lift": not lift})
+    train(spec)
+    build_step(spec.model_copy(update={"warm_start": spec.output}))
+    changed = spec.model_copy(update={"warm_start": spec.output, "loss": LossConfig(lift=lift)})
+    with pytest.raises(WarmStartError, match=rf"loss.lift was .*{words}.*--bootstrap-days"):
+        build_step(changed)
+    if lift:  # Checkpoints of versions without lift do not say so.
+        file = Path(spec.output, "model.json")
+        file.write_text(re.sub(r",\s*\"lift\": false", "", file.read_text()))
+        assert "lift" not in file.read_text()
+        with pytest.raises(WarmStartError, match=r"loss\.lift was false"):
+            build_step(changed)
 
 
 def test_estimated_frequencies_continue_from_night_to_night(tmp_path: Path) -> None:
