@@ -2,6 +2,7 @@
 
 import json
 import re
+from datetime import date, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ from pipelines.night import Night, SampleConfig
 from pipelines.positives.build import build_positives
 from pipelines.samples.build import build_negatives
 from pipelines.storage.warehouse import Warehouse
+from tests.jobs.nightly_run import SECOND, NightlyRun
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 DS = "2024-03-03"
@@ -44,13 +46,26 @@ print(json.dumps({
 """
 
 
+PRINT_NIGHTS = """
+shown = table[[f"Recall@{K}", "verdict", "release"]]
+print(json.dumps({"nights": shown.to_dict("index"), "gates": gates["name"].tolist(), "live": versions.alias.tolist()}))
+"""
+PRINT_ANSWER = """
+print(json.dumps({"night": NIGHT, "user": user, "hits": int(hits), "answer": explained.item_id.tolist()}))
+"""
+PRINT_SERVED = """
+print(json.dumps({"served": over_http["item_ids"], "recipes": recipes.recipe.tolist(), "history": request["history"],
+                  "recall": figures.set_index("model").value.to_dict()}))
+"""
+
+
 def executed(name: str, monkeypatch: pytest.MonkeyPatch, last_cell: str, warehouse: str = "") -> tuple[Any, Any]:
     """Run a notebook and one more cell on a warehouse. Returns the notebook, and the JSON that the last cell prints."""
     monkeypatch.setenv("NIGHTJAR_WAREHOUSE", warehouse.removeprefix("file://"))
     monkeypatch.delenv("NIGHTJAR_NIGHT", raising=False)
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     notebook = nbformat.read(NOTEBOOKS / name, as_version=4)
-    notebook.cells.append(nbformat.v4.new_code_cell(last_cell))
+    notebook.cells.append(nbformat.v4.new_code_cell(f"import json\n{last_cell}"))
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(NOTEBOOKS)}}).execute()
     return notebook, json.loads("".join(output.get("text", "") for output in notebook.cells[-1].outputs))
 
@@ -94,6 +109,55 @@ def test_tables_of_the_samples_notebook_agree_with_the_samples(
         if kind == "fine":
             assert here.startswith(("fine", "rerank")) or "fine" in elsewhere or "rerank" in elsewhere
     assert figures_of(notebook) == 3
+
+
+@pytest.mark.slow
+def test_nights_in_mlflow_have_the_figures_of_the_tables(
+    nightly_run: NightlyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    notebook, shown = executed("02_nights_in_mlflow.ipynb", monkeypatch, PRINT_NIGHTS, str(nightly_run.warehouse))
+    assert len(shown["nights"]) >= 2
+    release = json.loads((nightly_run.warehouse / "releases" / nightly_run.current() / "manifest.json").read_text())
+    live = shown["nights"][release["ds"]]
+    assert (live["verdict"], live["release"]) == ("Published", release["release_id"])
+    (recall,) = [
+        row["value"]
+        for row in nightly_run.rows("evaluations", release["ds"])
+        if (row["model"], row["metric"], row["slice"], row["k"]) == ("two_tower", "recall", "all", 50)
+    ]
+    assert live["Recall@50"] == pytest.approx(recall)
+    assert "effective_dimensions" in shown["gates"]
+    assert "champion" in shown["live"][-1]
+    assert figures_of(notebook) == 2
+
+
+@pytest.mark.slow
+def test_the_answers_of_the_third_notebook_are_those_of_the_release(
+    nightly_run: NightlyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "03_what_the_model_retrieves.ipynb"
+    notebook, shown = executed(name, monkeypatch, PRINT_ANSWER, str(nightly_run.warehouse))
+    assert shown["night"] == SECOND
+    tomorrow = (date.fromisoformat(SECOND) + timedelta(1)).isoformat()
+    clicked = {
+        str(row["item_id"])
+        for row in nightly_run.rows("interactions", tomorrow)
+        if str(row["user_id"]) == shown["user"] and row["action"] == "click"
+    }
+    assert len(shown["answer"]) == 50
+    assert shown["hits"] == len(clicked & set(shown["answer"])) > 0
+    assert figures_of(notebook) == 3
+
+
+@pytest.mark.slow
+def test_three_csv_files_become_a_served_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    notebook = nbformat.read(NOTEBOOKS / "04_bring_your_own_data.ipynb", as_version=4)
+    assert notebook.cells[-1].source.startswith("PLACE.cleanup()")
+    _, shown = executed("04_bring_your_own_data.ipynb", monkeypatch, PRINT_SERVED)
+    assert len(set(shown["served"])) == 8
+    assert set(shown["served"]) <= set(shown["recipes"]) - set(shown["history"])
+    assert shown["recall"]["two_tower"] > shown["recall"]["popularity"] > 0
 
 
 def kinds_of(warehouse: Warehouse, **kinds: int) -> dict[str, int]:
