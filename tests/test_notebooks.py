@@ -48,7 +48,7 @@ print(json.dumps({
 
 PRINT_NIGHTS = """
 shown = table[[f"Recall@{K}", "verdict", "release"]]
-print(json.dumps({"nights": shown.to_dict("index"), "gates": gates["name"].tolist(), "live": versions.alias.tolist()}))
+print(json.dumps({"nights": shown.to_dict("index"), "gates": gates.iloc[:, 0].tolist(), "live": versions.alias.tolist()}))
 """
 PRINT_ANSWER = """
 print(json.dumps({"night": NIGHT, "user": user, "hits": int(hits), "answer": explained.item_id.tolist()}))
@@ -126,9 +126,9 @@ def test_nights_in_mlflow_have_the_figures_of_the_tables(
         for row in nightly_run.rows("evaluations", release["ds"])
         if (row["model"], row["metric"], row["slice"], row["k"]) == ("two_tower", "recall", "all", 50)
     ]
-    assert live["Recall@50"] == pytest.approx(recall)
+    assert live["Recall@50"] == pytest.approx(recall, abs=5e-5)
     assert "effective_dimensions" in shown["gates"]
-    assert "champion" in shown["live"][-1]
+    assert sum("champion" in aliases for aliases in shown["live"]) == 1
     assert figures_of(notebook) == 2
 
 
