@@ -55,7 +55,7 @@ class Published:
         for row in rows_of(self.nights, "user_histories", FIRST):
             number = int(row["user_id"][1:])
             known = {"age": "changed", "income": float(number), "taste": taste_of(number)} if number < 20 else {}
-            history = [int(items[index]) for index in row["history_items"]]
+            history = [int(items[index]) for index in row["known_items"]]  # the order is leave_one_out
             requests[row["user_id"]] = {"user_id": row["user_id"], "history": history, **known, **WITHOUT_TIME}
         return requests
 
