@@ -15,6 +15,9 @@ from pipelines.day_events import late_counts
 from pipelines.night import Night
 from pipelines.positives.popularity import MASS, day_ordinal
 
+UNKNOWN_TIME = 0.5  # of an item's first day, if only the day is known
+MICROSECONDS_PER_DAY = 86_400 * 10**6
+
 
 @dataclass(frozen=True)
 class HalfLife:
@@ -39,11 +42,25 @@ class HalfLife:
         return float((1 - kept ** (self.as_of + 1 - start)) / (1 - kept))
 
     def exposure(self, first: Column, start: int) -> Column:
-        """Decayed number of days that an item was there, from `start` on. Half of its first day; 0 if that is later."""
+        """Decayed number of days that an item was there, from `start` on.
+
+        `first`: when it came, in days with a fraction: of its first day it gets the rest. 0 if that is after `as_of`.
+        """
         kept = F.lit(0.5 ** (1 / self.days))
-        age = F.lit(self.as_of) - first
-        later = (F.lit(1.0) - F.pow(kept, age + 1)) / (F.lit(1.0) - kept) - F.pow(kept, age) / 2
+        first_day = F.floor(first)
+        age = F.lit(self.as_of) - first_day
+        later = (F.lit(1.0) - F.pow(kept, age + 1)) / (F.lit(1.0) - kept) - F.pow(kept, age) * (first - first_day)
         return F.when(first <= start, self.whole(start)).when(age < 0, 0.0).otherwise(later)
+
+
+def came_at(available_from: Column, publish_time: Column) -> Column:
+    """When an item came: days since 1970-01-01 with a fraction (UTC); null if it was there from the beginning.
+
+    That is its time of publication if it is known and on the day `available_from`, else the middle of this day.
+    """
+    day = F.datediff(F.to_date(available_from.cast("string"), "yyyyMMdd"), F.lit("1970-01-01"))
+    published = F.unix_micros(publish_time) / F.lit(MICROSECONDS_PER_DAY)
+    return F.when(F.floor(published) == day, published).otherwise(day + UNKNOWN_TIME)
 
 
 def recent_counts(
@@ -53,25 +70,26 @@ def recent_counts(
 
     A positive of day D counts 0.5^(age / half-life), its age being the days from D to `as_of` (0 for later days). With n such
     positives in E of F days (decayed alike), an item has the count (n + a) (F + a/r) / (E + a/r) - a, where r is the mean
-    item's rate and a is `unseen_count`. F begins with the first day that is counted, E with `available_from`.
+    item's rate and a is `unseen_count`. F begins with the first day that is counted, E when the item came (`came_at`).
     `counts_before_holdout` leaves out the positives of ds at or after `since` (UTC); None: there are none.
     """
     halves = [HalfLife(days, day_ordinal(as_of)) for days in half_lives]
     stats = night.warehouse.read("item_stats", night.ds).where("live")
-    available = night.warehouse.read("item_features", night.ds).select("item_index", "available_from")
+    features = night.warehouse.read("item_features", night.ds)
+    available = features.select("item_index", came_at(F.col("available_from"), F.col("publish_time")).alias("came"))
     rows = stats.join(available, on="item_index", how="left").select(
         "item_index",
         "item_id",
         "day_ordinals",
-        F.coalesce(
-            F.datediff(F.to_date(F.col("available_from").cast("string"), "yyyyMMdd"), F.lit("1970-01-01")), F.lit(0)
-        ).alias("first"),
+        F.coalesce("came", F.lit(0.0)).alias("came"),
         *(half.count().alias(f"c{n}") for n, half in enumerate(halves)),
         *(half.count(until=half.as_of).alias(f"u{n}") for n, half in enumerate(halves)),
     )
     start = _first_day(rows, day_ordinal(as_of))
-    # An item was there when it was first taken, whatever its publish time says. least() ignores the null of no positives.
-    rows = rows.withColumn("first", F.greatest(F.least("first", F.array_min("day_ordinals")), F.lit(start)))
+    # An item was there when it was first taken, whatever its publish time says.
+    taken = F.array_min("day_ordinals")
+    came = F.when(taken < F.floor("came"), taken + UNKNOWN_TIME).otherwise(F.col("came"))
+    rows = rows.withColumn("first", F.greatest(came, F.lit(float(start))))
     rates = _mean_rates(rows, halves, start)
     if since is None:
         rows = rows.withColumn("late", F.lit(0))

@@ -1,6 +1,6 @@
 """Recent positives per item, and what of them the choice of a prior may see."""
 
-from datetime import date, datetime, timedelta
+from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
@@ -58,16 +58,19 @@ def test_items_of_the_last_days_have_the_counts_of_their_rates(spark: SparkSessi
     """Ten days, half-life 3: old items, items of the last two days, and items that come after the night."""
     warehouse = Warehouse(spark, str(tmp_path / "warehouse"))
     day = lambda number: 19_000 + number  # noqa: E731
-    days: dict[int, list[int]] = {2: [*range(10)], 3: [0], 4: [], 5: [9], 6: [8, 9], 7: [], 8: [6], 9: []}
-    first = {2: 0, 3: 0, 4: 0, 5: 8, 6: 8, 7: 9, 8: 9, 9: 12}  # Item 8 was taken before it was published.
+    days: dict[int, list[int]] = {2: [*range(10)], 3: [0], 4: [], 5: [9], 6: [8, 9], 7: [], 8: [6], 9: [], 10: [], 11: [8]}
+    first = {2: 0, 3: 0, 4: 0, 5: 8, 6: 8, 7: 9, 8: 9, 9: 12, 10: 9, 11: 8}  # Item 8 was taken before it was published.
+    hour = {10: 18, 11: 6, 8: 12}  # of the day of publication; unknown for the others
     stats = [(i, f"i{i}", True, [day(d) for d in taken], [2] * len(taken)) for i, taken in days.items()]
     columns = "item_index int, item_id string, live boolean, day_ordinals array<int>, day_counts array<bigint>"
     ds = (date(1970, 1, 1) + timedelta(day(9))).isoformat()
     recipe = Recipe("test", {})
     warehouse.write(spark.createDataFrame(stats, columns), "item_stats", ds, recipe)
     number = lambda at: int((date(1970, 1, 1) + timedelta(day(at))).strftime("%Y%m%d")) if at else 0  # noqa: E731
-    rows = [(i, f"i{i}", number(at)) for i, at in first.items()]
-    columns = "item_index int, item_id string, available_from int"
+    midnight = lambda at: datetime(1970, 1, 1, tzinfo=timezone.utc) + timedelta(day(at))  # noqa: E731
+    published = {i: midnight(first[i]) + timedelta(hours=hours) for i, hours in hour.items()}
+    rows = [(i, f"i{i}", number(at), published.get(i)) for i, at in first.items()]
+    columns = "item_index int, item_id string, available_from int, publish_time timestamp"
     warehouse.write(spark.createDataFrame(rows, columns), "item_features", ds, recipe)
     night = Night.open(warehouse, Inputs(), ds, 17)
     found = recent_counts(night, [3.0], as_of=ds, since=None, unseen_count=0.5).collect()
@@ -76,7 +79,8 @@ def test_items_of_the_last_days_have_the_counts_of_their_rates(spark: SparkSessi
     decayed = {i: sum(2 * 0.5 ** ((9 - d) / 3) for d in taken) for i, taken in days.items()}
     start = {i: min([first[i], *days[i]]) for i in days}
     exposure = {i: sum(0.5 ** ((9 - d) / 3) for d in range(start[i], 10)) for i in days}
-    exposure = {i: E - 0.5 * (0 < start[i] <= 9) * 0.5 ** ((9 - start[i]) / 3) for i, E in exposure.items()}
+    missed = {i: (0.5 if i not in hour or start[i] < first[i] else hour[i] / 24) for i in days}  # of the first day
+    exposure = {i: E - missed[i] * (0 < start[i] <= 9) * 0.5 ** ((9 - start[i]) / 3) for i, E in exposure.items()}
     rate = sum(decayed.values()) / sum(exposure.values())
     whole = exposure[2]
     for i in days:
@@ -84,5 +88,5 @@ def test_items_of_the_last_days_have_the_counts_of_their_rates(spark: SparkSessi
         assert counts[i] == pytest.approx(expected), i
     assert counts[2] == pytest.approx(decayed[2]), "an item that was there all the time keeps its count"
     assert counts[9] == pytest.approx(rate * whole), "an item without a day has the count of the mean item"
-    assert counts[4] == 0 < counts[7] < counts[9], "the more days without a positive, the less"
+    assert counts[4] == 0 < counts[7] < counts[10] < counts[9], "the longer without a positive, the less"
     assert counts[6] > 1.5 * decayed[6], "two positives in two days are a high rate"
