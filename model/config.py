@@ -65,6 +65,13 @@ class ModelConfig(StrictModel):
         description="Probability of hiding an item of the history in training, with its features, so that the user's vector "
         "does not depend on single items. 0: off.",
     )
+    new_user_share: float = Field(
+        0.05,
+        ge=0,
+        lt=1,
+        description="Share of training rows that are shown as those of a new user, with the default id and no history, so "
+        "that the model learns what to answer to new users. Not for the sequence tower. 0: off.",
+    )
     context_dropout: float = Field(
         0.1,
         ge=0,

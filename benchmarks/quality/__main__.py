@@ -7,7 +7,7 @@
     python -m benchmarks.quality --summarise                                              # figures of what is in the store
     python -m benchmarks.quality --smoke                                                  # figures mean nothing
 
-Writes benchmarks/results/quality.json, and prints it as the last line.
+Writes benchmarks/results/quality.json, its table as quality.md beside it, and prints the JSON as the last line.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from benchmarks.quality import variants
 from benchmarks.quality.peers import PEER_VENV, PEERS
 from benchmarks.quality.run import WorldRun
 from benchmarks.quality.store import Store, commit
-from benchmarks.quality.summary import summarise, table_of
+from benchmarks.quality.summary import page_of, summarise, table_of
 from benchmarks.quality.worlds import ROOT, WORLDS
 from benchmarks.support import say
 
@@ -103,13 +103,14 @@ def main(argv: list[str] | None = None) -> None:
             say(f"{name} is left out: it {missing[name]}")
             continue
         WorldRun(WORLDS[name], store, options).run()
-    summary = summarise(store, missing)
-    print(table_of(summary))
     command = shlex.join(["python", "-m", "benchmarks.quality", *(argv if argv is not None else sys.argv[1:])])
-    summary = {"command": command, "commit": commit(), "seeds": options.seeds, "smoke": options.smoke} | summary
+    facts = {"command": command, "commit": commit(), "seeds": options.seeds, "smoke": options.smoke}
+    summary = plain(facts | summarise(store, missing))
+    print(table_of(summary))
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(plain(summary), indent=1) + "\n")
-    print(json.dumps(plain({name: value for name, value in summary.items() if name != "worlds"})))
+    options.out.write_text(json.dumps(summary, indent=1) + "\n")
+    options.out.with_suffix(".md").write_text(page_of(summary))
+    print(json.dumps({name: value for name, value in summary.items() if name != "worlds"}))
 
 
 def plain(value: Any) -> Any:

@@ -180,17 +180,26 @@ def described(question: Question) -> dict[str, Any]:
     }
 
 
+def page_of(summary: dict[str, Any]) -> str:
+    """The Markdown file beside the JSON."""
+    about = f"Written by `{summary['command']}`, commit {summary['commit']}: docs/quality.md says how to read it."
+    return f"# Retrieval quality\n\n{about}\n\n{table_of(summary)}\n"
+
+
 def table_of(summary: dict[str, Any]) -> str:
-    """Markdown: one line per world and model with Recall@50, NDCG@50, the slices, coverage, and the difference to ours."""
+    """A table in Markdown: one line per world and model with Recall@50, NDCG@50, slices, coverage, and the difference to ours.
+
+    `summary`: with null for NaN, as in the JSON.
+    """
     lines = [
         "| world | model | Recall@50 | NDCG@50 | " + " | ".join(SLICES[1:]) + " | coverage | Recall@50 less ours |"
     ]
     lines.append("|---" * (len(SLICES) + 5) + "|")
     for name, world in summary["worlds"].items():
-        for model, figures in sorted(world["models"].items(), key=lambda pair: -pair[1]["recall"]["all"]["50"]):
+        for model, figures in sorted(world["models"].items(), key=lambda pair: -(pair[1]["recall"]["all"]["50"] or 0)):
             cells = [figures["recall"]["all"]["50"], figures["ndcg"]["all"]["50"]]
             cells += [figures["recall"][part]["50"] for part in SLICES[1:]] + [figures["coverage"]]
-            numbers = " | ".join(f"{cell:.4f}" for cell in cells)
+            numbers = " | ".join("" if cell is None else f"{cell:.4f}" for cell in cells)
             lines.append(f"| {name} | {model} | {numbers} | {_less_ours(world, model)} |")
     return "\n".join(lines)
 

@@ -245,5 +245,9 @@ def drop_context(features: Sequence[Feature], batch: Batch, chance: float) -> Ba
 
 def drop_ids(indices_B: Tensor, chance: float) -> Tensor:
     """Replace random ids by the default id, so that its row learns to represent new users and items."""
-    dropped_B = (torch.rand(indices_B.shape, device=indices_B.device) < chance) & (indices_B != PADDING)
-    return indices_B.masked_fill(dropped_B, DEFAULT)
+    return default_ids(indices_B, torch.rand(indices_B.shape, device=indices_B.device) < chance)
+
+
+def default_ids(indices_B: Tensor, rows_B: Tensor) -> Tensor:
+    """The ids with the default id in the given rows; padding stays."""
+    return indices_B.masked_fill(rows_B & (indices_B != PADDING), DEFAULT)

@@ -18,6 +18,7 @@ from model.network.embeddings import (
     HistoryPooling,
     Projection,
     column_of,
+    default_ids,
     drop_context,
     drop_ids,
     embed_feature,
@@ -97,11 +98,12 @@ class TwoTower(nn.Module):
         """
         if self.training and self.schema.context and self.config.context_dropout:
             batch = drop_context(self.schema.context, batch, self.config.context_dropout)
+        if self.pooling:
+            batch = self._with_hidden_items(batch)
         inputs = [self._embed(feature, batch) for feature in self.schema.of_user_tower]
         if self.encoder:
             inputs.append(self.encoder(self.tables, batch))
         elif self.pooling:
-            batch = self._with_history_dropout(batch)
             inputs.append(self.pooling(self.tables[self._history_table()], column_of(batch, self._history_ids())))
             for feature in self._pooled_features():
                 values = column_of(batch, history_column(feature.column))
@@ -205,16 +207,24 @@ class TwoTower(nn.Module):
     def _pooled_features(self) -> list[Feature]:
         return [feature for feature in self.history_features if not isinstance(feature, IdFeature)]
 
-    def _with_history_dropout(self, batch: Batch) -> Batch:
-        """In training, hide random items of the histories: the item and its features together."""
-        chance = self.config.history_dropout
-        if not (self.training and chance):
+    def _with_hidden_items(self, batch: Batch) -> Batch:
+        """In training, hide random items of the histories with their features; of random rows everything and the user's id.
+
+        Those rows are new users, which the model then learns to answer (DropoutNet: Volkovs et al., NeurIPS 2017).
+        """
+        chance, share = self.config.history_dropout, self.config.new_user_share
+        if not (self.training and (chance or share)):
             return batch
         assert self.schema.history is not None
         columns = {self.schema.history.column, *(history_column(lookup_column(f)) for f in self.history_features)}
         history_BL = column_of(batch, self.schema.history.column)
-        hidden_BL = torch.rand(history_BL.shape, device=history_BL.device) < chance
-        return batch | {name: hide_positions(batch[name], hidden_BL) for name in columns if name in batch}
+        hidden_BL, ids = torch.rand(history_BL.shape, device=history_BL.device) < chance, {}
+        if share:
+            new_B = torch.rand(len(history_BL), device=history_BL.device) < share
+            hidden_BL = hidden_BL | new_B[:, None]
+            names = (f.table_column for f in self.schema.of_user_tower if isinstance(f, IdFeature))
+            ids = {name: default_ids(column_of(batch, name), new_B) for name in names}
+        return batch | ids | {name: hide_positions(batch[name], hidden_BL) for name in columns if name in batch}
 
     def _embed(self, feature: Feature, batch: Batch) -> Tensor:
         if self.training and self.config.id_dropout and isinstance(feature, IdFeature):

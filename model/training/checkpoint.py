@@ -20,7 +20,7 @@ PARAMETERS, STATE, DESCRIPTION = "model.safetensors", "training.safetensors", "m
 # Prefixes of tensor names in training.safetensors and in intermediate checkpoints.
 FREQUENCY, OPTIMIZER, PARAMETER = "frequency.", "optimizer.", "parameter."
 # Settings of the model that may change from night to night.
-REGULARISATION = ("id_dropout", "dropout", "history_dropout", "context_dropout")
+REGULARISATION = ("id_dropout", "dropout", "history_dropout", "new_user_share", "context_dropout")
 PRIOR_SCALE = "prior_scale"  # Key in the description of a release with a recency prior.
 VERSION = 3  # Version 1 had no training.safetensors and other parameter names; version 2 had no item_row.
 

@@ -37,7 +37,7 @@ MODEL = """
 warehouse: {warehouse}
 features: {features}
 model: {{dim: 8, hidden: [], embedding_dim: 8, small_embedding_dim: 4, id_dropout: 0.0, context_dropout: 0.0,
-         leave_out: [taste, look, query]}}
+         new_user_share: 0.0, leave_out: [taste, look, query]}}
 loss: {{temperature: 0.2}}
 training: {{batch_size: 400, bootstrap_epochs: 6, optimizer: adagrad, threads: 1}}  # one step per epoch
 """

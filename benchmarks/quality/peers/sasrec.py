@@ -14,7 +14,9 @@ from benchmarks.quality.question import Question
 from benchmarks.quality.ranking import LISTED, by_popularity, lists_of
 from model.evaluation.ranking_metrics import NO_ITEM
 
-EPOCHS = 50  # at most; the number is tuned
+EPOCHS = 100  # at most; the number is tuned
+# Epochs between two results. For many epochs its lists are those of popularity: with a result after each, the trial would end.
+EVERY = 5
 WHOLE_SOFTMAX = 20_000  # with more items, the softmax over all of them does not fit in memory
 
 
@@ -33,7 +35,7 @@ class SasRec:
     def rankings(
         self, question: Question, setting: Setting, seed: int, last: bool
     ) -> Iterator[tuple[Setting, np.ndarray]]:
-        """The lists after each epoch."""
+        """The lists after every 5th epoch."""
         from pytorch_lightning import Trainer, seed_everything
         from rectools import Columns
         from rectools.dataset import Dataset
@@ -45,7 +47,7 @@ class SasRec:
 
         def trainer() -> Any:
             quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
-            return Trainer(max_epochs=1, accelerator="cpu", enable_checkpointing=False, **quiet)
+            return Trainer(max_epochs=EVERY, accelerator="cpu", enable_checkpointing=False, **quiet)
 
         events = pd.DataFrame(
             {Columns.User: question.event_user, Columns.Item: question.event_item, Columns.Weight: 1.0}
@@ -64,8 +66,8 @@ class SasRec:
             lr=setting["rate"],
             get_trainer_func=trainer,
         )
-        for epoch in range(1, setting["epochs"] + 1):
-            model.fit_partial(dataset, min_epochs=1, max_epochs=1)
+        for epoch in range(EVERY, setting["epochs"] + 1, EVERY):
+            model.fit_partial(dataset, min_epochs=EVERY, max_epochs=EVERY)
             if not last or epoch == setting["epochs"]:
                 yield setting | {"epochs": epoch}, recommended(question, model, dataset)
 

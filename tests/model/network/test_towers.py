@@ -16,7 +16,8 @@ from tests.model import toy_night
 
 def build(**config: object) -> TwoTower:
     torch.manual_seed(0)
-    return TwoTower(toy_night.schema(), ModelConfig.model_validate({"dim": 8, "hidden": [16], **config}))
+    defaults = {"dim": 8, "hidden": [16], "new_user_share": 0.0}
+    return TwoTower(toy_night.schema(), ModelConfig.model_validate(defaults | config))
 
 
 def batch(rows: int) -> Batch:
@@ -107,7 +108,7 @@ def test_history_dropout_hides_items_with_their_features_only_in_training(poolin
     history = torch.from_numpy(toy_night.sample_rows(200)["history"]).long()
     catalogue = Catalogue(toy_night.schema(), toy_night.item_rows())
     rows = {**batch(200), "history": history, **catalogue.history_columns(history, model.history_features)}
-    hidden = model.train()._with_history_dropout(rows)
+    hidden = model.train()._with_hidden_items(rows)
     was = history != PADDING
     drop = was & (hidden["history"] == PADDING)
     assert 0.4 < drop.sum() / was.sum() < 0.6
@@ -115,12 +116,29 @@ def test_history_dropout_hides_items_with_their_features_only_in_training(poolin
     stays = was & ~drop
     for name in ("history", "history_item_category", "history_item_tags"):
         assert hidden[name][stays].equal(rows[name][stays])
-    assert model.eval()._with_history_dropout(rows) is rows
+    assert model.eval()._with_hidden_items(rows) is rows
     with torch.no_grad():
         expected = model.user_vectors(hidden)
         model.train()
         torch.testing.assert_close(model.user_vectors(rows).shape, expected.shape)
         assert (model.user_vectors(rows) - model.eval().user_vectors(rows)).abs().amax(1).gt(1e-5).float().mean() > 0.5
+
+
+@pytest.mark.parametrize("pooling", ["mean", "decay", "attention"])
+def test_some_rows_are_shown_as_those_of_a_new_user_only_in_training(pooling: str) -> None:
+    model = build(id_dropout=0.0, new_user_share=0.3, history_features=["category"], history_pooling=pooling)
+    rows = batch(400) | {"user_index": torch.arange(400) % 50 + 2}
+    catalogue = Catalogue(toy_night.schema(), toy_night.item_rows())
+    rows |= catalogue.history_columns(rows["history"].long(), model.history_features)
+    shown = model.train()._with_hidden_items(rows)
+    new = shown["user_index"] == 1
+    assert 0.2 < new.float().mean() < 0.4
+    assert (shown["history"][new] == PADDING).all()
+    assert (shown["history_item_category"][new] == PADDING).all()
+    for name, values in rows.items():
+        assert shown[name][~new].equal(values[~new]), name
+    assert shown["user_age"].equal(rows["user_age"]), "the features of a new user are known"
+    assert model.eval()._with_hidden_items(rows) is rows
 
 
 def test_items_without_a_row_have_default_features() -> None:

@@ -23,8 +23,8 @@ def make_spec(folder: Path, **training: Any) -> TrainingSpec:
     """A night of 5 steps per epoch that overfits within a few epochs, with all kinds of state."""
     return toy_night.make_spec(
         folder, [70, 71, 69], {"id_dropout": 0.1, "dropout": 0.1, "history_dropout": 0.1}, LOSS,
-        {"batch_size": 42, "embedding_rows_sparse": 50, "checkpoint_steps": 3, "embedding_learning_rate": 0.1, **training},
-        epochs=12, resume=str(folder / "progress"), output=str(folder / "checkpoint"),
+        {"batch_size": 42, "embedding_rows_sparse": 50, "checkpoint_steps": 3, "embedding_learning_rate": 0.2, **training},
+        epochs=16, resume=str(folder / "progress"), output=str(folder / "checkpoint"),
         valid=toy_night.write_samples(folder / "held_out", VALID, seed=1),
         early_stopping=EarlyStopping(patience=1),
     )  # fmt: skip
@@ -78,7 +78,7 @@ def test_the_checkpoint_is_that_of_the_best_epoch(tmp_path: Path, caplog: pytest
     result = train(spec)
     best = result.best_epoch
     assert best is not None
-    assert len(result.epochs) == best + 2 < 12
+    assert len(result.epochs) == best + 2 < 16
     losses = valid_losses(result)
     assert losses[best] == min(losses) < losses[0], "not the first epoch"
     shorter = train(fixed(spec, best + 1))
@@ -87,7 +87,7 @@ def test_the_checkpoint_is_that_of_the_best_epoch(tmp_path: Path, caplog: pytest
     assert result.kept_epoch.loss == shorter.epochs[-1].loss
     assert result.kept_metrics.step == 5 * (best + 1) == shorter.metrics[-1].step
     assert (
-        f"epoch {best + 1} of at most 12: loss {min(losses):.4f} on the held-out hours, the best so far" in caplog.text
+        f"epoch {best + 1} of at most 16: loss {min(losses):.4f} on the held-out hours, the best so far" in caplog.text
     )
     assert f"training: keeps epoch {best + 1} of {best + 2}" in caplog.text
     states = [path.name for path in Path(str(spec.resume)).iterdir() if path.name.startswith("best-")]

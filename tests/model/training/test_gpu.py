@@ -15,7 +15,11 @@ pytestmark = [
     pytest.mark.trains,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU here"),
 ]
-NO_DROPOUT = {"id_dropout": 0.0, "history_features": ["category", "tags"]}  # Draws differ by device.
+NO_DROPOUT = {
+    "id_dropout": 0.0,
+    "new_user_share": 0.0,
+    "history_features": ["category", "tags"],
+}  # Draws differ by device.
 
 
 def train_on(device: str, spec: TrainingSpec, **training: Any) -> TrainingResult:

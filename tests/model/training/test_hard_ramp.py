@@ -26,7 +26,9 @@ def test_scales_of_ramps_by_hand() -> None:
 
 
 def make_spec(folder: Path, ramp: list[float] | None) -> TrainingSpec:
-    return toy_night.make_spec(folder, [64, 64], {"id_dropout": 0.0}, {"hard_ramp": ramp}, epochs=2)
+    return toy_night.make_spec(
+        folder, [64, 64], {"id_dropout": 0.0, "new_user_share": 0.0}, {"hard_ramp": ramp}, epochs=2
+    )
 
 
 def without_hard_negatives(spec: TrainingSpec) -> TrainingSpec:

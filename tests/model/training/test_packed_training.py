@@ -35,7 +35,7 @@ def specs(folder: Path, model: dict[str, Any]) -> tuple[TrainingSpec, TrainingSp
     versions = [toy_night.write_earlier_versions(folder)]
     packed, unpacked = (
         packed_night.make_spec(
-            folder, [30, 31], {"id_dropout": 0.0, **model}, None, EVERYTHING_AT_ONCE, packed=packed,
+            folder, [30, 31], {"id_dropout": 0.0, "new_user_share": 0.0, **model}, None, EVERYTHING_AT_ONCE, packed=packed,
             item_versions=versions,
         )
         for packed in (True, False)

@@ -44,7 +44,7 @@ def test_two_ranks_have_the_loss_and_gradients_of_one_rank(tmp_path: Path) -> No
     losses += [{"correction": correction, "frequencies": "streaming"} for correction in ("classic", "revisited")]
     losses += [{"self_supervision": {"mask": "complementary", "items": 24, "weight": 1.0}}]
     base = toy_night.make_spec(
-        tmp_path, [21, 20, 20, 20], model={"id_dropout": 0.0, "history_features": ["category"]},
+        tmp_path, [21, 20, 20, 20], model={"id_dropout": 0.0, "new_user_share": 0.0, "history_features": ["category"]},
         training={"batch_size": 100},
     )  # fmt: skip
     sparse = base.training.model_copy(update={"embedding_rows_sparse": 20})
@@ -60,7 +60,7 @@ def test_two_ranks_have_the_loss_and_gradients_of_one_rank(tmp_path: Path) -> No
     streaming = {"correction": "mns", "frequencies": "streaming"}
     specs += [
         packed_night.make_spec(
-            tmp_path / "packed", [9, 8, 3, 8], {"id_dropout": 0.0, **model}, loss, {"batch_size": 200},
+            tmp_path / "packed", [9, 8, 3, 8], {"id_dropout": 0.0, "new_user_share": 0.0, **model}, loss, {"batch_size": 200},
             item_versions=[toy_night.write_earlier_versions(tmp_path / "packed")],
         )
         for model, loss in (({}, {}), (SEQUENCE, streaming))
@@ -97,7 +97,7 @@ def test_two_processes_train_like_one(
     spec = night.make_spec(
         tmp_path,
         [40, 40, 41],
-        model={"id_dropout": 0.0, **model},
+        model={"id_dropout": 0.0, "new_user_share": 0.0, **model},
         training={"batch_size": 420, "optimizer": "adagrad"},  # The whole epoch.
         epochs=3,
     )

@@ -203,7 +203,7 @@ def test_a_run_resumes_on_another_number_of_processes_with_the_same_steps(
     """
     for processes in (2, 3):
         spec = night.make_spec(
-            tmp_path, GROUPS, {"id_dropout": 0.0}, None,
+            tmp_path, GROUPS, {"id_dropout": 0.0, "new_user_share": 0.0}, None,
             {"batch_size": 105 if night is packed_night else 42, "optimizer": "adagrad", "checkpoint_steps": 5,
              "timeout_seconds": 60},
             epochs=1, resume=str(tmp_path / f"progress{processes}"),

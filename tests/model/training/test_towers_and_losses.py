@@ -87,7 +87,7 @@ def test_training_scores_are_products_of_published_vectors(tmp_path: Path, tower
 def test_senet_gives_low_weights_to_uninformative_features(tmp_path: Path) -> None:
     """In the toy night only user id, history and item id depend on the blocks; all other features are random."""
     rates = {"learning_rate": 1e-2, "embedding_learning_rate": 2e-2}
-    model = {"tower": "senet", "hidden": [], "id_dropout": 0.0}
+    model = {"tower": "senet", "hidden": [], "id_dropout": 0.0, "new_user_share": 0.0}
     result = train(
         toy_night.make_spec(tmp_path, [400] * 4, model=model, loss={"temperature": 0.2}, training=rates, epochs=3)
     )
