@@ -20,9 +20,11 @@ class ModelConfig(StrictModel):
     )
     dim: PositiveInt = Field(64, description="Length of user and item vectors. The index grows with it.")
     hidden: list[PositiveInt] = Field(
-        [128], description="Widths of the hidden layers of each MLP. One layer is enough for ids."
+        [],
+        description="Widths of the hidden layers of each MLP. None: towers are linear in their embeddings, which overfits "
+        "least and suits ids and histories; [128] learns interactions of features.",
     )
-    embedding_dim: PositiveInt = Field(32, description="Length of the embeddings of ids (users, items, history).")
+    embedding_dim: PositiveInt = Field(64, description="Length of the embeddings of ids (users, items, history).")
     small_embedding_dim: PositiveInt = Field(16, description="Length of the embeddings of categories and buckets.")
     share_history: bool = Field(
         True,
@@ -128,7 +130,7 @@ class LossConfig(StrictModel):
         description="listwise: sampled softmax, the positive against all candidates; pointwise: binary cross entropy; "
         "hinge, logistic: pairwise, the positive against each candidate.",
     )
-    temperature: PositiveFloat = Field(0.1, description="Divides the cosines, whose range is only [-1, 1].")
+    temperature: PositiveFloat = Field(0.15, description="Divides the cosines, whose range is only [-1, 1].")
     learned_temperature: bool = Field(False, description="Also train the temperature, starting from `temperature`.")
     correction: Literal["none", "classic", "mns", "revisited"] = Field(
         "classic",

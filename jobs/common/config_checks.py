@@ -158,7 +158,7 @@ def _model(config: Sections) -> Iterator[str]:
     except ValueError as error:
         yield str(error)
         return
-    faults = [*_users(offered, schema), *_history_features(config, schema), *_views(config, schema)]
+    faults = [*_users(offered, schema), *_dropout(config), *_history_features(config, schema), *_views(config, schema)]
     yield from faults
     if not faults and (config.model.tower != PLAIN_TOWER or config.model.settings):
         yield from _tower(config, schema)
@@ -183,6 +183,11 @@ def _users(offered: FeatureSchema, schema: FeatureSchema) -> Iterator[str]:
             "features: there is no feature of users, so all users would get the same items: set features.user_id: true, "
             "set features.history, or list features.user"
         )
+
+
+def _dropout(config: Sections) -> Iterator[str]:
+    if config.model.dropout and not config.model.hidden:
+        yield "model.dropout: acts on the outputs of hidden layers, and there are none: set model.hidden, e.g. [128], or 0"
 
 
 def _history_features(config: Sections, schema: FeatureSchema) -> Iterator[str]:

@@ -96,7 +96,7 @@ def _model(config: Config, data: TuningData) -> Iterator[Parameter]:
         towers.append("sequence")  # Reads the order of the history.
     yield Parameter("model.tower", tuple(towers))
     yield Parameter("model.dim", (32, 64, 128))  # The index grows with it; more than 128 seldom gains anything.
-    yield Parameter("model.embedding_dim", (16, 32, 64))  # Ids with few clicks overfit long embeddings.
+    yield Parameter("model.embedding_dim", (16, 32, 64, 128))  # Ids with few clicks overfit long embeddings.
     yield Parameter("model.hidden", ([], [128], [256, 128]))  # None: nothing to overfit; two: interactions of features.
     yield Parameter("model.id_dropout", (0.0, 0.05, 0.1, 0.3))  # High: rely on features, for new and rare ids.
     yield Parameter("model.dropout", (0.0, 0.1, 0.3))
@@ -213,8 +213,8 @@ def changes(values: Mapping[str, Any], config: Config) -> Values:
         chosen["model.embedding_dim"] = chosen.get("model.dim", model.dim)  # An item's vector is its embedding.
     if tower == "sequence" and "model.history_pooling" in chosen:
         chosen["model.history_pooling"] = "mean"
-    if not chosen.get("model.hidden", model.hidden) and "model.dropout" in chosen:
-        chosen["model.dropout"] = model.dropout
+    if not chosen.get("model.hidden", model.hidden):
+        chosen["model.dropout"] = 0.0  # It acts on hidden layers.
     chosen["model.settings"] = settings
     _fit_hard_negatives(chosen, config)
     return {name: value for name, value in chosen.items() if value != value_of(config, name)}

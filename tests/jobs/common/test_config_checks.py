@@ -42,7 +42,7 @@ def supervised(mask: str = "random", items: int = 512) -> dict[str, Any]:
 
 REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
     "a dim that the channels cannot share": ("model.dim", model(tower="parallel")),
-    "an item vector of another length than its embedding": ("model.embedding_dim", model(tower="youtube_dnn")),
+    "an item vector of another length than its embedding": ("model.embedding_dim", model(tower="youtube_dnn", dim=32)),
     "a sequence of no history": (
         "features.history",
         {"features": FEATURES | {"history": None}, "model": {"tower": "sequence"}},
@@ -64,7 +64,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "self-supervision of a tower that reads the id alone": (
         "loss.self_supervision",
-        model(tower="youtube_dnn", dim=32) | {"loss": supervised()},
+        model(tower="youtube_dnn") | {"loss": supervised()},
     ),
     "no feature of users": ("features", {"features": NO_FEATURES}),
     "the age of the example alone": ("features", {"features": NO_FEATURES | {"example_age": True}}),
@@ -84,6 +84,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
         "model.history_dropout",
         {"features": FEATURES | {"history": None}, "model": {"history_dropout": 0.2}},
     ),
+    "dropout without a layer to act on": ("model.dropout", model(dropout=0.2)),
     "views of an id": ("loss.self_supervision", {"loss": supervised()}),
     "values to drop where no feature has several": (
         "loss.self_supervision.mask",

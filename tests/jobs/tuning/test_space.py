@@ -45,7 +45,7 @@ def test_the_config_itself_changes_nothing_and_the_defaults_can_be_trained(name:
     assert start.keys() == names([*training, *sampling])
     assert changes(start, config) == {}
     defaults = with_changes(config, changes(start | start_values(training, Config()), config))
-    assert (defaults.loss.temperature, defaults.model.dim) == (0.1, 64)
+    assert (defaults.loss.temperature, defaults.model.dim) == (0.15, 64)
     assert defaults.features == config.features
 
 
@@ -97,9 +97,9 @@ def test_settings_of_what_the_config_lacks_are_not_tried() -> None:
 
 
 def test_settings_without_effect_are_no_changes_and_others_follow() -> None:
-    config = made(model={"tower": "sequence", "settings": {"width": 32}, "history_features": []})
+    config = made(model={"tower": "sequence", "settings": {"width": 32}, "hidden": [128]})
     changed = changes({"model.tower": "youtube_dnn", "model.dim": 32, "model.embedding_dim": 16}, config)
-    assert changed == {"model.tower": "youtube_dnn", "model.dim": 32, "model.settings": {}}
+    assert changed == {"model.tower": "youtube_dnn", "model.dim": 32, "model.embedding_dim": 32, "model.settings": {}}
     assert changes({"model.tower": "sequence", "model.history_pooling": "decay"}, config) == {}
     assert changes({"model.hidden": [], "model.dropout": 0.3}, config) == {"model.hidden": []}
     ahead = changes({"features.history.order": "ahead"}, made(evaluation={"days": 3}))

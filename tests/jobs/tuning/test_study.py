@@ -51,7 +51,7 @@ def test_the_first_trials_are_the_config_and_the_defaults(tmp_path: Path) -> Non
     steps = Steps(tmp_path)
     first, second, third = steps.run(), steps.run(), steps.run()
     assert (first.kind, changes(first.values, USER)) == (CONFIG, {})
-    assert (second.kind, second.values["loss.temperature"]) == (DEFAULTS, 0.1)
+    assert (second.kind, second.values["loss.temperature"]) == (DEFAULTS, 0.15)
     assert third.kind == SEARCH
     assert all(third.values[p.name] == first.values[p.name] for p in steps.sampling), "the sample tables are the same"
 

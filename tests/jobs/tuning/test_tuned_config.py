@@ -69,7 +69,7 @@ def test_sections_that_are_missing_or_empty_are_made(text: str) -> None:
 def test_a_comment_has_the_old_value_the_figures_and_the_effect_of_the_change_alone() -> None:
     comments = tune.comments(BETTER, Config())
     assert comments["loss.temperature"] == (
-        "was 0.1; Recall@50 0.4100 -> 0.4300, gain +0.0200 (95% +0.0100 to +0.0300) in 40 trials; taken back: -0.0050"
+        "was 0.15; Recall@50 0.4100 -> 0.4300, gain +0.0200 (95% +0.0100 to +0.0300) in 40 trials; taken back: -0.0050"
     )
     assert tune.header(BETTER, TAIL)[0] == "40 trials, judged by the positives of 2024-03-08."
     uncertain = Decision({}, 50, 40, 0.41, 0.42, -0.01, 0.03)

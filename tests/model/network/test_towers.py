@@ -237,7 +237,7 @@ def test_unknown_towers_and_settings_are_refused(config: dict, message: str) -> 
     ("config", "message"),
     [
         ({"tower": "parallel", "dim": 8}, "dim is 8, which 3 channels cannot share"),
-        ({"tower": "youtube_dnn", "dim": 8}, "dim is 8 and model.embedding_dim 32.*same length"),
+        ({"tower": "youtube_dnn", "dim": 8}, "dim is 8 and model.embedding_dim 64.*same length"),
     ],
 )
 def test_a_dim_that_does_not_fit_the_tower_is_refused(config: dict, message: str) -> None:
