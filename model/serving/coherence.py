@@ -115,11 +115,7 @@ def _fault_of_prior(model: TwoTower, index: Any, prior: Mapping[str, Any] | None
         return None
     only_prior = np.zeros((1, index.d), np.float32)
     only_prior[0, -1] = scale
-    inner = faiss.downcast_index(index.index)
-    # A graph need not reach every vector, so the vectors themselves are searched.
-    searched = faiss.downcast_index(inner.storage) if isinstance(inner, faiss.IndexHNSW) else None
-    scores = searched.search(only_prior, 1)[0] if searched else search_exhaustively(index, only_prior, 1)[0]
-    largest = float(scores[0, 0])
+    largest = float(search_exhaustively(index, only_prior, 1)[0][0, 0])
     if abs(largest - prior["largest"]) > _tolerance(index):
         return f"the largest bonus of an item is {largest:.4f} in the index, {prior['largest']:.4f} in the manifest"
     return None

@@ -80,8 +80,13 @@ def search(index: faiss.Index, vectors: Floats, k: int, excluded: list[Ints] | N
     return scores, items
 
 
-def search_exhaustively(index: faiss.Index, vectors: Floats, k: int) -> tuple[Floats, Ints]:
+def search_exhaustively(index: Any, vectors: Floats, k: int) -> tuple[Floats, Ints]:
     """Like `search`, but an approximate index searches all of its vectors."""
+    inner = faiss.downcast_index(index.index)
+    if isinstance(inner, faiss.IndexHNSW):  # A graph need not reach every vector, however long it is searched.
+        scores, places = faiss.downcast_index(inner.storage).search(np.ascontiguousarray(vectors), k)
+        items: Ints = faiss.vector_to_array(index.id_map)
+        return scores, np.where(places < 0, NO_ITEM, items[places])
     return _search(index, vectors, k, None, _exhaustive(index))
 
 

@@ -39,9 +39,9 @@ for side in ("user", "item"):
         {"tower": "dssm", "history_features": ["category", "tags"]},
         {"tower": "senet", "history_pooling": "decay"},
         {"tower": "parallel", "dim": 18, "history_pooling": "attention"},
-        {"tower": "youtube_dnn", "dim": 32},
+        {"tower": "youtube_dnn", "embedding_dim": 16},
         {"tower": "sequence", "history_features": ["category", "tags"], "settings": ALL_SETTINGS},
-        {"tower": "sequence", "dim": 32, "settings": {"items": "ids"}},
+        {"tower": "sequence", "embedding_dim": 16, "settings": {"items": "ids"}},
     ],
 )
 @pytest.mark.processes
@@ -111,7 +111,9 @@ def test_a_file_holds_only_the_tables_that_its_tower_reads(
 ) -> None:
     """A table of the other side could be most of the file."""
     schema = toy_night.schema(history=toy_night.FULL_HISTORY if history else None)
-    model = TwoTower(schema, ModelConfig.model_validate({"dim": 32, "hidden": [8], **config})).eval()
+    model = TwoTower(
+        schema, ModelConfig.model_validate({"dim": 32, "embedding_dim": 32, "hidden": [8], **config})
+    ).eval()
     export_towers(model, tmp_path)
     state = {side: dict(torch.export.load(tmp_path / f"{side}.pt2").state_dict) for side in ("user", "item")}
     tables = {side: {name.split("tables.")[1] for name in state[side] if "tables." in name} for side in state}

@@ -16,7 +16,7 @@ from tests.model import toy_night
 from tests.model.training.test_resume import EVERYTHING, assert_same, interrupt
 
 VALID = [90, 70]
-LOSS = EVERYTHING | {"hard_ramp": None}  # The ramp depends on the largest number of epochs.
+LOSS = EVERYTHING | {"hard_ramp": None, "temperature": 0.1}  # The ramp depends on the largest number of epochs.
 
 
 def make_spec(folder: Path, **training: Any) -> TrainingSpec:
