@@ -95,7 +95,12 @@ class Negatives(StrictModel):
     popularity: int = Field(
         2, ge=0, description="drawn by popularity^popularity_exponent; penalises items that are only popular"
     )
-    coarse: int = Field(2, ge=0, description="medium hard: recalled for this user, dropped by coarse ranking")
+    coarse: int = Field(
+        2,
+        ge=0,
+        description="medium hard: recalled for this user, dropped by coarse ranking. "
+        "With 3,000 items neither coarse nor fine ones changed recall (docs/quality.md)",
+    )
     fine: int = Field(2, ge=0, description="hard: reached fine ranking at low positions, not exposed")
     mined: int = Field(
         0,

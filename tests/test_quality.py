@@ -1,5 +1,6 @@
 """The quality benchmark: its questions, figures, peers and summary, on worlds that are small enough to check by hand."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from benchmarks.quality.peers import PEERS
 from benchmarks.quality.question import Question
 from benchmarks.quality.run import WorldRun
 from benchmarks.quality.store import Answer, Store
-from benchmarks.quality.summary import WorldFigures, summarise, table_of
+from benchmarks.quality.summary import WorldFigures, page_of, summarise, table_of
 from benchmarks.quality.worlds import EASY_ONLY, ROOT, WORLDS, AskedNight
 from tests.toy_question import END, EVENTS, question
 
@@ -102,6 +103,16 @@ def test_a_summary_says_where_we_are_ahead(tmp_path: Path) -> None:
         assert answer is not None
         store.write("head_heavy", night, "popularity", 1, Answer(np.roll(answer.lists, 60, axis=1), answer.facts))
     assert summarise(store, {})["ahead"] == ["head_heavy"]
+
+
+def test_the_page_of_figures_is_that_of_the_json() -> None:
+    found = json.loads(command.RESULT.read_text())
+    assert command.RESULT.with_suffix(".md").read_text() == page_of(found)
+    assert not found["smoke"]
+    for name, world in found["worlds"].items():
+        less = world["models"]["ours"]["recall"]["all"]["50"] - world["models"]["popularity"]["recall"]["all"]["50"]
+        written = world["ours_minus_peer"]["popularity"]["recall_at_50"]["mean"]
+        assert less == pytest.approx(written, abs=2e-5), name
 
 
 def test_answers_to_an_older_question_are_left_out(tmp_path: Path) -> None:
