@@ -85,7 +85,7 @@ def _check_record(night: NightlyRun) -> None:
     assert {run.data.tags["nightjar.trial"] for run in trials} == {"0", "1", "2", "3"}
     by_kind = {run.data.tags["kind"]: run for run in trials}
     assert by_kind["config"].data.params == {"changes": "none"}
-    assert by_kind["defaults"].data.params["loss.temperature"] == "0.1"
+    assert by_kind["defaults"].data.params["loss.temperature"] == "0.15"
     metrics = by_kind["config"].data.metrics
     assert metrics["recall_at_50.low"] < metrics["recall_at_50"] < metrics["recall_at_50.high"]
     epochs = client.get_metric_history(by_kind["config"].info.run_id, "recall_at_50.epoch")

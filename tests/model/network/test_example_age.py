@@ -40,7 +40,8 @@ def test_example_age_does_not_reduce_recall(tmp_path: Path, days: int) -> None:
     recalls = {}
     for name, entry in (("off", None), ("on", {**AGE, "days": float(days)})):
         spec = toy_night.make_spec(
-            tmp_path / name, [400] * 4, features=toy_night.schema(example_age=entry), model={"id_dropout": 0.02},
+            tmp_path / name, [400] * 4, features=toy_night.schema(example_age=entry),
+            model={"id_dropout": 0.02, "new_user_share": 0.0},
             loss={"temperature": 0.1}, training={"learning_rate": 5e-3, "embedding_learning_rate": 2e-2}, epochs=3,
         )  # fmt: skip
         for file in spec.train:

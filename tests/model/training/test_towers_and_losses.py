@@ -28,7 +28,7 @@ K = 10
 
 
 def model_of(tower: str) -> dict[str, Any]:
-    return {"tower": tower, "id_dropout": 0.02, **TOWERS[tower]}
+    return {"tower": tower, "id_dropout": 0.02, "new_user_share": 0.0, **TOWERS[tower]}
 
 
 def pairs() -> list[Any]:
