@@ -131,7 +131,9 @@ def _schema(items: int) -> FeatureSchema:
 
 def _sequence() -> ModelConfig:
     settings = {"blocks": BLOCKS, "heads": HEADS, "width": WIDTH}
-    return ModelConfig(tower="sequence", dim=WIDTH, embedding_dim=WIDTH, settings=settings, leave_out=["category"])
+    return ModelConfig(
+        tower="sequence", hidden=[128], dim=WIDTH, embedding_dim=WIDTH, settings=settings, leave_out=["category"]
+    )
 
 
 def _epoch_seconds(spec: TrainingSpec) -> list[float]:
@@ -175,7 +177,7 @@ def sequence_over_pooled(folder: Path, options: argparse.Namespace) -> Figure:
     """Seconds of an epoch of the sequence tower / seconds of an epoch of mean pooling. Both run twice, in turns."""
     users, items = max(USERS_PER_STEP, int(USERS * options.scale)), 100_000
     packed = packed_rows(events(users, items), items)
-    pooled = ModelConfig(dim=WIDTH, embedding_dim=WIDTH, leave_out=["category"])
+    pooled = ModelConfig(hidden=[128], dim=WIDTH, embedding_dim=WIDTH, leave_out=["category"])
     specs = {
         "sequence": spec_of(folder / "s", items, write(folder / "s", packed, LENGTH), _sequence(), LENGTH),
         "pooled": spec_of(folder / "p", items, write(folder / "p", unpacked_rows(packed), 1), pooled, None),
