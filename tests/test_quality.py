@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from benchmarks.quality import __main__ as command
@@ -16,6 +17,7 @@ from benchmarks.quality.question import Question
 from benchmarks.quality.run import WorldRun
 from benchmarks.quality.store import Answer, Store
 from benchmarks.quality.summary import WorldFigures, page_of, summarise, table_of
+from benchmarks.quality.validation import VALIDATION, without_last_likes
 from benchmarks.quality.worlds import EASY_ONLY, ROOT, WORLDS, AskedNight
 from tests.toy_question import END, EVENTS, question
 
@@ -214,6 +216,29 @@ def test_unknown_names_end_with_a_usage_error(capsys: pytest.CaptureFixture[str]
             command.parse(arguments)
         assert error.value.code == 2
     assert "no world is named 'grocer'" in capsys.readouterr().err
+
+
+def test_a_validation_copy_of_ratings_ends_before_the_last_liked_film_of_each_user(tmp_path: Path) -> None:
+    rows = [(1, 10, 5.0, 100), (1, 11, 4.0, 200), (1, 12, 4.5, 200), (1, 13, 1.0, 300), (2, 10, 3.0, 50)]
+    source = tmp_path / "source"
+    source.mkdir()
+    ratings = pd.DataFrame(rows, columns=["userId", "movieId", "rating", "timestamp"])
+    ratings.to_csv(source / "ratings.csv", index=False)
+    (source / "movies.csv").write_text("movieId,title,genres\n")
+    without_last_likes(source, tmp_path / "copy")
+    kept = pd.read_csv(tmp_path / "copy" / "ratings.csv")
+    assert kept[["userId", "movieId"]].to_numpy().tolist() == [[1, 10], [2, 10]]
+
+
+def test_validation_asks_other_questions_in_every_world(tmp_path: Path) -> None:
+    assert set(VALIDATION) == set(WORLDS)
+    for name, world in WORLDS.items():
+        earlier = VALIDATION[name]
+        if world.simulated:
+            assert earlier.load(tmp_path).seed != world.load(tmp_path).seed
+        else:
+            assert (earlier.fill, earlier.nights) != (world.fill, world.nights)
+    assert command.parse(["--validation"]).store != command.parse([]).store
 
 
 def test_every_world_and_every_step_of_the_ladder_is_a_valid_config(tmp_path: Path) -> None:

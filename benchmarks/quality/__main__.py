@@ -4,6 +4,7 @@
     python -m benchmarks.quality --worlds grocery --models ours,popularity,item_cf
     python -m benchmarks.quality --worlds grocery --variant "wide: model.dim=128"           # ours under other settings
     python -m benchmarks.quality --worlds grocery --variants benchmarks/quality/ladder.yaml --group loss
+    python -m benchmarks.quality --validation --variant "wide: model.dim=128"               # earlier questions, to choose by
     python -m benchmarks.quality --summarise                                              # figures of what is in the store
     python -m benchmarks.quality --smoke                                                  # figures mean nothing
 
@@ -23,6 +24,7 @@ from benchmarks.quality.peers import PEER_VENV, PEERS
 from benchmarks.quality.run import WorldRun
 from benchmarks.quality.store import Store, commit
 from benchmarks.quality.summary import page_of, summarise, table_of
+from benchmarks.quality.validation import VALIDATION
 from benchmarks.quality.worlds import ROOT, WORLDS
 from benchmarks.support import say
 
@@ -50,12 +52,22 @@ def flags() -> argparse.ArgumentParser:
     parser.add_argument("--variant", action="append", type=variants.parse, default=[], help="'NAME: a.b=c d.e=f'")
     parser.add_argument("--variants", type=Path, metavar="FILE", help="a YAML file: group -> name -> list of overrides")
     parser.add_argument("--group", action="append", default=[], help="only this group of --variants (repeatable)")
-    parser.add_argument("--store", type=Path, help="folder of results (default: warehouse-quality, or -smoke)")
+    parser.add_argument(
+        "--store", type=Path, help="folder of results (default: warehouse-quality, -validation, -smoke)"
+    )
     parser.add_argument("--peer-python", type=Path, help="interpreter with the peers (default: makes .venv-peers)")
     parser.add_argument("--summarise", action="store_true", help="run nothing, summarise the store")
+    parser.add_argument(
+        "--validation",
+        action="store_true",
+        help="ask earlier questions, with a store of their own: choose settings on them",
+    )
     parser.add_argument("--smoke", action="store_true", help="tiny worlds, one night, one seed")
     parser.add_argument(
-        "--out", type=Path, default=None, help=f"default: {RESULT.relative_to(ROOT)}, smoke: in the store"
+        "--out",
+        type=Path,
+        default=None,
+        help=f"default: {RESULT.relative_to(ROOT)}; validation, smoke: in the store",
     )
     return parser
 
@@ -79,8 +91,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("variants need different names, none of which is the name of a model")
     options.seeds = options.seeds or (1 if options.smoke else 3)
     options.minutes = options.minutes or (0.1 if options.smoke else 10)
-    options.store = options.store or ROOT / ("warehouse-quality-smoke" if options.smoke else "warehouse-quality")
-    options.out = options.out or (options.store / "quality.json" if options.smoke else RESULT)
+    suffix = "-validation" * options.validation + "-smoke" * options.smoke
+    options.store = options.store or ROOT / f"warehouse-quality{suffix}"
+    options.out = options.out or (options.store / "quality.json" if suffix else RESULT)
     return options
 
 
@@ -102,7 +115,7 @@ def main(argv: list[str] | None = None) -> None:
         if name in missing:
             say(f"{name} is left out: it {missing[name]}")
             continue
-        WorldRun(WORLDS[name], store, options).run()
+        WorldRun((VALIDATION if options.validation else WORLDS)[name], store, options).run()
     command = shlex.join(["python", "-m", "benchmarks.quality", *(argv if argv is not None else sys.argv[1:])])
     facts = {"command": command, "commit": commit(), "seeds": options.seeds, "smoke": options.smoke}
     summary = plain(facts | summarise(store, missing))

@@ -1,7 +1,7 @@
 """Wikispeedia as input tables: a link is an interaction of its source article (the user) with its target (the item).
 
 Links have no time. The seed of the config holds out a tenth of them, by hash, as those of the day that is asked about. Of the
-others a tenth has the day before, so that a validation on the last known day asks the same question.
+others a tenth (by the next seed) has the day before, so that a validation on the last known day asks the same question.
 """
 
 from pathlib import Path
@@ -18,16 +18,22 @@ SNAPSHOT, DAYS = "2023-12-31", ("2024-01-01", "2024-01-02", "2024-01-03")
 FILES = ("links.tsv", "categories.tsv")
 
 
-def write_links(context: Context) -> None:
-    """Write interactions, users and items from the folder in `source`."""
+def write_links(context: Context, validation: bool = False) -> None:
+    """Write interactions, users and items from the folder in `source`.
+
+    `validation`: without the links of the day that is asked about, so that the day before takes its place.
+    """
     folder = Path(context.args.source)
+    first = context.config.seed + validation
     receipt = ImportReceipt(
-        context.warehouse, "quality_wikispeedia", [context.config.seed, *((folder / f).stat().st_size for f in FILES)]
+        context.warehouse, "quality_wikispeedia", [first, *((folder / f).stat().st_size for f in FILES)]
     )
     if receipt.done() and not context.force:
         return
-    graph = Graph.read(folder, context.config.seed)
-    links = dated_links(graph, Graph.read(folder, context.config.seed + 1).held_out)
+    graph = Graph.read(folder, first)
+    links = dated_links(graph, Graph.read(folder, first + 1).held_out)
+    if validation:
+        links = links[~Graph.read(folder, context.config.seed).held_out]
     spark = context.spark
     items = spark.createDataFrame(articles(graph), "item_id long, categories array<string>, ds string")
     users = spark.createDataFrame(

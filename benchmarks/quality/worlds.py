@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from benchmarks.quality.wikispeedia import write_links
 from jobs import import_grocery, import_movielens, simulate_logs
 from jobs.common.config import Config, load_config
@@ -24,14 +26,18 @@ class AskedNight:
     overrides: tuple[str, ...] = ()
 
 
+Fill = Callable[[Context], None]
+Nights = Callable[[Context], list[AskedNight]]
+
+
 @dataclass(frozen=True)
 class World:
     """`folder`: the flag that names the folder of its data, if it needs one. `nights` reads the filled warehouse."""
 
     name: str
     config: str
-    fill: Callable[[Context], None]
-    nights: Callable[[Context], list[AskedNight]]
+    fill: Fill
+    nights: Nights
     overrides: tuple[str, ...] = ()
     smoke: tuple[str, ...] = ()  # overrides of a smoke run
     folder: str | None = None
@@ -54,10 +60,10 @@ def logged_days(context: Context) -> list[str]:
     return context.warehouse.input_days(context.warehouse.path("interactions"))
 
 
-def grocery_nights(context: Context) -> list[AskedNight]:
-    """Four rolling nights a month apart; each reads the year up to its day."""
+def grocery_nights(context: Context, days: Sequence[str] = ROLLING) -> list[AskedNight]:
+    """Rolling nights, by default four that are a month apart; each reads the year up to its day."""
     first = logged_days(context)[0]
-    return [AskedNight(ds, between(first, ds) + 1) for ds in ROLLING]
+    return [AskedNight(ds, between(first, ds) + 1) for ds in days]
 
 
 def all_ratings(context: Context) -> list[AskedNight]:
@@ -66,18 +72,14 @@ def all_ratings(context: Context) -> list[AskedNight]:
     return [AskedNight(days[-1], between(days[0], days[-1]) + 1)]
 
 
-def cut_in_time(context: Context, share: float = 0.9) -> list[AskedNight]:
-    """The last night before `share` of all ratings were given, evaluated on all days after it."""
+def cut_in_time(context: Context, share: float = 0.9, until: float = 1.0) -> list[AskedNight]:
+    """The last night before `share` of all ratings were given, evaluated on the days after it, until `until` were."""
     warehouse, days = context.warehouse, logged_days(context)
     counts = warehouse.read_input(warehouse.path("interactions"), days).groupBy("ds").count().collect()
     by_day = {row["ds"]: row["count"] for row in counts}
-    total, before, cut = sum(by_day.values()), 0, days[0]
-    for ds in days:
-        before += by_day[ds]
-        if before > share * total:
-            break
-        cut = ds
-    later = between(cut, days[-1])
+    so_far = np.cumsum([by_day[ds] for ds in days]) / sum(by_day.values())
+    cut, last = (days[max(int(np.searchsorted(so_far, part, "right")) - 1, 0)] for part in (share, until))
+    later = between(cut, last)
     return [AskedNight(cut, between(days[0], cut) + 1, ("evaluation.split=next_days", f"evaluation.days={later}"))]
 
 
