@@ -18,13 +18,13 @@ class ModelConfig(StrictModel):
     settings: dict[str, Any] = Field(
         {}, description="Settings of the chosen tower, defined in its file, e.g. {channels: [dnn, fm]}."
     )
-    dim: PositiveInt = Field(64, description="Length of user and item vectors. The index grows with it.")
+    dim: PositiveInt = Field(128, description="Length of user and item vectors. The index grows with it.")
     hidden: list[PositiveInt] = Field(
         [],
         description="Widths of the hidden layers of each MLP. None: towers are linear in their embeddings, which overfits "
         "least and suits ids and histories; [128] learns interactions of features.",
     )
-    embedding_dim: PositiveInt = Field(64, description="Length of the embeddings of ids (users, items, history).")
+    embedding_dim: PositiveInt = Field(128, description="Length of the embeddings of ids (users, items, history).")
     small_embedding_dim: PositiveInt = Field(16, description="Length of the embeddings of categories and buckets.")
     share_history: bool = Field(
         True,

@@ -58,6 +58,9 @@ FARTHEST = (
     1e6  # Clipping of standardised numbers, in standard deviations from the mean, and of the numbers of a vector.
 )
 HISTORY = "history"  # Name of the table of history items, if it is separate from the item table.
+# Rows of ids start short, those of categories with about unit length. The row of an id that is trained a few times keeps much
+# of its random start, and would drown what the features and the history say: docs/quality.md.
+ID_LENGTH, CATEGORY_LENGTH = 0.1, 1.0
 
 
 def has_table(feature: Feature) -> TypeGuard[IndexedFeature]:
@@ -91,12 +94,14 @@ class EmbeddingTables(nn.ModuleDict):
         self._sparse_rows, self._sharded_rows = sparse_rows, sharded_rows if world_size() > 1 else None
         for feature in features:
             if has_table(feature):
-                dim = config.embedding_dim if isinstance(feature, IdFeature) else config.small_embedding_dim
-                self._add(table_name(feature), rows_of(feature), dim, feature.name)
+                is_id = isinstance(feature, IdFeature)
+                dim = config.embedding_dim if is_id else config.small_embedding_dim
+                length = ID_LENGTH if is_id else CATEGORY_LENGTH
+                self._add(table_name(feature), rows_of(feature), dim, length, feature.name)
         if schema.history and not config.share_history:
-            self._add(HISTORY, schema.item_id.table_size, config.embedding_dim, schema.history.name)
+            self._add(HISTORY, schema.item_id.table_size, config.embedding_dim, ID_LENGTH, schema.history.name)
 
-    def _add(self, name: str, rows: int, dim: int, feature: str) -> None:
+    def _add(self, name: str, rows: int, dim: int, length: float, feature: str) -> None:
         if name in self:
             shape = (self[name].num_embeddings, self[name].embedding_dim)
             if shape != (rows, dim):
@@ -106,23 +111,23 @@ class EmbeddingTables(nn.ModuleDict):
             return
         if self._sharded_rows is not None and rows >= self._sharded_rows:
             self[name] = table = ShardedEmbedding(rows, dim)
-            fill(table.share, _initial_rows(rows, dim))
+            fill(table.share, _initial_rows(rows, dim, length))
             return
         sparse = self._sparse_rows is not None and rows >= self._sparse_rows
         weight = torch.empty(rows, dim)
-        for part, piece in zip(pieces_of(rows), _initial_rows(rows, dim)):
+        for part, piece in zip(pieces_of(rows), _initial_rows(rows, dim, length)):
             weight[part] = piece
         kind = nn.Embedding if world_size() == 1 else ReplicatedEmbedding
         self[name] = kind.from_pretrained(weight, freeze=False, padding_idx=PADDING, sparse=sparse)
 
 
-def _initial_rows(rows: int, dim: int) -> Iterator[Tensor]:
+def _initial_rows(rows: int, dim: int, length: float) -> Iterator[Tensor]:
     """Initial values of a new table, in pieces. The same whether a rank keeps all rows or only its shard."""
     for part in pieces_of(rows):
         # nn.Embedding also draws from the generator: a table of one piece equals an nn.Embedding with the same seed.
         piece = nn.Embedding(part.stop - part.start, dim).weight.detach()
-        # Rows have about unit length: torch's default N(0, 1) would dominate the numeric features in the first MLP layer.
-        nn.init.normal_(piece, std=1 / math.sqrt(dim))
+        # torch's default N(0, 1) would dominate the numeric features in the first MLP layer.
+        nn.init.normal_(piece, std=length / math.sqrt(dim))
         if part.start == 0:
             piece[PADDING] = 0
         yield piece

@@ -103,7 +103,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "parts that do not divide dim": ("index.factory", {"index": {"factory": "IVF4,PQ7"}}),
     "parts that do not divide dim and the prior": (
-        "model.dim + 1 (of the recency prior) = 65",
+        "model.dim + 1 (of the recency prior) = 129",
         {"index": {"factory": "IVF4,PQ8"}, "prior": {}},
     ),
     "strengths of a prior without held-out events": (

@@ -45,7 +45,7 @@ def test_the_config_itself_changes_nothing_and_the_defaults_can_be_trained(name:
     assert start.keys() == names([*training, *sampling])
     assert changes(start, config) == {}
     defaults = with_changes(config, changes(start | start_values(training, Config()), config))
-    assert (defaults.loss.temperature, defaults.model.dim) == (0.15, 64)
+    assert (defaults.loss.temperature, defaults.model.dim) == (0.15, 128)
     assert defaults.features == config.features
 
 

@@ -231,7 +231,7 @@ def test_item_features_of_a_packed_history_are_no_newer_than_its_earliest_positi
             {"settings": {"layers": 2}},
             "layers.*its settings: blocks, heads, width, feed_forward, dropout, time, actions, items",
         ),
-        ({"settings": {"items": "ids"}}, "tower sequence with items: ids: model.dim is 8 and model.embedding_dim 64"),
+        ({"settings": {"items": "ids"}}, "tower sequence with items: ids: model.dim is 8 and model.embedding_dim 128"),
         ({"settings": {"time": "gaps"}, "facts": False}, "time: gaps needs .* set features.history.ages: true"),
         ({"settings": {"actions": True}, "facts": False}, "actions: true needs .* set features.history.actions: true"),
         ({"history_pooling": "decay"}, "history_pooling: decay has no effect"),

@@ -49,7 +49,7 @@ def test_the_same_seed_gives_the_same_parameters_bit_for_bit(tmp_path: Path, opt
 def test_a_learned_temperature_stays_within_its_limits_and_can_leave_them(tmp_path: Path) -> None:
     for start, limit in ((5.0, TEMPERATURES[1]), (0.001, TEMPERATURES[0])):
         loss = {"learned_temperature": True, "temperature": start}
-        spec = toy_night.make_spec(tmp_path, [400], loss=loss, training={"learning_rate": 0.02}, epochs=2)
+        spec = toy_night.make_spec(tmp_path, [400], loss=loss, training={"learning_rate": 0.02}, epochs=5)
         step = build_step(spec)
         assert float(torch.as_tensor(step.temperature).detach()) == pytest.approx(limit)
         temperature = train(spec).temperature
