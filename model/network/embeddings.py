@@ -58,9 +58,9 @@ FARTHEST = (
     1e6  # Clipping of standardised numbers, in standard deviations from the mean, and of the numbers of a vector.
 )
 HISTORY = "history"  # Name of the table of history items, if it is separate from the item table.
-# Rows of ids start short, those of categories with about unit length. The row of an id that is trained a few times keeps much
-# of its random start, and would drown what the features and the history say: docs/quality.md.
-ID_LENGTH, CATEGORY_LENGTH = 0.1, 1.0
+# Rows start with about unit length; those of ids are short, unless a transformer reads them. The row of an id that is trained
+# a few times keeps much of its random start, and would drown what features and a pooled history say: docs/quality.md.
+UNIT_LENGTH, SHORT_LENGTH = 1.0, 0.1
 
 
 def has_table(feature: Feature) -> TypeGuard[IndexedFeature]:
@@ -84,11 +84,13 @@ class EmbeddingTables(nn.ModuleDict):
         config: ModelConfig,
         sparse_rows: int | None,
         sharded_rows: int | None,
+        id_length: float,
     ) -> None:
         """Create tables for the embedded features, and for the history if it has a separate table.
 
         `sparse_rows`: tables with at least this many rows get sparse gradients; None: no tables.
         `sharded_rows`: tables with at least this many rows are sharded if there are several ranks; None: no tables.
+        `id_length`: the length that the rows of ids have at first.
         """
         super().__init__()
         self._sparse_rows, self._sharded_rows = sparse_rows, sharded_rows if world_size() > 1 else None
@@ -96,10 +98,10 @@ class EmbeddingTables(nn.ModuleDict):
             if has_table(feature):
                 is_id = isinstance(feature, IdFeature)
                 dim = config.embedding_dim if is_id else config.small_embedding_dim
-                length = ID_LENGTH if is_id else CATEGORY_LENGTH
+                length = id_length if is_id else UNIT_LENGTH
                 self._add(table_name(feature), rows_of(feature), dim, length, feature.name)
         if schema.history and not config.share_history:
-            self._add(HISTORY, schema.item_id.table_size, config.embedding_dim, ID_LENGTH, schema.history.name)
+            self._add(HISTORY, schema.item_id.table_size, config.embedding_dim, id_length, schema.history.name)
 
     def _add(self, name: str, rows: int, dim: int, length: float, feature: str) -> None:
         if name in self:

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from model.config import ModelConfig
 from model.network.embeddings import (
     HISTORY,
+    SHORT_LENGTH,
+    UNIT_LENGTH,
     Batch,
     EmbeddingTables,
     HistoryPooling,
@@ -64,7 +66,8 @@ class TwoTower(nn.Module):
         read = fields_read(self.item_tower, self.item_fields())
         self.item_features = [feature for feature in schema.item if feature.name in read]
         embedded = [*schema.of_user_tower, *self.item_features, *self.history_features, *self.history_actions]
-        self.tables = EmbeddingTables(embedded, schema, config, sparse_rows, sharded_rows)
+        id_length = SHORT_LENGTH if self.encoder is None else UNIT_LENGTH
+        self.tables = EmbeddingTables(embedded, schema, config, sparse_rows, sharded_rows, id_length)
         pooled = schema.history if self.encoder is None else None
         self.pooling = HistoryPooling(pooled.length, config) if pooled else None
         self.projections = nn.ModuleDict(

@@ -213,6 +213,16 @@ def test_history_pooling_by_hand() -> None:
     )
 
 
+@pytest.mark.parametrize(("tower", "of_ids"), [("dssm", 0.1), ("sequence", 1.0)])
+def test_rows_of_ids_start_short_unless_a_transformer_reads_them(tower: str, of_ids: float) -> None:
+    model = build(tower=tower)
+    lengths = {name: float(table.weight[1:].norm(dim=1).mean()) for name, table in model.tables.items()}
+    ids = {"user_id", "item_id"}
+    assert ids < set(lengths)
+    for name, length in lengths.items():
+        assert length == pytest.approx(of_ids if name in ids else 1.0, rel=0.25), name
+
+
 def test_decay_depends_on_positions() -> None:
     model, rows = build(history_pooling="decay").eval(), batch(6)
     turned = {**rows, "history": rows["history"].flip(1)}
