@@ -14,15 +14,15 @@ from benchmarks.quality.wikispeedia import write_links
 from benchmarks.quality.worlds import WORLDS, Fill, Nights, World, cut_in_time, grocery_nights
 from jobs import import_movielens
 from jobs.common.runner import Context
+from pipelines.datasets.movielens import LIKED_FROM
 
 SEED = 20  # of the simulations; the benchmark has the default seed
-LIKED = 4.0  # stars; see conf/movielens.yaml
 
 
 def without_last_likes(source: Path, copy: Path) -> None:
     """Copy a folder with ratings.csv and movies.csv, with the ratings of each user before the last liked film."""
     ratings = pd.read_csv(source / "ratings.csv")
-    likes = ratings[ratings["rating"] >= LIKED]
+    likes = ratings[ratings["rating"] >= LIKED_FROM]
     last = ratings["userId"].map(likes.groupby("userId")["timestamp"].max())
     copy.mkdir(parents=True, exist_ok=True)
     # Of several films of one second any can be the last one, so all of them are left out.
@@ -34,7 +34,9 @@ def import_earlier_ratings(context: Context) -> None:
     """Import the copy that `without_last_likes` makes in the folder of the warehouse."""
     copy = Path(context.config.warehouse).parent / "source"
     if not copy.exists():
-        without_last_likes(Path(context.args.source), copy)
+        staging = copy.with_name("_half-source")
+        without_last_likes(Path(context.args.source), staging)
+        staging.rename(copy)
     context.args.source = str(copy)
     import_movielens.run(context)
 

@@ -43,7 +43,7 @@ def pairs() -> list[Any]:
 def test_recall_is_twice_that_of_popularity(tmp_path: Path, tower: str, loss: str) -> None:
     rates = {"learning_rate": 5e-3, "embedding_learning_rate": 2e-2}
     spec = toy_night.make_spec(
-        tmp_path, [400] * 4, model=model_of(tower), loss={"kind": loss, "temperature": 0.1}, training=rates, epochs=4
+        tmp_path, [400] * 4, model=model_of(tower), loss={"kind": loss, "temperature": 0.1}, training=rates, epochs=3
     )
     train(spec)
     model, rows = load_checkpoint(spec.output), toy_night.sample_rows(400, seed=9)
