@@ -62,6 +62,12 @@ class Positives(StrictModel):
         ge=1,
         description="most positives per user and day, chosen by hash, so that heavy users do not dominate; null: no cap",
     )
+    repeats: bool = Field(
+        True,
+        description="also train on positives of an item that the user had before; false: only on the first of each user and "
+        "item, for data in which users take the same items again and evaluation.new_items_only asks for others. Histories, "
+        "known items and popularity count all positives",
+    )
     downsample: Downsample | None = Field(Downsample(), description="null: keep all positives")
     window_days: int = Field(30, ge=1, description="number of days over which popularity is counted")
     known_items: int = Field(

@@ -26,6 +26,7 @@ FUNNEL = {
     "dropped_repeated": "exact repeats",
     "dropped_deduplicated": "repeats of user, item and day",
     "dropped_item_not_live": "item not in the snapshot",
+    "dropped_known_item": "of an item that the user had before",
     "dropped_over_cap": "over the cap of a user",
     "dropped_downsampled": "down-sampled by popularity",
     "held_back": "held back for validation",

@@ -4,7 +4,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from pipelines.contract.errors import InputError
-from pipelines.positives.select import DOWNSAMPLED, DROPPED, NOT_LIVE, OVER_CAP
+from pipelines.positives.select import DOWNSAMPLED, DROPPED, KNOWN_ITEM, NOT_LIVE, OVER_CAP
 
 REQUIRED = ("row_key", "user_id", "item_id", "event_time", "user_index", "item_index", "example_age", "weight")
 MINIMUM_INDEX = 1  # 0 is padding, which no user and no item has
@@ -14,6 +14,7 @@ FILTERS = {
     "dropped_unrewarded": "have a reward of 0",
     "dropped_held_out": "are the last one of their user (evaluation.split)",
     f"dropped_{NOT_LIVE}": "have an item_id that is not live: absent from table items, or published later",
+    f"dropped_{KNOWN_ITEM}": "are of an item that their user had before (positives.repeats)",
     f"dropped_{DOWNSAMPLED}": "were dropped by popularity (positives.downsample)",
     f"dropped_{OVER_CAP}": "are beyond positives.per_user_cap",
 }

@@ -15,7 +15,7 @@ from pipelines.positives.popularity import keep_probability
 
 COUNTS, REPEATED, DEDUPLICATED, UNREWARDED = range(4)  # whether an interaction is a positive, and if not, why
 # Why a positive does not train.
-NOT_LIVE, DOWNSAMPLED, OVER_CAP = DROPPED = ("item_not_live", "downsampled", "over_cap")
+NOT_LIVE, KNOWN_ITEM, DOWNSAMPLED, OVER_CAP = DROPPED = ("item_not_live", "known_item", "downsampled", "over_cap")
 LIGHTEST = 1e-30  # the smallest weight: a half-life must not round the weight of old rows to 0
 
 
@@ -133,15 +133,33 @@ def item_chances(items: DataFrame, counts: DataFrame, live_days: DataFrame, conf
     )
 
 
-def flag(events: DataFrame, chances: DataFrame, seed: int) -> DataFrame:
-    """Adds item_index, live, keep_probability, and survives: the result of down-sampling, decided by the hash of the row."""
+def flag(events: DataFrame, chances: DataFrame, config: Positives, seed: int, state: DataFrame | None) -> DataFrame:
+    """Adds item_index, live, keep_probability, `known` (_mark_known; false with config.repeats), and survives: the result of
+    down-sampling, decided by the hash of the row. `state`: user_histories of the night before; None in a bootstrap.
+    """
     survives = unit("keep", seed, F.col("row_key")) < F.col("keep_probability")
-    return events.join(chances, on=["item_id", "ds"], how="inner").withColumn("survives", survives)
+    flagged = events.join(chances, on=["item_id", "ds"], how="inner").withColumn("survives", survives)
+    return flagged.withColumn("known", F.lit(False)) if config.repeats else _mark_known(flagged, state)
+
+
+def _mark_known(flagged: DataFrame, state: DataFrame | None) -> DataFrame:
+    """Adds `known`: whether the user had the item before, in an earlier event of the night or in known_items of the state."""
+    earlier = F.row_number().over(Window.partitionBy(*USER, "item_id").orderBy(*WITHIN)) > 1
+    if state is None:
+        return flagged.withColumn("known", earlier)
+    had = flagged.join(state.select("user_id", "known_items"), on="user_id", how="left")
+    before = F.coalesce(F.array_contains("known_items", F.col("item_index")), F.lit(False))
+    return had.withColumn("known", earlier | before).drop("known_items")
+
+
+def _may_train() -> Column:
+    """Whether a flagged event trains if its user and day are below the cap."""
+    return F.col("live") & ~F.col("known") & F.col("survives")
 
 
 def heavy_days(flagged: DataFrame, config: Positives) -> tuple[dict[str, Any], int]:
     """(the user with the most positives as user_id and user_rows, the number of (user, day) pairs over the cap)."""
-    remaining = F.count(F.when(F.col("live") & F.col("survives"), 1))
+    remaining = F.count(F.when(_may_train(), 1))
     over = F.lit(0) if config.per_user_cap is None else F.when(remaining > config.per_user_cap, 1).otherwise(0)
     days = flagged.groupBy(*USER, "ds").agg(F.count(F.lit(1)).alias("rows"), over.alias("over"))
     users = days.groupBy(*USER).agg(F.sum("rows").alias("rows"), F.sum("over").alias("over"))
@@ -175,17 +193,17 @@ def choose(flagged: DataFrame, config: Positives, seed: int, over_cap: int) -> D
 
     `over_cap`: number of (user, day) pairs over the cap (heavy_days). Their rows with the lowest hashes are kept.
     """
-    reason = F.when(~F.col("live"), NOT_LIVE).when(~F.col("survives"), DOWNSAMPLED)
+    reason = F.when(~F.col("live"), NOT_LIVE).when(F.col("known"), KNOWN_ITEM).when(~F.col("survives"), DOWNSAMPLED)
     if over_cap:
         # The cap counts rows that survive down-sampling, so that popular items do not use up the cap of a user.
         order = F.struct(hashed("cap", seed, F.col("row_key")).alias("hash"), "row_key")
-        days = flagged.where("live and survives").groupBy(*USER, "ds")
+        days = flagged.where(_may_train()).groupBy(*USER, "ds")
         last = days.agg(F.sort_array(F.collect_list(order)).alias("order"))
         last = last.where(F.size("order") > config.per_user_cap)
         last = last.select(*USER, "ds", F.col("order")[F.lit(config.per_user_cap) - 1].alias("last"))
         flagged = flagged.join(broadcast_small(last, over_cap), on=[*USER, "ds"], how="left")
         reason = reason.when(order > F.col("last"), OVER_CAP)
-    return flagged.withColumn("dropped", reason).drop("live", "survives", "last")
+    return flagged.withColumn("dropped", reason).drop("live", "known", "survives", "last")
 
 
 def carry(held_back: DataFrame, described: DataFrame, config: Positives, ds: str) -> DataFrame:

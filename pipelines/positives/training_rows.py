@@ -43,7 +43,7 @@ def write_positives_and_stats(step: PositivesStep, vocabularies: Vocabularies) -
 def _choose(step: PositivesStep, chances: DataFrame) -> tuple[DataFrame, dict[str, Any]]:
     """(events with `dropped` and item_snapshot, the heaviest user and item). `chances`: from select.item_chances."""
     config, seed = step.config.positives, step.night.seed
-    flagged = select.flag(step.inputs.events, chances, seed)
+    flagged = select.flag(step.inputs.events, chances, config, seed, step.read_previous("user_histories"))
     heaviest, over_cap = select.heavy_days(flagged, config)
     heaviest |= select.heaviest_item(step.item_days)
     chosen = select.choose(flagged, config, seed, over_cap)

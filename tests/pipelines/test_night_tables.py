@@ -210,7 +210,7 @@ def test_the_manifest_counts_dropped_rows_by_reason(nights: Warehouse) -> None:
         rows = rows_of(nights, "positives", ds)
         assert len({row["row_key"] for row in rows}) == manifest.rows == counts["positives"] + counts["carried"]
         reasons = Counter(row["dropped"] for row in rows)
-        for reason in ("item_not_live", "downsampled", "over_cap"):
+        for reason in ("item_not_live", "known_item", "downsampled", "over_cap"):
             assert reasons[reason] == counts[f"dropped_{reason}"]
         trained = [row for row in rows if row["dropped"] is None]
         assert {row["split"] for row in trained} == {"train", "valid"}

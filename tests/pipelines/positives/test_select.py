@@ -163,7 +163,7 @@ def test_down_sampling_counts_the_window_that_ends_with_the_day(spark: SparkSess
         [(n, item, day) for n, (item, day) in enumerate([("three", "1970-01-11"), ("three", "1970-01-14")])],
         "row_key long, item_id string, ds string",
     )
-    flagged = select.flag(events, chances, 17).orderBy("row_key").collect()
+    flagged = select.flag(events, chances, config, 17, None).orderBy("row_key").collect()
     # The popularity of the item on the fourth day does not affect its row of the first day.
     assert [row["keep_probability"] for row in flagged] == pytest.approx([0.5**0.5, (0.1 * 31 / 30) ** 0.5])
 
@@ -217,7 +217,7 @@ def test_rows_with_wrong_values_are_refused(spark: SparkSession, changes: dict[s
 
 
 def test_all_rows_must_be_counted(spark: SparkSession) -> None:
-    none = {"dropped_item_not_live": 0, "dropped_downsampled": 0, "dropped_over_cap": 0}
+    none = {"dropped_item_not_live": 0, "dropped_known_item": 0, "dropped_downsampled": 0, "dropped_over_cap": 0}
     none |= {"held_back": 0, "carried": 0, "carried_not_live": 0}
     assert check(staged(spark)) == {"positives": 6, **none, "kept": 6}
     cut = staged(spark, dropped="over_cap", split=None)
@@ -256,7 +256,7 @@ def test_a_night_without_training_rows_is_refused_with_counts_by_reason(
 def test_the_cap_counts_rows_that_survive_down_sampling(spark: SparkSession) -> None:
     rows = [("a", DS, n, n % 4 != 0, n % 3 != 0) for n in range(24)] + [("b", DS, 91, True, True)]
     frame = spark.createDataFrame(rows, "user_id string, ds string, row_key long, live boolean, survives boolean")
-    frame = frame.withColumn("user_key", F.xxhash64("user_id"))
+    frame = frame.withColumns({"user_key": F.xxhash64("user_id"), "known": F.lit(False)})
     assert user_histories.USER == ["user_key", "user_id"]
     config = Positives(per_user_cap=5)
     heaviest, over_cap = select.heavy_days(frame, config)
