@@ -58,11 +58,10 @@ test-fast: $(STAMP)
 test-gpu: $(STAMP)
 	$(BIN)/python -m pytest -q -rs tests/model/training/test_gpu.py
 
-# Clusters, servers, killed processes, full disks, convergence, a night of a million items.
+# Clusters, servers, killed processes, full disks, convergence, a night of 400,000 items.
 test-slow: $(STAMP)
 	$(PYTEST) -m slow
-	NIGHTJAR_JOINS=shuffled $(PYTEST) -m 'joins and not any_joins and slow' tests/pipelines
-	NIGHTJAR_JOINS=shuffled $(PYTEST) tests/jobs/test_nightly.py::test_the_second_night_continues_the_first
+	NIGHTJAR_JOINS=shuffled $(PYTEST) -m 'joins and not any_joins and (slow or processes)' tests
 
 # Two nights that are killed 40 times: docs/faults.md.
 test-crash: export NIGHTJAR_KILLS ?= 40

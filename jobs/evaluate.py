@@ -203,7 +203,8 @@ def users_to_score(context: Context, night: Night, days: list[str], most: int) -
         users = users.join(truth, on="user_id", how="inner")
     # Few users per task: rows are small but scoring is expensive, which Spark cannot know.
     parallel = context.spark.sparkContext.defaultParallelism
-    return users.repartition(parallel, "user_id"), shares
+    # Read twice: first to see whether there are any.
+    return users.repartition(parallel, "user_id").persist(), shares
 
 
 def _scoring_inputs(context: Context, embeddings: Manifest) -> ScoringInputs:

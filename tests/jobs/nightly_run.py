@@ -12,12 +12,13 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from tests.jobs.job_server import JobServer
-from tests.joining import chosen_joins
+from tests.joining import INTERPRETED, chosen_joins
 
 ROOT = Path(__file__).resolve().parents[2]
 FIRST, SECOND = "2024-03-04", "2024-03-05"
 BOOTSTRAP = ("--bootstrap-days", "4")  # flags of the first night
-SPARK = {"spark.sql.shuffle.partitions": 2, "spark.driver.memory": "2g"} | chosen_joins()
+# Compiled expressions are tested by tests/pipelines and by the copy of the demo.
+SPARK = {"spark.sql.shuffle.partitions": 2, "spark.driver.memory": "2g"} | INTERPRETED | chosen_joins()
 CONFIG = """
 warehouse: {warehouse}
 simulation: {{start: "2024-03-01", days: 6, users: 150, items: 400, requests_per_user: 1.5,

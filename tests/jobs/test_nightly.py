@@ -95,6 +95,8 @@ def test_evaluations_have_all_metrics_and_slices_with_intervals(nightly_run: Nig
         assert {row["metric"] for row in rows} == {"recall", "ndcg", "hit_rate"}
 
 
+@pytest.mark.joins
+@pytest.mark.processes
 def test_the_second_night_continues_the_first(nightly_run: NightlyRun) -> None:
     assert nightly_run.manifest("models", SECOND)["inputs"].keys() >= {f"models@{FIRST}"}
     assert nightly_run.manifest("models", FIRST)["facts"]["epochs"] == 4

@@ -1,4 +1,7 @@
-"""Two nights of the sequence tower on packed samples with ages and actions: batch jobs and requests get the same answers."""
+"""Two nights of the sequence tower on packed rows with order ahead, ages and actions, trained by two processes, and an update.
+
+Batch jobs and requests get the same answers.
+"""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -8,19 +11,29 @@ import pyarrow.dataset as pads
 import pytest
 
 from model.serving.retriever import Retriever
-from tests.jobs.nightly_run import BOOTSTRAP, FIRST, SECOND, NightlyRun
+from tests.jobs.nightly_run import BOOTSTRAP, FIRST, SECOND, NightlyRun, rows_of
 
-K = 8
+THIRD = "2024-03-06"
+K, PACK, LENGTH = 8, 4, 10
 LIKES = ("--set", "positives.actions={click: 1.0, like: 2.0}")  # The second night has one action more.
 CHANGES = {
     "tower: senet": "tower: sequence, settings: {width: 16, time: gaps, actions: true}",
-    "history: {length: 10}": "history: {length: 10, ages: true, actions: true}",
-    "samples: {": "samples: {pack: 4, ",
+    f"history: {{length: {LENGTH}}}": f"history: {{length: {LENGTH}, order: ahead, ages: true, actions: true}}",
+    "positives: {": "positives: {ahead_days: 2, ",
+    "samples: {": f"samples: {{pack: {PACK}, ",
+    "training: {": "training: {processes: 2, ",
 }
 
 
 @pytest.mark.slow
-def test_two_nights_of_the_sequence_tower_are_published_and_serve(tmp_path: Path) -> None:
+def test_nights_and_updates_of_the_sequence_tower_train_on_every_positive_and_serve(tmp_path: Path) -> None:
+    run = _nights(tmp_path)
+    _check_training(run)
+    _check_answers(run, tmp_path)
+    _check_update(run)
+
+
+def _nights(tmp_path: Path) -> NightlyRun:
     run = NightlyRun.simulate(tmp_path / "night")
     config = Path(run.config)
     text = config.read_text()
@@ -32,7 +45,23 @@ def test_two_nights_of_the_sequence_tower_are_published_and_serve(tmp_path: Path
     first = run.current()
     run.run("nightly", "--ds", SECOND, *LIKES)
     assert run.current() != first, "the second night continues from the first one and passes the gates"
-    assert run.manifest("samples", SECOND)["facts"]["pack"] == 4
+    return run
+
+
+def _check_training(run: NightlyRun) -> None:
+    """Every positive of a packed row is trained on, and has its negatives."""
+    for ds, epochs in ((FIRST, 4), (SECOND, 1)):
+        facts = run.manifest("samples", ds)["facts"]
+        train = facts["splits"]["train"]
+        assert facts["pack"] == PACK
+        assert train["rows"] < train["positives"]
+        assert run.manifest("models", ds)["facts"]["rows"] == epochs * train["positives"]
+        assert sum(facts["kinds"].values()) == 5 * sum(split["positives"] for split in facts["splits"].values())
+    evaluated = run.manifest("evaluations", FIRST)["facts"]
+    assert [evaluated[name] for name in ("evaluated_days", "history", "ahead_days")] == [1, "ahead", 2]
+
+
+def _check_answers(run: NightlyRun, tmp_path: Path) -> None:
     actions = {
         ds: {row["value"]: row["index"] for row in run.rows("vocabularies", ds) if row["feature"] == "action"}
         for ds in (FIRST, SECOND)
@@ -69,3 +98,13 @@ def test_two_nights_of_the_sequence_tower_are_published_and_serve(tmp_path: Path
     served = mlflow.pyfunc.load_model("models:/nightjar@champion").predict(requests, {"k": K})
     for own, other in zip(retriever.retrieve(requests, K), served, strict=True):
         assert other["scores"] == pytest.approx(own.scores, abs=1e-6)
+
+
+def _check_update(run: NightlyRun) -> None:
+    """An update continues from packed nights on plain rows."""
+    run.run("incremental", "--ds", THIRD, "--until", f"{THIRD}T12:00", *LIKES)
+    rows = rows_of(run.warehouse / "updates" / f"ds={THIRD}" / "001" / "samples" / f"ds={THIRD}")
+    assert rows
+    assert all(isinstance(row["row_key"], int) and len(row["history_ages"]) == LENGTH for row in rows)
+    assert all([item > 0 for item in row["history"]] == [act > 0 for act in row["history_actions"]] for row in rows)
+    assert {action for row in rows for action in row["history_actions"]} == {0, 2, 3}

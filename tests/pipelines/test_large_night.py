@@ -1,4 +1,7 @@
-"""Two nights with a million items at the default settings, in a process with a larger heap than the shared session."""
+"""Two nights with 400,000 items at the default settings, in a process with a larger heap than the shared session.
+
+Above about 250,000 items Spark no longer broadcasts the tables of items but sorts and merges them.
+"""
 
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -18,7 +21,7 @@ from pipelines.storage.table_keys import KEYS
 from pipelines.storage.warehouse import Warehouse
 
 DAYS = ["2024-03-01", "2024-03-02"]
-ITEMS, USERS, CLICKS = 1_000_000, 40_000, 10  # clicks per user and day
+ITEMS, USERS, CLICKS = 400_000, 20_000, 10  # clicks per user and day
 SPARK = {"spark.master": "local[2]", "spark.driver.memory": "6g", "spark.sql.shuffle.partitions": "8"}
 CONFIG = SampleConfig(
     Features.model_validate({"item": [{"kind": "categorical", "name": "category"}], "history": {"length": 20}}),
@@ -66,6 +69,6 @@ def build_and_check_nights(root: str) -> None:
 
 
 @pytest.mark.slow
-def test_no_key_is_repeated_with_a_million_items(tmp_path: Path) -> None:
+def test_no_key_is_repeated_with_400_000_items(tmp_path: Path) -> None:
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
         process.submit(build_and_check_nights, str(tmp_path)).result(timeout=1800)
