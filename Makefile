@@ -61,7 +61,7 @@ test-gpu: $(STAMP)
 # Clusters, servers, killed processes, full disks, convergence, a night of 400,000 items.
 test-slow: $(STAMP)
 	$(PYTEST) -m slow
-	NIGHTJAR_JOINS=shuffled $(PYTEST) -m 'joins and not any_joins and (slow or processes)' tests
+	NIGHTJAR_JOINS=shuffled $(PYTEST) -m 'joins and not any_joins and (slow or processes)' tests/pipelines tests/jobs/test_nightly.py
 
 # Two nights that are killed 40 times: docs/faults.md.
 test-crash: export NIGHTJAR_KILLS ?= 40
