@@ -72,6 +72,7 @@ def run(context: Context, tracker: Tracker) -> None:
         _warn_unless_certain(ds, margin_in(existing.facts))
         return
     users, shares = users_to_score(context, night, days, config.max_users)
+    users = users.persist()  # read twice: first to see whether there are any
     if users.isEmpty():
         log.info("evaluate %s: no user has a target that could be recalled; nothing to measure", ds)
         return
@@ -79,6 +80,7 @@ def run(context: Context, tracker: Tracker) -> None:
     with tracker.job("evaluate") as job:
         job.inputs(datasets_of(context, inputs), "evaluation")
         scored = score_users(users, _scoring_inputs(context, embeddings)).toPandas()
+        users.unpersist()
         rows, compared = _measure(context, scored, job)
         facts = {"split": config.split, "days": days, "new_items_only": config.new_items_only, **horizon, **shares}
         frame = context.spark.createDataFrame(pd.DataFrame(rows), SCHEMA)
@@ -203,8 +205,7 @@ def users_to_score(context: Context, night: Night, days: list[str], most: int) -
         users = users.join(truth, on="user_id", how="inner")
     # Few users per task: rows are small but scoring is expensive, which Spark cannot know.
     parallel = context.spark.sparkContext.defaultParallelism
-    # Read twice: first to see whether there are any.
-    return users.repartition(parallel, "user_id").persist(), shares
+    return users.repartition(parallel, "user_id"), shares
 
 
 def _scoring_inputs(context: Context, embeddings: Manifest) -> ScoringInputs:

@@ -8,7 +8,7 @@ from pyspark.sql import SparkSession
 
 from pipelines.joins import BROADCAST_ROWS
 
-# Spark interprets expressions instead of compiling them, which takes a quarter of the time of a small night.
+# Spark interprets expressions. Compiling them takes a part of the time of a small night.
 INTERPRETED = {"spark.sql.codegen.wholeStage": "false", "spark.sql.codegen.factoryMode": "NO_CODEGEN"}
 
 # Every join sorts and merges, nothing is broadcast, the number of partitions is fixed.

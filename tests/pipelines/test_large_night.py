@@ -1,6 +1,6 @@
 """Two nights with 400,000 items at the default settings, in a process with a larger heap than the shared session.
 
-Above about 250,000 items Spark no longer broadcasts the tables of items but sorts and merges them.
+Above 250,000 rows the tables of items are no longer broadcast (pipelines/joins.py).
 """
 
 from concurrent.futures import ProcessPoolExecutor
