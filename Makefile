@@ -1,5 +1,5 @@
 # Every target creates its virtual environment if it does not exist.
-#   make setup | demo | demo-grocery | test | test-fast | test-slow | test-crash | test-gpu | lint | bench (or one: bench-samples | bench-loss | bench-frequency |
+#   make setup | demo | demo-grocery | test | test-fast | test-slow | test-long | test-crash | test-gpu | lint | bench (or one: bench-samples | bench-loss | bench-frequency |
 #   bench-consistency | bench-towers | bench-index | bench-training | bench-nights | bench-links LINKS=folder of Wikispeedia)      SPARK=4 runs the same on pyspark 4.0
 #   bench-quality: beside tuned peers, hours: MOVIELENS=folder WIKISPEEDIA=folder QUALITY="other flags"; SMOKE=1 runs tiny worlds
 PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3.10 python3))
@@ -15,7 +15,7 @@ BIN   := $(VENV)/bin
 STAMP := $(VENV)/.nightjar-installed
 
 BENCHES := bench-samples bench-loss bench-frequency bench-consistency bench-towers bench-index bench-training bench-nights
-.PHONY: setup demo demo-grocery test test-fast test-slow test-crash test-gpu bench $(BENCHES) bench-links bench-quality lint clean
+.PHONY: setup demo demo-grocery test test-fast test-slow test-long test-crash test-gpu bench $(BENCHES) bench-links bench-quality lint clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -58,9 +58,14 @@ test-fast: $(STAMP)
 test-gpu: $(STAMP)
 	$(BIN)/python -m pytest -q -rs tests/model/training/test_gpu.py
 
-# Clusters, servers, killed processes, full disks, convergence, a night of 400,000 items.
+# End to end: nights, updates, servers, a cluster, the MLflow UI, notebooks, convergence.
 test-slow: $(STAMP)
-	$(PYTEST) -m slow
+	$(PYTEST) -m 'slow and not long'
+
+# Before a release: killed processes and executors, full disks, 400,000 items, tuning, benchmarks, the commands of the docs,
+# and the slow tests of tables with sorted and merged joins.
+test-long: $(STAMP)
+	$(PYTEST) -m long
 	NIGHTJAR_JOINS=shuffled $(PYTEST) -m 'joins and not any_joins and (slow or processes)' tests/pipelines tests/jobs/test_nightly.py
 
 # Two nights that are killed 40 times: docs/faults.md.

@@ -32,8 +32,10 @@ JVM_FIXTURES = {"spark", "first_night", "nightly_run"}  # all fixtures that star
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests that use a JVM, so that `make test-fast` leaves them out."""
+    """Mark tests that use a JVM, so that `make test-fast` leaves them out, and long tests as slow."""
     for item in items:
+        if item.get_closest_marker("long"):
+            item.add_marker("slow")
         if JVM_FIXTURES & set(getattr(item, "fixturenames", ())):
             item.add_marker("jvm")
 

@@ -52,7 +52,7 @@ def test_a_day_of_benchmark_logs_has_the_documented_shape(spark: SparkSession) -
     )  # a second call gives the same rows
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_tiny_run_of_the_samples_benchmark_prints_all_ratios_as_its_last_line(
     spark: SparkSession, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -93,7 +93,7 @@ def test_a_tiny_run_of_the_samples_benchmark_prints_all_ratios_as_its_last_line(
     assert looked_back.agg({"known": "min"}).first()[0] >= KNOWN
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_parts_of_the_training_benchmark_run_alone(capsys: pytest.CaptureFixture[str]) -> None:
     parts = ["reader_over_arrow", "fed_over_memory"]
     training.main([*parts, "--scale", "0.002"])

@@ -99,7 +99,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> DemoCopy:
     return DemoCopy.make(tmp_path_factory.mktemp("project"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("page", dict.fromkeys(command.page for command in TO_RUN))
 def test_documented_commands_run(demo: DemoCopy, page: str) -> None:
     with demo.fresh() as shell:

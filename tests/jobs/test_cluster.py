@@ -164,6 +164,7 @@ def test_one_core_in_another_time_zone_writes_the_same_rows(night: LocalNight, t
     assert rows_of(tmp_path) == night.rows
 
 
+@pytest.mark.long
 def test_a_cluster_whose_executors_are_killed_writes_the_same_rows(
     master: str, night: LocalNight, tmp_path: Path
 ) -> None:

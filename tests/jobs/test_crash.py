@@ -226,7 +226,7 @@ def uninterrupted(nightly_run: NightlyRun, flags: list[str]) -> tuple[dict[str, 
     return expected, process.ended
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_night_that_is_killed_at_any_moment_ends_in_the_same_tables_and_release(
     nights: tuple[NightlyRun, list[str], list[str]],
 ) -> None:

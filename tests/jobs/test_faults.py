@@ -13,7 +13,7 @@ from mlflow.tracking import MlflowClient
 from tests.jobs.faults import STACK, fails, first_half, kill, message_of, small_disk, start, succeeds, wait_until
 from tests.jobs.nightly_run import SECOND, NightlyRun
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 CHILDREN: list["subprocess.Popen[str]"] = []  # killed at the end of each test
 

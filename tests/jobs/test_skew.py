@@ -13,7 +13,7 @@ from pyspark.sql import functions as F
 from pipelines.session import find_java_home
 from pipelines.storage.warehouse import Warehouse
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 ROOT = Path(__file__).resolve().parents[2]
 DS = "2024-03-02"

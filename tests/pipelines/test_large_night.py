@@ -68,7 +68,7 @@ def build_and_check_nights(root: str) -> None:
     spark.stop()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_no_key_is_repeated_with_400_000_items(tmp_path: Path) -> None:
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
         process.submit(build_and_check_nights, str(tmp_path)).result(timeout=1800)

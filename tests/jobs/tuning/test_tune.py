@@ -19,7 +19,7 @@ POOR = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_tuning_is_judged_as_evaluate_judges_and_its_config_runs_a_night(tmp_path: Path) -> None:
     run = NightlyRun.simulate(tmp_path / "night")
     config = Path(run.config)
