@@ -38,7 +38,7 @@ class PriorConfig(StrictModel):
         "loss.lift: than the smallest) is chosen only if its gain on the held-out events is certain. [0]: no prior.",
     )
     half_life_days: list[PositiveFloat] = Field(
-        [3.0, 7.0, 14.0, 30.0, 90.0, 365.0, 3650.0],
+        [3.0, 7.0, 14.0, 30.0, 90.0, 365.0, 730.0, 3650.0],
         min_length=1,
         description="Half-lives of the counts to try, in days. A night takes the one whose counts predict the positives of "
         "the later days of the window best. 3650: all days of most windows count alike.",
@@ -46,7 +46,7 @@ class PriorConfig(StrictModel):
     unseen_count: PositiveFloat = Field(
         0.5,
         description="Added to the recent count of each item, so that an item without recent positives has the probability of "
-        "this many. Smaller values push such items further down.",
+        "this many of the window's positives. Smaller values push such items further down.",
     )
 
     @field_validator("beta", "half_life_days")

@@ -98,8 +98,8 @@ def log_probabilities(
 ) -> Ints:
     """[H + 1] the summed log probability of the predicted positives by half-life, in fixed point, and their number.
 
-    `lengths_n`: how many entries each item has; its days ascend. On day d an item has the probability (c + a) / (C + a M):
-    c its decayed positives before d, C those of all M items, a `unseen_count`.
+    `lengths_n`: how many entries each item has; its days ascend. On day d an item has the probability
+    (c N / C + a) / (N + a M): c its decayed positives before d, C those of all M items, N their number, a `unseen_count`.
     """
     starts_n = np.cumsum(lengths_n) - lengths_n
     predicted_E = (days_E >= totals.first_predicted()) & (days_E <= totals.days[-1])
@@ -107,11 +107,13 @@ def log_probabilities(
     place_E = np.minimum(np.searchsorted(totals.days, days_E), len(totals.days) - 1)[predicted_E]
     weights = counts_E[predicted_E]
     sums = []
+    number = np.cumsum(totals.counts) - totals.counts
     for half_life in half_lives:
-        count = (_decayed_before(days_E, counts_E, lengths_n, half_life) + unseen_count)[predicted_E]
+        count = _decayed_before(days_E, counts_E, lengths_n, half_life)[predicted_E]
         everything = _decayed_before(totals.days, totals.counts, np.array([len(totals.days)]), half_life)
-        everything = everything[place_E] + unseen_count * totals.items
-        logs = np.rint(np.log(count / everything) * FIXED_POINT).astype(np.int64)
+        scale = np.divide(number, everything, out=np.ones(len(number)), where=everything > 0)
+        probability = (count * scale[place_E] + unseen_count) / (number + unseen_count * totals.items)[place_E]
+        logs = np.rint(np.log(probability) * FIXED_POINT).astype(np.int64)
         sums.append((logs * weights).sum())
     return np.array([*sums, weights.sum()], np.int64)
 

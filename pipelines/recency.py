@@ -1,5 +1,8 @@
 """Recent positives per item: counts that halve with age. The recency prior of a release is made from them.
 
+Counts of all half-lives are multiplied to the same total, the positives of the window. A constant that is added to each of
+them then is the same share of the whole, and half-lives differ in nothing but how fast they forget.
+
 An item that was not there on all days has had less time to be taken. Its count is raised to the one expected if it had been
 there: a rate of positives per day, shrunk to the rate of the mean item. An item that has not been there yet is then as likely
 as the mean item, and not as unlikely as an old item that nobody wants.
@@ -68,9 +71,10 @@ def recent_counts(
 ) -> DataFrame:
     """Decayed counts of all live items: item_index, item_id, recent_counts, counts_before_holdout (arrays, by half-life).
 
-    A positive of day D counts 0.5^(age / half-life), its age being the days from D to `as_of` (0 for later days). With n such
-    positives in E of F days (decayed alike), an item has the count (n + a) (F + a/r) / (E + a/r) - a, where r is the mean
-    item's rate and a is `unseen_count`. F begins with the first day that is counted, E when the item came (`came_at`).
+    A positive of day D counts s 0.5^(age / half-life), its age being the days from D to `as_of` (0 for later days); s is the
+    same for all and makes the counts until `as_of` sum to their number. With n of such counts in E of F days (decayed alike),
+    an item has the count (n + a) (F + a/r) / (E + a/r) - a, where r is the mean item's rate and a is `unseen_count`. F
+    begins with the first day that is counted, E when the item came (`came_at`).
     `counts_before_holdout` leaves out the positives of ds at or after `since` (UTC); None: there are none.
     """
     halves = [HalfLife(days, day_ordinal(as_of)) for days in half_lives]
@@ -84,20 +88,22 @@ def recent_counts(
         F.coalesce("came", F.lit(0.0)).alias("came"),
         *(half.count().alias(f"c{n}") for n, half in enumerate(halves)),
         *(half.count(until=half.as_of).alias(f"u{n}") for n, half in enumerate(halves)),
+        _number(day_ordinal(as_of)).alias("number"),
     )
     start = _first_day(rows, day_ordinal(as_of))
     # An item was there when it was first taken, whatever its publish time says.
     taken = F.array_min("day_ordinals")
     came = F.when(taken < F.floor("came"), taken + UNKNOWN_TIME).otherwise(F.col("came"))
     rows = rows.withColumn("first", F.greatest(came, F.lit(float(start))))
-    rates = _mean_rates(rows, halves, start)
+    scales, rates = _scales_and_rates(rows, halves, start)
     if since is None:
         rows = rows.withColumn("late", F.lit(0))
     else:
         late = late_counts(night, since).withColumnRenamed("count", "late")
         rows = rows.join(late, on="item_index", how="left").withColumn("late", F.coalesce("late", F.lit(0)))
 
-    def expected(count: Column, half: HalfLife, rate: float) -> Column:
+    def expected(decayed: Column, half: HalfLife, scale: float, rate: float) -> Column:
+        count = decayed * F.lit(scale)
         if not rate:
             return count
         there = half.exposure(F.col("first"), start)
@@ -110,8 +116,8 @@ def recent_counts(
     return rows.select(
         "item_index",
         "item_id",
-        F.array(*map(expected, counts, halves, rates)).alias("recent_counts"),
-        F.array(*map(expected, before, halves, rates)).alias("counts_before_holdout"),
+        F.array(*map(expected, counts, halves, scales, rates)).alias("recent_counts"),
+        F.array(*map(expected, before, halves, scales, rates)).alias("counts_before_holdout"),
     ).sort("item_index")
 
 
@@ -121,13 +127,21 @@ def _first_day(rows: DataFrame, last: int) -> int:
     return min(last, found[0]) if found and found[0] is not None else last
 
 
-def _mean_rates(rows: DataFrame, halves: Sequence[HalfLife], start: int) -> list[float]:
-    """By half-life: positives per day that an item was there. Sums of decimals do not depend on the order of rows.
+def _number(until: int) -> Column:
+    """Positives of an item on the days up to `until`."""
+    days = F.filter(F.arrays_zip("day_ordinals", "day_counts"), lambda day: day["day_ordinals"] <= F.lit(until))
+    return F.aggregate(days, F.lit(0).cast("bigint"), lambda total, day: total + day["day_counts"])
 
-    Without positives of days after `as_of`, so that an update within the day keeps the rate of its night.
+
+def _scales_and_rates(rows: DataFrame, halves: Sequence[HalfLife], start: int) -> tuple[list[float], list[float]]:
+    """By half-life: number of positives over their decayed sum, and positives (so multiplied) per day that an item was there.
+
+    Sums of decimals do not depend on the order of rows. Without positives of days after `as_of`, so that an update within the
+    day keeps both from its night.
     """
     sums = [F.sum(F.col(f"u{n}").cast(MASS)) for n in range(len(halves))]
     sums += [F.sum(half.exposure(F.col("first"), start).cast(MASS)) for half in halves]
-    found = rows.agg(*sums).first()
-    totals = [float(value or 0) for value in found] if found else [0.0] * len(sums)
-    return [count / days if days else 0.0 for count, days in zip(totals, totals[len(halves) :])]
+    found = rows.agg(*sums, F.sum("number")).first()
+    *totals, number = [float(value or 0) for value in found] if found else [0.0] * (len(sums) + 1)
+    scales = [number / decayed if decayed else 1.0 for decayed in totals[: len(halves)]]
+    return scales, [number / days if days else 0.0 for days in totals[len(halves) :]]

@@ -58,10 +58,12 @@ def plainly(counts: Counts, half_life: float, first: int, last: int) -> tuple[fl
         return sum(count * 0.5 ** ((day - other) / half_life) for other, count in by_day.items() if other < day)
 
     for day in range(first, last + 1):
-        everything = sum(before(by_day, day) for by_day in counts.values()) + UNSEEN * len(counts)
+        decayed = sum(before(by_day, day) for by_day in counts.values())
+        number = sum(count for by_day in counts.values() for other, count in by_day.items() if other < day)
         for by_day in counts.values():
             if day in by_day and min(by_day) < day:
-                total += by_day[day] * np.log((before(by_day, day) + UNSEEN) / everything)
+                count = before(by_day, day) * number / decayed
+                total += by_day[day] * np.log((count + UNSEEN) / (number + UNSEEN * len(counts)))
                 events += by_day[day]
     return total, events
 
@@ -118,3 +120,13 @@ def test_fashions_have_a_short_half_life_and_steady_demand_a_long_one(
 def test_one_day_is_no_evidence(spark: SparkSession, tmp_path: Path) -> None:
     found = predict(night_of(spark, tmp_path, {0: {13: 4}, 1: {13: 1}}), HALF_LIVES, UNSEEN, held_out=False)
     assert (found.events, found.best) == (0, 3650.0)
+
+
+def test_a_sparse_window_does_not_favour_long_half_lives() -> None:
+    """One positive a day, 10,000 items, of which other ones are wanted every 300 days. The constant is most of all counts."""
+    rng = np.random.default_rng(3)
+    counts: Counts = {item: {} for item in range(10_000)}
+    for day in range(1_200):
+        counts[int(rng.integers(0, 100)) + 100 * (day // 300)][day] = 1
+    sums = log_probabilities(*arrays(counts), totals_of(counts, last=1_200), [60.0, 3650.0], UNSEEN)
+    assert sums[0] > sums[1]

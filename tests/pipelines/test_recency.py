@@ -41,10 +41,15 @@ def test_counts_halve_with_age_and_leave_out_held_out_events(nights: Warehouse, 
     always = {r["item_id"] for r in nights.read("item_features", SECOND).where("available_from = 0").collect()}
     rows = [row for row in rows if row["item_id"] in always]
     assert len(rows) > 10
+    until = min(datetime.fromisoformat(as_of) + timedelta(days=1), datetime(2024, 3, 4))
+    number = sum(count for item, count in expected(until, float("inf"), as_of).items() if item in live)
     for place, half_life in enumerate(HALF_LIVES):
+        scale = number / sum(count for item, count in expected(until, half_life, as_of).items() if item in live)
+        assert scale > 1
         for column, end in (("recent_counts", datetime(2024, 3, 4)), (COUNTS, datetime.fromisoformat(CUT))):
             counts = expected(end, half_life, as_of)
-            assert [row[column][place] for row in rows] == pytest.approx([counts.get(r["item_id"], 0) for r in rows])
+            wanted = [scale * counts.get(r["item_id"], 0) for r in rows]
+            assert [row[column][place] for row in rows] == pytest.approx(wanted)
     assert sum(row["recent_counts"][0] - row[COUNTS][0] for row in rows) > 5  # Some clicks are after the cut.
 
 
@@ -78,6 +83,8 @@ def test_items_of_the_last_days_have_the_counts_of_their_rates(spark: SparkSessi
     counts = {row["item_index"]: row["recent_counts"][0] for row in found}
 
     decayed = {i: sum(2 * 0.5 ** ((9 - d) / 3) for d in taken) for i, taken in days.items()}
+    scale = sum(2 * len(taken) for taken in days.values()) / sum(decayed.values())
+    decayed = {i: scale * count for i, count in decayed.items()}
     start = {i: min([first[i], *days[i]]) for i in days}
     exposure = {i: sum(0.5 ** ((9 - d) / 3) for d in range(start[i], 10)) for i in days}
     missed = {i: (0.5 if i not in hour or start[i] < first[i] else hour[i] / 24) for i in days}  # of the first day
