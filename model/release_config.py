@@ -41,7 +41,8 @@ class PriorConfig(StrictModel):
         [3.0, 7.0, 14.0, 30.0, 90.0, 365.0, 730.0, 3650.0],
         min_length=1,
         description="Half-lives of the counts to try, in days. A night takes the one whose counts predict the positives of "
-        "the later days of the window best. 3650: all days of most windows count alike.",
+        "the later days of the window best. 3650: all days of most windows count alike. With evaluation.split: last_positive "
+        "it takes the longest, because the last positives of users are of any time.",
     )
     unseen_count: PositiveFloat = Field(
         0.5,

@@ -203,8 +203,16 @@ class Config(StrictModel):
 
     @property
     def prior_in_use(self) -> PriorConfig | None:
-        """`prior`, or None if its only strength is 0: releases are then as without it."""
-        return self.prior if self.prior and self.prior.is_on else None
+        """`prior`, or None if its only strength is 0: releases are then as without it.
+
+        Of the half-lives only the longest with `evaluation.split: last_positive`: those positives are of any time in the past,
+        so what predicts the next days best is no answer to them.
+        """
+        if not self.prior or not self.prior.is_on:
+            return None
+        if self.evaluation.split == "last_positive":
+            return self.prior.model_copy(update={"half_life_days": [max(self.prior.half_life_days)]})
+        return self.prior
 
     @property
     def expected_beta(self) -> float:

@@ -147,7 +147,9 @@ def _prior(config: Config) -> Iterator[Parameter]:
     if config.loss.lift:
         yield Parameter("loss.lift", (True, False))  # false: vectors with popularity; the prior adds what is recent.
     else:
-        yield Parameter("prior", (None, (config.prior_in_use or PriorConfig()).model_dump()))
+        yield Parameter(
+            "prior", (None, (config.prior if config.prior and config.prior_in_use else PriorConfig()).model_dump())
+        )
 
 
 def sampling_parameters(config: Config, data: TuningData) -> list[Parameter]:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from jobs.common.config import Config, load_config
+from model.release_config import PriorConfig
 from pipelines.contract.errors import UsageError
 
 CONF = Path(__file__).resolve().parents[3] / "conf"
@@ -84,6 +85,16 @@ def test_a_wrong_config_is_refused_by_name(tmp_path: Path, text: str, overrides:
         load_config(write(tmp_path, text), overrides)
     assert message in str(caught.value)
     assert caught.value.exit_code == 2
+
+
+def test_last_positives_have_no_date_so_the_prior_does_not_age(tmp_path: Path) -> None:
+    def prior_of(*overrides: str) -> PriorConfig | None:
+        return load_config(write(tmp_path, "prior: {half_life_days: [30, 7]}"), [*overrides]).prior_in_use
+
+    last_positive = "evaluation.split=last_positive"
+    assert prior_of() == PriorConfig(half_life_days=[7.0, 30.0])
+    assert prior_of(last_positive) == PriorConfig(half_life_days=[30.0])
+    assert prior_of(last_positive, "prior.beta=[0]", "loss.lift=false") is None
 
 
 def test_a_missing_file_is_a_usage_error() -> None:
