@@ -8,6 +8,7 @@ there: a rate of positives per day, shrunk to the rate of the mean item. An item
 as the mean item, and not as unlikely as an old item that nobody wants.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -88,7 +89,7 @@ def recent_counts(
         F.coalesce("came", F.lit(0.0)).alias("came"),
         *(half.count().alias(f"c{n}") for n, half in enumerate(halves)),
         *(half.count(until=half.as_of).alias(f"u{n}") for n, half in enumerate(halves)),
-        _number(day_ordinal(as_of)).alias("number"),
+        HalfLife(math.inf, day_ordinal(as_of)).count(until=day_ordinal(as_of)).alias("number"),
     )
     start = _first_day(rows, day_ordinal(as_of))
     # An item was there when it was first taken, whatever its publish time says.
@@ -127,12 +128,6 @@ def _first_day(rows: DataFrame, last: int) -> int:
     return min(last, found[0]) if found and found[0] is not None else last
 
 
-def _number(until: int) -> Column:
-    """Positives of an item on the days up to `until`."""
-    days = F.filter(F.arrays_zip("day_ordinals", "day_counts"), lambda day: day["day_ordinals"] <= F.lit(until))
-    return F.aggregate(days, F.lit(0).cast("bigint"), lambda total, day: total + day["day_counts"])
-
-
 def _scales_and_rates(rows: DataFrame, halves: Sequence[HalfLife], start: int) -> tuple[list[float], list[float]]:
     """By half-life: number of positives over their decayed sum, and positives (so multiplied) per day that an item was there.
 
@@ -141,7 +136,7 @@ def _scales_and_rates(rows: DataFrame, halves: Sequence[HalfLife], start: int) -
     """
     sums = [F.sum(F.col(f"u{n}").cast(MASS)) for n in range(len(halves))]
     sums += [F.sum(half.exposure(F.col("first"), start).cast(MASS)) for half in halves]
-    found = rows.agg(*sums, F.sum("number")).first()
+    found = rows.agg(*sums, F.sum(F.col("number").cast(MASS))).first()
     *totals, number = [float(value or 0) for value in found] if found else [0.0] * (len(sums) + 1)
     scales = [number / decayed if decayed else 1.0 for decayed in totals[: len(halves)]]
     return scales, [number / days if days else 0.0 for days in totals[len(halves) :]]

@@ -147,9 +147,8 @@ def _prior(config: Config) -> Iterator[Parameter]:
     if config.loss.lift:
         yield Parameter("loss.lift", (True, False))  # false: vectors with popularity; the prior adds what is recent.
     else:
-        yield Parameter(
-            "prior", (None, (config.prior if config.prior and config.prior_in_use else PriorConfig()).model_dump())
-        )
+        prior = config.prior if config.prior and config.prior.is_on else PriorConfig()
+        yield Parameter("prior", (None, prior.model_dump()))
 
 
 def sampling_parameters(config: Config, data: TuningData) -> list[Parameter]:
