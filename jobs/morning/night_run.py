@@ -9,7 +9,7 @@ from jobs.morning.night_files import Evaluated, NightFiles, own_evaluation
 from jobs.morning.record import PAGE, Failure, uri_of
 from jobs.night.margin import MODEL
 from jobs.night.night_metrics import evaluation_metrics, rounded
-from jobs.tracking.tracker import DESCRIPTION, StepRun, Tracker
+from jobs.tracking.tracker import DESCRIPTION, TRAIN, StepRun, Tracker
 
 BAD_USAGE = 2  # the exit code of a mistake in the command or the config, which is no night
 
@@ -104,7 +104,9 @@ def description(night: NightFiles, headline: Headline, link: str, steps: list[St
 
     `link`: the page of its run in the UI.
     """
-    parts = [f"## {verdict_text(night, headline)}", headline.sentence]
+    # The UI folds a description after a few lines, so the way to the charts is in the first one.
+    charts = "".join([f" · [training charts]({step.link})" for step in steps if step.job == TRAIN][-1:])
+    parts = [f"## {verdict_text(night, headline)}{charts}", headline.sentence]
     if headline.causes:
         parts += ["**Cause**", _listed(headline.causes)]
     if headline.remedies:

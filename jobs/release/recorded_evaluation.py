@@ -4,14 +4,14 @@ from typing import Any
 
 from jobs.common.runner import Context
 from jobs.night.evaluations import evaluation_of, recalls
-from jobs.night.margin import margin_in
+from jobs.night.margin import MODEL, margin_in
 from jobs.release.release_id import release_id_at
 from jobs.tracking.datasets import InputDataset, datasets_of
 from jobs.tracking.job_run import JobRun
 from jobs.tracking.tracker import Tracker
 from pipelines.storage.manifest import digest
 
-NAMES = {"two_tower": "", "two_tower_without_prior": "_without_prior"}  # of the models, in metrics; others keep theirs
+NAMES = {MODEL: "", "two_tower_without_prior": "_without_prior"}  # of the models, in metrics; others keep theirs
 
 
 def record_evaluation(context: Context, tracker: Tracker, job: JobRun) -> None:
@@ -24,9 +24,13 @@ def record_evaluation(context: Context, tracker: Tracker, job: JobRun) -> None:
     if release_id is None or evaluation is None or "question" not in evaluation.facts:
         return
     k = context.config.evaluation.shown_k
-    values = {f"recall_at_{k}{NAMES.get(name, f'_of_{name}')}": v for name, v in recalls(context, k).items()}
+    measured = {f"recall_at_{k}{NAMES.get(name, f'_of_{name}')}": v for name, v in recalls(context, k).items()}
+    # The tab Models has the columns in the order in which they were logged, and a window shows only the first ones.
+    own = f"recall_at_{k}{NAMES[MODEL]}"
+    values = {name: measured.pop(name) for name in (own,) if name in measured}
     if margin := margin_in(evaluation.facts):
         values["above_best_baseline"] = margin.difference
+    values |= measured
     asked = question_dataset(context, evaluation.facts, evaluation.inputs)
     job.inputs([asked], "evaluation")
     tracker.registry.measured(release_id, job, values, asked)

@@ -19,13 +19,14 @@ from pipelines.storage.warehouse import Warehouse
 
 JOB, RECORD = "nightjar.job", "nightjar.record"
 DESCRIPTION = "mlflow.note.content"  # the tag with the description that the UI shows
-LONGEST_NAME, CHARTS = 200, "/model-metrics"
+LONGEST_NAME, CHARTS, TRAIN = 200, "/model-metrics", "train"
 
 
 @dataclass(frozen=True)
 class StepRun:
     """The run of one job of a night, and its page in the UI. Of a training: its charts."""
 
+    job: str
     name: str
     link: str
 
@@ -164,11 +165,10 @@ class Tracker:
         """The runs of the jobs of a night, oldest first."""
         of_night = f"tags.`mlflow.parentRunId` = '{night.run_id}'"
         runs = self._client.search_runs([self.experiment], of_night, order_by=["attributes.start_time"])
+        jobs = [run.data.tags.get(JOB, "") for run in runs]
         return [
-            StepRun(
-                run.info.run_name, self.link_of(run.info.run_id, CHARTS if run.data.tags.get(JOB) == "train" else "")
-            )
-            for run in runs
+            StepRun(job, run.info.run_name, self.link_of(run.info.run_id, CHARTS if job == TRAIN else ""))
+            for job, run in zip(jobs, runs, strict=True)
         ]
 
     def link_of(self, run_id: str, part: str = "") -> str:

@@ -146,8 +146,10 @@ def test_the_run_of_a_night_has_its_verdict_and_figures_in_groups(record: Record
     tags, metrics = record.night.data.tags, record.night.data.metrics
     assert tags["verdict"] == "Published"
     assert tags["release_id"] == nightly_run.current()
-    assert tags["mlflow.note.content"].startswith("## Published\n")
-    assert f"[{record.jobs['train'].info.run_name}](#/experiments/" in tags["mlflow.note.content"]
+    train = record.jobs["train"].info
+    charts = f"#/experiments/{record.experiment}/runs/{train.run_id}/model-metrics"
+    assert tags["mlflow.note.content"].startswith(f"## Published · [training charts]({charts})\n")
+    assert f"[{train.run_name}]({charts})" in tags["mlflow.note.content"]
     assert {name.partition("/")[0] for name in metrics} == {"samples", "train", "eval", "index", "gates"}
     assert {"eval/best_reachable", "eval/change_on_last_night", "eval/recall_before_training"} <= metrics.keys()
     version = record.client.get_model_version_by_alias("nightjar", "champion")
@@ -171,6 +173,8 @@ def test_each_night_is_a_logged_model_with_metrics_on_the_question_that_they_ans
     measured = {(metric.key, metric.dataset_name) for metric in model.metrics}
     question = "positives of the next day, items new to the user"
     assert {("recall_at_50", question), ("recall_at_50_of_item_cf", question), ("index/recall", None)} <= measured
+    names = [metric.key for metric in model.metrics if metric.dataset_name == question]
+    assert names[:2] == ["recall_at_50", "above_best_baseline"], "the first columns of the tab Models"
     digests = {m.dataset_digest for other in models for m in other.metrics if m.dataset_name == question}
     assert len(digests) == 1, "one column of the UI ranks all nights"
     champion = record.client.get_model_version_by_alias("nightjar", "champion")

@@ -1,5 +1,6 @@
 """What the run of a night in MLflow says: verdict, figures beside those of the night before, cause and remedy."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -67,7 +68,9 @@ def test_a_published_night_has_its_figures_in_groups_and_its_verdict_first(root:
     assert metrics["eval/above_best_baseline"] == pytest.approx(0.42 - 0.33)
     assert (tags["verdict"], tags["gates"], tags["release_id"]) == ("Published", "1 of 1", release_at(root, BEFORE))
     text = tags["mlflow.note.content"]
-    assert text.startswith(f"## Published\n\nRelease {release_at(root, BEFORE)}: Recall@50 0.420 [")
+    title, _, rest = text.partition("\n\n")
+    assert re.fullmatch(r"## Published · \[training charts\]\(#/experiments/\d+/runs/\w+/model-metrics\)", title)
+    assert rest.startswith(f"Release {release_at(root, BEFORE)}: Recall@50 0.420 [")
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert [row.split("|")[1].strip().partition(" ")[0] for row in rows[2:]] == [
         "Samples", "Training", "Recall@50", "Best", "Recall@50", "Gates",
