@@ -35,10 +35,11 @@ PORT = re.compile(r"--port (\d+)")
 
 @dataclass
 class DemoCopy:
-    """`folder` holds the project and `warehouse-demo`, `saved` a copy of that warehouse."""
+    """`folder` holds the project and `warehouse-demo`, `saved` a copy of that warehouse. `made`: names in the folder."""
 
     folder: Path
     saved: Path
+    made: frozenset[str]
 
     @classmethod
     def make(cls, folder: Path) -> "DemoCopy":
@@ -54,14 +55,16 @@ class DemoCopy:
         tree |= {name: tree.get(name, {}) | values for name, values in SMALL.items()}
         config.write_text(yaml.safe_dump(tree))
         shutil.copy(config, project / "my.yaml")
-        demo = cls(project, folder / "saved")
         Shell(project).run("make demo")
-        shutil.copytree(project / "warehouse-demo", demo.saved, symlinks=True)
-        return demo
+        shutil.copytree(project / "warehouse-demo", folder / "saved", symlinks=True)
+        return cls(project, folder / "saved", frozenset(path.name for path in project.iterdir()))
 
     @contextmanager
     def fresh(self) -> Iterator["Shell"]:
-        """A shell in the project, with the warehouse as `make demo` left it. Servers that it started end with it."""
+        """A shell in the project, with its files as `make demo` left them. Servers that it started end with it."""
+        for path in self.folder.iterdir():
+            if path.name not in self.made and path.is_dir():
+                shutil.rmtree(path)
         shutil.rmtree(self.folder / "warehouse-demo")
         shutil.copytree(self.saved, self.folder / "warehouse-demo", symlinks=True)
         shell = Shell(self.folder)

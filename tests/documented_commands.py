@@ -101,7 +101,7 @@ def adapted(text: str, releases: Path) -> str:
     text = text.replace("--bootstrap-days 30", f"--bootstrap-days {DAYS_OF_DEMO}").replace(
         " warehouse/", " warehouse-demo/"
     )
-    return re.sub(r"--minutes \d+", "--minutes 1 --trials 1", text)
+    return re.sub(r"(--minutes \d+)", r"\1 --trials 1", text)
 
 
 def _moved(day: date) -> date:

@@ -1,4 +1,4 @@
-"""Commands of the documents: jobs know all their flags and settings (fast), and most pages run on a small demo (slow)."""
+"""Commands of the documents: jobs know all their flags and settings (fast), and they run on a small demo (long)."""
 
 import argparse
 import re
@@ -13,20 +13,9 @@ from tests.documented_commands import NOT_RUN, ROOT, Command, commands, commands
 
 COMMANDS = commands()
 OF_JOBS = [command for command in COMMANDS if re.match(r"(\.venv/bin/)?python -m jobs\.", command.text)]
-# Page -> a test that runs its jobs. Here only the flags and settings of its commands are checked.
-RUN_ELSEWHERE = {
-    "docs/running.md": "tests/jobs/test_nightly.py",
-    "docs/runbook.md": "tests/jobs/night/test_lost_day.py",  # and tests/jobs/release/test_releases.py, test_faults.py
-    "docs/serving.md": "tests/jobs/test_serving.py",  # and tests/jobs/release/test_releases.py
-    "docs/tuning.md": "tests/jobs/tuning/test_tune.py",
-    "docs/updates.md": "tests/jobs/test_updates.py",
-}
-ONCE = ("make demo", "python -m jobs.tune")  # the fixture runs the first
 TO_RUN = [
-    command
-    for command in COMMANDS
-    if command.reason is None and command.page not in RUN_ELSEWHERE and not command.text.startswith(ONCE)
-]
+    command for command in COMMANDS if command.reason is None and command.text != "make demo"
+]  # the fixture runs that
 
 
 class Parsed(Exception):  # noqa: N818 (no error)
@@ -88,7 +77,6 @@ def test_commands_are_found_with_continued_lines_and_without_comments() -> None:
 
 
 def test_few_commands_are_not_run_and_each_reason_is_needed() -> None:
-    assert all((ROOT / test).exists() and (ROOT / page).exists() for page, test in RUN_ELSEWHERE.items())
     assert all(any(command.text.startswith(beginning) for command in COMMANDS) for beginning in NOT_RUN)
     assert len(NOT_RUN) < 20
 
