@@ -13,6 +13,7 @@ from pathlib import Path
 import pyspark
 import pytest
 from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
 
 from pipelines import session
 from pipelines.contract.errors import UsageError
@@ -135,3 +136,17 @@ def test_spark_submit_flags_override_the_config_and_the_config_overrides_the_clu
     settings = next(line for line in done.stdout.splitlines() if line.startswith("settings "))
     assert json.loads(settings.removeprefix("settings ")) == expected | {"hour": 0}
     assert "spark.sql.session.timeZone: Spark was started with America/Los_Angeles" in done.stdout + done.stderr
+
+
+def test_a_column_is_made_without_a_search_for_classes(spark: SparkSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = spark.sparkContext._gateway._gateway_client
+    send, asked = client.send_command, list[str]()
+
+    def recorded(command: str, *args: object, **kwargs: object) -> object:
+        asked.append(command)
+        return send(command, *args, **kwargs)
+
+    monkeypatch.setattr(client, "send_command", recorded)
+    F.sum(F.when(F.col("a") > 1, F.lit(2)).otherwise(3)).alias("b")
+    assert len(asked) > 5
+    assert [command for command in asked if command.startswith("r\nu\n")] == []
