@@ -27,6 +27,7 @@ def nights(tmp_path_factory: pytest.TempPathFactory) -> Path:
         night = context(root, ds)
         tracker = Tracker(night.config, night.warehouse, ds)
         with tracker.job("train") as job:
+            job.metrics({"train/epoch/loss": 5.7})
             job.outcome = "loss 5.7000"
         describe_night(night, tracker)
         write_page(night)
@@ -48,10 +49,22 @@ def test_the_pages_show_verdict_columns_and_report(nights: Path, tmp_path: Path)
         published = _night(tab, ui, nights, before, "Published")
         assert f"Release {release_at(nights, before)}: Recall@50 0.420" in published
         assert "train: loss 5.7000" in published
+        assert tab.click(f"a[href$='{_charts(nights, before)}']"), "one click from the page of the night"
+        tab.wait_for("train/epoch")
         refused = _night(tab, ui, nights, DS, "Refused: recall_loss")
         assert refused.index("Cause") < refused.index("Remedy") < refused.index("Samples")
         shoot_report(tab, nights, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"report-wide.png", "report-narrow.png"}
+
+
+def _charts(root: Path, ds: str) -> str:
+    """The link to the charts of a night's training."""
+    night = context(root, ds)
+    tracker = Tracker(night.config, night.warehouse, ds)
+    run = tracker.night_run()
+    assert run is not None
+    (train,) = tracker.steps(run)
+    return train.link
 
 
 def _night(tab: Browser, ui: str, root: Path, ds: str, verdict: str) -> str:
