@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pyspark
+from py4j.java_gateway import JavaClass
 from py4j.protocol import Py4JJavaError
 from pyspark import SparkConf, SparkContext
 from pyspark.errors import PySparkException, PySparkRuntimeError
@@ -184,12 +185,15 @@ def _started(settings: Mapping[str, str], given: Mapping[str, str]) -> SparkSess
 
 
 def _keep_classes(context: SparkContext) -> None:
-    """Remember the classes that PySpark asks the JVM for by their short name whenever it makes a column.
+    """Remember the classes that PySpark 3 asks the JVM for by their short name whenever it makes a column.
 
     Each time, the JVM would search all of its jars for java.lang.functions and the like before it finds the right package.
+    PySpark 4 asks for some of them by their full name, which needs no search.
     """
     for name in ("functions", "Column", "PythonUtils", "SparkSession"):
-        vars(context._jvm)[name] = getattr(context._jvm, name)
+        found = getattr(context._jvm, name)
+        if isinstance(found, JavaClass):
+            vars(context._jvm)[name] = found
 
 
 def _submitted_settings() -> tuple[dict[str, str], set[str]]:
