@@ -13,9 +13,8 @@ from tests.documented_commands import NOT_RUN, ROOT, Command, commands, commands
 
 COMMANDS = commands()
 OF_JOBS = [command for command in COMMANDS if re.match(r"(\.venv/bin/)?python -m jobs\.", command.text)]
-TO_RUN = [
-    command for command in COMMANDS if command.reason is None and command.text != "make demo"
-]  # the fixture runs that
+# The fixture runs `make demo`.
+TO_RUN = [command for command in COMMANDS if command.reason is None and command.text != "make demo"]
 
 
 class Parsed(Exception):  # noqa: N818 (no error)

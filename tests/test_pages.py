@@ -8,6 +8,7 @@ from docs.images.make import shoot_report
 from jobs.morning.night_run import describe_night
 from jobs.morning.page import write_page
 from jobs.tracking.address import nights_link
+from jobs.tracking.job_run import JobRun
 from jobs.tracking.tracker import Tracker
 from pipelines.storage.dates import days_back, shift
 from tests.browser import Browser, browser, chromium, mlflow_ui
@@ -59,19 +60,22 @@ def test_the_pages_show_verdict_columns_and_report(nights: Path, tmp_path: Path)
 
 def _charts(root: Path, ds: str) -> str:
     """The link to the charts of a night's training."""
-    night = context(root, ds)
-    tracker = Tracker(night.config, night.warehouse, ds)
-    run = tracker.night_run()
-    assert run is not None
+    tracker, run = _run(root, ds)
     (train,) = tracker.steps(run)
     return train.link
 
 
 def _night(tab: Browser, ui: str, root: Path, ds: str, verdict: str) -> str:
     """The text of the page of a night in MLflow."""
+    tracker, run = _run(root, ds)
+    tab.open(f"{ui}/{tracker.link_of(run.run_id)}", verdict)
+    return tab.text()
+
+
+def _run(root: Path, ds: str) -> tuple[Tracker, JobRun]:
+    """The run of a night, and the tracker that found it."""
     night = context(root, ds)
     tracker = Tracker(night.config, night.warehouse, ds)
     run = tracker.night_run()
     assert run is not None
-    tab.open(f"{ui}/#/experiments/{tracker.experiment}/runs/{run.run_id}", verdict)
-    return tab.text()
+    return tracker, run

@@ -24,13 +24,12 @@ def record_evaluation(context: Context, tracker: Tracker, job: JobRun) -> None:
     if release_id is None or evaluation is None or "question" not in evaluation.facts:
         return
     k = context.config.evaluation.shown_k
-    measured = {f"recall_at_{k}{NAMES.get(name, f'_of_{name}')}": v for name, v in recalls(context, k).items()}
-    # The tab Models has the columns in the order in which they were logged, and a window shows only the first ones.
-    own = f"recall_at_{k}{NAMES[MODEL]}"
-    values = {name: measured.pop(name) for name in (own,) if name in measured}
+    values = {f"recall_at_{k}{NAMES.get(name, f'_of_{name}')}": v for name, v in recalls(context, k).items()}
     if margin := margin_in(evaluation.facts):
         values["above_best_baseline"] = margin.difference
-    values |= measured
+    # The tab Models has the columns in the order in which they were logged, and a window shows only the first ones.
+    first = (f"recall_at_{k}", "above_best_baseline")
+    values = dict(sorted(values.items(), key=lambda value: value[0] not in first))
     asked = question_dataset(context, evaluation.facts, evaluation.inputs)
     job.inputs([asked], "evaluation")
     tracker.registry.measured(release_id, job, values, asked)
