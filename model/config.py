@@ -186,6 +186,12 @@ class LossConfig(StrictModel):
         description="own: a hard negative is a negative of its row only; all: of all rows of the step, as easy ones are. "
         "`all` is for listwise, and not for correction: revisited.",
     )
+    stage_weight: float = Field(
+        0.2,
+        ge=0,
+        description="Weight of a second loss: each fine negative of a row should score above its coarse ones, because coarse "
+        "ranking kept the former and dropped the latter. Reads nothing where rows do not have both kinds; 0: off.",
+    )
     top_k: PositiveInt | None = Field(
         None,
         description="For listwise: weight each positive by how far its score is above the user's K-th best score, estimated "

@@ -47,6 +47,9 @@ def flags() -> argparse.ArgumentParser:
     parser.add_argument("--nights", type=names, default=[], help="days; default: all nights of each world")
     parser.add_argument("--seeds", type=int, help="runs with seeds 1 to N (default: 3, smoke: 1)")
     parser.add_argument("--minutes", type=float, help="to tune each peer in each world (default: 10, smoke: 0.1)")
+    parser.add_argument(
+        "--tune-minutes", type=int, help="for jobs.tune in worlds without a tuned config (default: no tuning)"
+    )
     parser.add_argument("--movielens", metavar="FOLDER", help="the unpacked ml-latest-small")
     parser.add_argument("--wikispeedia", metavar="FOLDER", help="the folder of links.tsv and categories.tsv")
     parser.add_argument("--variant", action="append", type=variants.parse, default=[], help="'NAME: a.b=c d.e=f'")

@@ -18,7 +18,7 @@ from benchmarks.quality.ours import LEARNABLE, REACHABLE, Variant
 from benchmarks.quality.peers import PACKAGES, PEER_VENV, PEERS
 from benchmarks.quality.question import Question
 from benchmarks.quality.store import Answer, Store, commit
-from benchmarks.quality.worlds import ROOT, AskedNight, World, nights_of
+from benchmarks.quality.worlds import EXPERIMENT, ROOT, AskedNight, World, nights_of
 from benchmarks.support import peer_python, say
 from jobs.common.config import Config
 from jobs.common.runner import Context
@@ -42,6 +42,9 @@ class WorldRun:
         """Answer the questions with all chosen models."""
         nights = self._known_nights()
         if nights is None or self._is_incomplete(nights):
+            nights = self._run_ours()
+        if self._needs_tuning():
+            self._tune(nights[0])
             nights = self._run_ours()
         for peer in (name for name in self.options.models if name in PEERS):
             # A smoke run starts each peer of another environment only once: its imports take longer than the rest.
@@ -70,6 +73,24 @@ class WorldRun:
                 for truth in (REACHABLE, LEARNABLE)
             ]
         return not all(file.exists() for file in files) or any(self.missing_runs(n) for n in self._asked(nights))
+
+    def _needs_tuning(self) -> bool:
+        chosen = variants.TUNED in self.options.models and self.options.tune_minutes
+        return bool(chosen) and not self.store.tuned_config(self.world.name).exists()
+
+    def _tune(self, first: AskedNight) -> None:
+        """Tune our config with jobs.tune on the past of the first night, as the peers are, in a process of its own."""
+        warehouse = self.store.warehouse(self.world.warehouse or self.world.name)
+        smoke = self.world.smoke if self.options.smoke else ()
+        overrides = (EXPERIMENT, *self.world.overrides, *smoke, *first.overrides, f"warehouse={warehouse}")
+        command = [
+            sys.executable, "-W", "ignore", "-m", "jobs.tune", "--config", str(ROOT / self.world.config), "--ds", first.ds,
+            "--bootstrap-days", str(first.bootstrap_days), "--minutes", str(self.options.tune_minutes),
+            "--output", str(self.store.tuned_config(self.world.name)),
+        ]  # fmt: skip
+        for override in overrides:
+            command += ["--set", override]
+        subprocess.run(command, check=True, cwd=ROOT)
 
     def _asked(self, nights: list[AskedNight], with_first: bool = False) -> list[AskedNight]:
         """The nights of --nights (default: all). `with_first`: with peers also the first night, on which they are tuned."""

@@ -14,7 +14,7 @@ OURS, TUNED = "ours", "tuned"
 TWO_NIGHTS = "nights=2"  # among the overrides of a variant: see Variant.nights
 EASY = (
     "negatives.coarse=0", "negatives.fine=0", "negatives.mined=0", "loss.hard_ramp=null", "loss.hard_weight=1",
-    "loss.hard_temperature=null", "loss.hard_rows=own",
+    "loss.hard_temperature=null", "loss.hard_rows=own", "loss.stage_weight=0",
 )  # fmt: skip
 
 

@@ -50,6 +50,12 @@ def hard_negative_faults(loss: LossConfig, negatives: Negatives) -> Iterator[str
             "loss.hard_temperature: is fixed, and loss.learned_temperature trains the other one, so their ratio would drift: "
             "set loss.learned_temperature: false, or loss.hard_temperature: null"
         )
+    lacking = [kind for kind in ("coarse", "fine") if not getattr(negatives, kind)]
+    if loss.stage_weight not in (0, defaults.stage_weight) and lacking:
+        yield (
+            f"loss.stage_weight: compares the fine negatives of a row with its coarse ones, and negatives.{lacking[0]} is 0: "
+            "set it, or remove loss.stage_weight"
+        )
     if loss.hard_rows == "own":
         return
     if loss.kind != "listwise" or loss.correction == "revisited":
@@ -62,4 +68,9 @@ def hard_negative_faults(loss: LossConfig, negatives: Negatives) -> Iterator[str
         yield (
             "loss.hard_rows: all makes hard negatives part of the shared candidates, which have one temperature, and "
             "loss.hard_temperature is set: set loss.hard_temperature: null, or loss.hard_rows: own"
+        )
+    if loss.stage_weight:
+        yield (
+            "loss.hard_rows: all gives the hard negatives to all rows, and loss.stage_weight compares those of one row: set "
+            "loss.stage_weight: 0, or loss.hard_rows: own"
         )

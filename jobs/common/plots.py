@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 
 
 def loss_curve(points: list[dict[str, float]]) -> Figure:
-    """Loss by step, and the loss of self-supervision if there is one."""
+    """Loss by step, and those of self-supervision and of the order of stages if there are any."""
     figure, axes = plt.subplots(figsize=(7, 4))
-    for name in ("loss", "self_loss"):
+    for name in ("loss", "self_loss", "stage_loss"):
         if any(point[name] for point in points):
             axes.plot([p["step"] for p in points], [p[name] for p in points], label=name)
     axes.legend()

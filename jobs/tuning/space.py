@@ -21,6 +21,7 @@ SEQUENCE_TOKENS = 5_000_000
 PACK = 16  # positives per packed row, for which a history is read once. Days, blocks and splits cut most rows shorter.
 HARD_QUOTAS = ("negatives.coarse", "negatives.fine")
 HARD_OPTIONS = ("loss.hard_ramp", "loss.hard_weight", "loss.hard_temperature", "loss.hard_rows")
+STAGE_WEIGHT = "loss.stage_weight"
 ACTIONS = "features.history.actions"
 
 
@@ -122,6 +123,8 @@ def _loss(config: Config, data: TuningData) -> Iterator[Parameter]:
     yield Parameter("loss.temperature", low=0.03, high=0.5)  # Low for many clean clicks, high for few noisy ones.
     if data.ranking_logs:
         yield Parameter("loss.hard_ramp", (None, [0.0, 0.5], [0.3, 0.8]))  # Hard negatives from the start, or later.
+        if config.loss.hard_rows == "own":
+            yield Parameter(STAGE_WEIGHT, (0.0, 1.0, 2.0))  # Pays if the ranking knows more of users than clicks say.
     if config.loss.top_k:
         return  # Needs a correction, and works best with the one that it was set up with.
     yield Parameter("loss.correction", ("none", "classic", "revisited"))  # none leaves popular items ahead.
@@ -197,8 +200,8 @@ def _quotas(data: TuningData) -> Iterator[Parameter]:
     yield Parameter("negatives.uniform", (1, 2, 4))  # Shared by the batch; they keep rare items in the loss.
     yield Parameter("negatives.popularity", (1, 2, 4))  # Push down items that are only popular.
     if data.ranking_logs:  # Without ranking logs, easy negatives would only take their places.
-        yield Parameter("negatives.coarse", (0, 2, 4))
-        yield Parameter("negatives.fine", (0, 2))  # More of these make recall worse (docs/losses.md).
+        yield Parameter("negatives.coarse", (0, 2, 5, 10))  # More pairs for loss.stage_weight.
+        yield Parameter("negatives.fine", (0, 2, 5, 10))
 
 
 def changes(values: Mapping[str, Any], config: Config) -> Values:
@@ -249,8 +252,11 @@ def _tower_settings(chosen: Values, tower: str, config: Config) -> Values:
 
 
 def _fit_hard_negatives(chosen: Values, config: Config) -> None:
-    """Without hard negatives, reset the options of the loss that only they read."""
-    if any(chosen.get(name, value_of(config, name)) for name in HARD_QUOTAS):
+    """Without hard negatives, or without one of the kinds that are compared, reset the options of the loss that read them."""
+    quotas = [chosen.get(name, value_of(config, name)) for name in HARD_QUOTAS]
+    if not all(quotas) and any(name in chosen for name in (STAGE_WEIGHT, *HARD_QUOTAS)):
+        chosen[STAGE_WEIGHT] = value_of(Config(), STAGE_WEIGHT)
+    if any(quotas):
         return
     source = config if config.negatives.mined else Config()
     if "loss.hard_ramp" in chosen or any(name in chosen for name in HARD_QUOTAS):

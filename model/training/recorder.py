@@ -55,6 +55,7 @@ class Recorder:
                 step=self.step,
                 loss=self._mean("loss"),
                 self_loss=self._mean("self_loss"),
+                stage_loss=self._mean("stage_loss"),
                 learning_rate=learning_rate,
                 gradient_norm=self._norms / self._steps,
                 rows_per_second=float(self._figures[FIGURES.index("rows")]) / seconds,

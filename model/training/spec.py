@@ -101,6 +101,7 @@ class StepMetrics(Health):
     step: int
     loss: float
     self_loss: float = Field(description="Self-supervised loss before its weight; 0 without self-supervision.")
+    stage_loss: float = Field(description="Loss of the order of stages before its weight; 0 without it.")
     learning_rate: float
     gradient_norm: float
     rows_per_second: float

@@ -19,6 +19,7 @@ from model.loss.candidates import BatchRows, StepCandidates, collect_candidates,
 from model.loss.logq import expected_counts
 from model.loss.objective import batch_loss, positive_ranks
 from model.loss.self_supervision import SelfSupervision
+from model.loss.stage_order import stage_order
 from model.loss.streaming_frequency import FrequencyEstimator
 from model.network.embeddings import Batch
 from model.network.sequence_encoder import PACKED_HISTORY
@@ -40,7 +41,8 @@ class StepOutput(NamedTuple):
     items_Ud: Tensor  # Vectors of the shared candidates, detached.
 
 
-FIGURES = ("loss", "self_loss", "rows", "hits", "masked_shared", "masked_hard", "rows_without_negatives")
+LOSSES = ("loss", "self_loss", "stage_loss")  # the last two before their weights
+FIGURES = (*LOSSES, "rows", "hits", "masked_shared", "masked_hard", "rows_without_negatives")
 
 
 class RetrievalStep(nn.Module):
@@ -127,12 +129,14 @@ class RetrievalStep(nn.Module):
             len(self.catalogue.present),
             self.hard_scale if torch.is_grad_enabled() else 1.0,
         )
-        total, self_loss = self._add_self_loss(loss)
+        stage_loss = self._stage_loss(users_Bd, hard_BKd, candidates, batch["negative_kinds"])
+        total, self_loss = self._add_self_loss(loss + self.config.stage_weight * stage_loss)
         hits = 0 if self.training else int((positive_ranks(users_Bd, items_Ud, candidates) < HITS_AT).sum())
         figures = torch.tensor(
             [
                 float(loss.detach()),
                 self_loss,
+                float(stage_loss.detach()),
                 len(losses_B),
                 hits,
                 len(candidates.excluded_rows_E),
@@ -244,6 +248,12 @@ class RetrievalStep(nn.Module):
         shared, hard_Hd = vectors.split([share, len(hard_H)])
         # nn.functional.embedding adds gradients in a fixed order, indexing does not (model/loss/objective.py, vectors_of).
         return gather_vectors(shared)[: len(candidates.rows_U)], nn.functional.embedding(index_BK, hard_Hd)
+
+    def _stage_loss(self, users_Bd: Tensor, hard_BKd: Tensor, candidates: StepCandidates, kinds_BK: Tensor) -> Tensor:
+        """The loss of the order of stages, before its weight; 0 without gradients, as the loss on held-out hours lacks it."""
+        if not (self.config.stage_weight and torch.is_grad_enabled()):
+            return users_Bd.new_zeros((), dtype=torch.float32)
+        return stage_order(users_Bd, hard_BKd, candidates.hard_BK, kinds_BK, self.temperature, candidates.rows)
 
     def _add_self_loss(self, loss: Tensor) -> tuple[Tensor, float]:
         """The loss plus the weighted self-supervised loss, and the latter before its weight; 0 outside training."""

@@ -41,7 +41,7 @@ from model.training.recorder import Recorder
 from model.training.resume import Progress, find_progress, identity, save_progress
 from model.training.row_decay import decay_rows
 from model.training.spec import EpochMetrics, TrainingResult, TrainingSpec
-from model.training.step import FIGURES, RetrievalStep, StepOutput
+from model.training.step import FIGURES, LOSSES, RetrievalStep, StepOutput
 from model.training.trainable_rows import drop_default_row_gradients, id_tables, train_only_id_tables
 from model.training.unseen_items import reset_unseen_items
 from model.training.validation import validate
@@ -214,7 +214,7 @@ class TrainingLoop:
         with torch.autocast(self.step.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
             output: StepOutput = self.module(batch, capacity)
         figures = sum_over_ranks(output.figures)
-        if not math.isfinite(float(figures[FIGURES.index("loss")] + figures[FIGURES.index("self_loss")])):
+        if not math.isfinite(sum(float(figures[FIGURES.index(part)]) for part in LOSSES)):
             raise degenerate_loss(output, batch, self.spec.features, number + 1)
         for optimizer in self.optimizers:
             optimizer.zero_grad()

@@ -6,7 +6,8 @@ from typing import Any
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from pipelines.contract.negative_kinds import POPULARITY, QUOTAS, UNIFORM
+from pipelines.config import Negatives
+from pipelines.contract.negative_kinds import COARSE, FINE, KINDS, POPULARITY, QUOTAS, UNIFORM
 from pipelines.drift import compare_with_before
 from pipelines.features.feature_schema import ACTION_INDEX
 from pipelines.features.side import context_side, sides
@@ -86,6 +87,8 @@ def build_negatives(
     def describe(staged: DataFrame, folder: str) -> dict[str, Any]:
         checked = check_samples(staged, contexts, settings, config)
         _log_kinds(night.ds, checked["kinds"])
+        if ranking_logs is not None:
+            _warn_of_missing_stages(night.ds, config.negatives, checked["kinds"])
         return {
             "schema": manifests["positives"].facts["schema"],
             "negatives": config.negatives.total,
@@ -108,6 +111,21 @@ def build_negatives(
 def _log_kinds(ds: str, kinds: dict[str, int]) -> None:
     counts = ", ".join(f"{kind} {count:,}" for kind, count in kinds.items())
     log.info("samples %s: negatives by kind: %s", ds, counts)
+
+
+def _warn_of_missing_stages(ds: str, negatives: Negatives, kinds: dict[str, int]) -> None:
+    """Say that the logs have no item for a kind that has a quota: its places went to easy negatives."""
+    for kind, stages in ((KINDS[COARSE], negatives.coarse_stages), (KINDS[FINE], negatives.fine_stages)):
+        if getattr(negatives, kind) and not kinds[kind]:
+            hint = ""
+            if kind == KINDS[COARSE] and "recall" not in stages:
+                hint = " (if stage `recall` has items that pre-ranking dropped, and none that filters removed, add it)"
+            log.warning(
+                "samples %s: no %s negative was drawn, so easy ones took their places: the requests of the night's "
+                "positives have no item whose last stage is %s. Set negatives.%s_stages to the stages of your logs%s, or "
+                "negatives.%s: 0",
+                ds, kind, " or ".join(stages), kind, hint, kind,
+            )  # fmt: skip
 
 
 def _recipe(

@@ -5,6 +5,7 @@ import shutil
 from datetime import datetime
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -120,6 +121,22 @@ def test_without_ranking_logs_easy_negatives_replace_hard_ones(nights: Warehouse
     assert (kinds["coarse"], kinds["fine"], kinds["none"]) == (0, 0, 0)
     assert kinds["uniform"] == 2 * manifest.rows
     assert kinds["popularity"] == 5 * manifest.rows
+
+
+def test_logs_without_the_stage_of_a_kind_are_pointed_out(
+    nights: Warehouse, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = copy_of(nights, tmp_path)
+    for file in Path(other.path("ranking_logs").removeprefix("file://")).rglob("*.parquet"):
+        rows = pq.read_table(file)
+        stages = ["recall" if stage == "coarse" else stage for stage in rows["stage"].to_pylist()]
+        pq.write_table(rows.set_column(rows.schema.get_field_index("stage"), "stage", pa.array(stages)), file)
+        file.with_name(f".{file.name}.crc").unlink()
+    manifest, _ = build_negatives(Night.open(other, Inputs(), FIRST, 17, 2), CONFIG, "config")
+    assert manifest.facts["kinds"]["coarse"] == 0 < manifest.facts["kinds"]["fine"]
+    (warning,) = (record.getMessage() for record in caplog.records if "no coarse negative" in record.getMessage())
+    assert "whose last stage is coarse" in warning
+    assert "Set negatives.coarse_stages to the stages of your logs (if stage `recall` has" in warning
 
 
 @pytest.mark.slow

@@ -155,6 +155,14 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
         "loss.hard_temperature",
         {"loss": {"learned_temperature": True, "hard_temperature": 0.1}},
     ),
+    "an order of stages without one of them": (
+        "loss.stage_weight",
+        {"negatives": {"coarse": 0}, "loss": {"stage_weight": 0.7}},
+    ),
+    "an order of stages of hard negatives that belong to no row": (
+        "loss.stage_weight",
+        {"loss": {"stage_weight": 0.7, "hard_rows": "all"}},
+    ),
     "hard negatives of all rows in a mean": ("loss.hard_rows", {"loss": {"kind": "pointwise", "hard_rows": "all"}}),
     "hard negatives of all rows in revisited": (
         "loss.hard_rows",

@@ -120,6 +120,19 @@ def test_a_ramp_of_hard_negatives_needs_hard_negatives() -> None:
     assert changes({"negatives.coarse": 0, "loss.hard_ramp": None}, mined) == {}
 
 
+def test_the_order_of_stages_needs_both_kinds_of_hard_negatives() -> None:
+    without = TuningData(rows=27_000, days=6, ranking_logs=False)
+    assert "loss.stage_weight" in names(training_parameters(Config(), DATA))
+    assert "loss.stage_weight" not in names(training_parameters(Config(), without))
+    of_all_rows = made(loss={"hard_rows": "all", "stage_weight": 0})
+    assert "loss.stage_weight" not in names(training_parameters(of_all_rows, DATA)), "these belong to no row"
+    config = made(loss={"stage_weight": 0.7})
+    for kind in ("coarse", "fine"):
+        trial = changes({f"negatives.{kind}": 0}, config)
+        assert trial == {f"negatives.{kind}": 0, "loss.stage_weight": Config().loss.stage_weight}
+        with_changes(config, trial)
+
+
 def test_many_rows_are_packed_for_the_sequence_tower() -> None:
     many = TuningData(rows=10_000_000, days=6, ranking_logs=False)
     ordered, unordered = made(**BEFORE), Config()

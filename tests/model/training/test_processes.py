@@ -12,7 +12,7 @@ import torch
 from model.config import LossConfig
 from model.training.checkpoint import load_checkpoint
 from model.training.launch import ROOT, LaunchError, launch
-from model.training.step import FIGURES
+from model.training.step import FIGURES, LOSSES
 from tests.model import packed_night, toy_night
 from tests.model.training import gradients_process
 
@@ -43,6 +43,7 @@ def test_two_ranks_have_the_loss_and_gradients_of_one_rank(tmp_path: Path) -> No
     losses += [{"hard_rows": "all", "hard_weight": 0.5}]
     losses += [{"correction": correction, "frequencies": "streaming"} for correction in ("classic", "revisited")]
     losses += [{"self_supervision": {"mask": "complementary", "items": 24, "weight": 1.0}}]
+    losses.insert(0, {"stage_weight": 2.0, "correction": "none"})
     base = toy_night.make_spec(
         tmp_path, [21, 20, 20, 20], model={"id_dropout": 0.0, "new_user_share": 0.0, "history_features": ["category"]},
         training={"batch_size": 100},
@@ -71,7 +72,7 @@ def test_two_ranks_have_the_loss_and_gradients_of_one_rank(tmp_path: Path) -> No
         torch.testing.assert_close(one["figures"], two["figures"], rtol=1e-6, atol=0, msg=str(spec.loss))
         figures = dict(zip(FIGURES, one["figures"].tolist(), strict=True))
         assert figures["rows"] == sum(file.positives or file.rows for file in spec.train)
-        distinct_losses.add(figures["loss"] + figures["self_loss"])
+        distinct_losses.add(sum(figures[part] for part in LOSSES))
         assert one["gradients"].keys() == two["gradients"].keys()
         needed = {"towers.tables.item_id.weight", "towers.tables.user/age.weight"}
         needed |= {"log_temperature"} if spec.loss.learned_temperature else set()
