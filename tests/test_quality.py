@@ -19,6 +19,8 @@ from benchmarks.quality.store import Answer, Store
 from benchmarks.quality.summary import WorldFigures, page_of, summarise, table_of
 from benchmarks.quality.validation import VALIDATION, without_last_likes
 from benchmarks.quality.worlds import EASY_ONLY, ROOT, WORLDS, AskedNight
+from jobs import tune
+from jobs.common.config import load_config
 from tests.toy_question import END, EVENTS, question
 
 
@@ -239,6 +241,24 @@ def test_validation_asks_other_questions_in_every_world(tmp_path: Path) -> None:
         else:
             assert (earlier.fill, earlier.nights) != (world.fill, world.nights)
     assert command.parse(["--validation"]).store != command.parse([]).store
+
+
+def test_our_config_is_tuned_on_the_past_of_the_first_night(tmp_path: Path) -> None:
+    """The flags are those of jobs.tune, and give the config of the world without the days after the night."""
+    store, night = (
+        Store(tmp_path),
+        AskedNight("2017-06-09", 7743, ("evaluation.split=next_days", "evaluation.days=472")),
+    )
+    run = WorldRun(WORLDS["movielens_time"], store, command.parse(["--models", "tuned", "--tune-minutes", "20"]))
+    args = tune._flags().parse_args(run.tune_flags(night))
+    assert (args.ds, args.bootstrap_days, args.minutes) == ("2017-06-09", 7743, 20)
+    assert args.output == str(store.tuned_config("movielens_time"))
+    assert load_config(args.config, args.overrides) == run.config(night, Variant("ours"))
+    assert run._needs_tuning()
+    store.tuned_config("movielens_time").parent.mkdir(parents=True)
+    store.tuned_config("movielens_time").write_text("")
+    assert not run._needs_tuning()
+    assert not WorldRun(run.world, Store(tmp_path / "other"), command.parse([]))._needs_tuning()
 
 
 def test_every_world_and_every_step_of_the_ladder_is_a_valid_config(tmp_path: Path) -> None:

@@ -79,18 +79,21 @@ class WorldRun:
         return bool(chosen) and not self.store.tuned_config(self.world.name).exists()
 
     def _tune(self, first: AskedNight) -> None:
-        """Tune our config with jobs.tune on the past of the first night, as the peers are, in a process of its own."""
+        """Tune our config on the past of the first night, as the peers are."""
+        subprocess.run(
+            [sys.executable, "-W", "ignore", "-m", "jobs.tune", *self.tune_flags(first)], check=True, cwd=ROOT
+        )
+
+    def tune_flags(self, first: AskedNight) -> list[str]:
+        """The flags of jobs.tune for the first night."""
         warehouse = self.store.warehouse(self.world.warehouse or self.world.name)
         smoke = self.world.smoke if self.options.smoke else ()
         overrides = (EXPERIMENT, *self.world.overrides, *smoke, *first.overrides, f"warehouse={warehouse}")
-        command = [
-            sys.executable, "-W", "ignore", "-m", "jobs.tune", "--config", str(ROOT / self.world.config), "--ds", first.ds,
-            "--bootstrap-days", str(first.bootstrap_days), "--minutes", str(self.options.tune_minutes),
-            "--output", str(self.store.tuned_config(self.world.name)),
+        return [
+            "--config", str(ROOT / self.world.config), "--ds", first.ds, "--bootstrap-days", str(first.bootstrap_days),
+            "--minutes", str(self.options.tune_minutes), "--output", str(self.store.tuned_config(self.world.name)),
+            *(flag for override in overrides for flag in ("--set", override)),
         ]  # fmt: skip
-        for override in overrides:
-            command += ["--set", override]
-        subprocess.run(command, check=True, cwd=ROOT)
 
     def _asked(self, nights: list[AskedNight], with_first: bool = False) -> list[AskedNight]:
         """The nights of --nights (default: all). `with_first`: with peers also the first night, on which they are tuned."""
