@@ -104,8 +104,8 @@ class Negatives(StrictModel):
     coarse: int = Field(
         2,
         ge=0,
-        description="medium hard: recalled for this user, dropped by coarse ranking. "
-        "With 3,000 items neither coarse nor fine ones changed recall (docs/quality.md)",
+        description="medium hard: recalled for this user, dropped by coarse ranking. They pay because "
+        "loss.stage_weight compares them with the fine ones; 5 of each gain more than 2 (docs/losses.md)",
     )
     fine: int = Field(2, ge=0, description="hard: reached fine ranking at low positions, not exposed")
     mined: int = Field(
