@@ -5,7 +5,7 @@ user clicks on a few. Of a row's hard negatives, the fine ones are items that co
 items that it dropped. Both are still negatives of the row's positive in the main loss. Retrieval that follows the stages
 after it delivers more items that survive them (Zheng et al., "Full Stage Learning to Rank", WWW 2024, arXiv 2405.04844).
 
-Shapes: B rows of this rank, K negatives per row, d vector length.
+Shapes: B rows of this rank, K negatives per row, F and C columns with fine and coarse ones, d vector length.
 """
 
 import torch
@@ -30,9 +30,17 @@ def stage_order(
     """
     with torch.autocast(users_Bd.device.type, enabled=False):
         scores_BK = torch.einsum("bd,bkd->bk", users_Bd.float() / temperature, hard_BKd.float())
-        there_BK = hard_BK != PADDING
-        kept_BK, dropped_BK = (there_BK & (kinds_BK == kind) for kind in (FINE, COARSE))
-        pairs_BKK = kept_BK[:, :, None] & dropped_BK[:, None, :]
-        losses_BKK = nn.functional.softplus(scores_BK[:, None, :] - scores_BK[:, :, None])
-        dropped_B = dropped_BK.sum(1).clamp(min=1)
-        return ((losses_BKK * pairs_BKK).sum((1, 2)) / dropped_B).sum() / max(1, rows)
+        (kept_BF, kept_scores_BF), (dropped_BC, dropped_scores_BC) = (
+            _of_kind(kind, scores_BK, hard_BK, kinds_BK) for kind in (FINE, COARSE)
+        )
+        pairs_BFC = kept_BF[:, :, None] & dropped_BC[:, None, :]
+        losses_BFC = nn.functional.softplus(dropped_scores_BC[:, None, :] - kept_scores_BF[:, :, None])
+        dropped_B = dropped_BC.sum(1).clamp(min=1)
+        return ((losses_BFC * pairs_BFC).sum((1, 2)) / dropped_B).sum() / max(1, rows)
+
+
+def _of_kind(kind: int, scores_BK: Tensor, hard_BK: Tensor, kinds_BK: Tensor) -> tuple[Tensor, Tensor]:
+    """Which negatives are of a kind, and their scores, without the columns that have none: easy ones may be a hundred."""
+    of_kind_BK = (hard_BK != PADDING) & (kinds_BK == kind)
+    columns = of_kind_BK.any(0)
+    return of_kind_BK[:, columns], scores_BK[:, columns]

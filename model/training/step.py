@@ -73,7 +73,9 @@ class RetrievalStep(nn.Module):
         self.log_temperature = nn.Parameter(
             torch.tensor(math.log(config.temperature)), requires_grad=config.learned_temperature
         )
-        self.hard_scale = 1.0  # Factor on the weight of hard negatives in training. The loop sets it before each step.
+        self.hard_scale = (
+            1.0  # Factor on the weights of hard negatives and of their order. The loop sets it before each step.
+        )
         self.limit_temperature()
 
     def move(self, device: torch.device) -> None:
@@ -130,7 +132,7 @@ class RetrievalStep(nn.Module):
             self.hard_scale if torch.is_grad_enabled() else 1.0,
         )
         stage_loss = self._stage_loss(users_Bd, hard_BKd, candidates, batch["negative_kinds"])
-        total, self_loss = self._add_self_loss(loss + self.config.stage_weight * stage_loss)
+        total, self_loss = self._add_self_loss(loss + self.config.stage_weight * self.hard_scale * stage_loss)
         hits = 0 if self.training else int((positive_ranks(users_Bd, items_Ud, candidates) < HITS_AT).sum())
         figures = torch.tensor(
             [

@@ -77,7 +77,7 @@ def test_the_validation_loss_has_no_weights_of_top_k(tmp_path: Path) -> None:
     """They grow with the quality of the model. An update within the day trains with them, in eval mode."""
     losses: dict[tuple[int | None, bool], float] = {}
     for top_k in (None, 3):
-        loss = {"top_k": top_k, "top_k_temperature": 0.1}
+        loss = {"top_k": top_k, "top_k_temperature": 0.1, "stage_weight": 0}
         spec = toy_night.make_spec(tmp_path, [64], loss=loss, training={"batch_size": 64})
         step = build_step(spec).eval()
         with SampleReader(spec.train, sample_columns(spec.features), spec.training, 0, 0, 1).epoch(0) as batches:
