@@ -190,7 +190,8 @@ class LossConfig(StrictModel):
         0.2,
         ge=0,
         description="Weight of a second loss: each fine negative of a row should score above its coarse ones, because coarse "
-        "ranking kept the former and dropped the latter. Reads nothing where rows do not have both kinds; 0: off.",
+        "ranking kept the former and dropped the latter. `hard_ramp` applies to it. Reads nothing where rows do not have both "
+        "kinds; 0: off.",
     )
     top_k: PositiveInt | None = Field(
         None,

@@ -86,9 +86,7 @@ class WorldRun:
 
     def tune_flags(self, first: AskedNight) -> list[str]:
         """The flags of jobs.tune for the first night."""
-        warehouse = self.store.warehouse(self.world.warehouse or self.world.name)
-        smoke = self.world.smoke if self.options.smoke else ()
-        overrides = (EXPERIMENT, *self.world.overrides, *smoke, *first.overrides, f"warehouse={warehouse}")
+        overrides = (EXPERIMENT, *self.world.overrides, *self._overrides(first), f"warehouse={self._warehouse}")
         return [
             "--config", str(ROOT / self.world.config), "--ds", first.ds, "--bootstrap-days", str(first.bootstrap_days),
             "--minutes", str(self.options.tune_minutes), "--output", str(self.store.tuned_config(self.world.name)),
@@ -100,11 +98,17 @@ class WorldRun:
         first = nights[:1] if with_first and set(self.options.models) & set(PEERS) else []
         return [n for n in nights if n in first or not self.options.nights or n.ds in self.options.nights]
 
+    @property
+    def _warehouse(self) -> Path:
+        return self.store.warehouse(self.world.warehouse or self.world.name)
+
+    def _overrides(self, night: AskedNight | None) -> tuple[str, ...]:
+        """The overrides of a night, after those of a smoke run."""
+        return (*(self.world.smoke if self.options.smoke else ()), *(night.overrides if night else ()))
+
     def config(self, night: AskedNight | None, variant: Variant) -> Config:
         """The config of a variant at a night."""
-        smoke = self.world.smoke if self.options.smoke else ()
-        overrides = (*smoke, *(night.overrides if night else ()), *variant.overrides)
-        warehouse = self.store.warehouse(self.world.warehouse or self.world.name)
+        overrides, warehouse = (*self._overrides(night), *variant.overrides), self._warehouse
         if variant.nights > 1:  # Its state begins one day earlier than that of the others, so it has its own warehouse.
             overrides += ours.inputs_of(warehouse)
             warehouse = self.store.warehouse(self.world.name, variant.name)

@@ -108,7 +108,7 @@ class RetrievalStep(nn.Module):
     def forward(self, batch: Batch, capacity: int | None) -> StepOutput:
         """Loss of this rank's rows against candidates of all ranks.
 
-        Without gradients, the loss has no weights of top_k, and hard negatives have their full weight.
+        Without gradients, the loss has no weights of top_k, no order of stages, and hard negatives have their full weight.
         batch: the columns of `samples` that training reads, one row per positive. capacity: the most rows that any rank has
         in this step; None: the ranks exchange their numbers of rows, because those of packed rows are not known before.
         """

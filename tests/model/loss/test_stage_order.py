@@ -11,7 +11,7 @@ from model.training.launch import launch
 from pipelines.contract.negative_kinds import COARSE, FINE, MINED, NONE, POPULARITY
 from tests.model import toy_night
 
-SOFTPLUS = {gap: np.log1p(np.exp(gap)) for gap in (-1.0, 0.0, 1.0, 2.0)}
+SOFTPLUS = {gap: np.log1p(np.exp(gap)) for gap in (-1.0, 0.0, 1.0)}
 
 
 def loss_of(cosines: list[list[float]], kinds: list[list[int]], items: list[list[int]], rows: int = 2) -> float:
@@ -21,12 +21,18 @@ def loss_of(cosines: list[list[float]], kinds: list[list[int]], items: list[list
     return float(stage_order(users_Bd, vectors_BKd, torch.tensor(items), torch.tensor(kinds), 0.5, rows))
 
 
-def test_the_mean_over_pairs_of_a_row_by_hand() -> None:
+def test_the_mean_over_coarse_ones_by_hand() -> None:
     """Row 0: fine 0.5 and coarse 0.0 and 1.0. Row 1: two fine ones, and no pair."""
     kinds = [[FINE, COARSE, COARSE], [FINE, FINE, NONE]]
     expected = (SOFTPLUS[-1.0] + SOFTPLUS[1.0]) / 2
     assert loss_of([[0.5, 0.0, 1.0], [0.5, 0.0, 0.0]], kinds, [[4, 5, 6], [4, 5, 0]]) == pytest.approx(expected / 2)
     assert loss_of([[0.5, 0.0, 1.0]], kinds[:1], [[4, 5, 6]], rows=1) == pytest.approx(expected)
+
+
+def test_the_sum_over_fine_ones_by_hand() -> None:
+    """Fine 0.5 and 0.0, coarse 0.0: a row with more fine negatives weighs more."""
+    found = loss_of([[0.5, 0.0, 0.0]], [[FINE, FINE, COARSE]], [[4, 5, 6]], rows=1)
+    assert found == pytest.approx(SOFTPLUS[-1.0] + SOFTPLUS[0.0])
 
 
 def test_masked_negatives_and_other_kinds_are_in_no_pair() -> None:

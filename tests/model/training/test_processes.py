@@ -40,10 +40,9 @@ def test_two_ranks_have_the_loss_and_gradients_of_one_rank(tmp_path: Path) -> No
     """Loss to 1e-6 and gradients to 1e-5 of the largest: float32 sums have another order. Ranks differ by one row."""
     losses = [{"kind": kind, "correction": "none"} for kind in ("listwise", "pointwise", "hinge", "logistic")]
     losses += [{"correction": correction} for correction in ("classic", "mns", "revisited")]
-    losses += [{"hard_rows": "all", "hard_weight": 0.5}]
+    losses += [{"hard_rows": "all", "hard_weight": 0.5}, {"stage_weight": 0.0, "correction": "none"}]
     losses += [{"correction": correction, "frequencies": "streaming"} for correction in ("classic", "revisited")]
     losses += [{"self_supervision": {"mask": "complementary", "items": 24, "weight": 1.0}}]
-    losses.insert(0, {"stage_weight": 0.0, "correction": "none"})
     base = toy_night.make_spec(
         tmp_path, [21, 20, 20, 20], model={"id_dropout": 0.0, "new_user_share": 0.0, "history_features": ["category"]},
         training={"batch_size": 100},
