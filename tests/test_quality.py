@@ -1,6 +1,7 @@
 """The quality benchmark: its questions, figures, peers and summary, on worlds that are small enough to check by hand."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,9 @@ from benchmarks.quality.peers import PEERS
 from benchmarks.quality.question import Question
 from benchmarks.quality.run import WorldRun
 from benchmarks.quality.store import Answer, Store
-from benchmarks.quality.summary import WorldFigures, page_of, summarise, table_of
+from benchmarks.quality.summary import WorldFigures, figures_of_worlds, page_of, summarise, table_of
 from benchmarks.quality.validation import VALIDATION, without_last_likes
+from benchmarks.quality.variants import TUNED
 from benchmarks.quality.worlds import EASY_ONLY, ROOT, WORLDS, AskedNight
 from jobs import tune
 from jobs.common.config import load_config
@@ -88,17 +90,15 @@ def toy_store(root: Path) -> Store:
 
 def test_a_summary_says_where_we_are_ahead(tmp_path: Path) -> None:
     store = toy_store(tmp_path)
-    summary = summarise(store, {"movielens": "needs --movielens FOLDER"})
+    summary = summarise(figures_of_worlds(store), {"movielens": "needs --movielens FOLDER"})
     assert (summary["worlds_ahead"], summary["worlds_behind"]) == (0, 0), "popularity finds as many targets in 50"
     assert summary["reachable_share"] == summary["learnable_share"] == {"head_heavy": 1.0}
-    assert WorldFigures(store, "head_heavy").ratio("ours", "popularity") == 1.0
-    assert np.isnan(WorldFigures(store, "head_heavy").ratio("ours", "ease")), "EASE lists no target"
     assert summary["hard_negatives_gain"] == {"head_heavy": {"mean": 1.0, "low": 1.0, "high": 1.0}}
     assert summary["left_out"] == {"movielens": "needs --movielens FOLDER"}
     world = summary["worlds"]["head_heavy"]
     assert world["ours_minus_peer"]["ease"]["recall_at_50"]["low"] == 1.0
     assert world["ours_minus_peer"]["popularity"]["ndcg_at_10"]["mean"] == pytest.approx(0.5)
-    assert world["models"]["ours"]["coverage"] == pytest.approx(1 / 6)
+    assert world["models"]["ours"]["coverage"] == pytest.approx(1 / 6, abs=1e-5)
     assert summary["peers_missing"]["head_heavy"] == [p for p in PEERS if p not in ("popularity", "ease")]
     assert "| head_heavy | ease | 0.0000 |" in table_of(summary)
 
@@ -106,7 +106,45 @@ def test_a_summary_says_where_we_are_ahead(tmp_path: Path) -> None:
         answer = store.read("head_heavy", night, "popularity", 1)
         assert answer is not None
         store.write("head_heavy", night, "popularity", 1, Answer(np.roll(answer.lists, 60, axis=1), answer.facts))
-    assert summarise(store, {})["ahead"] == ["head_heavy"]
+    assert summarise(figures_of_worlds(store), {})["ahead"] == ["head_heavy"]
+    for night in ("2024-01-01", "2024-01-02"):
+        answer = store.read("head_heavy", night, "ease", 1)
+        assert answer is not None
+        store.write("head_heavy", night, TUNED, 1, answer)
+    summary = summarise(figures_of_worlds(store), {})
+    assert (summary["worlds_ahead"], summary["tuned_worlds_ahead"]) == (1, 0), "the tuned model lists no target"
+    assert summary["worlds_behind"] == 0
+
+
+def test_our_model_is_behind_if_the_best_peer_is_certainly_better(tmp_path: Path) -> None:
+    store = toy_store(tmp_path)
+    for night in ("2024-01-01", "2024-01-02"):
+        answer = store.read("head_heavy", night, "ours", 1)
+        assert answer is not None
+        store.write("head_heavy", night, "ours", 1, Answer(np.full((2, 100), -1), answer.facts))
+    summary = summarise(figures_of_worlds(store), {})
+    assert (summary["behind"], summary["ahead"]) == (["head_heavy"], [])
+    assert summary["tail_over_item_cf"] == {}
+    assert summary["hard_negatives_gain"]["head_heavy"]["mean"] == 0.0
+
+
+def test_worlds_that_the_store_lacks_keep_their_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    toy_store(tmp_path / "store")
+    out = tmp_path / "quality.json"
+    argv = ["--summarise", "--store", str(tmp_path / "store"), "--out", str(out)]
+    command.main(argv)
+    first = json.loads(out.read_text())
+    assert first["kept"] == []
+    assert list(first["worlds"]) == ["head_heavy"]
+    shutil.move(tmp_path / "store" / "head_heavy", tmp_path / "store" / "drifting")
+    command.main([*argv, "--keep"])
+    second = json.loads(out.read_text())
+    assert second["kept"] == ["head_heavy"]
+    assert list(second["worlds"]) == ["drifting", "head_heavy"]
+    assert second["worlds"]["head_heavy"] == first["worlds"]["head_heavy"]
+    assert second["reachable_share"] == {"drifting": 1.0, "head_heavy": 1.0}
+    command.main(argv)
+    assert list(json.loads(out.read_text())["worlds"]) == ["drifting"], "without --keep only what is in the store"
 
 
 def test_the_page_of_figures_is_that_of_the_json() -> None:

@@ -13,7 +13,6 @@ Writes benchmarks/results/quality.json, its table as quality.md beside it, and p
 
 import argparse
 import json
-import math
 import shlex
 import sys
 from pathlib import Path
@@ -23,7 +22,7 @@ from benchmarks.quality import variants
 from benchmarks.quality.peers import PEER_VENV, PEERS
 from benchmarks.quality.run import WorldRun
 from benchmarks.quality.store import Store, commit
-from benchmarks.quality.summary import page_of, summarise, table_of
+from benchmarks.quality.summary import figures_of_worlds, page_of, plain, summarise, table_of
 from benchmarks.quality.validation import VALIDATION
 from benchmarks.quality.worlds import ROOT, WORLDS
 from benchmarks.support import say
@@ -60,6 +59,9 @@ def flags() -> argparse.ArgumentParser:
     )
     parser.add_argument("--peer-python", type=Path, help="interpreter with the peers (default: makes .venv-peers)")
     parser.add_argument("--summarise", action="store_true", help="run nothing, summarise the store")
+    parser.add_argument(
+        "--keep", action="store_true", help="worlds that the store lacks keep their figures of the file of results"
+    )
     parser.add_argument(
         "--validation",
         action="store_true",
@@ -121,7 +123,10 @@ def main(argv: list[str] | None = None) -> None:
         WorldRun((VALIDATION if options.validation else WORLDS)[name], store, options).run()
     command = shlex.join(["python", "-m", "benchmarks.quality", *(argv if argv is not None else sys.argv[1:])])
     facts = {"command": command, "commit": commit(), "seeds": options.seeds, "smoke": options.smoke}
-    summary = plain(facts | summarise(store, missing))
+    worlds = figures_of_worlds(store)
+    kept = {n: world for n, world in earlier_worlds(options.out).items() if n not in worlds} if options.keep else {}
+    missing = {name: why for name, why in missing.items() if name not in kept}
+    summary = plain(facts | {"kept": sorted(kept)} | summarise(worlds | kept, missing))
     print(table_of(summary))
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(summary, indent=1) + "\n")
@@ -129,15 +134,9 @@ def main(argv: list[str] | None = None) -> None:
     print(json.dumps({name: value for name, value in summary.items() if name != "worlds"}))
 
 
-def plain(value: Any) -> Any:
-    """The value with rounded numbers, and null for NaN, which JSON lacks."""
-    if isinstance(value, dict):
-        return {key: plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(inner) for inner in value]
-    if isinstance(value, float):
-        return round(value, 5) if math.isfinite(value) else None
-    return value
+def earlier_worlds(file: Path) -> dict[str, Any]:
+    """The figures of the worlds in an earlier result; none if there is no such file."""
+    return json.loads(file.read_text())["worlds"] if file.exists() else {}
 
 
 if __name__ == "__main__":

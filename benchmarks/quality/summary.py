@@ -67,10 +67,6 @@ class WorldFigures:
         values = pooled(self.metrics[model], key, sorted(self.metrics[model]))
         return float(np.nanmean(values)) if not np.isnan(values).all() else math.nan
 
-    def ratio(self, one: str, other: str, key: tuple[str, str, int] = HEADLINE) -> float:
-        """A figure of `one` / that of `other`; NaN if that is 0."""
-        return self.mean(one, key) / (self.mean(other, key) or math.nan)
-
     def difference(self, one: str, other: str, key: tuple[str, str, int] = HEADLINE) -> Interval:
         """`one` minus `other` on the nights that both have; the users are resampled with all of their nights."""
         nights = sorted(set(self.metrics[one]) & set(self.metrics[other]))
@@ -104,16 +100,6 @@ class WorldFigures:
         """Differences with intervals, by figure (recall_at_50, recall_at_50.tail)."""
         return {name_of(key): self.difference(one, other, key).as_dict() for key in COMPARED}
 
-    def is_ahead(self, model: str) -> bool:
-        """Whether the Recall@50 of a model is certainly above that of every peer."""
-        return bool(self.peers) and all(self.difference(model, peer).low > 0 for peer in self.peers)
-
-    def is_behind(self, model: str) -> bool:
-        """Whether the Recall@50 of a model is certainly below that of the best peer."""
-        if not self.peers:
-            return False
-        return self.difference(model, max(self.peers, key=self.mean)).high < 0
-
 
 def name_of(key: tuple[str, str, int]) -> str:
     """The name of a figure, as in MLflow: recall_at_50, recall_at_50.tail."""
@@ -121,31 +107,73 @@ def name_of(key: tuple[str, str, int]) -> str:
     return f"{metric}_at_{k}" + ("" if part == "all" else f".{part}")
 
 
-def summarise(store: Store, left_out: dict[str, str], worlds: Sequence[str] = ()) -> dict[str, Any]:
-    """The figures of the worlds of a store (default: all), and the summary over them."""
-    found = [WorldFigures(store, name) for name in store.worlds() if not worlds or name in worlds]
-    with_ours = [world for world in found if OURS in world.metrics]
-    tuned = [world for world in found if TUNED in world.metrics]
-    simulated = [world for world in with_ours if world.name in WORLDS and WORLDS[world.name].simulated]
-    ahead = [world.name for world in with_ours if world.is_ahead(OURS)]
-    behind = [world.name for world in with_ours if world.is_behind(OURS)]
+def figures_of_worlds(store: Store, worlds: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+    """The figures of each world of a store (default: all), by name, as in the JSON."""
+    names = [name for name in store.worlds() if not worlds or name in worlds]
+    return {name: plain(_world(WorldFigures(store, name))) for name in names}
+
+
+def summarise(worlds: dict[str, dict[str, Any]], left_out: dict[str, str]) -> dict[str, Any]:
+    """The summary over the figures of worlds, and these. `left_out`: worlds without figures, and why."""
+    worlds = dict(sorted(worlds.items()))
+    with_ours = {name: world for name, world in worlds.items() if OURS in world["models"]}
+    simulated = {n: world for n, world in with_ours.items() if n in WORLDS and WORLDS[n].simulated}
+    ahead = [name for name, world in with_ours.items() if _is_ahead(world["ours_minus_peer"])]
+    behind = [name for name, world in with_ours.items() if _is_behind(world)]
     tail = ("recall", "tail", 50)
+    gains = {n: world["variant_minus_ours"].get(EASY_ONLY) for n, world in simulated.items()}
     return {
         "worlds_ahead": len(ahead),
         "worlds_behind": len(behind),
-        "tuned_worlds_ahead": sum(world.is_ahead(TUNED) for world in tuned),
+        "tuned_worlds_ahead": sum(_is_ahead(world.get("tuned_minus_peer", {})) for world in worlds.values()),
         "ahead": ahead,
         "behind": behind,
-        "peers_missing": {w.name: [peer for peer in PEERS if peer not in w.metrics] for w in with_ours},
-        "reachable_share": {w.name: w.ratio(OURS, REACHABLE) for w in simulated if REACHABLE in w.metrics},
-        "learnable_share": {w.name: w.ratio(OURS, LEARNABLE) for w in simulated if LEARNABLE in w.metrics},
-        "tail_over_item_cf": {w.name: w.ratio(OURS, "item_cf", tail) for w in simulated if "item_cf" in w.metrics},
-        "hard_negatives_gain": {
-            w.name: w.difference(OURS, EASY_ONLY).as_dict() for w in simulated if EASY_ONLY in w.metrics
-        },
+        "peers_missing": {n: [peer for peer in PEERS if peer not in world["models"]] for n, world in with_ours.items()},
+        "reachable_share": _ratios(simulated, REACHABLE),
+        "learnable_share": _ratios(simulated, LEARNABLE),
+        "tail_over_item_cf": _ratios(simulated, "item_cf", tail),
+        "hard_negatives_gain": {n: _reversed(gain[name_of(HEADLINE)]) for n, gain in gains.items() if gain},
         "left_out": left_out,
-        "worlds": {world.name: _world(world) for world in found},
+        "worlds": worlds,
     }
+
+
+def _is_ahead(less_peers: dict[str, dict[str, dict[str, float | None]]]) -> bool:
+    """Whether Recall@50 is certainly above that of every peer, given the differences to each."""
+    lows = [differences[name_of(HEADLINE)]["low"] for differences in less_peers.values()]
+    return bool(lows) and all(low is not None and low > 0 for low in lows)
+
+
+def _is_behind(world: dict[str, Any]) -> bool:
+    """Whether our Recall@50 is certainly below that of the best peer."""
+    less_peers = world["ours_minus_peer"]
+    if not less_peers:
+        return False
+    best = max(less_peers, key=lambda peer: _mean(world, peer) or 0)
+    high = less_peers[best][name_of(HEADLINE)]["high"]
+    return high is not None and high < 0
+
+
+def _mean(world: dict[str, Any], model: str, key: tuple[str, str, int] = HEADLINE) -> float | None:
+    metric, part, k = key
+    value: float | None = world["models"][model][metric][part][str(k)]
+    return value
+
+
+def _ratios(
+    worlds: dict[str, dict[str, Any]], other: str, key: tuple[str, str, int] = HEADLINE
+) -> dict[str, float | None]:
+    """A figure of ours / that of another model, in the worlds that have it; None if that is 0 or unknown."""
+    return {
+        name: (_mean(world, OURS, key) or 0) / divisor if (divisor := _mean(world, other, key)) else None
+        for name, world in worlds.items()
+        if other in world["models"]
+    }
+
+
+def _reversed(interval: dict[str, float]) -> dict[str, float]:
+    """The interval of the difference with its sides exchanged."""
+    return {"mean": -interval["mean"], "low": -interval["high"], "high": -interval["low"]}
 
 
 def _world(world: WorldFigures) -> dict[str, Any]:
@@ -212,3 +240,14 @@ def _less_ours(world: dict[str, Any], model: str) -> str:
         found = world["ours_minus_peer"][model]["recall_at_50"]
         return f"{-found['mean']:+.4f} ({-found['high']:+.4f} to {-found['low']:+.4f})"
     return ""
+
+
+def plain(value: Any) -> Any:
+    """The value with rounded numbers, and null for NaN, which JSON lacks."""
+    if isinstance(value, dict):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    if isinstance(value, float):
+        return round(value, 5) if math.isfinite(value) else None
+    return value
