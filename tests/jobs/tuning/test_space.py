@@ -124,6 +124,9 @@ def test_the_order_of_stages_needs_both_kinds_of_hard_negatives() -> None:
     without = TuningData(rows=27_000, days=6, ranking_logs=False)
     assert "loss.stage_weight" in names(training_parameters(Config(), DATA))
     assert "loss.stage_weight" not in names(training_parameters(Config(), without))
+    weights = next(p for p in training_parameters(Config(), DATA) if p.name == "loss.stage_weight").choices
+    fine = next(p for p in sampling_parameters(Config(), DATA) if p.name == "negatives.fine").choices
+    assert max(weights) * max(fine) <= 4, "docs/losses.md: beyond this product, the order of stages costs recall"
     of_all_rows = made(loss={"hard_rows": "all", "stage_weight": 0})
     assert "loss.stage_weight" not in names(training_parameters(of_all_rows, DATA)), "these belong to no row"
     config = made(loss={"stage_weight": 0.7})
