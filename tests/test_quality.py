@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -12,9 +13,10 @@ from benchmarks.quality import __main__ as command
 from benchmarks.quality import ours, ranking, variants
 from benchmarks.quality.figures import Metrics, bootstrap, coverage_of, metrics_of
 from benchmarks.quality.known_items import popularity_of, probable_tastes
-from benchmarks.quality.ours import LEARNABLE, REACHABLE, Variant
+from benchmarks.quality.known_relations import learned
+from benchmarks.quality.ours import TRUTHS, Variant
 from benchmarks.quality.peers import PEERS
-from benchmarks.quality.question import Question
+from benchmarks.quality.question import DAY, Question
 from benchmarks.quality.run import WorldRun
 from benchmarks.quality.store import Answer, Store
 from benchmarks.quality.summary import WorldFigures, figures_of_worlds, page_of, summarise, table_of
@@ -79,7 +81,7 @@ def toy_store(root: Path) -> Store:
     for night in ("2024-01-01", "2024-01-02"):
         asked = question(EVENTS, asked=np.array([0, 1]), targets=(np.array([0, 1]), np.array([4, 4])))
         asked.save(store.question_file("head_heavy", night))
-        places = {"ours": 0, "popularity": 2, "ease": None, EASY_ONLY: 60, REACHABLE: 0, LEARNABLE: 0}
+        places = {"ours": 0, "popularity": 2, "ease": None, EASY_ONLY: 60, **dict.fromkeys(TRUTHS, 0)}
         for model, place in places.items():
             lists = np.full((2, 100), -1)
             if place is not None:
@@ -92,7 +94,7 @@ def test_a_summary_says_where_we_are_ahead(tmp_path: Path) -> None:
     store = toy_store(tmp_path)
     summary = summarise(figures_of_worlds(store), {"movielens": "needs --movielens FOLDER"})
     assert (summary["worlds_ahead"], summary["worlds_behind"]) == (0, 0), "popularity finds as many targets in 50"
-    assert summary["reachable_share"] == summary["learnable_share"] == {"head_heavy": 1.0}
+    assert summary["reachable_share"] == summary["learnable_share"] == summary["learned_share"] == {"head_heavy": 1.0}
     assert summary["hard_negatives_gain"] == {"head_heavy": {"mean": 1.0, "low": 1.0, "high": 1.0}}
     assert summary["left_out"] == {"movielens": "needs --movielens FOLDER"}
     world = summary["worlds"]["head_heavy"]
@@ -223,31 +225,77 @@ def test_a_simulated_world_without_its_best_reachable_lists_is_incomplete(tmp_pa
     run = WorldRun(WORLDS["head_heavy"], store, command.parse(["--models", "popularity"]))
     question(EVENTS).save(store.question_file("head_heavy", night.ds))
     assert run._is_incomplete([night])
-    for truth in (REACHABLE, LEARNABLE):
+    for truth in TRUTHS:
         assert run._is_incomplete([night])
         store.write("head_heavy", night.ds, truth, 1, Answer(np.zeros((4, 100)), {}))
     assert not run._is_incomplete([night])
 
 
-def test_a_ranker_that_knows_the_items_learns_users_from_features_and_clicks() -> None:
-    rng, users, items, d = np.random.default_rng(3), 200, 300, 8
+class ToyTruth(NamedTuple):
+    """A small simulated world: its true values and the question with its clicks."""
+
+    group: np.ndarray
+    taste: np.ndarray
+    item_group: np.ndarray
+    item_taste: np.ndarray
+    attractiveness: np.ndarray
+    clicks: np.ndarray  # of each user
+    question: Question
+
+
+def toy_truth(users: int = 200, items: int = 300, most_clicks: int = 20, d: int = 8) -> ToyTruth:
+    """Tastes are those of groups, which features state, and as much noise. Half of the items come out on the second day."""
+    rng = np.random.default_rng(3)
 
     def unit(values: np.ndarray) -> np.ndarray:
         return (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32)
 
-    group = rng.integers(1, 5, users)
+    group, item_group = rng.integers(1, 5, users), rng.integers(1, 9, items)
     taste = unit(rng.normal(size=(4, d))[group - 1] + 0.8 * rng.normal(size=(users, d)))
-    item_taste, popularity = unit(rng.normal(size=(items, d))), popularity_of(rng.pareto(1.5, items) + 1)
-    chance = np.exp(8.0 * taste @ item_taste.T + popularity)
-    count = rng.integers(0, 20, users)
-    clicked = [rng.choice(items, n, p=row / row.sum()) for n, row in zip(count, chance)]
-    events = [(user, int(item), 1.0) for user, found in enumerate(clicked) for item in found]
-    asked = question(events, user_features={"group": group})
-    found = probable_tastes(asked, taste, item_taste, popularity)
-    mean = np.stack([taste[group == g].mean(0) for g in range(1, 5)])[group - 1]
-    known = count > 12
-    assert ((found - taste) ** 2)[known].sum() < 0.6 * ((mean - taste) ** 2)[known].sum()
-    np.testing.assert_allclose(found[count == 0], mean[count == 0], atol=0.15)
+    item_taste = unit(rng.normal(size=(8, d))[item_group - 1] + 0.8 * rng.normal(size=(items, d)))
+    attractiveness = np.exp(rng.exponential(1.0, items)).astype(np.float32)
+    chance = np.exp(8.0 * taste @ item_taste.T + popularity_of(attractiveness))
+    clicks = rng.integers(0, most_clicks, users)
+    events = []
+    for user, (count, row) in enumerate(zip(clicks, chance)):
+        for number in range(count):
+            day = int(number >= count // 2)
+            possible = row * (np.arange(items) < (items if day else items // 2))
+            events.append((user, int(rng.choice(items, p=possible / possible.sum())), 2.0 - day))
+    features = {"user_features": {"group": group}, "item_features": {"group": item_group}}
+    return ToyTruth(group, taste, item_group, item_taste, attractiveness, clicks, question(events, **features))
+
+
+def test_a_ranker_that_knows_the_items_learns_users_from_features_and_clicks() -> None:
+    world = toy_truth()
+    found = probable_tastes(world.question, world.taste, world.item_taste, popularity_of(world.attractiveness))
+    mean = np.stack([world.taste[world.group == g].mean(0) for g in range(1, 5)])[world.group - 1]
+    known = world.clicks > 12
+    assert ((found - world.taste) ** 2)[known].sum() < 0.6 * ((mean - world.taste) ** 2)[known].sum()
+    np.testing.assert_allclose(found[world.clicks == 0], mean[world.clicks == 0], atol=0.15)
+
+
+def test_a_learner_that_knows_the_relations_learns_users_and_items_from_clicks() -> None:
+    world = toy_truth(users=400, items=100, most_clicks=60)
+    published = np.where(np.arange(100) < 50, END - 3 * DAY, END - DAY)
+    found = learned(world.question, world.taste, world.item_taste, 1.0, published)
+    users, items = (
+        np.stack([true[group == g].mean(0) for g in range(1, group.max() + 1)])[group - 1]
+        for group, true in ((world.group, world.taste), (world.item_group, world.item_taste))
+    )
+
+    def error(users_Ud: np.ndarray, items_Md: np.ndarray) -> float:
+        return float(((users_Ud @ items_Md.T - world.taste @ world.item_taste.T) ** 2).mean())
+
+    assert error(found.user_taste_Ud, found.item_taste_Md) < 0.5 * error(users, items), "features alone"
+    order = np.corrcoef(np.log(found.attractiveness_M), np.log(world.attractiveness))[0, 1]
+    assert order > 0.5
+    assert found.attractiveness_M.min() >= 1
+    always = learned(world.question, world.taste, world.item_taste, 1.0, np.zeros(100))
+    new = np.arange(100) >= 50
+    assert found.attractiveness_M[new].sum() > 1.2 * always.attractiveness_M[new].sum(), (
+        "nobody could click them at first"
+    )
 
 
 def test_unknown_names_end_with_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:

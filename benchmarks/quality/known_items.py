@@ -28,7 +28,7 @@ def probable_tastes(
     P(clicks | taste) is a softmax over all items, p(taste | features) a normal distribution: its mean is a ridge regression of
     the true tastes on indicators of the users' features, its variance that of the residuals.
     """
-    mean_Ud, variance = _given_features(question.user_features, user_taste_Ud)
+    mean_Ud, variance = given_features(question.user_features, user_taste_Ud)
     items, mean, popularity = (
         torch.tensor(TASTE_WEIGHT * item_taste_Md),
         torch.tensor(mean_Ud),
@@ -57,7 +57,7 @@ def popularity_of(attractiveness_M: np.ndarray) -> np.ndarray:
     return (POPULARITY_WEIGHT * np.log(attractiveness_M)).astype(np.float32)
 
 
-def _given_features(features: Mapping[str, np.ndarray], taste_Ud: np.ndarray) -> tuple[np.ndarray, float]:
+def given_features(features: Mapping[str, np.ndarray], taste_Ud: np.ndarray) -> tuple[np.ndarray, float]:
     """[U, d] expected tastes given the features, and the variance of a component around them."""
     indicators_UF = np.column_stack([np.ones(len(taste_Ud)), *(_indicators(values) for values in features.values())])
     covariance = indicators_UF.T @ indicators_UF + RIDGE * np.eye(indicators_UF.shape[1])

@@ -15,6 +15,7 @@ from pyspark.sql import functions as F
 
 from benchmarks.quality.figures import metrics_of
 from benchmarks.quality.known_items import popularity_of, probable_tastes
+from benchmarks.quality.known_relations import learned
 from benchmarks.quality.question import Question
 from benchmarks.quality.ranking import lists_of
 from benchmarks.quality.store import Answer, commit
@@ -32,12 +33,13 @@ from pipelines import queries
 from pipelines.contract.schema import FeatureSchema
 from pipelines.inputs.contracts import CONTRACTS
 from pipelines.positives import select
-from pipelines.simulation.truth import true_utility
+from pipelines.simulation.truth import catalogue, true_utility
 from pipelines.storage.dates import parse_ds, shift
 
 TABLES = ("inputs", "features", "positives", "negatives", "samples")  # sections that determine the sample tables
 MODEL = ("model", "loss", "training")
-REACHABLE, LEARNABLE = "best_reachable", "known_items"  # models that know the truth of a simulated world
+# Models that know the truth of a simulated world: all of it, that of the items, and how features relate to tastes.
+REACHABLE, LEARNABLE, LEARNED = TRUTHS = ("best_reachable", "known_items", "known_relations")
 TOLERANCE = 1e-3  # of the difference to the figure that jobs.evaluate writes
 
 
@@ -255,7 +257,7 @@ def _indices(frame: Any, prefix: str) -> dict[str, np.ndarray]:
 
 
 def lists_of_truth(context: Context, question: Question) -> dict[str, np.ndarray]:
-    """The lists of rankers that know the simulator's truth: all of it, and that of the items (see known_items)."""
+    """The lists of rankers that know the simulator's truth, or parts of it (see known_items, known_relations)."""
     warehouse, day = context.warehouse, shift(context.ds, 1)
     users = warehouse.read_input(warehouse.path("sim_truth_users"), [day]).toPandas()
     items_uri = warehouse.path("sim_truth_items")
@@ -266,8 +268,18 @@ def lists_of_truth(context: Context, question: Question) -> dict[str, np.ndarray
     attractiveness = items["attractiveness"].to_numpy()
     probable_Ud = probable_tastes(question, taste_Ud, taste_Md, popularity_of(attractiveness))
 
-    def lists(known_Ud: np.ndarray) -> np.ndarray:
-        known_Bd = known_Ud[question.asked]
-        return lists_of(question, lambda block: true_utility(known_Bd[block], taste_Md, attractiveness))
+    simulation = context.config.simulation
+    everything = catalogue(simulation, context.config.seed)
+    times = dict(zip(everything.item_id.astype(str).tolist(), everything.publish_time.tolist(), strict=True))
+    published_M = np.array([times[item] for item in question.items.tolist()])
+    of_clicks = learned(question, taste_Ud, taste_Md, simulation.zipf, published_M)
 
-    return {REACHABLE: lists(taste_Ud), LEARNABLE: lists(probable_Ud)}
+    def lists(users_Ud: np.ndarray, items_Md: np.ndarray, attractiveness_M: np.ndarray) -> np.ndarray:
+        users_Bd = users_Ud[question.asked]
+        return lists_of(question, lambda block: true_utility(users_Bd[block], items_Md, attractiveness_M))
+
+    return {
+        REACHABLE: lists(taste_Ud, taste_Md, attractiveness),
+        LEARNABLE: lists(probable_Ud, taste_Md, attractiveness),
+        LEARNED: lists(*of_clicks),
+    }

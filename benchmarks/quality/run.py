@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.quality import ours, variants
-from benchmarks.quality.ours import LEARNABLE, REACHABLE, Variant
+from benchmarks.quality.ours import TRUTHS, Variant
 from benchmarks.quality.peers import PACKAGES, PEER_VENV, PEERS
 from benchmarks.quality.question import Question
 from benchmarks.quality.store import Answer, Store, commit
@@ -68,9 +68,7 @@ class WorldRun:
         files = [self.store.question_file(self.world.name, night.ds) for night in asked]
         if self.world.simulated:
             files += [
-                self.store.answer_file(self.world.name, night.ds, truth, 1)
-                for night in asked
-                for truth in (REACHABLE, LEARNABLE)
+                self.store.answer_file(self.world.name, night.ds, truth, 1) for night in asked for truth in TRUTHS
             ]
         return not all(file.exists() for file in files) or any(self.missing_runs(n) for n in self._asked(nights))
 
@@ -157,7 +155,7 @@ class WorldRun:
             ours.build_tables(context)
             question = ours.question_of(context)
             question.save(self.store.question_file(name, ds))
-        if self.world.simulated and self.store.read(name, ds, LEARNABLE, 1) is None:
+        if self.world.simulated and any(self.store.read(name, ds, truth, 1) is None for truth in TRUTHS):
             facts = {"question": question.fingerprint, "commit": commit()}
             for truth, lists in ours.lists_of_truth(context, question).items():
                 self.store.write(name, ds, truth, 1, Answer(lists, facts))

@@ -17,7 +17,7 @@ from benchmarks.quality.figures import (
     metrics_of,
     pooled,
 )
-from benchmarks.quality.ours import LEARNABLE, REACHABLE
+from benchmarks.quality.ours import LEARNABLE, LEARNED, REACHABLE, TRUTHS
 from benchmarks.quality.peers import PEERS
 from benchmarks.quality.question import Question
 from benchmarks.quality.store import Answer, Store
@@ -131,6 +131,7 @@ def summarise(worlds: dict[str, dict[str, Any]], left_out: dict[str, str]) -> di
         "peers_missing": {n: [peer for peer in PEERS if peer not in world["models"]] for n, world in with_ours.items()},
         "reachable_share": _ratios(simulated, REACHABLE),
         "learnable_share": _ratios(simulated, LEARNABLE),
+        "learned_share": _ratios(simulated, LEARNED),
         "tail_over_item_cf": _ratios(simulated, "item_cf", tail),
         "hard_negatives_gain": {n: _reversed(gain[name_of(HEADLINE)]) for n, gain in gains.items() if gain},
         "left_out": left_out,
@@ -180,7 +181,7 @@ def _world(world: WorldFigures) -> dict[str, Any]:
     """Everything about a world: the questions, all models, and differences of ours to each of them."""
     others = [model for model in world.metrics if model != OURS]
     ours = OURS in world.metrics
-    variants = [model for model in others if model not in (*PEERS, REACHABLE, LEARNABLE)]
+    variants = [model for model in others if model not in (*PEERS, *TRUTHS)]
     found: dict[str, Any] = {
         "questions": {night: described(question) for night, question in world.questions.items()},
         "models": {model: world.figures_of(model) for model in world.metrics},
