@@ -137,7 +137,7 @@ def _training(config: Config) -> Iterator[Parameter]:
     yield Parameter("training.batch_size", tuple(s for s in sizes if s >= max(32, config.training.processes)))
     yield Parameter("training.learning_rate", low=2e-4, high=1e-2)
     yield Parameter("training.embedding_learning_rate", low=1e-3, high=5e-2)  # Each row is updated in few steps.
-    yield Parameter("training.embedding_weight_decay", (0.0, 0.01, 0.1, 1.0))  # 1 with rate 0.005: 0.5% per step.
+    yield Parameter("training.embedding_weight_decay", (0.0, 1.0, 3.0, 10.0))  # High: rely on features of rare items.
     passes = config.training.bootstrap_epochs
     if passes != "auto":  # auto already chooses the passes while training.
         yield Parameter("training.bootstrap_epochs", low=1, high=max(4, 2 * passes), whole=True)

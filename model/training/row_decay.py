@@ -1,33 +1,73 @@
-"""Weight decay of the embedding tables of ids: shrinks only the rows that a step trains.
+"""Weight decay of the embeddings of item ids: the fewer positives an item has, the more its row shrinks.
 
-A row that has a gradient in a step is multiplied by 1 - rate x decay before the optimiser's step (decoupled, as in AdamW:
-Loshchilov and Hutter, ICLR 2019). This is the same for tables with dense and sparse gradients, for sharded tables and for
-both optimisers, so a table that grows beyond `embedding_rows_sparse` is regularised as before.
+Without it, the rows of rare items learn their few clicks by heart, and drown what the features of these items say. A
+Gaussian prior on the rows, of one width for all items, would shrink those most whose clicks say least (Salakhutdinov and Mnih,
+NeurIPS 2007: probabilistic matrix factorisation). Adam scales the gradients of rare and of frequent rows to steps of equal size,
+so a penalty in the loss would not do that. Here the decay is decoupled from the gradient (Loshchilov and Hutter, ICLR 2019:
+AdamW), and its strength depends on the item: in each step in which a row has a gradient it is multiplied by
 
-Rows without a gradient keep their values. A night would otherwise shrink every user and item without events towards zero. A
-row is thus decayed in proportion to the number of steps that it is in, which is the weighted regularisation of matrix
-factorisation (Zhou et al., AAIM 2008: lambda times the number of events of the row).
+    1 - rate x decay / (1 + n),  n: positives of the item / those of the mean item
+
+It is the same for tables with dense and sparse gradients, for sharded tables and for both optimisers. Rows without a gradient
+keep their values: a night must not shrink items that it does not train.
 """
-
-from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
+from model.data.popularity import read_log_popularity
+from model.distributed.collectives import rank, world_size
 from model.distributed.sharded_embedding import ShardedEmbedding
+from model.network.embeddings import HISTORY, table_name
+from model.training.spec import TrainingSpec
+from model.training.step import RetrievalStep
+
+
+class ItemDecay:
+    """The decay of the tables of item ids of one training."""
+
+    def __init__(self, step: RetrievalStep, spec: TrainingSpec) -> None:
+        """Reads the positives of the items from `spec.item_stats`. Without these files, all items count as the mean item."""
+        ids = step.towers.schema.item_id
+        log_M = torch.zeros(ids.size)
+        if spec.item_stats:
+            log_M = read_log_popularity(spec.features, spec.item_stats)
+        self.weight_T = _weights(step, log_M.to(step.device))
+        tables = step.towers.tables
+        self.tables = [tables[name] for name in (table_name(ids), HISTORY) if name in tables]
+
+    def apply(self, share: float) -> None:
+        """Shrink the rows that have a gradient. `share`: learning rate x decay.
+
+        Call it after the gradients of all ranks have been exchanged. All copies of a replicated table then decay the same
+        rows, and each rank decays the rows of its share of a sharded table.
+        """
+        for table in self.tables:
+            shrink_rows(table, share * self.weight_T)
 
 
 @torch.no_grad()
-def decay_rows(tables: Iterable[nn.Module], share: float) -> None:
-    """Multiply the rows that have a gradient by 1 - share. `share`: learning rate x weight decay.
+def shrink_rows(table: nn.Module, share_T: Tensor) -> None:
+    """Multiply each row of a table that has a gradient by 1 - its share."""
+    sharded = isinstance(table, ShardedEmbedding)
+    values: Tensor = table.share if sharded else table.weight  # type: ignore[assignment]
+    if values.grad is None:
+        return
+    rows = _rows_with_gradient(values.grad)
+    share_R = share_T[rank() :: world_size()] if sharded else share_T
+    values[rows] *= 1 - share_R[rows, None]
 
-    Call it after the gradients of all ranks have been exchanged. All copies of a replicated table then decay the same rows,
-    and each rank decays the rows of its share of a sharded table.
-    """
-    for table in tables:
-        values: Tensor = table.share if isinstance(table, ShardedEmbedding) else table.weight  # type: ignore[assignment]
-        if values.grad is not None:
-            values[_rows_with_gradient(values.grad)] *= 1 - share
+
+def _weights(step: RetrievalStep, log_popularity_M: Tensor) -> Tensor:
+    """[T] 1 / (1 + n) of each row of the table of item ids. Items that share a row add up."""
+    ids, catalogue = step.towers.schema.item_id, step.catalogue
+    popularity_M = log_popularity_M.exp()
+    if ids.rows is None:
+        return 1 / (1 + popularity_M)
+    items = catalogue.present
+    rows = catalogue.values(ids.rows.column, catalogue.rows(items))
+    popularity_T = popularity_M.new_zeros(ids.table_size).index_add(0, rows, popularity_M[items])
+    return 1 / (1 + popularity_T)
 
 
 def _rows_with_gradient(gradient: Tensor) -> Tensor:

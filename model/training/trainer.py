@@ -39,10 +39,10 @@ from model.training.optimisers import (
 from model.training.progress_lines import ProgressLines, log_epoch, log_resume, log_start
 from model.training.recorder import Recorder
 from model.training.resume import Progress, find_progress, identity, save_progress
-from model.training.row_decay import decay_rows
+from model.training.row_decay import ItemDecay
 from model.training.spec import EpochMetrics, TrainingResult, TrainingSpec
 from model.training.step import FIGURES, LOSSES, RetrievalStep, StepOutput
-from model.training.trainable_rows import drop_default_row_gradients, id_tables, train_only_id_tables
+from model.training.trainable_rows import drop_default_row_gradients, train_only_id_tables
 from model.training.unseen_items import reset_unseen_items
 from model.training.validation import validate
 
@@ -110,7 +110,7 @@ class TrainingLoop:
         # DDP averages gradients over ranks. The step multiplies its loss by their number, so the average is the sum.
         self.module = distribute(step) if world_size() > 1 else step
         self.replicated = list(replicated_tables(step).values())
-        self.id_tables = list(id_tables(step).values())
+        self.item_decay = ItemDecay(step, spec) if spec.training.embedding_weight_decay else None
 
     def run(self) -> list[EpochMetrics]:
         """Train to the end; with early stopping, go back to the best epoch. Returns the metrics of each epoch."""
@@ -225,9 +225,9 @@ class TrainingLoop:
         norm = clip_gradients(self.step.parameters(), shares_of(self.step), config.gradient_clip)
         if not math.isfinite(norm):
             raise degenerate_loss(output, batch, self.spec.features, number + 1, norm)
-        if config.embedding_weight_decay:
+        if self.item_decay:
             rate = config.embedding_learning_rate * rate_share(number, self.total_steps, config)
-            decay_rows(self.id_tables, rate * config.embedding_weight_decay)
+            self.item_decay.apply(rate * config.embedding_weight_decay)
         for optimizer in self.optimizers:
             optimizer.step()
         self.step.limit_temperature()

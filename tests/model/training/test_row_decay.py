@@ -1,4 +1,4 @@
-"""Weight decay of id tables: only rows with a gradient shrink, in all kinds of tables."""
+"""Weight decay of item ids: only rows with a gradient shrink, in all kinds of tables, and rare items most."""
 
 from pathlib import Path
 from typing import Any
@@ -9,8 +9,9 @@ from torch import nn
 
 from model.distributed.replicated_embedding import ReplicatedEmbedding, exchange_gradients
 from model.distributed.sharded_embedding import ShardedEmbedding, fill
+from model.data.popularity import read_log_popularity
 from model.training.build import build_step
-from model.training.row_decay import decay_rows
+from model.training.row_decay import ItemDecay, shrink_rows
 from model.training.trainer import TrainingLoop
 from tests.model import toy_night
 
@@ -39,16 +40,17 @@ def test_only_rows_with_a_gradient_decay(kind: str) -> None:
     (vectors * torch.tensor([1.0, 1.0, 2.0, 1.0, 0.0])[:, None]).sum().backward()
     if isinstance(table, ReplicatedEmbedding):
         exchange_gradients([table])
-    decay_rows([table], 0.25)
+    share_T = torch.arange(ROWS) / 32
+    shrink_rows(table, share_T)
     factors = torch.ones(ROWS, 1)
-    factors[[3, 7]] = 0.75
+    factors[[3, 7], 0] -= share_T[[3, 7]]
     torch.testing.assert_close(values.detach(), before * factors, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adagrad"])
 @pytest.mark.parametrize("sparse_rows", [20, 1000])
-def test_a_step_decays_id_tables_at_their_rate(tmp_path: Path, optimizer: str, sparse_rows: int) -> None:
-    """The first step with decay differs from the one without by rate x decay x value, in the rows of the batch.
+def test_a_step_decays_rows_of_items_at_their_rate(tmp_path: Path, optimizer: str, sparse_rows: int) -> None:
+    """The first step with decay differs from the one without by rate x decay x value / (1 + n), in the rows of its items.
 
     The linear schedule has 3 steps, so the second step has two thirds of the rate. Other tables do not decay.
     """
@@ -67,16 +69,26 @@ def test_a_step_decays_id_tables_at_their_rate(tmp_path: Path, optimizer: str, s
             batch = next(batches)
         loop._step(batch, samples.capacity, 0.0)
         moved[decay] = {name: value.detach() for name, value in loop.step.named_parameters()}
-    users = "towers.tables.user_id.weight"
-    rows = batch["user_index"].unique()
-    rows = rows[(moved[0.0][users] != before[users]).any(1)[rows]]
-    assert len(rows) > 3
-    expected = 0.02 * 2 / 3 * 0.5 * before[users]
-    torch.testing.assert_close(moved[0.0][users][rows] - moved[0.5][users][rows], expected[rows], rtol=1e-3, atol=1e-6)
+    items = "towers.tables.item_id.weight"
+    trained = (moved[0.0][items] != before[items]).any(1)
+    assert 3 < trained.sum() < len(trained)
+    n = read_log_popularity(spec.features, spec.item_stats).exp()[:, None]
+    expected = 0.02 * 2 / 3 * 0.5 * before[items] / (1 + n)
+    difference = moved[0.0][items] - moved[0.5][items]
+    torch.testing.assert_close(difference[trained], expected[trained], rtol=1e-3, atol=1e-6)
     for name in before:
-        if "user_id" not in name and "item_id" not in name:
+        if name != items:
             assert moved[0.0][name].equal(moved[0.5][name]), name
-    others = torch.ones(len(before[users]), dtype=torch.bool)
-    others[batch["user_index"].unique()] = False
-    others[1] = False  # Id dropout trains the default row.
-    assert moved[0.5][users][others].equal(before[users][others])
+    assert moved[0.5][items][~trained].equal(before[items][~trained])
+
+
+def test_rows_of_rare_items_decay_more_and_shared_rows_add_their_items_up(tmp_path: Path) -> None:
+    spec = toy_night.make_spec(tmp_path, [24], training={"embedding_weight_decay": 1.0})
+    step = build_step(spec)
+    n = read_log_popularity(spec.features, spec.item_stats).exp()
+    weights = ItemDecay(step, spec).weight_T
+    assert weights[n.argmin()] == weights.max()
+    assert weights[n.argmax()] == weights.min()
+    torch.testing.assert_close(weights, 1 / (1 + n))
+    without = ItemDecay(step, spec.model_copy(update={"item_stats": []})).weight_T
+    assert set(without.tolist()) == {0.5}
