@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from model.data.popularity import read_log_popularity
 from model.distributed.replicated_embedding import ReplicatedEmbedding, exchange_gradients
 from model.distributed.sharded_embedding import ShardedEmbedding, fill
-from model.data.popularity import read_log_popularity
 from model.training.build import build_step
 from model.training.row_decay import ItemDecay, shrink_rows
 from model.training.trainer import TrainingLoop
