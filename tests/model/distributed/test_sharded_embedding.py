@@ -38,7 +38,7 @@ def specs_of(folder: Path) -> dict[str, TrainingSpec]:
     index = toy_night.item_rows()["item_index"]
     rows = toy_night.item_rows() | {"item_row": np.where(index == UNSEEN, DEFAULT, index).astype(np.int32)}
     pq.write_table(toy_night.table(rows), base.item_features[0].removeprefix("file://"))
-    clipped = {"optimizer": "adagrad", "gradient_clip": 0.1}
+    clipped = {"optimizer": "adagrad", "gradient_clip": 0.1, "embedding_weight_decay": 1.0}
     separate_history = base.model.model_copy(update={"share_history": False})
     specs = {
         "adamw": base,

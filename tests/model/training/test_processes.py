@@ -98,7 +98,7 @@ def test_two_processes_train_like_one(
         tmp_path,
         [40, 40, 41],
         model={"id_dropout": 0.0, "new_user_share": 0.0, **model},
-        training={"batch_size": 420, "optimizer": "adagrad"},  # The whole epoch.
+        training={"batch_size": 420, "optimizer": "adagrad", "embedding_weight_decay": 1.0},  # The whole epoch.
         epochs=3,
     )
     one = launch(spec)
