@@ -29,9 +29,9 @@ class ItemDecay:
     def __init__(self, step: RetrievalStep, spec: TrainingSpec) -> None:
         """Reads the positives of the items from `spec.item_stats`. Without these files, all items count as the mean item."""
         ids = step.towers.schema.item_id
-        log_M = torch.zeros(ids.size)
-        if spec.item_stats:
-            log_M = read_log_popularity(spec.features, spec.item_stats)
+        log_M = step.log_popularity_M
+        if log_M is None:
+            log_M = read_log_popularity(spec.features, spec.item_stats) if spec.item_stats else torch.zeros(ids.size)
         self.weight_T = _weights(step, log_M.to(step.device))
         tables = step.towers.tables
         self.tables = [tables[name] for name in (table_name(ids), HISTORY) if name in tables]
@@ -43,19 +43,19 @@ class ItemDecay:
         rows, and each rank decays the rows of its share of a sharded table.
         """
         for table in self.tables:
-            shrink_rows(table, share * self.weight_T)
+            shrink_rows(table, self.weight_T, share)
 
 
 @torch.no_grad()
-def shrink_rows(table: nn.Module, share_T: Tensor) -> None:
-    """Multiply each row of a table that has a gradient by 1 - its share."""
+def shrink_rows(table: nn.Module, weight_T: Tensor, share: float) -> None:
+    """Multiply each row of a table that has a gradient by 1 - share x its weight, or by 0 if that is negative."""
     sharded = isinstance(table, ShardedEmbedding)
     values: Tensor = table.share if sharded else table.weight  # type: ignore[assignment]
     if values.grad is None:
         return
     rows = _rows_with_gradient(values.grad)
-    share_R = share_T[rank() :: world_size()] if sharded else share_T
-    values[rows] *= 1 - share_R[rows, None]
+    weight_R = weight_T[rank() :: world_size()] if sharded else weight_T
+    values[rows] *= (1 - share * weight_R[rows, None]).clamp(min=0)
 
 
 def _weights(step: RetrievalStep, log_popularity_M: Tensor) -> Tensor:

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import nn
@@ -40,10 +42,9 @@ def test_only_rows_with_a_gradient_decay(kind: str) -> None:
     (vectors * torch.tensor([1.0, 1.0, 2.0, 1.0, 0.0])[:, None]).sum().backward()
     if isinstance(table, ReplicatedEmbedding):
         exchange_gradients([table])
-    share_T = torch.arange(ROWS) / 32
-    shrink_rows(table, share_T)
+    shrink_rows(table, torch.arange(ROWS) / 2, 0.25)
     factors = torch.ones(ROWS, 1)
-    factors[[3, 7], 0] -= share_T[[3, 7]]
+    factors[[3, 7], 0] = torch.tensor([1 - 3 / 8, 1 - 7 / 8])
     torch.testing.assert_close(values.detach(), before * factors, rtol=0, atol=0)
 
 
@@ -90,5 +91,30 @@ def test_rows_of_rare_items_decay_more_and_shared_rows_add_their_items_up(tmp_pa
     assert weights[n.argmin()] == weights.max()
     assert weights[n.argmax()] == weights.min()
     torch.testing.assert_close(weights, 1 / (1 + n))
-    without = ItemDecay(step, spec.model_copy(update={"item_stats": []})).weight_T
+    plain = spec.model_copy(update={"loss": spec.loss.model_copy(update={"lift": False})})
+    step = build_step(plain)
+    torch.testing.assert_close(ItemDecay(step, plain).weight_T, weights)
+    without = ItemDecay(step, plain.model_copy(update={"item_stats": []})).weight_T
     assert set(without.tolist()) == {0.5}
+
+
+def test_a_decay_of_more_than_the_whole_row_empties_it() -> None:
+    table = nn.Embedding(ROWS, DIM)
+    table(torch.tensor([4])).sum().backward()
+    shrink_rows(table, torch.full((ROWS,), 3.0), 0.5)
+    assert (table.weight[4] == 0).all()
+    assert (table.weight[5] != 0).all()
+
+
+def test_items_that_share_a_row_of_hashed_ids_add_up(tmp_path: Path) -> None:
+    ids = {**toy_night.SCHEMA["item"][0], "rows": {"column": "item_row", "size": 6, "hashed": True}}
+    spec = toy_night.make_spec(tmp_path, [24], features=toy_night.schema(item=[ids, *toy_night.SCHEMA["item"][1:]]))
+    index = toy_night.item_rows()["item_index"]
+    rows = toy_night.item_rows() | {"item_row": (2 + index % 4).astype(np.int32)}
+    pq.write_table(toy_night.table(rows), spec.item_features[0].removeprefix("file://"))
+    n = read_log_popularity(spec.features, spec.item_stats).exp()
+    weights = ItemDecay(build_step(spec), spec).weight_T
+    assert len(weights) == 6
+    for row in range(4):
+        of_row = torch.tensor(index[index % 4 == row])
+        torch.testing.assert_close(weights[2 + row], 1 / (1 + n[of_row].sum()))
