@@ -2,8 +2,9 @@
 
 It knows the form of the utility, and the mean and spread of tastes given the features of users and of items. The tastes of
 all users and items and the attractiveness of items it learns from the clicks (maximum a posteriori). A model that sees the
-same clicks and also has to learn what the features mean ranks below it, unless it uses more than clicks: the stages of the
-ranking logs, or the exact time of clicks where tastes change.
+same clicks and also has to learn what the features mean should rank below it, unless it uses more than clicks: the stages of
+the ranking logs, or the time of clicks where tastes change. It is a mark and not a limit: it takes the most probable values,
+and an average over all plausible ones could rank a little better.
 
 Shapes: U users, M items, d taste dimensions, E events.
 """
