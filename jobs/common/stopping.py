@@ -38,6 +38,7 @@ class Stopping:
     """The signal that stopped the job, if any."""
 
     signal: int | None = None
+    is_said = False  # whether the job has taken its message, to print it as its last line
 
     @property
     def exit_code(self) -> int:
@@ -46,6 +47,7 @@ class Stopping:
 
     def message(self) -> str:
         """The message that the job prints at its end."""
+        self.is_said = True
         return (
             f"stopped by {_name(self.signal)}. Tables and releases are whole. Run the same command again: it skips finished "
             "steps and continues"
@@ -96,13 +98,19 @@ def _watch(read: int, done: threading.Event, stopping: Stopping) -> None:
             os.close(read)
             return
     if not _is_pressed(read, 1.0):  # Most jobs have ended by then.
-        log.warning("stopping after %s: cleaning up, for %.0f s at most; Ctrl-C ends at once", _name(number), GRACE)
+        _announce(stopping, number)
         _is_pressed(read, GRACE)
     stopping.signal = number
     with suppress(OSError, ValueError):
         print_error(stopping.message())
     end_children()
     os._exit(stopping.exit_code)
+
+
+def _announce(stopping: Stopping, number: int) -> None:
+    """Say that the job is cleaning up, unless it has said its last line and only its process is still ending."""
+    if not stopping.is_said:
+        log.warning("stopping after %s: cleaning up, for %.0f s at most; Ctrl-C ends at once", _name(number), GRACE)
 
 
 def _is_pressed(read: int, seconds: float) -> bool:

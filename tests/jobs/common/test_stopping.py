@@ -51,6 +51,20 @@ sys.exit(stopping.exit_code)
 
 
 @pytest.mark.processes
+def test_the_error_is_the_last_line_also_if_the_process_ends_slowly() -> None:
+    slow = STOPPED.replace("sys.exit(", "time.sleep(2.5)\nsys.exit(")
+    with subprocess.Popen(
+        [sys.executable, "-c", slow, "0"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as job:
+        assert job.stdout is not None
+        assert job.stdout.readline() == "ready\n"
+        job.send_signal(signal.SIGTERM)
+        lines = job.stdout.read().splitlines()
+    assert job.returncode == 128 + signal.SIGTERM
+    assert lines[-1].startswith("error: stopped by SIGTERM."), lines
+
+
+@pytest.mark.processes
 @pytest.mark.parametrize(("cleaning", "signals"), [(0, 1), (60, 2)], ids=["one Ctrl-C", "two, while it cleans up"])
 def test_ctrl_c_ends_a_job_after_it_has_cleaned_up_and_a_second_one_at_once(cleaning: int, signals: int) -> None:
     command = [sys.executable, "-c", STOPPED, str(cleaning)]
