@@ -212,6 +212,8 @@ def described(question: Question) -> dict[str, Any]:
 def page_of(summary: dict[str, Any]) -> str:
     """The Markdown file beside the JSON."""
     about = f"Written by `{summary['command']}`, commit {summary['commit']}: docs/quality.md says how to read it."
+    if kept := summary.get("kept"):
+        about += f" The figures of {', '.join(kept)} are of earlier runs, whose commits are in the JSON."
     return f"# Retrieval quality\n\n{about}\n\n{table_of(summary)}\n"
 
 

@@ -124,7 +124,7 @@ def _loss(config: Config, data: TuningData) -> Iterator[Parameter]:
     if data.ranking_logs:
         yield Parameter("loss.hard_ramp", (None, [0.0, 0.5], [0.3, 0.8]))  # Hard negatives from the start, or later.
         if config.loss.hard_rows == "own":
-            yield Parameter(STAGE_WEIGHT, (0.0, 0.1, 0.2, 0.4))  # Pays if the ranking knows more than clicks say.
+            yield Parameter(STAGE_WEIGHT, (0.0, 0.1, 0.2))  # Pays if the ranking knows more than clicks say.
     if config.loss.top_k:
         return  # Needs a correction, and works best with the one that it was set up with.
     yield Parameter("loss.correction", ("none", "classic", "revisited"))  # none leaves popular items ahead.

@@ -1,10 +1,10 @@
 """Weight decay of the embeddings of item ids: the fewer positives an item has, the more its row shrinks.
 
-Without it, the rows of rare items learn their few clicks by heart, and drown what the features of these items say. A
-Gaussian prior on the rows, of one width for all items, would shrink those most whose clicks say least (Salakhutdinov and
-Mnih, NeurIPS 2007: probabilistic matrix factorisation). Adam scales the gradients of rare and of frequent rows to steps of
-equal size, so a penalty in the loss would not do that. Here the decay is decoupled from the gradient (Loshchilov and Hutter,
-ICLR 2019: AdamW), and its strength depends on the item: in each step in which a row has a gradient it is multiplied by
+The row of a rare item can learn its few clicks by heart, and drown what the features of the item say. A Gaussian prior on the
+rows, of one width for all items, shrinks those most whose clicks say least (Salakhutdinov and Mnih, NeurIPS 2007:
+probabilistic matrix factorisation). Adam makes the steps of rare and of frequent rows about equally long, so that a decoupled
+decay (Loshchilov and Hutter, ICLR 2019: AdamW) of one strength would shrink them alike. Here its strength depends on the
+item: in each step in which a row has a gradient it is multiplied by
 
     1 - rate x decay / (1 + n),  n: positives of the item / those of the mean item
 
