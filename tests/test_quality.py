@@ -283,6 +283,7 @@ def test_every_world_and_every_step_of_the_ladder_is_a_valid_config(tmp_path: Pa
         for overrides in ((), world.smoke):
             world.load(tmp_path, overrides)
     for variant in ladder:
-        for name in ("grocery", "head_heavy"):
-            WORLDS[name].load(tmp_path, variant.overrides)
+        WORLDS["head_heavy"].load(tmp_path, variant.overrides)
+        if not variant.changed_input:
+            WORLDS["grocery"].load(tmp_path, variant.overrides)
     assert len({variant.name for variant in ladder}) == len(ladder)

@@ -48,13 +48,19 @@ class Variant:
     """Our model under some overrides. `config`: a config file to use instead of that of the world.
 
     `nights`: 1: a first night, as the default; 2: the night after it, which continues the model and can mine negatives with
-    the release of the first one.
+    the release of the first one. `changed_input`: a name of changed_inputs.CHANGES.
     """
 
     name: str
     overrides: tuple[str, ...] = ()
     config: Path | None = None
     nights: int = 1
+    changed_input: str | None = None
+
+    @property
+    def own_warehouse(self) -> bool:
+        """Whether it cannot share the tables of the world."""
+        return self.nights > 1 or self.changed_input is not None
 
 
 def digest_of(config: Config, nights: int = 1) -> str:
@@ -87,9 +93,10 @@ def build_tables(context: Context) -> float:
     return time.perf_counter() - started
 
 
-def inputs_of(warehouse: Path) -> tuple[str, ...]:
-    """Overrides that read the input tables of another warehouse. The simulator's truth is not among them."""
-    return (*(f"inputs.{table}.path={warehouse / table}" for table in CONTRACTS), "evaluation.simulated_truth=false")
+def inputs_of(warehouse: Path, except_table: str | None = None) -> tuple[str, ...]:
+    """Overrides that read the input tables of another warehouse, except one. The simulator's truth is not among them."""
+    paths = (f"inputs.{table}.path={warehouse / table}" for table in CONTRACTS if table != except_table)
+    return (*paths, "evaluation.simulated_truth=false")
 
 
 def after_first_night(context: Context) -> Context:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.quality import ours, variants
+from benchmarks.quality import changed_inputs, ours, variants
 from benchmarks.quality.ours import TRUTHS, Variant
 from benchmarks.quality.peers import PACKAGES, PEER_VENV, PEERS
 from benchmarks.quality.question import Question
@@ -107,9 +107,11 @@ class WorldRun:
     def config(self, night: AskedNight | None, variant: Variant) -> Config:
         """The config of a variant at a night."""
         overrides, warehouse = (*self._overrides(night), *variant.overrides), self._warehouse
-        if variant.nights > 1:  # Its state begins one day earlier than that of the others, so it has its own warehouse.
-            overrides += ours.inputs_of(warehouse)
-            warehouse = self.store.warehouse(self.world.name, variant.name)
+        if variant.own_warehouse:  # Its state begins one day earlier than that of the others, or its inputs differ.
+            changed = changed_inputs.CHANGES[variant.changed_input].table if variant.changed_input else None
+            overrides += ours.inputs_of(warehouse, changed)
+            own = variant.name if variant.nights > 1 else variant.changed_input or ""
+            warehouse = self.store.warehouse(self.world.name, own)
         return self.world.load(warehouse, overrides, variant.config)
 
     def missing_runs(self, night: AskedNight) -> list[Run]:
@@ -176,6 +178,8 @@ class WorldRun:
                 self.store.write(name, ds, variant.name, seed, same)  # The variant is the default.
                 continue
             here, tables = _at(context, config, night), (config.warehouse, ours.tables_of(config))
+            if variant.changed_input:
+                changed_inputs.write(variant.changed_input, context.warehouse, here.warehouse, config)
             if variant.nights > 1:
                 here = ours.after_first_night(here)
             if built != tables:

@@ -2,6 +2,7 @@
 
 STORE/WORLD/warehouse                     tables of the product's jobs
 STORE/WORLD/warehouse-VARIANT             tables of a variant that runs two nights
+STORE/WORLD/warehouse-CHANGE              tables of the variants with a changed input table
 STORE/WORLD/NIGHT/question.npz            what is asked
 STORE/WORLD/NIGHT/MODEL/SEED.npz          the lists of a model, and facts about the run as JSON
 STORE/WORLD/tuned/MODEL.json              the setting that a peer chose on the validation tail
