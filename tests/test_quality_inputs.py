@@ -54,7 +54,7 @@ def test_a_vector_of_an_item_says_much_of_its_taste(spark: SparkSession, tmp_pat
     content_Md = np.stack([row["content"] for row in rows])
     np.testing.assert_array_equal(content_Md[:200], content_Md[200:], "the vector of an item does not change")
     np.testing.assert_allclose(np.linalg.norm(content_Md, axis=1), 1.0, atol=1e-6)
-    assert (content_Md[:200] * taste_Md).sum(1).mean() == pytest.approx(0.5**0.5, abs=0.05)
+    assert (content_Md[:200] * taste_Md).sum(1).mean() == pytest.approx(1.09**-0.5, abs=0.01)
 
 
 def test_a_variant_reads_the_changed_table_from_its_own_warehouse(tmp_path: Path) -> None:
