@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from jobs.common.config import Config
 from model.release_config import PriorConfig
 
@@ -54,6 +56,17 @@ class Parameter:
             return replace(self, choices=tuple(choices))
         numbers = [value for value in values if isinstance(value, int | float)]
         return replace(self, low=min(self.low, *numbers), high=max(self.high, *numbers), known=tuple(numbers))
+
+    def near(self, value: Any, rng: np.random.Generator) -> Any:
+        """Another value: any other choice, or a number from half to twice the value. The same value if there is no other."""
+        if self.choices:
+            others = [choice for choice in self.choices if choice != value]
+            return others[rng.integers(len(others))] if others else value
+        moved = float(np.clip(value * 2 ** rng.uniform(-1, 1), self.low, self.high))
+        if not self.whole:
+            return self.decoded(moved)
+        step = max(1, abs(round(moved) - value)) * (1 if moved > value else -1)
+        return int(np.clip(value + step, self.low, self.high))
 
     def decoded(self, stored: Any) -> Any:
         """A value that Optuna stored, as the config has it. Numbers get two digits: the search is no more precise."""

@@ -21,7 +21,7 @@ from model.io.urls import read_bytes, write_folder
 from model.seeds import derive_seed
 from pipelines.storage.warehouse import Warehouse
 
-STARTUP = 8  # random trials before TPE has enough to learn from
+STARTUP = 8  # trials before TPE has enough to learn from
 FAIR = 4  # trials that end before the first one may be pruned
 KIND, WHAT, CHANGES, SECONDS, FAILED = "kind", "what", "changes", "seconds", "failed"  # attributes of a trial
 DATABASE = "study.db"

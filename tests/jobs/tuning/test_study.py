@@ -3,13 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 
 from jobs.common.config import Config, load_config
-from jobs.tuning.plan import CONFIG, DEFAULTS, REVERT, SEARCH, TABLES, Planner
-from jobs.tuning.space import TuningData, changes, sampling_parameters, training_parameters
-from jobs.tuning.study import OpenTrial, Study
+from jobs.tuning.plan import CONFIG, DEFAULTS, NEAR, REVERT, SEARCH, TABLES, Planner
+from jobs.tuning.space import TuningData, changes, sampling_parameters, training_parameters, value_of
+from jobs.tuning.study import STARTUP, OpenTrial, Study
 from tests.jobs.nightly_run import ROOT
 
 DATA = TuningData(rows=27_000, days=6, ranking_logs=False)
@@ -52,7 +53,7 @@ def test_the_first_trials_are_the_config_and_the_defaults(tmp_path: Path) -> Non
     first, second, third = steps.run(), steps.run(), steps.run()
     assert (first.kind, changes(first.values, USER)) == (CONFIG, {})
     assert (second.kind, second.values["loss.temperature"]) == (DEFAULTS, 0.15)
-    assert third.kind == SEARCH
+    assert third.kind == NEAR
     assert all(third.values[p.name] == first.values[p.name] for p in steps.sampling), "the sample tables are the same"
 
 
@@ -68,16 +69,51 @@ def test_an_interrupted_study_tries_what_an_uninterrupted_one_tries(tmp_path: Pa
     assert values == expected
 
 
+def test_trials_near_the_best_one_come_before_those_of_the_whole_space_and_then_in_turn(tmp_path: Path) -> None:
+    steps = Steps(tmp_path)
+    steps.run(), steps.run()
+    before = steps.study.values_of(steps.study.best)
+    for _ in range(STARTUP):
+        trial = steps.run()
+        different = {name for name, value in trial.values.items() if value != before[name]}
+        assert trial.kind == NEAR
+        assert 1 <= len(different) <= 3
+        assert different <= TRAINING
+        before = steps.study.values_of(steps.study.best)
+    assert [steps.run().kind for _ in range(4)] == [SEARCH, NEAR, SEARCH, NEAR]
+    tried = [trial.user_attrs["changes"] for trial in steps.study.ended]
+    assert len({str(changed) for changed in tried}) == len(tried), "nothing is tried twice"
+    assert (steps.study.best.value or 0) > (steps.study.completed[0].value or 0)
+
+
+def test_a_value_near_another_is_a_different_one_in_the_range() -> None:
+    rng = np.random.default_rng(1)
+    for parameter in training_parameters(USER, DATA):
+        value = value_of(USER, parameter.name)
+        moved = [parameter.near(value, rng) for _ in range(200)]
+        if parameter.choices:
+            assert (
+                set(map(str, moved)) == {str(choice) for choice in parameter.choices if choice != value}
+                or len(parameter.choices) == 1
+            )
+            continue
+        assert all(max(parameter.low, value / 2.01) <= other <= min(parameter.high, 2.01 * value) for other in moved)
+        assert min(moved) < value < max(moved)
+        if parameter.whole:
+            assert value not in moved
+            assert all(isinstance(other, int) for other in moved)
+
+
 def test_other_sample_tables_are_tried_once_each_in_the_middle_of_the_budget(tmp_path: Path) -> None:
     steps = Steps(tmp_path)
     for _ in range(3):
         steps.run()
-    assert steps.run(0.5, may_build=False).kind == SEARCH
+    assert steps.run(0.5, may_build=False).kind == NEAR
     choices = sum(len(parameter.choices) - 1 for parameter in steps.sampling)
-    kinds = [steps.run(0.5).kind for _ in range(2 * choices + 8)]
-    assert kinds[:3] == [TABLES, SEARCH, TABLES]
+    kinds = [steps.run(0.5).kind for _ in range(2 * choices + 12)]
+    assert kinds[:3] == [TABLES, NEAR, TABLES]
     assert choices - 1 <= kinds.count(TABLES) <= choices + 2
-    assert kinds[-2:] == [SEARCH, SEARCH]
+    assert set(kinds[-2:]) <= {NEAR, SEARCH}
     assert steps.study.values_of(steps.study.best)["positives.downsample"] is None
     assert steps.run(0.5).values["positives.downsample"] is None, "the search goes on with the best tables"
 
