@@ -161,7 +161,7 @@ class Search:
             except TrialPruned:
                 state = "pruned"
                 trial.prune()
-                self._log(trial, f"stopped after pass {len(passes)}, at {passes[-1]:.4f} worse than the median")
+                self._log(trial, f"stopped after pass {len(passes)}, at {passes[-1]:.4f} clearly below the median")
             except (ValidationError, DegenerateLossError) as error:
                 if trial.kind == CONFIG:
                     raise

@@ -131,15 +131,25 @@ def test_changes_without_effect_are_taken_back_at_the_end(tmp_path: Path) -> Non
     assert best.value == max(other.value or 0 for other in steps.study.completed)
 
 
-def test_a_trial_that_is_worse_than_the_median_is_pruned_unless_it_may_not_be(tmp_path: Path) -> None:
+def test_a_trial_that_is_clearly_worse_than_the_median_is_pruned_unless_it_may_not_be(tmp_path: Path) -> None:
     steps = Steps(tmp_path)
     for _ in range(5):
         trial = steps.begin()
-        trial.report(1, 0.4, may_prune=False)
-        trial.finish(0.5, seconds=1.0)
+        for number, recall in enumerate((0.4, 0.45, 0.5, 0.49), 1):
+            trial.report(number, recall, may_prune=False)
+        trial.finish(0.49, seconds=1.0)
+    slow = steps.begin()
+    for number, recall in enumerate((0.385, 0.443, 0.495, 0.48), 1):
+        slow.report(number, recall, may_prune=True)
+    slow.finish(0.48, seconds=1.0)
+    late = steps.begin()
+    late.report(1, 0.385, may_prune=True)
+    with pytest.raises(optuna.TrialPruned):
+        late.report(2, 0.435, may_prune=True)
+    late.prune()
     spared, bad = steps.begin(), steps.begin()
     spared.report(1, 0.1, may_prune=False)
     with pytest.raises(optuna.TrialPruned):
         bad.report(1, 0.1, may_prune=True)
     bad.prune()
-    assert len(steps.study.ended) == len(steps.study.completed) + 1
+    assert len(steps.study.ended) == len(steps.study.completed) + 2
