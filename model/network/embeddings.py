@@ -174,11 +174,7 @@ class Projection(nn.Module):
 
     def __init__(self, feature: VectorFeature, config: ModelConfig) -> None:
         super().__init__()
-        width = embedded_length([feature], config)
-        self.linear = nn.Linear(feature.length, width)
-        # A vector of unit length keeps it, whatever its dimensions, so it starts as long as the embeddings of other features.
-        nn.init.normal_(self.linear.weight, std=UNIT_LENGTH / math.sqrt(width))
-        nn.init.zeros_(self.linear.bias)
+        self.linear = nn.Linear(feature.length, embedded_length([feature], config))
         self.dropout = nn.Dropout(feature.dropout)
 
     def forward(self, vectors_BN: Tensor) -> Tensor:  # noqa: D102

@@ -61,14 +61,6 @@ def test_huge_numbers_of_a_vector_give_finite_vectors() -> None:
     assert np.isfinite(embed_users(model, users)).all()
 
 
-def test_a_projection_starts_with_the_length_of_its_vector_whatever_its_dimensions() -> None:
-    torch.manual_seed(1)
-    for length in (4, 768):
-        projection = Projection(VectorFeature(kind="vector", name="x", column="x", length=length, width=64), CONFIG)
-        vectors = torch.nn.functional.normalize(torch.randn(500, length), dim=1)
-        assert projection(vectors).norm(dim=1).mean().item() == pytest.approx(1.0, abs=0.1)
-
-
 def test_a_checkpoint_keeps_the_projection_and_refuses_another_length(tmp_path: Path) -> None:
     folder, schema = str(tmp_path / "model"), toy_night.vector_schema()
     model = model_of(schema)
