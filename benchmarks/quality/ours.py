@@ -58,9 +58,9 @@ class Variant:
     changed_input: str | None = None
 
     @property
-    def own_warehouse(self) -> bool:
-        """Whether it cannot share the tables of the world."""
-        return self.nights > 1 or self.changed_input is not None
+    def own_warehouse(self) -> str:
+        """The name of its warehouse if it cannot share the tables of the world, else empty."""
+        return self.name if self.nights > 1 else self.changed_input or ""
 
 
 def digest_of(config: Config, nights: int = 1) -> str:

@@ -110,8 +110,7 @@ class WorldRun:
         if variant.own_warehouse:  # Its state begins one day earlier than that of the others, or its inputs differ.
             changed = changed_inputs.CHANGES[variant.changed_input].table if variant.changed_input else None
             overrides += ours.inputs_of(warehouse, changed)
-            own = variant.name if variant.nights > 1 else variant.changed_input or ""
-            warehouse = self.store.warehouse(self.world.name, own)
+            warehouse = self.store.warehouse(self.world.name, variant.own_warehouse)
         return self.world.load(warehouse, overrides, variant.config)
 
     def missing_runs(self, night: AskedNight) -> list[Run]:

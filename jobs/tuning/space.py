@@ -65,7 +65,7 @@ class Parameter:
         moved = float(np.clip(value * 2 ** rng.uniform(-1, 1), self.low, self.high))
         if not self.whole:
             return self.decoded(moved)
-        step = max(1, abs(round(moved) - value)) * (1 if moved > value else -1)
+        step = max(1, abs(round(moved) - value)) * (1 if moved > value or value <= self.low else -1)
         return int(np.clip(value + step, self.low, self.high))
 
     def decoded(self, stored: Any) -> Any:

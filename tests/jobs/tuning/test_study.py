@@ -102,6 +102,7 @@ def test_a_value_near_another_is_a_different_one_in_the_range() -> None:
         if parameter.whole:
             assert value not in moved
             assert all(isinstance(other, int) for other in moved)
+            assert {parameter.near(int(parameter.low), rng) for _ in range(20)} == {int(parameter.low) + 1}
 
 
 def test_other_sample_tables_are_tried_once_each_in_the_middle_of_the_budget(tmp_path: Path) -> None:
