@@ -15,6 +15,7 @@ from jobs.common.plots import loss_curve, tower_weights
 from jobs.common.runner import Context, log, main, parser
 from jobs.common.stopping import Stopped
 from jobs.morning.at_end import refresh_night
+from jobs.night.item_item import add_item_item
 from jobs.night.mutual_information import item_relations
 from jobs.night.preconditions import require_trainers
 from jobs.night.steps import as_job, require_model
@@ -27,7 +28,7 @@ from jobs.tracking.system_metrics import system_metrics
 from jobs.tracking.tracker import Tracker
 from model.config import TrainingConfig
 from model.io.urls import checksum
-from model.training.checkpoint import PARAMETERS, STATE
+from model.training.checkpoint import ITEM_ITEM, PARAMETERS, STATE, has_item_item
 from model.training.health import Health
 from model.training.launch import launch
 from model.training.resume import saved_steps
@@ -66,11 +67,14 @@ def run(context: Context, tracker: Tracker) -> None:
         if context.config.loss.self_supervision and not warehouse.update:
             spec = spec.model_copy(update={"item_relations": item_relations(context, offered.item, schema.item, job)})
         result = _train(context, spec)
+        with warehouse.deleted_on_error(staging):
+            item_item = add_item_item(context, spec)
         # Write the table before logging: if MLflow does not answer, hours of training must not be lost.
         loss = result.kept_epoch.loss
         warehouse.finish_folder(staging, "models", ds, inputs.recipe, _facts(spec, result) | tested)
         warehouse.delete_progress("models", ds)
         _record_result(result, job)
+        job.metrics({f"train/item_item/{name}": float(value) for name, value in (item_item or {}).items()})
         job.outcome = f"loss {loss:.4f}, {result.rows:,} rows in {result.steps:,} steps"
     log.info(
         "train %s: %s rows in %s steps, %.1f s, loss %.4f", ds, f"{result.rows:,}", result.steps, result.seconds, loss
@@ -173,8 +177,9 @@ def _place_to_resume(spec: TrainingSpec) -> str:
 def _facts(spec: TrainingSpec, result: TrainingResult) -> dict[str, Any]:
     """The facts in the manifest of the model."""
     last = result.kept_metrics.model_dump()
+    files = (PARAMETERS, STATE, *([ITEM_ITEM] if has_item_item(spec.output) else []))
     return {
-        "content": [checksum(f"{spec.output}/{name}") for name in (PARAMETERS, STATE)],
+        "content": [checksum(f"{spec.output}/{name}") for name in files],
         "loss": result.kept_epoch.loss,
         "steps": result.steps,
         "rows": result.rows,

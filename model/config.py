@@ -7,6 +7,30 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 from pipelines.contract.strict import StrictModel
 
 
+class ItemItemConfig(StrictModel):
+    """The item-item part of vectors: EASE in closed form and of low rank, fitted each night (docs/item_item.md)."""
+
+    rank: PositiveInt | None = Field(
+        None, description="Components that it adds to vectors; null: as many as the towers give, `model.dim`."
+    )
+    weight: PositiveFloat = Field(
+        0.5, description="Factor of its score, which is added to the cosine of the towers' vectors."
+    )
+    penalty: PositiveFloat = Field(
+        3.0,
+        description="L2 penalty of EASE, in units of the mean number of users of a fitted item. More is smoother.",
+    )
+    items: PositiveInt = Field(
+        6000,
+        description="Fits at most this many items, those with the most users. The time of the fit grows with its cube, the "
+        "memory with its square (6000: 1 GB on the driver).",
+    )
+    users: PositiveInt = Field(
+        200_000,
+        description="Fits on at most this many users, chosen by hash: their known items are read by the driver.",
+    )
+
+
 class ModelConfig(StrictModel):
     """The architecture. Training can continue a checkpoint only with the same architecture."""
 
@@ -81,6 +105,16 @@ class ModelConfig(StrictModel):
         description="Probability of replacing all features of the request of a row by their defaults in training, so that the "
         "defaults learn to represent queries without a request (recommend, evaluate).",
     )
+    item_item: ItemItemConfig | None = Field(
+        ItemItemConfig(),
+        description="Adds components for items that the same users took, which need no training; null: off. Also off without "
+        "a history and with hashed item ids.",
+    )
+
+    @property
+    def item_item_rank(self) -> int:
+        """Components that the item-item part adds to vectors, where the features allow it; 0: it is off."""
+        return (self.item_item.rank or self.dim) if self.item_item else 0
 
 
 class StreamingConfig(StrictModel):

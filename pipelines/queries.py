@@ -158,6 +158,23 @@ def targets(
     return chosen, shares
 
 
+def known_pairs(night: Night, items_per_user: int, most_users: int, since: str | None) -> DataFrame:
+    """Users and the last items that they took: user_id, items (array<int>), for at most `most_users` users, chosen by hash.
+
+    `since` (UTC): positives of ds at or after it do not count; None: all of `known_items` do.
+    """
+    state = night.warehouse.read("user_histories", night.ds)
+    order = [hashed("known pairs", night.seed, F.col("user_id")), F.col("user_id")]
+    users = state.select("user_id", F.slice(F.reverse("known_items"), 1, items_per_user).alias("items"))
+    users = users.where(F.size("items") > 0).orderBy(*order).limit(most_users)
+    if since is None:
+        return users
+    late = night.warehouse.read("positives", night.ds).where(F.col("event_time") >= F.lit(since).cast("timestamp"))
+    late = late.groupBy("user_id").agg(F.collect_set("item_index").alias("late"))
+    left = F.array_except("items", F.coalesce("late", F.array().cast("array<int>")))
+    return users.join(late, on="user_id", how="left").select("user_id", left.alias("items"))
+
+
 def co_occurrence(night: Night, items_per_user: int, neighbours: int) -> DataFrame:
     """Item-item collaborative filtering on known items: item_index, neighbours (array<int>), similarities (array<float>).
 

@@ -53,10 +53,17 @@ def contradictions(config: Sections) -> list[str]:
     faults = [*_histories(config), *_training(config), *_context(config)]
     faults += [*loss_faults(config.loss), *hard_negative_faults(config.loss, config.negatives)]
     faults += [*_prior(config), *_item_popularity(config)]
-    has_prior = config.prior_in_use is not None
-    if config.index.factory and (fault := factory_fault(config.index.factory, config.model.dim, prior=has_prior)):
-        faults.append(f"index.factory: {fault}")
+    if config.index.factory:
+        has_prior, rank = config.prior_in_use is not None, item_item_rank(config.features, config.model)
+        if fault := factory_fault(config.index.factory, config.model.dim, item_item=rank, prior=has_prior):
+            faults.append(f"index.factory: {fault}")
     return faults + list(_model(config))
+
+
+def item_item_rank(features: Features, model: ModelConfig) -> int:
+    """Components that the item-item part adds to vectors; 0 if it is off, without a history and with hashed item ids."""
+    read = features.history is not None and "history" not in model.leave_out and features.ids.item.buckets is None
+    return model.item_item_rank if read else 0
 
 
 def _histories(config: Sections) -> Iterator[str]:

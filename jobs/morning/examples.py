@@ -98,7 +98,7 @@ def explained_users(context: Context, days: list[str]) -> dict[str, Any]:
     histories = [_newest_first(rows[user]["history"]) for user in users]
     shown = {item for row in best for item in row[:RETRIEVED]} | {item for history in histories for item in history}
     served = vectors_of(context, shown)
-    unit = unit_vectors(served, prior is not None)
+    unit = unit_vectors(served, config.model.dim)
     explained = [
         _explained(user, list(rows[user]["targets"]), history, items, vector, served, unit)
         for user, history, items, vector in zip(users, histories, best, scaled)
@@ -165,7 +165,7 @@ def chosen_items(context: Context, counts: ItemCounts) -> dict[str, Any]:
     for item, count in counts.by_hash:
         if len(why) < ITEMS:
             why.setdefault(item, f"{count:,} positives, chosen by hash")
-    near = nearest_items(context, list(why), NEIGHBOURS, PRIOR in embeddings.facts)
+    near = nearest_items(context, list(why), NEIGHBOURS)
     return {
         "ds": context.ds,
         "release": embeddings.facts["release_id"],

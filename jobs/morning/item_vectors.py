@@ -22,27 +22,27 @@ def vectors_of(context: Context, items: Collection[int]) -> dict[int, Floats]:
     return found
 
 
-def unit_vectors(vectors: dict[int, Floats], has_prior: bool) -> dict[int, Floats]:
-    """The vectors with length 1. `has_prior`: without their last component, the recency prior."""
-    return {item: unit(vector[None], has_prior)[0] for item, vector in vectors.items()}
+def unit_vectors(vectors: dict[int, Floats], dim: int) -> dict[int, Floats]:
+    """The first `dim` components of the vectors, those of the towers, with length 1."""
+    return {item: unit(vector[None], dim)[0] for item, vector in vectors.items()}
 
 
-def unit(vectors_nd: Any, has_prior: bool) -> Floats:
-    """[n, d] vectors with length 1. `has_prior`: drops the last component, the recency prior."""
-    vectors = np.asarray(vectors_nd[:, :-1] if has_prior else vectors_nd, np.float32)
+def unit(vectors_nd: Any, dim: int) -> Floats:
+    """[n, dim] the components of the towers, with length 1, without those of the item-item part and the prior."""
+    vectors = np.asarray(vectors_nd[:, :dim], np.float32)
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
-def nearest_items(
-    context: Context, items: list[int], neighbours: int, has_prior: bool
-) -> dict[int, list[tuple[int, float]]]:
+def nearest_items(context: Context, items: list[int], neighbours: int) -> dict[int, list[tuple[int, float]]]:
     """For each of these items that is live, its nearest other items with their cosine, nearest first."""
+
+    dim = context.config.model.dim
 
     def batches() -> Iterator[tuple[Any, Floats]]:
         for index, vectors in vector_batches(context):
-            yield index, unit(vectors, has_prior)
+            yield index, unit(vectors, dim)
 
-    own = unit_vectors(vectors_of(context, items), has_prior)
+    own = unit_vectors(vectors_of(context, items), dim)
     present = [item for item in items if item in own]
     if not present:
         return {}
@@ -52,5 +52,5 @@ def nearest_items(
         item: [near for near in row if near not in (item, -1)][:neighbours]
         for item, row in zip(present, ranked.tolist())
     }
-    known = unit_vectors(vectors_of(context, {near for row in others.values() for near in row}), has_prior)
+    known = unit_vectors(vectors_of(context, {near for row in others.values() for near in row}), dim)
     return {item: [(near, round(float(own[item] @ known[near]), 4)) for near in row] for item, row in others.items()}

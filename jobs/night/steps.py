@@ -9,7 +9,7 @@ from jobs.common.config import Config
 from jobs.common.runner import Context, log
 from jobs.tracking.tracker import Tracker
 from model.io.urls import checksum
-from model.training.checkpoint import PARAMETERS, STATE
+from model.training.checkpoint import ITEM_ITEM, PARAMETERS, STATE
 from pipelines.contract.errors import InputError
 from pipelines.contract.log_lines import duration
 from pipelines.night import Night, SampleConfig
@@ -54,7 +54,8 @@ def require_model(context: Context, ds: str, remedy: str) -> Manifest:
     """The manifest of a night's model. Raises InputError if its files are missing or were changed after they were written."""
     warehouse = context.warehouse
     manifest, folder = warehouse.require("models", ds, remedy), warehouse.path("models", ds)
-    for name, digest in zip((PARAMETERS, STATE), manifest.facts["content"], strict=True):
+    # A model without an item-item part has two files.
+    for name, digest in zip((PARAMETERS, STATE, ITEM_ITEM), manifest.facts["content"]):
         if not warehouse.exists(f"{folder}/{name}") or checksum(f"{folder}/{name}") != digest:
             raise InputError(
                 f"table models ds={ds}: {folder}/{name} is not what was written: it is damaged or gone. Restore it, or "

@@ -33,6 +33,7 @@ from model.network.embeddings import (
     scaled_age,
     table_name,
 )
+from model.network.item_item import ItemItemPart
 from model.network.sequence_encoder import TokenPart
 from model.network.towers import Field, build_history_encoder, build_towers, fields_read, settings_of
 from pipelines.contract.schema import (
@@ -46,7 +47,11 @@ from pipelines.contract.schema import (
 
 
 class TwoTower(nn.Module):
-    """Computes user and item vectors of unit length. Their dot product is the score."""
+    """Computes user and item vectors. Their dot product is the score.
+
+    In training they have unit length. For serving, `load_checkpoint` adds an item-item part, and that of a release the recency
+    prior: vectors are then [tower (d), item-item part (r), prior (1)].
+    """
 
     def __init__(
         self,
@@ -59,6 +64,7 @@ class TwoTower(nn.Module):
         super().__init__()
         self.schema, self.config = schema, config
         self.prior_scale: float | None = None  # Set by load_checkpoint for a release with a recency prior.
+        self.item_item: ItemItemPart | None = None  # Set by load_checkpoint if the checkpoint has one.
         self.history_features = _history_features(schema, config)
         self.history_actions = _history_actions(schema, config)
         self.encoder = build_history_encoder(schema.history, self._token_parts(), config)
@@ -124,20 +130,29 @@ class TwoTower(nn.Module):
         return [self._embed(feature, batch) for feature in self.item_features]
 
     def user_vectors(self, batch: Batch) -> Tensor:
-        """[B, d] from the columns of `user_inputs`. In a release with a recency prior: [B, d + 1]."""
-        return self._with_prior(self.user_tower(self.user_inputs(batch)), self.prior_scale)
+        """[B, d] from the columns of `user_inputs`, with the components of the item-item part and the prior, if any."""
+        vectors = self.user_tower(self.user_inputs(batch))
+        if self.item_item:
+            assert self.schema.history is not None
+            of_history = self.item_item.users(column_of(batch, self.schema.history.column))
+            vectors = torch.cat([vectors, of_history], dim=1)
+        return self._with_prior(vectors, self.prior_scale)
 
     def item_vectors(self, batch: Batch) -> Tensor:
-        """[N, d] from the schema's item columns. Raises KeyError with the missing column.
+        """[N, d] from the schema's item columns, with the components of the item-item part and the prior, if any.
 
-        In a release with a recency prior: [N, d + 1], as of items without recent positives.
+        The prior's is that of items without recent positives. Raises KeyError with the missing column.
         """
-        return self._with_prior(self.item_tower(self.item_inputs(batch)), 0.0)
+        vectors = self.item_tower(self.item_inputs(batch))
+        if self.item_item:
+            of_items = self.item_item.items(column_of(batch, self.schema.item_id.table_column))
+            vectors = torch.cat([vectors, of_items], dim=1)
+        return self._with_prior(vectors, 0.0)
 
     @property
     def dim(self) -> int:
-        """Length of the vectors: d, or d + 1 in a release with a recency prior."""
-        return self.config.dim + (self.prior_scale is not None)
+        """Length of the vectors, with the components of the item-item part and the prior."""
+        return self.config.dim + (self.item_item.rank if self.item_item else 0) + (self.prior_scale is not None)
 
     @torch.no_grad()
     def weights(self, users: Batch, items: Batch) -> dict[str, float]:

@@ -11,8 +11,9 @@ from typing import Any
 import faiss
 import numpy as np
 import pyarrow.parquet as pq
+import torch
 
-from model.io.urls import resolve
+from model.io.urls import read_columns, resolve
 from model.network.two_tower import TwoTower
 from model.serving.embed import batch_columns, embed_items
 from model.serving.faiss_index import load_index, search, search_exhaustively
@@ -37,6 +38,8 @@ def check_parts(release: Release, model: TwoTower, index: faiss.Index, ids: Item
     if fault := _fault_of_ids(model, index, ids):
         raise release.error(f"{INDEX} and {ITEMS}", fault)
     if fault := _fault_of_vectors(model, index, release.files(ITEMS)):
+        raise release.error(f"{INDEX}, {ITEMS} and {MODEL}", fault)
+    if fault := _fault_of_item_item(model, index, release.files(ITEMS)):
         raise release.error(f"{INDEX}, {ITEMS} and {MODEL}", fault)
     if fault := _fault_of_prior(model, index, release.manifest.get(PRIOR)):
         raise release.error(f"{INDEX}, {MODEL} and {PRIOR} in manifest.json", fault)
@@ -94,15 +97,33 @@ def _fault_of_ids(model: TwoTower, index: Any, ids: ItemIds) -> str | None:
 
 
 def _fault_of_vectors(model: TwoTower, index: faiss.Index, urls: Sequence[str]) -> str | None:
-    """Recompute the vectors of some items and search for them: the best match of each must be an equal vector."""
+    """Recompute the vectors of some items and search for what the towers gave: the best match must be an equal vector."""
     vectors = _some_vectors(model, urls)
     if not len(vectors):
         return None
+    vectors[:, model.config.dim :] = 0  # The towers' part has length 1, so that no other vector matches better.
     missing = vectors[_differs(index, search(index, vectors, 1)[0])]
     # An approximate index may miss a vector that it has, so the rest is searched exhaustively.
     wrong = int(_differs(index, search_exhaustively(index, missing, 1)[0]).sum()) if len(missing) else 0
     if wrong:
         return f"the index does not have the vectors that the model gives to {wrong} of {len(vectors)} items"
+    return None
+
+
+def _fault_of_item_item(model: TwoTower, index: Any, urls: Sequence[str]) -> str | None:
+    """Compare the item-item part of the model with that of the index: the best item for one that the part says much of."""
+    if model.item_item is None or not index.ntotal:
+        return None
+    column = model.schema.item_id.table_column
+    rows = torch.from_numpy(read_columns(urls, [column])[column].astype(np.int64))
+    part_Nr = model.item_item.items(rows).numpy()
+    probe = np.zeros((1, index.d), np.float32)
+    of_part = probe[0, model.config.dim :][: model.item_item.rank]
+    of_part[:] = part_Nr[np.square(part_Nr).sum(1).argmax()]
+    of_part /= max(float(np.linalg.norm(of_part)), 1e-12)
+    largest, expected = float(search_exhaustively(index, probe, 1)[0][0, 0]), float((part_Nr @ of_part).max())
+    if abs(largest - expected) > _tolerance(index):
+        return f"the largest item-item score is {largest:.4f} in the index, {expected:.4f} in the model"
     return None
 
 

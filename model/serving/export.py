@@ -116,6 +116,8 @@ def _item_columns(model: TwoTower) -> dict[str, Feature | HistoryFeature]:
         if isinstance(feature, MultiCategoricalFeature) and feature.weights_column:
             names.append(feature.weights_column)
         columns |= dict.fromkeys(names, feature)
+    if model.item_item:  # Reads the index of the item, also for a tower that does not.
+        columns.setdefault(lookup_column(model.schema.item_id), model.schema.item_id)
     return columns
 
 

@@ -1,9 +1,14 @@
-"""Checkpoints: a folder with parameters and training state (safetensors) and a description (JSON). No pickles."""
+"""Checkpoints: a folder with parameters, training state and tables of the item-item part (safetensors) and a description
+(JSON). No pickles."""
 
 import json
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import pyarrow.fs as pafs
+import torch
 from safetensors.torch import load
 from torch import Tensor
 
@@ -11,16 +16,18 @@ from model.config import ModelConfig
 from model.distributed.collectives import rank
 from model.distributed.sharded_embedding import restore, whole_state
 from model.io.tensor_file import StreamedTensor, TensorFile, drain, encode
-from model.io.urls import read_bytes, write_folder
+from model.io.urls import read_bytes, resolve, write_folder
+from model.network.item_item import ItemItemPart, grown
 from model.network.two_tower import TwoTower
 from model.training.spec import TrainingResult
 from pipelines.contract.schema import Feature, FeatureSchema, VectorFeature
 
 PARAMETERS, STATE, DESCRIPTION = "model.safetensors", "training.safetensors", "model.json"
+ITEM_ITEM = "item_item.safetensors"  # Only with an item-item part: jobs.train adds it to the folder of a training.
 # Prefixes of tensor names in training.safetensors and in intermediate checkpoints.
 FREQUENCY, OPTIMIZER, PARAMETER = "frequency.", "optimizer.", "parameter."
-# Settings of the model that may change from night to night.
-REGULARISATION = ("id_dropout", "dropout", "history_dropout", "new_user_share", "context_dropout")
+# Settings of the model that may change from night to night: those of regularisation, and the part that is fitted each night.
+CHANGEABLE = ("id_dropout", "dropout", "history_dropout", "new_user_share", "context_dropout", "item_item")
 PRIOR_SCALE = "prior_scale"  # Key in the description of a release with a recency prior.
 VERSION = 3  # Version 1 had no training.safetensors and other parameter names; version 2 had no item_row.
 
@@ -61,13 +68,14 @@ def save_checkpoint(
 def load_checkpoint(directory: str) -> TwoTower:
     """Load the model of a checkpoint for serving: in eval mode, without gradients.
 
-    The model of a release with a recency prior returns vectors with the component of the prior.
+    Its vectors have the components of the item-item part if the checkpoint has one, and in a release that of the prior.
     """
     description = read_description(directory)
     schema = FeatureSchema.model_validate(description["schema"])
     model = TwoTower(schema, ModelConfig.model_validate(description["model"]))
     model.load_state_dict(load(_read(directory, PARAMETERS)))
     model.prior_scale = description.get(PRIOR_SCALE)
+    model.item_item = _item_item(directory, model)
     return model.eval().requires_grad_(False)
 
 
@@ -116,6 +124,44 @@ def warm_start(model: TwoTower, directory: str) -> dict[str, Any]:
     return description
 
 
+def write_item_item(
+    directory: str, of_history_Vr: npt.NDArray[np.float32], of_items_Vr: npt.NDArray[np.float32]
+) -> None:
+    """Add the tables of the item-item part to the folder of a checkpoint. Rows are item indices."""
+    tables = {"of_history": torch.from_numpy(of_history_Vr), "of_items": torch.from_numpy(of_items_Vr)}
+    filesystem, path = resolve(_item_item_url(directory))
+    with filesystem.open_output_stream(path) as file:
+        for part in encode(tables):
+            file.write(part)
+
+
+def copy_item_item(source: str, directory: str) -> bool:
+    """Copy the tables of the item-item part from another checkpoint. Returns whether that has them."""
+    if not has_item_item(source):
+        return False
+    tables = load(_read(source, ITEM_ITEM))
+    write_item_item(directory, tables["of_history"].numpy(), tables["of_items"].numpy())
+    return True
+
+
+def has_item_item(directory: str) -> bool:
+    """Whether a checkpoint has an item-item part."""
+    filesystem, path = resolve(_item_item_url(directory))
+    return bool(filesystem.get_file_info(path).type == pafs.FileType.File)
+
+
+def _item_item(directory: str, model: TwoTower) -> ItemItemPart | None:
+    config, size = model.config.item_item, model.schema.item_id.size
+    if config is None or not has_item_item(directory):
+        return None
+    tables = load(_read(directory, ITEM_ITEM))
+    return ItemItemPart(grown(tables["of_history"], size), grown(tables["of_items"], size), config.weight)
+
+
+def _item_item_url(directory: str) -> str:
+    return f"{directory.rstrip('/')}/{ITEM_ITEM}"
+
+
 def _read(directory: str, name: str) -> bytes:
     return read_bytes(f"{directory.rstrip('/')}/{name}")
 
@@ -126,11 +172,11 @@ def _differences(description: dict[str, Any], model: TwoTower) -> list[str]:
     old_config = ModelConfig.model_validate(description["model"]).model_dump(mode="json")
     new_config = model.config.model_dump(mode="json")
     for config in (old_config, new_config):
-        config["settings"] = {name: value for name, value in config["settings"].items() if name not in REGULARISATION}
+        config["settings"] = {name: value for name, value in config["settings"].items() if name not in CHANGEABLE}
     differences = [
         f"{name} was {old_config[name]}, is {value}"
         for name, value in new_config.items()
-        if name not in REGULARISATION and old_config[name] != value
+        if name not in CHANGEABLE and old_config[name] != value
     ]
     old, new = FeatureSchema.model_validate(description["schema"]), model.schema
     for side in ("user", "item", "context"):

@@ -103,8 +103,12 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "parts that do not divide dim": ("index.factory", {"index": {"factory": "IVF4,PQ7"}}),
     "parts that do not divide dim and the prior": (
-        "model.dim + 1 (of the recency prior) = 129",
-        {"index": {"factory": "IVF4,PQ8"}, "prior": {}},
+        "model.dim + 1 (recency prior) = 129",
+        {"index": {"factory": "IVF4,PQ8"}, "prior": {}, "model": {"item_item": None}},
+    ),
+    "parts that do not divide dim and the item-item part": (
+        "model.item_item.rank = 127",
+        {"index": {"factory": "IVF4,PQ8"}, "prior": {}, "model": {"item_item": {"rank": 128}}},
     ),
     "strengths of a prior without held-out events": (
         "positives.valid_hours",

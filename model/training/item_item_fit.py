@@ -1,0 +1,83 @@
+"""Fits the item-item part of vectors: EASE in closed form, in its best approximation of rank r.
+
+EASE (Steck, WWW 2019) is the item-item matrix B with a diagonal of 0 that minimises |X - X B|^2 + penalty |B|^2, where X is
+the binary matrix of users and items: B[j, i] = -P[j, i] / P[i, i] with P = (X^T X + penalty)^-1. Of all matrices of rank r,
+B V V^T has the scores nearest to X B, where V are the r eigenvectors of (X B)^T X B with the largest eigenvalues (Eckart and
+Young, 1936; as in reduced-rank regression: Izenman, 1975). So F = B V and E = V.
+
+Shapes: U users, n fitted items, p pairs, V item indices, r rank.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+from scipy.linalg import lapack
+from scipy.sparse.linalg import LinearOperator, eigsh
+
+from model.config import ItemItemConfig
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+
+
+class ItemItemTables(NamedTuple):
+    """F and E by item index [V, r], and what they were fitted on."""
+
+    of_history_Vr: Floats
+    of_items_Vr: Floats
+    users: int
+    items: int
+    pairs: int
+
+
+def fit_item_item(users_p: Ints, items_p: Ints, size: int, rank: int, config: ItemItemConfig) -> ItemItemTables:
+    """Fit on distinct pairs of user and item index (below `size`).
+
+    Only the `config.items` items with the most users are fitted, because the time grows with the cube of their number. If
+    fewer than `rank` can be, the rest of the columns are 0, so that vectors of all nights have one length.
+    """
+    counts = np.bincount(items_p, minlength=size)
+    fitted = np.sort(np.argsort(-counts, kind="stable")[: config.items])
+    fitted = fitted[counts[fitted] > 0]
+    of_history, of_items = (np.zeros((size, rank), np.float32) for _ in range(2))
+    place = np.full(size, -1, np.int64)
+    place[fitted] = np.arange(len(fitted))
+    columns = place[items_p]
+    owners, rows = np.unique(users_p[columns >= 0], return_inverse=True)
+    columns = columns[columns >= 0]
+    if len(fitted) > 2:
+        ones, shape = np.ones(len(rows)), (len(owners), len(fitted))
+        taken_Un = sp.csr_matrix((ones, (rows, columns)), shape=shape)
+        together_nn = np.asarray((taken_Un.T @ taken_Un).todense())
+        b_nn = ease(together_nn, config.penalty * len(rows) / len(fitted))
+        v_nr = _largest_eigenvectors(together_nn, b_nn, min(rank, len(fitted) - 1))
+        of_history[fitted, : v_nr.shape[1]] = b_nn @ v_nr
+        of_items[fitted, : v_nr.shape[1]] = v_nr
+    return ItemItemTables(of_history, of_items, len(owners), len(fitted), len(rows))
+
+
+def ease(together_nn: npt.NDArray[np.float64], penalty: float) -> npt.NDArray[np.float64]:
+    """B of EASE from X^T X."""
+    damped = np.asfortranarray(together_nn + penalty * np.eye(len(together_nn)))
+    factor, fault = lapack.dpotrf(damped, lower=1, overwrite_a=1)
+    inverse, fault_of_inverse = lapack.dpotri(factor, lower=1, overwrite_c=1)
+    if fault or fault_of_inverse:
+        raise ValueError(f"X^T X + {penalty:g} has no inverse: raise model.item_item.penalty")
+    inverse = np.tril(inverse) + np.tril(inverse, -1).T
+    b_nn = inverse / -np.diag(inverse)
+    np.fill_diagonal(b_nn, 0.0)
+    return b_nn
+
+
+def _largest_eigenvectors(
+    together_nn: npt.NDArray[np.float64], b_nn: npt.NDArray[np.float64], rank: int
+) -> npt.NDArray[np.float64]:
+    """[n, r] eigenvectors of (X B)^T X B, largest eigenvalue first. Each has its largest component above 0."""
+    n = len(b_nn)
+    squared = LinearOperator((n, n), matvec=lambda x: b_nn.T @ (together_nn @ (b_nn @ x)), dtype=np.float64)
+    start = np.random.default_rng(0).standard_normal(n)  # the same start on every run
+    vectors = eigsh(squared, k=rank, v0=start)[1][:, ::-1]
+    signs = np.sign(vectors[np.abs(vectors).argmax(0), np.arange(rank)])
+    return np.asarray(vectors * signs)
