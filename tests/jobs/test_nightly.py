@@ -33,7 +33,9 @@ def test_the_index_of_the_release_holds_the_vectors_of_all_items(nightly_run: Ni
     assert index.ntotal == manifest["items"] == len(vectors["item_id"]) == items
     stored = np.array(vectors["embedding"], np.float32)
     dim = 16
-    assert stored.shape[1] == manifest["dim"] == dim + dim + 1, "components of the towers, the item-item part and the prior"
+    assert stored.shape[1] == manifest["dim"] == dim + dim + 1, (
+        "components of the towers, the item-item part and the prior"
+    )
     np.testing.assert_allclose(np.linalg.norm(stored[:, :dim], axis=1), 1.0, rtol=1e-5)
     assert stored[:, -1].max() == pytest.approx(manifest["prior"]["largest"], abs=1e-5)
     cells = faiss.extract_index_ivf(index)
