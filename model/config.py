@@ -8,7 +8,7 @@ from pipelines.contract.strict import StrictModel
 
 
 class ItemItemConfig(StrictModel):
-    """The item-item part of vectors: EASE in closed form and of low rank, fitted each night (docs/item_item.md)."""
+    """The item-item part of vectors: EASE in closed form and of low rank, fitted each night (docs/algorithms.md)."""
 
     rank: PositiveInt | None = Field(
         None, description="Components that it adds to vectors; null: as many as the towers give, `model.dim`."

@@ -34,11 +34,11 @@ def add_item_item(context: Context, spec: TrainingSpec) -> dict[str, Any] | None
     users_p = np.repeat(np.arange(len(lists)), lists.map(len))
     items_p = np.concatenate([np.zeros(0, np.int64), *lists]).astype(np.int64)
     inside = items_p < features.item_id.size
-    tables = fit_item_item(users_p[inside], items_p[inside], features.item_id.size, spec.model.item_item_rank, config)
-    write_item_item(spec.output, tables.of_history_Vr, tables.of_items_Vr)
+    fit = fit_item_item(users_p[inside], items_p[inside], features.item_id.size, spec.model.item_item_rank, config)
+    write_item_item(spec.output, fit.tables)
     seconds = time.perf_counter() - started
     log.info(
         "train %s: item-item part of %s items, from %s pairs of %s users, %.1f s",
-        context.ds, f"{tables.items:,}", f"{tables.pairs:,}", f"{tables.users:,}", seconds,
+        context.ds, f"{fit.items:,}", f"{fit.pairs:,}", f"{fit.users:,}", seconds,
     )  # fmt: skip
-    return {"items": tables.items, "users": tables.users, "pairs": tables.pairs, "seconds": seconds}
+    return {"items": fit.items, "users": fit.users, "pairs": fit.pairs, "seconds": seconds}

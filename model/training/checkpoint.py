@@ -5,10 +5,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow.fs as pafs
-import torch
 from safetensors.torch import load
 from torch import Tensor
 
@@ -17,7 +14,7 @@ from model.distributed.collectives import rank
 from model.distributed.sharded_embedding import restore, whole_state
 from model.io.tensor_file import StreamedTensor, TensorFile, drain, encode
 from model.io.urls import read_bytes, resolve, write_folder
-from model.network.item_item import ItemItemPart, grown
+from model.network.item_item import ItemItemPart, ItemItemTables
 from model.network.two_tower import TwoTower
 from model.training.spec import TrainingResult
 from pipelines.contract.schema import Feature, FeatureSchema, VectorFeature
@@ -75,7 +72,8 @@ def load_checkpoint(directory: str) -> TwoTower:
     model = TwoTower(schema, ModelConfig.model_validate(description["model"]))
     model.load_state_dict(load(_read(directory, PARAMETERS)))
     model.prior_scale = description.get(PRIOR_SCALE)
-    model.item_item = _item_item(directory, model)
+    if model.config.item_item and (tables := _read_item_item(directory)):
+        model.item_item = ItemItemPart(tables, model.schema.item_id.size, model.config.item_item.weight)
     return model.eval().requires_grad_(False)
 
 
@@ -124,24 +122,20 @@ def warm_start(model: TwoTower, directory: str) -> dict[str, Any]:
     return description
 
 
-def write_item_item(
-    directory: str, of_history_Vr: npt.NDArray[np.float32], of_items_Vr: npt.NDArray[np.float32]
-) -> None:
-    """Add the tables of the item-item part to the folder of a checkpoint. Rows are item indices."""
-    tables = {"of_history": torch.from_numpy(of_history_Vr), "of_items": torch.from_numpy(of_items_Vr)}
+def write_item_item(directory: str, tables: ItemItemTables) -> None:
+    """Add the tables of the item-item part to the folder of a checkpoint."""
     filesystem, path = resolve(_item_item_url(directory))
     with filesystem.open_output_stream(path) as file:
-        for part in encode(tables):
+        for part in encode(tables._asdict()):
             file.write(part)
 
 
 def copy_item_item(source: str, directory: str) -> bool:
     """Copy the tables of the item-item part from another checkpoint. Returns whether that has them."""
-    if not has_item_item(source):
-        return False
-    tables = load(_read(source, ITEM_ITEM))
-    write_item_item(directory, tables["of_history"].numpy(), tables["of_items"].numpy())
-    return True
+    tables = _read_item_item(source)
+    if tables:
+        write_item_item(directory, tables)
+    return tables is not None
 
 
 def has_item_item(directory: str) -> bool:
@@ -150,12 +144,8 @@ def has_item_item(directory: str) -> bool:
     return bool(filesystem.get_file_info(path).type == pafs.FileType.File)
 
 
-def _item_item(directory: str, model: TwoTower) -> ItemItemPart | None:
-    config, size = model.config.item_item, model.schema.item_id.size
-    if config is None or not has_item_item(directory):
-        return None
-    tables = load(_read(directory, ITEM_ITEM))
-    return ItemItemPart(grown(tables["of_history"], size), grown(tables["of_items"], size), config.weight)
+def _read_item_item(directory: str) -> ItemItemTables | None:
+    return ItemItemTables(**load(_read(directory, ITEM_ITEM))) if has_item_item(directory) else None
 
 
 def _item_item_url(directory: str) -> str:

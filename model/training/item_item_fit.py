@@ -13,26 +13,26 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
+import torch
 from scipy.linalg import lapack
 from scipy.sparse.linalg import LinearOperator, eigsh
 
 from model.config import ItemItemConfig
+from model.network.item_item import ItemItemTables
 
-Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 
 
-class ItemItemTables(NamedTuple):
-    """F and E by item index [V, r], and what they were fitted on."""
+class ItemItemFit(NamedTuple):
+    """The tables, and what they were fitted on."""
 
-    of_history_Vr: Floats
-    of_items_Vr: Floats
+    tables: ItemItemTables
     users: int
     items: int
     pairs: int
 
 
-def fit_item_item(users_p: Ints, items_p: Ints, size: int, rank: int, config: ItemItemConfig) -> ItemItemTables:
+def fit_item_item(users_p: Ints, items_p: Ints, size: int, rank: int, config: ItemItemConfig) -> ItemItemFit:
     """Fit on distinct pairs of user and item index (below `size`).
 
     Only the `config.items` items with the most users are fitted, because the time grows with the cube of their number. If
@@ -41,10 +41,10 @@ def fit_item_item(users_p: Ints, items_p: Ints, size: int, rank: int, config: It
     counts = np.bincount(items_p, minlength=size)
     fitted = np.sort(np.argsort(-counts, kind="stable")[: config.items])
     fitted = fitted[counts[fitted] > 0]
-    of_history, of_items = (np.zeros((size, rank), np.float32) for _ in range(2))
-    place = np.full(size, -1, np.int64)
-    place[fitted] = np.arange(len(fitted))
-    columns = place[items_p]
+    of_history, of_items = (np.zeros((len(fitted) + 1, rank), np.float32) for _ in range(2))
+    place_V = np.zeros(size, np.int32)
+    place_V[fitted] = np.arange(1, len(fitted) + 1)
+    columns = place_V[items_p] - 1
     owners, rows = np.unique(users_p[columns >= 0], return_inverse=True)
     columns = columns[columns >= 0]
     if len(fitted) > 2:
@@ -53,9 +53,10 @@ def fit_item_item(users_p: Ints, items_p: Ints, size: int, rank: int, config: It
         together_nn = np.asarray((taken_Un.T @ taken_Un).todense())
         b_nn = ease(together_nn, config.penalty * len(rows) / len(fitted))
         v_nr = _largest_eigenvectors(together_nn, b_nn, min(rank, len(fitted) - 1))
-        of_history[fitted, : v_nr.shape[1]] = b_nn @ v_nr
-        of_items[fitted, : v_nr.shape[1]] = v_nr
-    return ItemItemTables(of_history, of_items, len(owners), len(fitted), len(rows))
+        of_history[1:, : v_nr.shape[1]] = b_nn @ v_nr
+        of_items[1:, : v_nr.shape[1]] = v_nr
+    tables = ItemItemTables(*(torch.from_numpy(table) for table in (place_V, of_history, of_items)))
+    return ItemItemFit(tables, len(owners), len(fitted), len(rows))
 
 
 def ease(together_nn: npt.NDArray[np.float64], penalty: float) -> npt.NDArray[np.float64]:

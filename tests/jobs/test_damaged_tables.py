@@ -55,8 +55,9 @@ def test_a_truncated_table_of_tonight_is_named_with_the_remedy(sampled: NightlyR
     succeeds("train", sampled, "--force")
 
 
-def test_a_damaged_checkpoint_of_the_night_before_is_named(sampled: NightlyRun) -> None:
-    file = sampled.warehouse / "models" / f"ds={FIRST}" / "model.safetensors"
+@pytest.mark.parametrize("name", ["model.safetensors", "item_item.safetensors"])
+def test_a_damaged_checkpoint_of_the_night_before_is_named(sampled: NightlyRun, name: str) -> None:
+    file = sampled.warehouse / "models" / f"ds={FIRST}" / name
     with damaged(file, lambda content: content[:-1] + bytes([content[-1] ^ 1])):
         message = fails("train", sampled, "--force", code=3)
         assert f"table models ds={FIRST}: file://{file} is not what was written" in message

@@ -15,7 +15,7 @@ from jobs.release.published_changes import file_of
 from model.io.tensor_file import TensorFile
 from model.io.urls import checksum
 from model.serving.retriever import Retriever
-from model.training.checkpoint import PARAMETERS
+from model.training.checkpoint import ITEM_ITEM, PARAMETERS
 from tests.jobs.nightly_run import FIRST, SECOND, NightlyRun, rows_of
 
 pytestmark = pytest.mark.slow
@@ -84,6 +84,8 @@ def test_only_embedding_tables_change_and_the_changes_are_complete(updated: Upda
                 patched[patch["row"].to_numpy()] = np.array(patch["values"].to_pylist(), np.float32)
                 np.testing.assert_array_equal(patched, now)
                 assert patch.num_rows == changes["tables"][name]
+        parts = [(folder / "model" / ITEM_ITEM).read_bytes() for folder in (old, new)]
+        assert parts[0] == parts[1], "an update keeps the item-item part of its night"
         vectors = {row["item_index"]: row["embedding"] for row in rows_of(old / "embeddings")}
         changed = rows_of(new / "changes" / "items")
         assert len(changed) == changes["items"] > 0

@@ -13,10 +13,12 @@ import torch
 from model.config import ModelConfig
 from model.data.catalogue import Catalogue
 from model.network.embeddings import history_column
+from model.network.item_item import ItemItemPart
 from model.network.two_tower import TwoTower
 from model.serving.embed import embed_items, embed_users
 from model.serving.export import SIGNATURE, ExportError, export_towers
 from tests.model import toy_night
+from tests.model.serving.toy_release import item_item_tables
 
 ALL_SETTINGS = {"width": 16, "time": "gaps", "actions": True}
 # Runs an exported tower with torch and numpy only, and fails on any pickle.
@@ -42,6 +44,7 @@ for side in ("user", "item"):
         {"tower": "youtube_dnn", "embedding_dim": 16},
         {"tower": "sequence", "history_features": ["category", "tags"], "settings": ALL_SETTINGS},
         {"tower": "sequence", "embedding_dim": 16, "settings": {"items": "ids"}},
+        {"tower": "dssm", "item_item": None},
     ],
 )
 @pytest.mark.processes
@@ -49,6 +52,8 @@ def test_exported_towers_return_the_vectors_of_the_model(tmp_path: Path, config:
     torch.manual_seed(1)
     schema = toy_night.schema(history=toy_night.FULL_HISTORY)
     model = TwoTower(schema, ModelConfig.model_validate({"dim": 16, "hidden": [8], **config})).eval()
+    if config.get("item_item", True):
+        model.item_item = ItemItemPart(item_item_tables(seed=1), schema.item_id.size, weight=0.5)
     catalogue, rows = Catalogue(toy_night.schema(), toy_night.item_rows()), toy_night.sample_rows(11)
     signature = export_towers(model, tmp_path)
     assert json.loads((tmp_path / SIGNATURE).read_text()) == signature

@@ -18,8 +18,9 @@ from model.serving.embed import embed_items
 from model.serving.faiss_index import save_index
 from model.serving.release import ReleaseError, digest_of, open_release
 from model.serving.retriever import Retriever
+from model.training.checkpoint import ITEM_ITEM, write_item_item
 from tests.model import toy_night
-from tests.model.serving.toy_release import update_checksums
+from tests.model.serving.toy_release import item_item_tables, update_checksums
 
 
 @pytest.mark.parametrize(
@@ -127,3 +128,24 @@ def test_a_changed_manifest_is_refused(release: Path) -> None:
     ):
         Retriever(str(release))
     assert list(open_release(str(release)).faults()) == ["manifest.json"]
+
+
+@pytest.mark.parametrize("release", ["item_item"], indirect=True)
+def test_an_item_item_part_of_another_night_is_refused(release: Path) -> None:
+    Retriever(str(release))
+    write_item_item(str(release / "model"), item_item_tables(seed=4))
+    update_checksums(release)
+    with pytest.raises(ReleaseError, match=r"the largest item-item score is [\d.]+ in the index, [\d.]+ in the model"):
+        Retriever(str(release))
+
+
+@pytest.mark.parametrize("release", ["item_item"], indirect=True)
+def test_a_release_that_lost_its_item_item_part_is_refused(release: Path) -> None:
+    (release / "model" / ITEM_ITEM).unlink()
+    with pytest.raises(ReleaseError, match=f"file model/{ITEM_ITEM}: is missing"):
+        Retriever(str(release))
+    manifest = json.loads((release / "manifest.json").read_text())
+    del manifest["files"][f"model/{ITEM_ITEM}"]
+    (release / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ReleaseError, match="the index has vectors of length 12, the model of 8"):
+        Retriever(str(release))

@@ -11,14 +11,15 @@ import torch
 
 from model.config import ModelConfig
 from model.io.urls import checksum
+from model.network.item_item import ItemItemTables
 from model.network.two_tower import TwoTower
 from model.serving.embed import embed_items
 from model.serving.faiss_index import build_index, save_index
-from model.training.checkpoint import save_checkpoint
+from model.training.checkpoint import load_checkpoint, save_checkpoint, write_item_item
 from model.training.spec import TrainingResult
 from tests.model import toy_night
 
-KINDS = ("plain", "pooled", "hashed", "sequence")
+KINDS = ("plain", "pooled", "hashed", "sequence", "item_item")
 
 REQUEST: list[dict[str, Any]] = [
     {"name": "user_id", "kind": "id", "column": "user_index", "type": "integer", "vocabulary": "user_id"},
@@ -43,7 +44,7 @@ def write_release(folder: Path, kind: str) -> None:
     """Write a release.
 
     pooled: the user tower pools item features over the history; hashed: item ids are hashed; sequence: a sequence tower reads
-    items, their features, ages and actions.
+    items, their features, ages and actions; item_item: vectors have an item-item part.
     """
     torch.manual_seed(3)
     items = toy_night.item_rows()
@@ -61,7 +62,10 @@ def write_release(folder: Path, kind: str) -> None:
     model = TwoTower(schema, ModelConfig.model_validate(config)).eval()
     folder.mkdir(parents=True)
     save_checkpoint(str(folder / "model"), model, {}, TrainingResult.model_construct())
-    index = build_index(lambda: [(items["item_index"].astype(np.int64), embed_items(model, items))], 8)
+    if kind == "item_item":
+        write_item_item(str(folder / "model"), item_item_tables(seed=3))
+        model = load_checkpoint(str(folder / "model"))
+    index = build_index(lambda: [(items["item_index"].astype(np.int64), embed_items(model, items))], model.dim)
     save_index(index, folder / "index.faiss")
     (folder / "items").mkdir()
     table = toy_night.table(items).append_column("item_id", pa.array([f"i{n}" for n in items["item_index"]]))
@@ -72,6 +76,15 @@ def write_release(folder: Path, kind: str) -> None:
     files = {str(path.relative_to(folder)): checksum(str(path)) for path in paths}
     manifest = {"release_id": folder.name, "ds": "2024-03-01", "files": files, "request": fields}
     (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def item_item_tables(seed: int) -> ItemItemTables:
+    """Tables of an item-item part of rank 4. Items after the tenth were not fitted."""
+    place_V = torch.zeros(toy_night.schema().item_id.size, dtype=torch.int32)
+    place_V[2:12] = torch.arange(1, 11, dtype=torch.int32)
+    rows = torch.randn(2, 11, 4, generator=torch.Generator().manual_seed(seed))
+    rows[:, 0] = 0
+    return ItemItemTables(place_V, rows[0], rows[1])
 
 
 def _vocabularies() -> pa.Table:
