@@ -74,7 +74,7 @@ def run(context: Context, tracker: Tracker) -> None:
         warehouse.finish_folder(staging, "models", ds, inputs.recipe, _facts(spec, result) | tested)
         warehouse.delete_progress("models", ds)
         _record_result(result, job)
-        job.metrics({f"train/item_item/{name}": float(value) for name, value in (item_item or {}).items()})
+        job.metrics({f"train/item_item/{name}": float(value) for name, value in item_item.items()})
         job.outcome = f"loss {loss:.4f}, {result.rows:,} rows in {result.steps:,} steps"
     log.info(
         "train %s: %s rows in %s steps, %.1f s, loss %.4f", ds, f"{result.rows:,}", result.steps, result.seconds, loss

@@ -17,6 +17,7 @@ from jobs import train
 from jobs.common.config import Config
 from jobs.common.runner import Context, log
 from jobs.night.evaluations import headline_k
+from jobs.night.item_item import fit_of_night
 from jobs.night.mutual_information import item_relations
 from jobs.night.steps import open_night, sample_config
 from jobs.night.training_inputs import TrainingInputs
@@ -26,9 +27,10 @@ from jobs.tuning.scoring import Judge
 from jobs.tuning.space import with_changes
 from jobs.tuning.tail import Tail
 from model.network.two_tower import TwoTower
-from model.training.checkpoint import load_checkpoint, read_description
+from model.training.checkpoint import item_item_part, load_checkpoint, read_description, write_item_item
+from model.training.item_item_fit import ItemItemFit
 from model.training.launch import launch
-from model.training.spec import EpochMetrics
+from model.training.spec import EpochMetrics, TrainingSpec
 from pipelines.config import Inputs
 from pipelines.contract.errors import InputError
 from pipelines.positives.build import build_positives
@@ -61,6 +63,7 @@ class Trials:
         self.config = context.config.model_copy(update={"inputs": inputs, "evaluation": evaluation})
         self.k = headline_k(evaluation.ks)
         self._judges: dict[str, Judge] = {}
+        self._fits: dict[str, ItemItemFit | None] = {}
         self._seconds: dict[str, float] = {}
         self._users: JudgedUsers | None = None
 
@@ -125,7 +128,9 @@ class Trials:
         epochs: list[float] = []
         staging = context.warehouse.new_staging("models", context.ds)
         try:
-            self._train(context, judge, staging, seed, job, epochs, after_epoch)
+            fit = self._train(context, judge, staging, seed, job, epochs, after_epoch)
+            if fit:
+                write_item_item(staging, fit.tables)
             temperature = float(read_description(staging)["result"]["temperature"])
             recall = judge.recall(load_checkpoint(staging), config, temperature)
         finally:
@@ -143,8 +148,11 @@ class Trials:
         job: JobRun,
         epochs: list[float],
         after_epoch: AfterEpoch,
-    ) -> None:
-        """Write the checkpoint of a training to `staging`, and append the figure of each pass to `epochs`."""
+    ) -> ItemItemFit | None:
+        """Write the checkpoint of a training to `staging`, and append the figure of each pass to `epochs`.
+
+        Returns the item-item part, with which each pass is judged.
+        """
         inputs, config = TrainingInputs.require(context), context.config
         offered, schema = inputs.schemas(config)
         spec = train.training_spec(context, inputs, schema, train.training_of_night(context, inputs), staging)
@@ -161,8 +169,11 @@ class Trials:
             }
         )
 
+        fit = self._fit_of(context, spec)
+
         def judge_epoch(past: list[EpochMetrics], towers: TwoTower) -> None:
             on_cpu = towers if towers_device(towers) == "cpu" else copy.deepcopy(towers).cpu()
+            on_cpu = on_cpu.with_item_item(item_item_part(on_cpu, fit.tables if fit else None))
             epochs.append(float(np.mean(judge.recall(on_cpu, config, config.loss.temperature, few=True))))
             after_epoch(len(past), epochs[-1])
 
@@ -175,6 +186,16 @@ class Trials:
             lines.setLevel(level)
             if resume:
                 context.warehouse.delete(resume)
+        return fit
+
+    def _fit_of(self, context: Context, spec: TrainingSpec) -> ItemItemFit | None:
+        """The item-item part of a setting. Trials that differ in its weight or in the towers only share the fit."""
+        part, state = spec.model.item_item, context.warehouse.require("user_histories", context.ds, "")
+        of_fit = part.model_dump(exclude={"weight", "rank"}) if part else None
+        key = digest([state.fingerprint, of_fit, spec.model.item_item_rank])
+        if key not in self._fits:
+            self._fits[key] = fit_of_night(context, spec)
+        return self._fits[key]
 
 
 def towers_device(towers: TwoTower) -> str:

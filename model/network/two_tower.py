@@ -165,6 +165,13 @@ class TwoTower(nn.Module):
             for name, weight in tower.mean_weights(inputs(batch)).items()  # type: ignore[operator]
         }
 
+    def with_item_item(self, part: ItemItemPart | None) -> "TwoTower":
+        """A copy of this model with an item-item part. It shares the tensors of this model."""
+        copied = copy(self)
+        copied._modules = dict(self._modules)
+        copied.item_item = part
+        return copied
+
     def side(self, side: Literal["user", "item"]) -> "TwoTower":
         """A copy of this model with only the modules of one side. It shares the tensors of this model."""
         part = copy(self)

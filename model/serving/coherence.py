@@ -116,6 +116,9 @@ def _fault_of_item_item(model: TwoTower, index: Any, urls: Sequence[str]) -> str
         return None
     column = model.schema.item_id.table_column
     rows = torch.from_numpy(read_columns(urls, [column])[column].astype(np.int64))
+    rows = rows[model.item_item.place_V[rows] > 0]  # All others have zeros.
+    if not len(rows):
+        return None
     part_Nr = model.item_item.items(rows).numpy()
     probe = np.zeros((1, index.d), np.float32)
     of_part = probe[0, model.config.dim :][: model.item_item.rank]

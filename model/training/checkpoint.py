@@ -72,8 +72,7 @@ def load_checkpoint(directory: str) -> TwoTower:
     model = TwoTower(schema, ModelConfig.model_validate(description["model"]))
     model.load_state_dict(load(_read(directory, PARAMETERS)))
     model.prior_scale = description.get(PRIOR_SCALE)
-    if model.config.item_item and (tables := _read_item_item(directory)):
-        model.item_item = ItemItemPart(tables, model.schema.item_id.size, model.config.item_item.weight)
+    model.item_item = item_item_part(model, _read_item_item(directory))
     return model.eval().requires_grad_(False)
 
 
@@ -120,6 +119,12 @@ def warm_start(model: TwoTower, directory: str) -> dict[str, Any]:
     with TensorFile(f"{directory.rstrip('/')}/{PARAMETERS}") as file:
         restore(model, file)
     return description
+
+
+def item_item_part(model: TwoTower, tables: ItemItemTables | None) -> ItemItemPart | None:
+    """The part that these tables add to the vectors of a model; None without tables, or if its config switches it off."""
+    config = model.config.item_item
+    return ItemItemPart(tables, model.schema.item_id.size, config.weight) if config and tables else None
 
 
 def write_item_item(directory: str, tables: ItemItemTables) -> None:

@@ -15,12 +15,13 @@ import numpy.typing as npt
 import scipy.sparse as sp
 import torch
 from scipy.linalg import lapack
-from scipy.sparse.linalg import LinearOperator, eigsh
+from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 
 from model.config import ItemItemConfig
 from model.network.item_item import ItemItemTables
 
 Ints = npt.NDArray[np.int64]
+DENSE = 1000  # Up to this many items, all eigenvectors are computed: that is fast, and never fails.
 
 
 class ItemItemFit(NamedTuple):
@@ -76,9 +77,26 @@ def _largest_eigenvectors(
     together_nn: npt.NDArray[np.float64], b_nn: npt.NDArray[np.float64], rank: int
 ) -> npt.NDArray[np.float64]:
     """[n, r] eigenvectors of (X B)^T X B, largest eigenvalue first. Each has its largest component above 0."""
+    vectors = None
+    if len(b_nn) > DENSE:
+        vectors = _by_products(together_nn, b_nn, rank)
+    if vectors is None:
+        vectors = np.linalg.eigh(b_nn.T @ together_nn @ b_nn)[1][:, ::-1][:, :rank]
+    signs = np.sign(vectors[np.abs(vectors).argmax(0), np.arange(rank)])
+    return np.asarray(vectors * signs)
+
+
+def _by_products(
+    together_nn: npt.NDArray[np.float64], b_nn: npt.NDArray[np.float64], rank: int
+) -> npt.NDArray[np.float64] | None:
+    """The eigenvectors by products with the matrix, which takes a small part of the time; None if that does not converge.
+
+    It does not if many eigenvalues are equal, for instance if most users took one item.
+    """
     n = len(b_nn)
     squared = LinearOperator((n, n), matvec=lambda x: b_nn.T @ (together_nn @ (b_nn @ x)), dtype=np.float64)
     start = np.random.default_rng(0).standard_normal(n)  # the same start on every run
-    vectors = eigsh(squared, k=rank, v0=start)[1][:, ::-1]
-    signs = np.sign(vectors[np.abs(vectors).argmax(0), np.arange(rank)])
-    return np.asarray(vectors * signs)
+    try:
+        return np.asarray(eigsh(squared, k=rank, v0=start)[1][:, ::-1])
+    except ArpackError:
+        return None

@@ -11,7 +11,7 @@ from model.network.item_item import ItemItemPart, ItemItemTables
 from model.network.two_tower import TwoTower
 from model.serving.embed import embed_items, embed_users
 from model.training.checkpoint import copy_item_item, load_checkpoint, save_checkpoint, write_item_item
-from model.training.item_item_fit import ease, fit_item_item
+from model.training.item_item_fit import DENSE, ease, fit_item_item
 from model.training.spec import TrainingResult
 from tests.model import toy_night
 
@@ -95,6 +95,23 @@ def test_vectors_have_one_length_however_few_items_there_are(count: int) -> None
     assert f_Vr.shape == e_Vr.shape == (12, 5)
     assert np.isfinite(f_Vr).all()
     assert bool(np.abs(e_Vr).sum()) == (count == 3)
+
+
+@pytest.mark.parametrize("items", [20, DENSE + 20])
+def test_users_of_one_item_each_say_nothing_of_pairs(items: int) -> None:
+    """All eigenvalues are 0 then."""
+    tables = fit_item_item(np.arange(3 * items), FIRST + np.arange(3 * items) % items, 2000, 4, ItemItemConfig()).tables
+    np.testing.assert_allclose((tables.of_history @ tables.of_items.T).numpy(), 0, atol=1e-6)
+
+
+def test_products_and_the_whole_matrix_give_the_same_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    users, items, _ = random_pairs(300, 40)
+    dense = fit_item_item(users, items, 50, 6, ItemItemConfig()).tables
+    monkeypatch.setattr("model.training.item_item_fit.DENSE", 10)
+    other = fit_item_item(users, items, 50, 6, ItemItemConfig()).tables
+    torch.testing.assert_close(
+        other.of_history @ other.of_items.T, dense.of_history @ dense.of_items.T, atol=1e-5, rtol=0
+    )
 
 
 def test_a_history_adds_up_each_of_its_items_once() -> None:
