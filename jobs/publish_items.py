@@ -200,6 +200,7 @@ def _write_release(context: Context, release_id: str) -> tuple[dict[str, Any], C
             "lineage": lineage,
             "items": int(chosen.index.ntotal),
             "dim": int(chosen.index.d),
+            "components": towers.components,
             "index": description(chosen, context.config.index),
             "index_sweep": sweep_of(chosen),
             "schema": schema,

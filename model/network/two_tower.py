@@ -152,7 +152,13 @@ class TwoTower(nn.Module):
     @property
     def dim(self) -> int:
         """Length of the vectors, with the components of the item-item part and the prior."""
-        return self.config.dim + (self.item_item.rank if self.item_item else 0) + (self.prior_scale is not None)
+        return sum(self.components.values())
+
+    @property
+    def components(self) -> dict[str, int]:
+        """The parts of the vectors in their order, and how many components each has."""
+        rank = self.item_item.rank if self.item_item else 0
+        return {"towers": self.config.dim, "item_item": rank, "prior": int(self.prior_scale is not None)}
 
     @torch.no_grad()
     def weights(self, users: Batch, items: Batch) -> dict[str, float]:

@@ -33,6 +33,7 @@ def test_the_index_of_the_release_holds_the_vectors_of_all_items(nightly_run: Ni
     assert index.ntotal == manifest["items"] == len(vectors["item_id"]) == items
     stored = np.array(vectors["embedding"], np.float32)
     dim = 16
+    assert manifest["components"] == {"towers": dim, "item_item": dim, "prior": 1}
     assert stored.shape[1] == manifest["dim"] == dim + dim + 1, (
         "components of the towers, the item-item part and the prior"
     )
