@@ -15,12 +15,12 @@ from jobs.common.plots import loss_curve, tower_weights
 from jobs.common.runner import Context, log, main, parser
 from jobs.common.stopping import Stopped
 from jobs.morning.at_end import refresh_night
-from jobs.night.item_item import add_item_item
 from jobs.night.mutual_information import item_relations
 from jobs.night.preconditions import require_trainers
 from jobs.night.steps import as_job, require_model
 from jobs.night.training_inputs import TrainingInputs
 from jobs.release.heldout import test_then_train, test_update
+from jobs.release.item_item import add_item_item
 from jobs.tracking.datasets import datasets_of
 from jobs.tracking.job_run import JobRun
 from jobs.tracking.sqlite_store import require_record

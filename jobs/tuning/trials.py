@@ -17,10 +17,10 @@ from jobs import train
 from jobs.common.config import Config
 from jobs.common.runner import Context, log
 from jobs.night.evaluations import headline_k
-from jobs.night.item_item import fit_of_night
 from jobs.night.mutual_information import item_relations
 from jobs.night.steps import open_night, sample_config
 from jobs.night.training_inputs import TrainingInputs
+from jobs.release.item_item import fit_of_night
 from jobs.tracking.job_run import JobRun
 from jobs.tuning.judged_users import JudgedUsers, judged_users
 from jobs.tuning.scoring import Judge

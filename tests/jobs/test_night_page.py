@@ -23,7 +23,8 @@ def page(nightly_run: NightlyRun, ds: str) -> str:
 
 def unit_vectors(nightly_run: NightlyRun, ds: str) -> dict[int, np.ndarray]:
     rows = nightly_run.rows("item_embeddings", ds)
-    return {r["item_index"]: np.array(r["embedding"][:-1]) for r in rows}  # the last component is the recency prior
+    # The components of the towers. After them come those of the item-item part and the recency prior.
+    return {r["item_index"]: np.array(r["embedding"][:16]) for r in rows}
 
 
 def test_every_night_has_a_page_with_every_part(nightly_run: NightlyRun) -> None:
