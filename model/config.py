@@ -23,7 +23,7 @@ class ItemItemConfig(StrictModel):
     items: PositiveInt = Field(
         6000,
         description="Fits at most this many items, those with the most users. The time of the fit grows with its cube, the "
-        "memory with its square (6000: 1 GB on the driver).",
+        "memory with its square (6000: about 1.5 GB on the driver).",
     )
     users: PositiveInt = Field(
         200_000,

@@ -62,7 +62,8 @@ def fit_item_item(users_p: Ints, items_p: Ints, size: int, rank: int, config: It
 
 def ease(together_nn: npt.NDArray[np.float64], penalty: float) -> npt.NDArray[np.float64]:
     """B of EASE from X^T X."""
-    damped = np.asfortranarray(together_nn + penalty * np.eye(len(together_nn)))
+    damped = np.array(together_nn, order="F")
+    damped[np.diag_indices(len(damped))] += penalty
     factor, fault = lapack.dpotrf(damped, lower=1, overwrite_a=1)
     inverse, fault_of_inverse = lapack.dpotri(factor, lower=1, overwrite_c=1)
     if fault or fault_of_inverse:
