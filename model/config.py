@@ -4,31 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
+from model.item_item_config import ItemItemConfig
 from pipelines.contract.strict import StrictModel
-
-
-class ItemItemConfig(StrictModel):
-    """The item-item part of vectors: EASE in closed form and of low rank, fitted each night (docs/algorithms.md)."""
-
-    rank: PositiveInt | None = Field(
-        None, description="Components that it adds to vectors; null: as many as the towers give, `model.dim`."
-    )
-    weight: PositiveFloat = Field(
-        0.5, description="Factor of its score, which is added to the cosine of the towers' vectors."
-    )
-    penalty: PositiveFloat = Field(
-        3.0,
-        description="L2 penalty of EASE, in units of the mean number of users of a fitted item. More is smoother.",
-    )
-    items: PositiveInt = Field(
-        6000,
-        description="Fits at most this many items, those with the most users. The time of the fit grows with its cube, the "
-        "memory with its square (6000: about 1.5 GB on the driver).",
-    )
-    users: PositiveInt = Field(
-        200_000,
-        description="Fits on at most this many users, chosen by hash: their known items are read by the driver.",
-    )
 
 
 class ModelConfig(StrictModel):

@@ -17,7 +17,7 @@ import torch
 from scipy.linalg import lapack
 from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 
-from model.config import ItemItemConfig
+from model.item_item_config import ItemItemConfig
 from model.network.item_item import ItemItemTables
 
 Ints = npt.NDArray[np.int64]

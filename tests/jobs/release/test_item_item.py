@@ -5,7 +5,7 @@ from datetime import datetime, timezone
 import numpy as np
 from safetensors.numpy import load_file
 
-from model.config import ItemItemConfig
+from model.item_item_config import ItemItemConfig
 from model.training.item_item_fit import fit_item_item
 from tests.jobs.nightly_run import FIRST, NightlyRun
 

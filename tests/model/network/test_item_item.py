@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from model.config import ItemItemConfig, ModelConfig
+from model.config import ModelConfig
+from model.item_item_config import ItemItemConfig
 from model.network.item_item import ItemItemPart, ItemItemTables
 from model.network.two_tower import TwoTower
 from model.serving.embed import embed_items, embed_users
