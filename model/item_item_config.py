@@ -1,6 +1,6 @@
 """Settings of the item-item part of vectors."""
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from pipelines.contract.strict import StrictModel
 
@@ -17,6 +17,12 @@ class ItemItemConfig(StrictModel):
     penalty: PositiveFloat = Field(
         3.0,
         description="L2 penalty of EASE, in units of the mean number of users of a fitted item. More is smoother.",
+    )
+    popularity_exponent: NonNegativeFloat = Field(
+        0.0,
+        le=1.0,
+        description="Divides the score of an item by (its users / those of the mean fitted item) to this power. 0: popular "
+        "items score higher, as EASE prefers them. 0.5: rare items are found more often (docs/quality.md).",
     )
     items: PositiveInt = Field(
         6000,

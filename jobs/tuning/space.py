@@ -118,6 +118,7 @@ def _model(config: Config, data: TuningData) -> Iterator[Parameter]:
         return
     if config.model.item_item and features.ids.item.buckets is None:
         yield Parameter("model.item_item.weight", low=0.1, high=4.0)  # High: pairs of items say more than features.
+        yield Parameter("model.item_item.popularity_exponent", (0.0, 0.25, 0.5))  # High: finds rare items more often.
     yield Parameter("model.history_dropout", (0.0, 0.1, 0.3))  # Hides items, so that no single one decides the vector.
     yield Parameter(
         "model.history_pooling", ("mean", "decay", "attention")

@@ -3,7 +3,8 @@
 EASE (Steck, WWW 2019) is the item-item matrix B with a diagonal of 0 that minimises |X - X B|^2 + penalty |B|^2, where X is
 the binary matrix of users and items: B[j, i] = -P[j, i] / P[i, i] with P = (X^T X + penalty)^-1. Of all matrices of rank r,
 B V V^T has the scores nearest to X B, where V are the r eigenvectors of (X B)^T X B with the largest eigenvalues (Eckart and
-Young, 1936; as in reduced-rank regression: Izenman, 1975). So F = B V and E = V.
+Young, 1936; as in reduced-rank regression: Izenman, 1975). So F = B V and E = V. With a popularity exponent g, B[j, i] is
+first divided by (n_i / mean n)^g, where n_i is the number of users of item i.
 
 Shapes: U users, n fitted items, p pairs, V item indices, r rank.
 """
@@ -53,6 +54,7 @@ def fit_item_item(users_p: Ints, items_p: Ints, size: int, rank: int, config: It
         taken_Un = sp.csr_matrix((ones, (rows, columns)), shape=shape)
         together_nn = np.asarray((taken_Un.T @ taken_Un).todense())
         b_nn = ease(together_nn, config.penalty * len(rows) / len(fitted))
+        b_nn *= (len(rows) / len(fitted) / together_nn.diagonal()) ** config.popularity_exponent
         v_nr = _largest_eigenvectors(together_nn, b_nn, min(rank, len(fitted) - 1))
         of_history[1:, : v_nr.shape[1]] = b_nn @ v_nr
         of_items[1:, : v_nr.shape[1]] = v_nr

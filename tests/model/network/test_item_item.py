@@ -70,6 +70,18 @@ def test_the_scores_are_those_of_ease_up_to_the_smallest_singular_values(rank: i
     assert (fit.users, fit.items, fit.pairs) == (len(np.unique(users)), 9, len(users))
 
 
+@pytest.mark.parametrize("exponent", [0.5, 1.0])
+def test_the_popularity_exponent_divides_the_score_of_an_item_by_a_power_of_its_users(exponent: float) -> None:
+    users, items, x_Un = random_pairs(200, 9)
+    config = ItemItemConfig(penalty=2.0, popularity_exponent=exponent)
+    f_Vr, e_Vr = whole(fit_item_item(users, items, FIRST + 9, 8, config).tables)
+    counts = np.bincount(items - FIRST)
+    expected = x_Un @ ease(x_Un.T @ x_Un, 2.0 * len(users) / 9) / (counts / counts.mean()) ** exponent
+    left_out = np.linalg.svd(expected, compute_uv=False)[8:]
+    np.testing.assert_allclose(x_Un @ (f_Vr @ e_Vr.T)[FIRST:, FIRST:], expected, atol=left_out.sum() + 1e-5)
+    assert expected.std() > 3 * left_out.sum(), "rank 8 of 9 items leaves nearly nothing out"
+
+
 def test_the_fit_does_not_depend_on_the_order_of_pairs_or_on_the_names_of_users() -> None:
     users, items, _ = random_pairs(300, 20)
     order = np.random.default_rng(1).permutation(len(users))
