@@ -15,7 +15,7 @@ from jobs.evaluate import users_to_score
 from jobs.inference.embed import embed_queries, within_model
 from jobs.morning.item_counts import ItemCounts, read_item_counts
 from jobs.morning.item_names import names_of
-from jobs.morning.item_vectors import nearest_items, unit_vectors, vectors_of
+from jobs.morning.item_vectors import nearest_items, towers_dim, unit_vectors, vectors_of
 from jobs.morning.record import EXAMPLES, read_json, uri_of
 from jobs.night.evaluations import evaluated_night, evaluation_of, headline_k
 from jobs.night.steps import open_night
@@ -98,7 +98,7 @@ def explained_users(context: Context, days: list[str]) -> dict[str, Any]:
     histories = [_newest_first(rows[user]["history"]) for user in users]
     shown = {item for row in best for item in row[:RETRIEVED]} | {item for history in histories for item in history}
     served = vectors_of(context, shown)
-    unit = unit_vectors(served, config.model.dim)
+    unit = unit_vectors(served, towers_dim(context))
     explained = [
         _explained(user, list(rows[user]["targets"]), history, items, vector, served, unit)
         for user, history, items, vector in zip(users, histories, best, scaled)

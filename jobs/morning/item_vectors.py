@@ -9,6 +9,7 @@ import numpy.typing as npt
 from jobs.common.runner import Context
 from jobs.release.item_embeddings import vector_batches
 from model.serving.index_choice import exact_search
+from model.training.checkpoint import read_description
 
 Floats = npt.NDArray[np.float32]
 
@@ -20,6 +21,11 @@ def vectors_of(context: Context, items: Collection[int]) -> dict[int, Floats]:
         rows = np.flatnonzero(np.isin(index, wanted))
         found |= {int(index[row]): np.asarray(vectors[row], np.float32) for row in rows}
     return found
+
+
+def towers_dim(context: Context) -> int:
+    """How many components of the vectors of ds are those of the towers."""
+    return int(read_description(context.warehouse.path("models", context.ds))["model"]["dim"])
 
 
 def unit_vectors(vectors: dict[int, Floats], dim: int) -> dict[int, Floats]:
@@ -36,7 +42,7 @@ def unit(vectors_nd: Any, dim: int) -> Floats:
 def nearest_items(context: Context, items: list[int], neighbours: int) -> dict[int, list[tuple[int, float]]]:
     """For each of these items that is live, its nearest other items with their cosine, nearest first."""
 
-    dim = context.config.model.dim
+    dim = towers_dim(context)
 
     def batches() -> Iterator[tuple[Any, Floats]]:
         for index, vectors in vector_batches(context):

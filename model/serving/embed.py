@@ -1,6 +1,6 @@
 """Computes vectors for serving. Numpy in, numpy out, so that Spark can call it on Arrow batches.
 
-Shapes: n rows, d vector length (in a release with a recency prior, one more than `model.dim` of the config).
+Shapes: n rows, d vector length: `TwoTower.dim`, the components of the towers (of length 1), the item-item part and the prior.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -28,13 +28,13 @@ def batch_columns(batch: pa.RecordBatch | pa.Table, columns: list[str]) -> dict[
 
 
 def embed_items(model: TwoTower, columns: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Item vectors [n, d], float32 of unit length, from `model.schema.item_columns`."""
+    """Item vectors [n, d], float32, from `model.schema.item_columns`."""
     names = model.schema.item_columns
     return _embed(model, {name: columns[name] for name in names}, model.item_vectors)
 
 
 def embed_users(model: TwoTower, columns: Mapping[str, np.ndarray], catalogue: Catalogue | None = None) -> np.ndarray:
-    """User vectors [n, d], float32 of unit length, from `model.schema.user_columns`. example_age is always 0.
+    """User vectors [n, d], float32, from `model.schema.user_columns`. example_age is always 0.
 
     catalogue: needed if the model pools item features over the history, unless `columns` has them as `history_COLUMN`.
     """

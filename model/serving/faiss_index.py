@@ -90,6 +90,25 @@ def search_exhaustively(index: Any, vectors: Floats, k: int) -> tuple[Floats, In
     return _search(index, vectors, k, None, _exhaustive(index))
 
 
+def scores_of_items(index: Any, vectors: Floats, items: Ints) -> Floats:
+    """[n] inner product of each vector [n, d] with the vector that the index has for the item beside it.
+
+    NaN for an item that the index does not have. Reads the vectors of the index, not its graph or cells.
+    """
+    inner = faiss.downcast_index(index.index)
+    stored = faiss.downcast_index(inner.storage) if isinstance(inner, faiss.IndexHNSW) else inner
+    everything: Any = _exhaustive(index) if stored is inner else None
+    parameters: Any = everything or faiss.SearchParameters()
+    id_map, scores = faiss.vector_to_array(index.id_map), np.full(len(items), np.nan, np.float32)
+    for row, item in enumerate(items):
+        places = np.flatnonzero(id_map == item)
+        if len(places):
+            parameters.sel = faiss.IDSelectorBatch(places)
+            query = np.ascontiguousarray(vectors[row : row + 1], np.float32)
+            scores[row] = stored.search(query, 1, params=parameters)[0][0, 0]
+    return scores
+
+
 def _search(
     index: faiss.Index, vectors: Floats, k: int, excluded: list[Ints] | None, parameters: Any
 ) -> tuple[Floats, Ints]:

@@ -13,12 +13,13 @@ import pytest
 import torch
 
 from model.config import ModelConfig
+from model.network.item_item import ItemItemTables
 from model.network.two_tower import TwoTower
 from model.serving.embed import embed_items
-from model.serving.faiss_index import save_index
+from model.serving.faiss_index import build_index, load_index, save_index
 from model.serving.release import ReleaseError, digest_of, open_release
 from model.serving.retriever import Retriever
-from model.training.checkpoint import ITEM_ITEM, write_item_item
+from model.training.checkpoint import ITEM_ITEM, load_checkpoint, write_item_item
 from tests.model import toy_night
 from tests.model.serving.toy_release import item_item_tables, update_checksums
 
@@ -65,6 +66,14 @@ def replace_index(folder: Path, **options: Any) -> None:
     save_index(index, folder / "index.faiss")
 
 
+def turn_items(folder: Path) -> None:
+    """Give the vector of each item to the next one."""
+    index: Any = load_index(str(folder / "index.faiss"))
+    items, inner = faiss.vector_to_array(index.id_map), faiss.downcast_index(index.index)
+    vectors = inner.reconstruct_n(0, inner.ntotal)
+    save_index(build_index(lambda: [(np.roll(items, 1), vectors)], index.d), folder / "index.faiss")
+
+
 def take_items(folder: Path, take: list[int]) -> None:
     """Keep these rows of the items table."""
     path = folder / "items" / "part-0.parquet"
@@ -79,6 +88,10 @@ INCOHERENT: dict[str, tuple[Callable[[Path], None], str]] = {
         "does not compare by inner product",
     ),
     "index of another length": (lambda f: replace_index(f, dim=16), "vectors of length 16, the model of 8"),
+    "vectors of other items": (
+        turn_items,
+        "the index does not have the vectors that the model gives to 16 of 16",
+    ),
     "index of other items": (
         lambda f: replace_index(f, shift=1),
         "1 of 39 vectors are of items without a row.* item_index 41",
@@ -130,12 +143,52 @@ def test_a_changed_manifest_is_refused(release: Path) -> None:
     assert list(open_release(str(release)).faults()) == ["manifest.json"]
 
 
+def other_fit(tables: ItemItemTables) -> ItemItemTables:
+    return item_item_tables(seed=4)
+
+
+def other_items(tables: ItemItemTables) -> ItemItemTables:
+    """The same rows, for other items: the largest scores are the same."""
+    place_V = tables.place_V
+    return tables._replace(place_V=torch.where(place_V > 0, place_V.max() + 1 - place_V, 0))
+
+
+def set_weight(folder: Path, weight: float) -> TwoTower:
+    """Set the weight of the item-item part in the description of the model. Returns the model."""
+    path = folder / "model" / "model.json"
+    description = json.loads(path.read_text())
+    description["model"]["item_item"]["weight"] = weight
+    path.write_text(json.dumps(description))
+    return load_checkpoint(str(folder / "model"))
+
+
+@pytest.mark.parametrize("factory", ["Flat", "IVF2,Flat", "IVF2,SQ8", "HNSW8"])
+@pytest.mark.parametrize("weight", [0.01, 0.5])
+@pytest.mark.parametrize("change", [other_fit, other_items])
 @pytest.mark.parametrize("release", ["item_item"], indirect=True)
-def test_an_item_item_part_of_another_night_is_refused(release: Path) -> None:
-    Retriever(str(release))
-    write_item_item(str(release / "model"), item_item_tables(seed=4))
+def test_an_item_item_part_of_another_night_is_refused(
+    release: Path, factory: str, weight: float, change: Callable[[ItemItemTables], ItemItemTables]
+) -> None:
+    """However little it adds to the score, and however the index rounds."""
+    model, rows = set_weight(release, weight), toy_night.item_rows()
+    vectors = embed_items(model, rows)
+    save_index(
+        build_index(lambda: [(rows["item_index"].astype(np.int64), vectors)], model.dim, factory),
+        release / "index.faiss",
+    )
     update_checksums(release)
-    with pytest.raises(ReleaseError, match=r"the largest item-item score is [\d.]+ in the index, [\d.]+ in the model"):
+    Retriever(str(release))
+    write_item_item(str(release / "model"), change(item_item_tables(seed=3)))
+    update_checksums(release)
+    with pytest.raises(ReleaseError, match="the index does not have the item-item part that the model gives to its"):
+        Retriever(str(release))
+
+
+@pytest.mark.parametrize("release", ["item_item"], indirect=True)
+def test_another_weight_than_that_of_the_index_is_refused(release: Path) -> None:
+    set_weight(release, 0.6)
+    update_checksums(release)
+    with pytest.raises(ReleaseError, match="the index does not have the item-item part that the model gives to its"):
         Retriever(str(release))
 
 
