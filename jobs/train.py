@@ -20,7 +20,7 @@ from jobs.night.preconditions import require_trainers
 from jobs.night.steps import as_job, require_model
 from jobs.night.training_inputs import TrainingInputs
 from jobs.release.heldout import test_then_train, test_update
-from jobs.release.item_item import add_item_item
+from jobs.release.item_item import add_item_item, fit_of_night, model_of_update
 from jobs.tracking.datasets import datasets_of
 from jobs.tracking.job_run import JobRun
 from jobs.tracking.sqlite_store import require_record
@@ -66,15 +66,17 @@ def run(context: Context, tracker: Tracker) -> None:
         _record_inputs(context, inputs, spec, job)
         if context.config.loss.self_supervision and not warehouse.update:
             spec = spec.model_copy(update={"item_relations": item_relations(context, offered.item, schema.item, job)})
+        fit = fit_of_night(context, spec)
         result = _train(context, spec)
         with warehouse.deleted_on_error(staging):
-            item_item = add_item_item(context, spec)
+            add_item_item(spec, fit)
         # Write the table before logging: if MLflow does not answer, hours of training must not be lost.
         loss = result.kept_epoch.loss
         warehouse.finish_folder(staging, "models", ds, inputs.recipe, _facts(spec, result) | tested)
         warehouse.delete_progress("models", ds)
         _record_result(result, job)
-        job.metrics({f"train/item_item/{name}": float(value) for name, value in item_item.items()})
+        if fit:
+            job.metrics({f"train/item_item/{name}": float(getattr(fit, name)) for name in ("items", "users", "pairs")})
         job.outcome = f"loss {loss:.4f}, {result.rows:,} rows in {result.steps:,} steps"
     log.info(
         "train %s: %s rows in %s steps, %.1f s, loss %.4f", ds, f"{result.rows:,}", result.steps, result.seconds, loss
@@ -96,6 +98,8 @@ def training_spec(
     """Everything that the training processes need."""
     config, warehouse, ds = context.config, context.warehouse, context.ds
     update, before = warehouse.update, inputs.before
+    # An update finds the model of the update before it under the date of yesterday.
+    warm_start = warehouse.path("models", shift(ds, -1)) if before else None
 
     def files(table: str) -> list[str]:
         return warehouse.data_files(warehouse.path(table, ds))
@@ -110,15 +114,14 @@ def training_spec(
         item_relations=None,
         negatives=inputs.samples.facts["negatives"],
         pack=inputs.samples.facts.get("pack"),
-        model=config.model,
+        model=model_of_update(config.model, warm_start) if update and warm_start else config.model,
         loss=config.loss.model_copy(update={"self_supervision": None}) if update else config.loss,
         training=training,
         seed=config.seed,
         epochs=1 if update else config.training.epochs if before else _bootstrap_epochs(training),
         early_stopping=None if before else early_stopping(config, ds, inputs.positives("valid")),
         incremental=update is not None,
-        # An update finds the model of the update before it under the date of yesterday.
-        warm_start=warehouse.path("models", shift(ds, -1)) if before else None,
+        warm_start=warm_start,
         output=staging,
         resume=warehouse.progress_folder("models", ds, inputs.recipe.inputs),
         progress=shows_bars() and (training.processes == 1 or config.training.launcher == "torchrun"),

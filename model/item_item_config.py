@@ -26,10 +26,11 @@ class ItemItemConfig(StrictModel):
     )
     items: PositiveInt = Field(
         6000,
-        description="Fits at most this many items, those with the most users. The time of the fit grows with its cube, the "
-        "memory with its square (6000: about 1.5 GB on the driver).",
+        description="Fits at most this many items: of those that are published, the ones with the most users. The time of the "
+        "fit grows with its cube, the memory of the driver with its square (6000: about 0.8 GB).",
     )
     users: PositiveInt = Field(
         200_000,
-        description="Fits on at most this many users, chosen by hash: their known items are read by the driver.",
+        description="Fits on at most this many users, chosen by hash, with the last 500 items of each. The driver needs 8 "
+        "bytes for each of their items while it reads them (200,000 users of 500 items: 0.8 GB), then 4.",
     )

@@ -158,15 +158,17 @@ def targets(
     return chosen, shares
 
 
-def known_pairs(night: Night, items_per_user: int, most_users: int, since: str | None) -> DataFrame:
-    """Users and the last items that they took: user_id, items (array<int>), for at most `most_users` users, chosen by hash.
+def known_items(night: Night, items_per_user: int, most_users: int, since: str | None) -> DataFrame:
+    """The last items that users took: user_id, items (array<int>), for at most `most_users` users, chosen by hash.
 
     `since` (UTC): positives of ds at or after it do not count; None: all of `known_items` do.
     """
-    state = night.warehouse.read("user_histories", night.ds)
+    state = night.warehouse.read("user_histories", night.ds).where(F.size("known_items") > 0)
+    # One task chooses: it gets ids only, not the items of all users.
     order = [hashed("known pairs", night.seed, F.col("user_id")), F.col("user_id")]
-    users = state.select("user_id", F.slice(F.reverse("known_items"), 1, items_per_user).alias("items"))
-    users = users.where(F.size("items") > 0).orderBy(*order).limit(most_users)
+    chosen = state.select("user_id").orderBy(*order).limit(most_users)
+    last_items = F.slice(F.reverse("known_items"), 1, items_per_user).alias("items")
+    users = state.select("user_id", last_items).join(chosen, on="user_id", how="left_semi")
     if since is None:
         return users
     late = night.warehouse.read("positives", night.ds).where(F.col("event_time") >= F.lit(since).cast("timestamp"))

@@ -20,7 +20,7 @@ from jobs.night.evaluations import headline_k
 from jobs.night.mutual_information import item_relations
 from jobs.night.steps import open_night, sample_config
 from jobs.night.training_inputs import TrainingInputs
-from jobs.release.item_item import fit_of_night
+from jobs.release.item_item import fit_of_night, part_of_night
 from jobs.tracking.job_run import JobRun
 from jobs.tuning.judged_users import JudgedUsers, judged_users
 from jobs.tuning.scoring import Judge
@@ -189,13 +189,17 @@ class Trials:
         return fit
 
     def _fit_of(self, context: Context, spec: TrainingSpec) -> ItemItemFit | None:
-        """The item-item part of a setting. Trials that differ in its weight or in the towers only share the fit."""
-        part, state = spec.model.item_item, context.warehouse.require("user_histories", context.ds, "")
-        of_fit = part.model_dump(exclude={"weight", "rank"}) if part else None
-        key = digest([state.fingerprint, of_fit, spec.model.item_item_rank])
+        """The item-item part of a setting. Trials with the same `fit_key` share it."""
+        key = fit_key(spec, context.warehouse.require("user_histories", context.ds, "").fingerprint)
         if key not in self._fits:
             self._fits[key] = fit_of_night(context, spec)
         return self._fits[key]
+
+
+def fit_key(spec: TrainingSpec, histories: str) -> str:
+    """Names what the fit of the item-item part depends on. `histories`: fingerprint of user_histories."""
+    part = part_of_night(spec)
+    return digest([histories, part.model_dump(exclude={"weight", "rank"}), spec.model.item_item_rank] if part else [])
 
 
 def towers_device(towers: TwoTower) -> str:

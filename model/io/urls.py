@@ -9,6 +9,7 @@ from urllib.parse import unquote, urlparse
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
@@ -137,3 +138,24 @@ def read_columns(urls: Sequence[str], columns: Sequence[str]) -> dict[str, np.nd
     if not parts:
         raise ColumnError(f"the {len(urls)} files from {urls[0]} on contain no rows")
     return {column: np.concatenate([part[column] for part in parts]) for column in columns}
+
+
+def read_lists(urls: Sequence[str], column: str) -> tuple[np.ndarray, np.ndarray]:
+    """Read a column of lists of any length: (starts [rows + 1], values). Row r has values[starts[r] : starts[r + 1]].
+
+    Raises ColumnError for nulls and for a file without the column, BrokenFileError if a file cannot be read.
+    """
+    lengths, values = [np.zeros(1, np.int64)], []
+    for url in urls:
+        filesystem, path = resolve(url)
+        with naming_broken_file(url), filesystem.open_input_file(path) as file:
+            parquet = pq.ParquetFile(file)
+            _require_columns(url, parquet, [column])
+            for batch in parquet.iter_batches(PART_ROWS, columns=[column]):
+                lists = batch.column(0)
+                part = lists.flatten()
+                if nulls := lists.null_count + part.null_count:
+                    raise ColumnError(f"column {column!r} of {url}: {nulls} nulls, in {len(lists)} rows")
+                lengths.append(pc.list_value_length(lists).to_numpy().astype(np.int64))
+                values.append(part.to_numpy())
+    return np.cumsum(np.concatenate(lengths)), np.concatenate(values) if values else np.zeros(0, np.int32)

@@ -20,9 +20,18 @@ from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 
 from model.item_item_config import ItemItemConfig
 from model.network.item_item import ItemItemTables
+from pipelines.contract.errors import UsageError
 
-Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
 DENSE = 1000  # Up to this many items, all eigenvectors are computed: that is fast, and never fails.
+BLOCK = 1 << 22  # Pairs of users and items that are multiplied at once.
+
+
+class KnownItems(NamedTuple):
+    """The items of users, each at most once: user u has items_p[starts_U1[u] : starts_U1[u + 1]]."""
+
+    starts_U1: npt.NDArray[np.int64]
+    items_p: npt.NDArray[np.int32]
 
 
 class ItemItemFit(NamedTuple):
@@ -34,51 +43,80 @@ class ItemItemFit(NamedTuple):
     pairs: int
 
 
-def fit_item_item(users_p: Ints, items_p: Ints, size: int, rank: int, config: ItemItemConfig) -> ItemItemFit:
-    """Fit on distinct pairs of user and item index (below `size`).
+def fit_item_item(known: KnownItems, live_V: npt.NDArray[np.bool_], rank: int, config: ItemItemConfig) -> ItemItemFit:
+    """Fit on the known items of users. `live_V`: the items that can be recommended.
 
-    Only the `config.items` items with the most users are fitted, because the time grows with the cube of their number. If
-    fewer than `rank` can be, the rest of the columns are 0, so that vectors of all nights have one length.
+    At most `config.items` items are fitted, because the time grows with the cube of their number: live ones first, of them
+    those with the most users. The others say something of live items as part of a history, and get no score themselves. If
+    fewer than `rank` items can be fitted, the rest of the columns are 0, so that vectors of all nights have one length.
+
+    Raises UsageError if the penalty is too small for an inverse.
     """
-    counts = np.bincount(items_p, minlength=size)
-    fitted = np.sort(np.argsort(-counts, kind="stable")[: config.items])
-    fitted = fitted[counts[fitted] > 0]
+    inside = known.items_p < len(live_V)
+    counts_V = np.bincount(known.items_p if inside.all() else known.items_p[inside], minlength=len(live_V))
+    order = np.lexsort((-counts_V, ~live_V))
+    fitted = np.sort(order[counts_V[order] > 0][: config.items])
     of_history, of_items = (np.zeros((len(fitted) + 1, rank), np.float32) for _ in range(2))
-    place_V = np.zeros(size, np.int32)
+    place_V = np.zeros(len(live_V), np.int32)
     place_V[fitted] = np.arange(1, len(fitted) + 1)
-    columns = place_V[items_p] - 1
-    owners, rows = np.unique(users_p[columns >= 0], return_inverse=True)
-    columns = columns[columns >= 0]
+    pairs, users = int(counts_V[fitted].sum()), 0
+    if len(fitted):
+        together_nn, users = _together(known, place_V, len(fitted))
     if len(fitted) > 2:
-        ones, shape = np.ones(len(rows)), (len(owners), len(fitted))
-        taken_Un = sp.csr_matrix((ones, (rows, columns)), shape=shape)
-        together_nn = np.asarray((taken_Un.T @ taken_Un).todense())
-        b_nn = ease(together_nn, config.penalty * len(rows) / len(fitted))
-        b_nn *= (len(rows) / len(fitted) / together_nn.diagonal()) ** config.popularity_exponent
+        b_nn = ease(together_nn, config.penalty * pairs / len(fitted))
+        b_nn *= live_V[fitted] * (pairs / len(fitted) / together_nn.diagonal()) ** config.popularity_exponent
         v_nr = _largest_eigenvectors(together_nn, b_nn, min(rank, len(fitted) - 1))
         of_history[1:, : v_nr.shape[1]] = b_nn @ v_nr
         of_items[1:, : v_nr.shape[1]] = v_nr
     tables = ItemItemTables(*(torch.from_numpy(table) for table in (place_V, of_history, of_items)))
-    return ItemItemFit(tables, len(owners), len(fitted), len(rows))
+    return ItemItemFit(tables, users, len(fitted), pairs)
 
 
-def ease(together_nn: npt.NDArray[np.float64], penalty: float) -> npt.NDArray[np.float64]:
-    """B of EASE from X^T X."""
+def _together(known: KnownItems, place_V: npt.NDArray[np.int32], fitted: int) -> tuple[Floats, int]:
+    """(X^T X, the number of users with a fitted item). Adds up blocks of users, which bounds the memory."""
+    together_nn, users, first = np.zeros((fitted, fitted)), 0, 0
+    while first < len(known.starts_U1) - 1:
+        start = known.starts_U1[first]
+        last = max(first + 1, int(np.searchsorted(known.starts_U1, start + BLOCK, side="right")) - 1)
+        items_p = known.items_p[start : known.starts_U1[last]]
+        columns_p = np.where(items_p < len(place_V), place_V[np.minimum(items_p, len(place_V) - 1)], 0) - 1
+        ends = np.concatenate([[0], np.cumsum(columns_p >= 0)])[known.starts_U1[first : last + 1] - start]
+        columns_p = columns_p[columns_p >= 0]
+        # Counts below 2^24 are exact in float32.
+        ones = np.ones(len(columns_p), np.float32)
+        taken_Un = sp.csr_matrix((ones, columns_p, ends.astype(np.int32)), shape=(last - first, fitted))
+        together_nn += (taken_Un.T @ taken_Un).toarray()
+        users += int((np.diff(ends) > 0).sum())
+        first = last
+    return together_nn, users
+
+
+def ease(together_nn: Floats, penalty: float) -> Floats:
+    """B of EASE from X^T X. Raises UsageError if X^T X + penalty has no inverse."""
     damped = np.array(together_nn, order="F")
     damped[np.diag_indices(len(damped))] += penalty
     factor, fault = lapack.dpotrf(damped, lower=1, overwrite_a=1)
-    inverse, fault_of_inverse = lapack.dpotri(factor, lower=1, overwrite_c=1)
+    inverse_nn, fault_of_inverse = lapack.dpotri(factor, lower=1, overwrite_c=1)
     if fault or fault_of_inverse:
-        raise ValueError(f"X^T X + {penalty:g} has no inverse: raise model.item_item.penalty")
-    inverse = np.tril(inverse) + np.tril(inverse, -1).T
-    b_nn = inverse / -np.diag(inverse)
+        raise UsageError(
+            f"model.item_item.penalty: X^T X + {penalty:g} of the known items of users has no inverse: raise the penalty"
+        )
+    _copy_lower(inverse_nn)
+    b_nn = np.divide(inverse_nn, -np.diag(inverse_nn), out=inverse_nn)
     np.fill_diagonal(b_nn, 0.0)
     return b_nn
 
 
-def _largest_eigenvectors(
-    together_nn: npt.NDArray[np.float64], b_nn: npt.NDArray[np.float64], rank: int
-) -> npt.NDArray[np.float64]:
+def _copy_lower(matrix_nn: Floats, block: int = 512) -> None:
+    """Make a matrix symmetric, of which only the lower triangle is known. In place: it may be a large part of the memory."""
+    for start in range(0, len(matrix_nn), block):
+        stop = start + block
+        matrix_nn[start:stop, stop:] = matrix_nn[stop:, start:stop].T
+        corner = matrix_nn[start:stop, start:stop]
+        corner[:] = np.tril(corner) + np.tril(corner, -1).T
+
+
+def _largest_eigenvectors(together_nn: Floats, b_nn: Floats, rank: int) -> Floats:
     """[n, r] eigenvectors of (X B)^T X B, largest eigenvalue first. Each has its largest component above 0."""
     vectors = None
     if len(b_nn) > DENSE:
@@ -89,9 +127,7 @@ def _largest_eigenvectors(
     return np.asarray(vectors * signs)
 
 
-def _by_products(
-    together_nn: npt.NDArray[np.float64], b_nn: npt.NDArray[np.float64], rank: int
-) -> npt.NDArray[np.float64] | None:
+def _by_products(together_nn: Floats, b_nn: Floats, rank: int) -> Floats | None:
     """The eigenvectors by products with the matrix, which takes a small part of the time; None if that does not converge.
 
     It does not if many eigenvalues are equal, for instance if most users took one item.

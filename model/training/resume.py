@@ -50,6 +50,7 @@ class _Description(StrictModel):
 def identity(spec: TrainingSpec) -> str:
     """Hash of the settings that decide the result, not the number of processes. A run resumes only its own checkpoints."""
     settings = spec.model_dump(mode="json", exclude=_RUN_SETTINGS)
+    del settings["model"]["item_item"]  # It is fitted beside the training, which does not see it.
     settings["training"] = {
         name: value for name, value in settings["training"].items() if name not in _RUN_SETTINGS_OF_TRAINING
     }

@@ -41,8 +41,9 @@ def updated(first_night: NightlyRun, tmp_path_factory: pytest.TempPathFactory) -
     """The first night and two updates: the run, its releases in order, and the samples of each update."""
     nightly_run = first_night.copy(tmp_path_factory.mktemp("updated"))
     releases, samples = [nightly_run.current()], []
-    for number, until in enumerate((NOON, EVENING), 1):
-        incremental(nightly_run, "--until", until)
+    for number, (until, changed) in enumerate(((NOON, "model.item_item=null"), (EVENING, "model.item_item.rank=3")), 1):
+        output = incremental(nightly_run, "--until", until, "--set", changed)  # An update keeps the part of its night.
+        assert "model.item_item differ from those of the night" in output
         releases.append(nightly_run.current())
         folder = tables_of(nightly_run, number, "samples")
         facts = json.loads((folder / "_manifest.json").read_text())["facts"]

@@ -13,6 +13,7 @@ import torch
 
 from model.training.checkpoint import load_checkpoint, read_state
 from model.training.launch import ROOT, launch
+from model.training.resume import identity
 from model.training.spec import StepMetrics, TrainingResult, TrainingSpec
 from model.training.trainer import train
 from tests.model import packed_night, toy_night
@@ -218,3 +219,11 @@ def test_a_run_resumes_on_another_number_of_processes_with_the_same_steps(
         a, b = (load_checkpoint(str(tmp_path / name)).state_dict() for name in ("whole", f"out{processes}"))
         for name in a:
             torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-4)
+
+
+def test_the_item_item_part_is_not_of_the_training(tmp_path: Path) -> None:
+    """It is fitted beside it, so that a run resumes after its settings were changed."""
+    spec = make_spec(tmp_path)
+    without = spec.model_copy(update={"model": spec.model.model_copy(update={"item_item": None})})
+    wider = spec.model_copy(update={"model": spec.model.model_copy(update={"dim": spec.model.dim * 2})})
+    assert identity(spec) == identity(without) != identity(wider)
