@@ -39,6 +39,11 @@ class ModelConfig(StrictModel):
     history_decay: float = Field(
         0.9, gt=0, le=1, description="For decay: weight of an item, relative to the next newer item."
     )
+    history_items: PositiveInt | None = Field(
+        None,
+        description="Pool at most this many of the newest items of the history; null: all of them. The item-item part always "
+        "reads all, so with a long `features.history.length` each can have what suits it. The sequence tower does not pool.",
+    )
     history_features: list[str] = Field(
         [],
         description="Categorical item features that are also pooled over the history, e.g. the category. The sequence tower "

@@ -123,6 +123,9 @@ def _model(config: Config, data: TuningData) -> Iterator[Parameter]:
     yield Parameter(
         "model.history_pooling", ("mean", "decay", "attention")
     )  # mean: tastes are steady; others: recent ones count.
+    fewer = [items for items in (20, 50, 100) if items < history.length]
+    if fewer:
+        yield Parameter("model.history_items", (None, *fewer))  # Few: tastes change. The item-item part reads all.
     kinds = ("categorical", "multi_categorical")
     pooled = [f.name for f in features.item if f.kind in kinds and f.name not in config.model.leave_out]
     if pooled:
@@ -231,8 +234,8 @@ def changes(values: Mapping[str, Any], config: Config) -> Values:
     settings = _tower_settings(chosen, tower, config)
     if tower == "youtube_dnn" or settings.get("items") == "ids":
         chosen["model.embedding_dim"] = chosen.get("model.dim", model.dim)  # An item's vector is its embedding.
-    if tower == "sequence" and "model.history_pooling" in chosen:
-        chosen["model.history_pooling"] = "mean"
+    if tower == "sequence":  # It does not pool.
+        chosen |= {"model.history_pooling": "mean", "model.history_items": None}
     if not chosen.get("model.hidden", model.hidden):
         chosen["model.dropout"] = 0.0  # It acts on hidden layers.
     chosen["model.settings"] = settings

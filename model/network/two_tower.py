@@ -40,6 +40,7 @@ from pipelines.contract.schema import (
     CategoricalFeature,
     Feature,
     FeatureSchema,
+    HistoryFeature,
     IdFeature,
     MultiCategoricalFeature,
     VectorFeature,
@@ -75,7 +76,7 @@ class TwoTower(nn.Module):
         id_length = SHORT_LENGTH if self.encoder is None else UNIT_LENGTH
         self.tables = EmbeddingTables(embedded, schema, config, sparse_rows, sharded_rows, id_length)
         pooled = schema.history if self.encoder is None else None
-        self.pooling = HistoryPooling(pooled.length, config) if pooled else None
+        self.pooling = HistoryPooling(pooled_items(pooled, config), config) if pooled else None
         self.projections = nn.ModuleDict(
             {feature.column: Projection(feature, config) for feature in embedded if isinstance(feature, VectorFeature)}
         )
@@ -108,7 +109,8 @@ class TwoTower(nn.Module):
         if self.training and self.schema.context and self.config.context_dropout:
             batch = drop_context(self.schema.context, batch, self.config.context_dropout)
         if self.pooling:
-            batch = self._with_hidden_items(batch)
+            newest = {name: self.pooled_history(batch[name]) for name in self._history_columns() if name in batch}
+            batch = self._with_hidden_items({**batch, **newest})
         inputs = [self._embed(feature, batch) for feature in self.schema.of_user_tower]
         if self.encoder:
             inputs.append(self.encoder(self.tables, batch))
@@ -238,6 +240,15 @@ class TwoTower(nn.Module):
     def _pooled_features(self) -> list[Feature]:
         return [feature for feature in self.history_features if not isinstance(feature, IdFeature)]
 
+    def pooled_history(self, history_BL: Tensor) -> Tensor:
+        """The newest items of histories, [B, L] or [B, L, V], that are pooled; for an encoder all of them."""
+        return history_BL[:, -self.config.history_items :] if self.pooling and self.config.history_items else history_BL
+
+    def _history_columns(self) -> set[str]:
+        """The columns of a batch with a value for each item that is pooled."""
+        assert self.schema.history is not None
+        return {self.schema.history.column, *(history_column(lookup_column(f)) for f in self.history_features)}
+
     def _with_hidden_items(self, batch: Batch) -> Batch:
         """In training, hide random items of the histories with their features; of random rows everything and the user's id.
 
@@ -247,7 +258,7 @@ class TwoTower(nn.Module):
         if not (self.training and (chance or share)):
             return batch
         assert self.schema.history is not None
-        columns = {self.schema.history.column, *(history_column(lookup_column(f)) for f in self.history_features)}
+        columns = self._history_columns()
         history_BL = column_of(batch, self.schema.history.column)
         hidden_BL, ids = torch.rand(history_BL.shape, device=history_BL.device) < chance, {}
         if share:
@@ -264,6 +275,11 @@ class TwoTower(nn.Module):
         if isinstance(feature, VectorFeature):
             return self.projections[feature.column](column_of(batch, feature.column))
         return embed_feature(self.tables, feature, batch)
+
+
+def pooled_items(history: HistoryFeature, config: ModelConfig) -> int:
+    """How many items of a history are pooled, at most."""
+    return min(history.length, config.history_items or history.length)
 
 
 def _history_features(schema: FeatureSchema, config: ModelConfig) -> list[Feature]:

@@ -51,7 +51,9 @@ def embed_users(model: TwoTower, columns: Mapping[str, np.ndarray], catalogue: C
     return _embed(
         model,
         batch,
-        lambda part: model.user_vectors({**part, **catalogue.history_columns(part[history], model.history_features)}),
+        lambda part: model.user_vectors(
+            {**part, **catalogue.history_columns(model.pooled_history(part[history]), model.history_features)}
+        ),
     )
 
 

@@ -15,7 +15,7 @@ from model.distributed.sharded_embedding import restore, whole_state
 from model.io.tensor_file import StreamedTensor, TensorFile, drain, encode
 from model.io.urls import read_bytes, resolve, write_folder
 from model.network.item_item import ItemItemPart, ItemItemTables
-from model.network.two_tower import TwoTower
+from model.network.two_tower import TwoTower, pooled_items
 from model.training.spec import TrainingResult
 from pipelines.contract.schema import Feature, FeatureSchema, VectorFeature
 
@@ -23,8 +23,12 @@ PARAMETERS, STATE, DESCRIPTION = "model.safetensors", "training.safetensors", "m
 ITEM_ITEM = "item_item.safetensors"  # Only with an item-item part: jobs.train adds it to the folder of a training.
 # Prefixes of tensor names in training.safetensors and in intermediate checkpoints.
 FREQUENCY, OPTIMIZER, PARAMETER = "frequency.", "optimizer.", "parameter."
-# Settings of the model that may change from night to night: those of regularisation, and the part that is fitted each night.
-CHANGEABLE = ("id_dropout", "dropout", "history_dropout", "new_user_share", "context_dropout", "item_item")
+# Settings of the model that may change from night to night: those of regularisation, how many items are pooled (unless each
+# has a position), and the part that is fitted each night.
+CHANGEABLE = (
+    "id_dropout", "dropout", "history_dropout", "new_user_share", "context_dropout", "history_items",
+    "item_item",
+)  # fmt: skip
 PRIOR_SCALE = "prior_scale"  # Key in the description of a release with a recency prior.
 VERSION = 3  # Version 1 had no training.safetensors and other parameter names; version 2 had no item_row.
 
@@ -184,7 +188,8 @@ def _differences(description: dict[str, Any], model: TwoTower) -> list[str]:
         differences.append("example_age has another scale")
     has_positions = model.encoder is not None or model.config.history_pooling == "attention"
     if has_positions and old.history and new.history:
-        was, length = old.history.length, new.history.length
+        was = pooled_items(old.history, ModelConfig.model_validate(description["model"]))
+        length = pooled_items(new.history, model.config)
         if was != length:
             differences.append(
                 f"the history had length {was}, has {length}: the model has an embedding for each position"

@@ -186,7 +186,7 @@ class RetrievalStep(nn.Module):
         history, features = self.towers.schema.history, self.towers.history_features
         if history is None:
             return batch
-        items, snapshots = batch[history.column], batch.get(SNAPSHOT)
+        items, snapshots = self.towers.pooled_history(batch[history.column]), batch.get(SNAPSHOT)
         if self.towers.encoder and PACKED_HISTORY in batch:
             items = batch[PACKED_HISTORY]
             snapshots = None if snapshots is None else packed_snapshots(items, batch)

@@ -36,7 +36,7 @@ STEPS = {
         "_staging/positives/{}",
     ),
     "build_negatives": ("samples/ds={}", "_staging/samples/{}"),
-    "train": ("_on_the_way/models/{}", "models/ds={}", "_staging/models/{}"),
+    "train": ("_staging/known_items/{}", "_on_the_way/models/{}", "models/ds={}", "_staging/models/{}"),
     "evaluate": ("item_embeddings/ds={}", "item_neighbours/ds={}", "evaluations/ds={}", "_staging/evaluations/{}"),
     "publish_items": ("releases", "_staging/releases/{}", "mlflow.db"),
 }

@@ -92,11 +92,12 @@ def build_history_encoder(
             f"model.tower {config.tower}: reads the user's history, and the model has none: set features.history (and do not "
             "leave it out), or choose another tower"
         )
-    if config.history_pooling != "mean":
-        raise ValueError(
-            f"model.history_pooling: {config.history_pooling} has no effect, because tower {config.tower} does not pool the "
-            "history: leave it out, or choose another tower"
-        )
+    for name, neutral in (("history_pooling", "mean"), ("history_items", None)):
+        if (value := getattr(config, name)) != neutral:
+            raise ValueError(
+                f"model.{name}: {value} has no effect, because tower {config.tower} does not pool the history: leave it "
+                "out, or choose another tower"
+            )
     settings = settings_of(config.tower, config.settings)
     encoder: SequenceEncoder = module.history_encoder(history, parts, settings, config.history_dropout)
     return encoder

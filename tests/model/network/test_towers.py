@@ -51,6 +51,35 @@ def test_more_padding_changes_no_vector() -> None:
     torch.testing.assert_close(model.user_vectors(rows), model.user_vectors({**rows, "history": longer}))
 
 
+@pytest.mark.parametrize("pooling", ["mean", "decay", "attention"])
+@pytest.mark.parametrize("hashed", [False, True])
+def test_only_the_newest_items_are_pooled(pooling: str, hashed: bool) -> None:
+    """And the item-item part reads all of them."""
+    item_id, *others = toy_night.SCHEMA["item"]
+    rows_of_ids = {"rows": {"column": "item_row", "size": 7, "hashed": True}} if hashed else {}
+    schema = toy_night.schema(item=[{**item_id, **rows_of_ids}, *others])
+    torch.manual_seed(1)
+    config = ModelConfig(dim=8, history_items=2, history_features=["category", "tags"], history_pooling=pooling)
+    model = TwoTower(schema, config).eval()
+    items = toy_night.item_rows()
+    catalogue = Catalogue(schema, items | {"item_row": (2 + items["item_index"] % 5).astype(np.int32)})
+    rows = batch(40)
+    older = torch.where(rows["history"] == PADDING, PADDING, 3).int()
+    older[:, -2:] = rows["history"][:, -2:]
+    assert not torch.equal(older, rows["history"])
+
+    def vectors(history: torch.Tensor, trimmed: bool = True) -> torch.Tensor:
+        read = model.pooled_history(history) if trimmed else history
+        columns = catalogue.history_columns(read, model.history_features)
+        return model.user_vectors({**rows, "history": history, **columns})
+
+    torch.testing.assert_close(vectors(older), vectors(rows["history"]), rtol=0, atol=0)
+    torch.testing.assert_close(vectors(older, trimmed=False), vectors(older), rtol=0, atol=0)
+    newer = older.clone()
+    newer[:, -1] = 7
+    assert not torch.allclose(vectors(newer), vectors(older))
+
+
 def test_history_shares_the_item_table_by_default() -> None:
     assert "history" not in build().tables
     assert "history" in build(share_history=False).tables
