@@ -84,6 +84,15 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
         "model.history_dropout",
         {"features": FEATURES | {"history": None}, "model": {"history_dropout": 0.2}},
     ),
+    "more items pooled than the history has": ("model.history_items", model(history_items=51)),
+    "items pooled of no history": (
+        "model.history_items",
+        {"features": FEATURES | {"history": None}, "model": {"history_items": 5}},
+    ),
+    "items pooled by a tower that does not pool": (
+        "model.history_items",
+        model(tower="sequence", history_items=5) | {"features": FEATURES | {"history": {"order": "strictly_before"}}},
+    ),
     "dropout without a layer to act on": ("model.dropout", model(dropout=0.2)),
     "views of an id": ("loss.self_supervision", {"loss": supervised()}),
     "values to drop where no feature has several": (

@@ -101,6 +101,8 @@ def test_settings_without_effect_are_no_changes_and_others_follow() -> None:
     changed = changes({"model.tower": "youtube_dnn", "model.dim": 32, "model.embedding_dim": 16}, config)
     assert changed == {"model.tower": "youtube_dnn", "model.dim": 32, "model.embedding_dim": 32, "model.settings": {}}
     assert changes({"model.tower": "sequence", "model.history_pooling": "decay"}, config) == {}
+    few = made(model={"history_items": 20}, features={"history": {"order": "strictly_before"}})
+    assert changes({"model.tower": "sequence"}, few)["model.history_items"] is None
     assert changes({"model.hidden": [], "model.dropout": 0.3}, config) == {"model.hidden": []}
     ahead = changes({"features.history.order": "ahead"}, made(evaluation={"days": 3}))
     assert ahead == {"features.history.order": "ahead", "positives.ahead_days": 3.0}

@@ -40,7 +40,7 @@ for side in ("user", "item"):
     [
         {"tower": "dssm", "history_features": ["category", "tags"]},
         {"tower": "senet", "history_pooling": "decay"},
-        {"tower": "parallel", "dim": 18, "history_pooling": "attention"},
+        {"tower": "parallel", "dim": 18, "history_pooling": "attention", "history_items": 2},
         {"tower": "youtube_dnn", "embedding_dim": 16},
         {"tower": "sequence", "history_features": ["category", "tags"], "settings": ALL_SETTINGS},
         {"tower": "sequence", "embedding_dim": 16, "settings": {"items": "ids"}},

@@ -178,6 +178,12 @@ def test_a_model_with_positions_refuses_another_history_length(tmp_path: Path, m
     longer = toy_night.schema(history={**toy_night.SCHEMA["history"], "length": 8})
     with pytest.raises(WarmStartError, match="the history had length 5, has 8"):
         build_step(spec.model_copy(update={"features": longer, "warm_start": spec.output}))
+    if "tower" not in model:
+        five = spec.model.model_copy(update={"history_items": 5})
+        build_step(spec.model_copy(update={"features": longer, "warm_start": spec.output, "model": five}))
+        four = spec.model.model_copy(update={"history_items": 4})
+        with pytest.raises(WarmStartError, match="the history had length 5, has 4"):
+            build_step(spec.model_copy(update={"warm_start": spec.output, "model": four}))
 
 
 @pytest.mark.parametrize(
@@ -199,6 +205,17 @@ def test_a_warm_start_names_all_other_differences(tmp_path: Path, model: dict, u
     )  # fmt: skip
     with pytest.raises(WarmStartError, match=message):
         train(changed)
+
+
+def test_a_warm_start_may_change_how_many_items_are_pooled(tmp_path: Path) -> None:
+    spec = toy_night.make_spec(tmp_path, [50])
+    train(spec)
+    fewer = spec.model.model_copy(update={"history_items": 2})
+    result = train(
+        spec.model_copy(update={"model": fewer, "warm_start": spec.output, "output": str(tmp_path / "other")})
+    )
+    assert result.steps
+    assert load_checkpoint(str(tmp_path / "other")).config.history_items == 2
 
 
 def test_a_warm_start_may_change_the_dropout(tmp_path: Path) -> None:
