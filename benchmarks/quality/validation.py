@@ -49,7 +49,7 @@ def _earlier(world: World) -> World:
 
 
 CHANGES: dict[str, tuple[Fill | None, Nights | None]] = {
-    "grocery": (None, partial(grocery_nights, days=("2017-07-28",))),
+    "grocery": (None, partial(grocery_nights, days=("2017-05-28", "2017-06-28", "2017-07-28"))),
     "movielens": (import_earlier_ratings, None),
     "movielens_time": (import_earlier_ratings, partial(cut_in_time, share=0.8, until=0.88)),
     "wikispeedia": (partial(write_links, validation=True), None),

@@ -198,14 +198,8 @@ def _dropout(config: Sections) -> Iterator[str]:
 
 
 def _history_features(config: Sections, schema: FeatureSchema) -> Iterator[str]:
-    items = config.model.history_items
-    if items is not None and (schema.history is None or items > schema.history.length):
-        has = (
-            f"are at most {schema.history.length} (features.history.length)"
-            if schema.history
-            else "are off or left out"
-        )
-        yield f"model.history_items: {items} items cannot be pooled, because histories {has}: set null, or lengthen them"
+    if config.model.history_items and not schema.history:
+        yield "model.history_items: needs features.history, which is off or left out: switch it on, or set null"
     if config.model.history_dropout and not schema.history:
         yield "model.history_dropout: needs features.history, which is off or left out: switch it on, or set 0"
     poolable = [f.name for f in schema.item if isinstance(f, CategoricalFeature | MultiCategoricalFeature)]

@@ -51,7 +51,10 @@ class Als:
     def settings(self, question: Question) -> list[Setting]:
         """A random order of a grid."""
         return grid(
-            factors=(64, 32, 128), regularization=(0.01, 0.1, 1.0, 10.0), alpha=(1.0, 10.0, 40.0), iterations=(15, 30)
+            factors=(64, 32, 128),
+            regularization=(0.01, 0.1, 1.0, 10.0, 30.0, 100.0),
+            alpha=(1.0, 10.0, 40.0),
+            iterations=(15, 30),
         )
 
     def rankings(

@@ -84,7 +84,6 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
         "model.history_dropout",
         {"features": FEATURES | {"history": None}, "model": {"history_dropout": 0.2}},
     ),
-    "more items pooled than the history has": ("model.history_items", model(history_items=51)),
     "items pooled of no history": (
         "model.history_items",
         {"features": FEATURES | {"history": None}, "model": {"history_items": 5}},

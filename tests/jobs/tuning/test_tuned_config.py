@@ -20,6 +20,7 @@ CHANGED: dict[str, Any] = {
     "loss.temperature": 0.12,
     "training.bootstrap_epochs": 4,
     "model.tower": "sequence",
+    "model.history_items": None,
     "model.hidden": [128],
     "negatives.uniform": 3,
     "positives.downsample": None,
