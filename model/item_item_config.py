@@ -22,7 +22,7 @@ class ItemItemConfig(StrictModel):
         0.0,
         le=1.0,
         description="Divides the score of an item by (its users / those of the mean fitted item) to this power. 0: popular "
-        "items score higher, as EASE prefers them. 0.5: rare items are found more often (docs/quality.md).",
+        "items score higher, as EASE prefers them. 0.5: rare items are found more often (docs/ablations.md).",
     )
     items: PositiveInt = Field(
         6000,

@@ -59,7 +59,7 @@ FARTHEST = (
 )
 HISTORY = "history"  # Name of the table of history items, if it is separate from the item table.
 # Rows start with about unit length; those of ids are short, unless a transformer reads them. The row of an id that is trained
-# a few times keeps much of its random start, and would drown what features and a pooled history say: docs/quality.md.
+# a few times keeps much of its random start, and would drown what features and a pooled history say: docs/ablations.md.
 UNIT_LENGTH, SHORT_LENGTH = 1.0, 0.1
 
 
