@@ -31,6 +31,6 @@ class ItemItemConfig(StrictModel):
     )
     users: PositiveInt = Field(
         200_000,
-        description="Fits on at most this many users, chosen by hash, with the last 500 items of each. The driver needs 8 "
-        "bytes for each of their items while it reads them (200,000 users of 500 items: 0.8 GB), then 4.",
+        description="Fits on at most this many users, chosen by hash, with the last 500 items of each. The driver needs 12 "
+        "bytes for each of their items while it counts them (200,000 users of 500 items: 1.2 GB), then 4.",
     )
